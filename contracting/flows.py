@@ -1,0 +1,297 @@
+r"""Flows s' = f(t, s) whose steady state is the equilibrium.
+
+Each flow here has the form s' = T(s) − s for a map T, so that explicit Euler with unit step *is* the fixed-point
+iteration of T: the firing-rate flow gives z ↦ σ(Wz + q), the forward–backward flow gives forward–backward splitting,
+the Peaceman–Rachford flow gives Peaceman–Rachford splitting. Settings (``FiringRate()``) are bound to a problem
+(``FiringRate().bind(problem)``), which gives a plain callable f(t, s) for any ODE integrator.
+
+Condition 1 makes every one of these flows converge for a constant input. It does *not* make the firing-rate and
+Hopfield flows contract: that is a separate property with its own certificates.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError
+from contracting.linear import LinearMap
+from contracting.operator import StepChoice
+from contracting.problem import EquilibriumProblem
+from contracting.proximal import Step
+
+
+class BoundFlow(ABC):
+    """A flow on a given problem: the callable f(t, s) and how states and equilibria correspond.
+
+    States have the shape of z, (batch, n).
+    """
+
+    def __init__(self, problem: EquilibriumProblem):
+        self.problem = problem
+
+    @abstractmethod
+    def map(self, state: Tensor) -> Tensor:
+        """T(s), whose fixed points are the steady states."""
+
+    @abstractmethod
+    def init(self, z: Tensor) -> Tensor:
+        """The state that corresponds to z; maps an equilibrium to its steady state."""
+
+    @abstractmethod
+    def read(self, state: Tensor) -> Tensor:
+        """z from a state; maps the steady state to the equilibrium."""
+
+    @abstractmethod
+    def map_jacobian(self, state: Tensor) -> Tensor:
+        """T'(s), shape (batch, n, n)."""
+
+    @property
+    @abstractmethod
+    def euler_step(self) -> StepChoice:
+        """The step of explicit Euler with the best proved factor.
+
+        Raises:
+            PreconditionError: if I − W is not strongly monotone in the metric of the problem.
+        """
+
+    @property
+    @abstractmethod
+    def rate(self) -> float | None:
+        """A proved rate of convergence to the steady state for constant input, None where nothing is proved."""
+
+    def __call__(self, t: Tensor | float, state: Tensor) -> Tensor:
+        """The field f(t, s) = T(s) − s."""
+        return self.map(state) - state
+
+    def jacobian(self, state: Tensor) -> Tensor:
+        """∂f/∂s = T'(s) − I, shape (batch, n, n)."""
+        jacobian = self.map_jacobian(state)
+        return jacobian - torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=jacobian.device)
+
+
+class Flow(Protocol):
+    """The settings of a flow; ``bind`` makes it a callable on one problem."""
+
+    def bind(self, problem: EquilibriumProblem) -> BoundFlow:
+        """The flow on a problem."""
+        ...
+
+
+def as_flow(flow: Flow | type[Flow]) -> Flow:
+    """Accept ``FiringRate`` as well as ``FiringRate()``.
+
+    Raises:
+        InputError: if it is neither a flow nor a flow class.
+    """
+    made = flow() if isinstance(flow, type) else flow
+    if not callable(getattr(made, "bind", None)):
+        raise InputError(f"flow must be a flow such as FiringRate() or Hopfield(), got {flow!r}")
+    return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiringRate:
+    """z' = −z + σ(Wz + q), with the rate z as its state."""
+
+    def bind(self, problem: EquilibriumProblem) -> BoundFlow:
+        """The flow on a problem."""
+        return _BoundFiringRate(problem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hopfield:
+    """v' = −v + Wσ(v) + q with z = σ(v): the membrane potential v as its state."""
+
+    def bind(self, problem: EquilibriumProblem) -> BoundFlow:
+        """The flow on a problem."""
+        return _BoundHopfield(problem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardBackwardFlow:
+    """z' = −z + prox_{αf}(z − α((I − W)z − q)), contracting in Λ for small α under Condition 1.
+
+    Args:
+        step: α > 0, a number or one per neuron (n,); None takes the step with the smallest exact factor ‖I − αÃ‖.
+    """
+
+    step: Step | None = None
+
+    def __post_init__(self) -> None:
+        _check_step(self.step)
+
+    def bind(self, problem: EquilibriumProblem) -> BoundFlow:
+        """The flow on a problem."""
+        return _BoundForwardBackward(problem, self.step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeacemanRachfordFlow:
+    """u' = −u + R_A R_f u with z = prox_{αf}(u), contracting in Λ for every α > 0 under Condition 1.
+
+    R_f = 2prox_{αf} − I and R_A = 2(I + αA)⁻¹(· + αq) − I are the reflections of the two halves of the problem. (In the
+    other order, R_f R_A, it is the same flow in the coordinates R_A u.)
+
+    Args:
+        step: α > 0, a number or one per neuron (n,); None takes the step with the smallest exact factor
+            ‖(I − αÃ)(I + αÃ)⁻¹‖.
+    """
+
+    step: Step | None = None
+
+    def __post_init__(self) -> None:
+        _check_step(self.step)
+
+    def bind(self, problem: EquilibriumProblem) -> BoundFlow:
+        """The flow on a problem."""
+        return _BoundPeacemanRachford(problem, self.step)
+
+
+def _check_step(step: Step | None) -> None:
+    if isinstance(step, Tensor):
+        checks.positive_tensor("step", checks.floating_tensor("step", step))
+    elif step is not None:
+        checks.number("step", step, low=0, low_open=True, high=float("inf"), high_open=True)
+
+
+def _rows(step: Step, matrix: Tensor) -> Tensor:
+    """Scale row i of a matrix by the step of neuron i."""
+    return (step[:, None] if isinstance(step, Tensor) and step.ndim else step) * matrix
+
+
+class _BoundFiringRate(BoundFlow):
+    def map(self, state: Tensor) -> Tensor:
+        return self.problem.map(state)
+
+    def init(self, z: Tensor) -> Tensor:
+        return z
+
+    def read(self, state: Tensor) -> Tensor:
+        return state
+
+    def map_jacobian(self, state: Tensor) -> Tensor:
+        return self.problem.jacobian(state)
+
+    @property
+    def euler_step(self) -> StepChoice:
+        return self.problem.require_operator("explicit Euler on the firing-rate flow").best_euler
+
+    @property
+    def rate(self) -> float | None:
+        # Lur'e–Postnikov: convergence for constant input under Condition 1, not contraction
+        operator = self.problem.operator
+        return None if operator is None else 0.5 * min(1.0, operator.bounds.monotonicity)
+
+
+class _BoundHopfield(_BoundFiringRate):
+    def map(self, state: Tensor) -> Tensor:
+        return self.problem.preactivation(self.problem.activation(state))
+
+    def init(self, z: Tensor) -> Tensor:
+        return self.problem.preactivation(z)
+
+    def read(self, state: Tensor) -> Tensor:
+        return self.problem.activation(state)
+
+    def map_jacobian(self, state: Tensor) -> Tensor:
+        return self.problem.linear.to_dense() * self.problem.activation.derivative(state)[:, None, :]
+
+
+class _BoundForwardBackward(BoundFlow):
+    def __init__(self, problem: EquilibriumProblem, step: Step | None):
+        super().__init__(problem)
+        self.step: Step = (
+            problem.require_operator("the forward–backward flow").best_forward.step if step is None else step
+        )
+
+    def _forward(self, state: Tensor) -> Tensor:
+        return state + self.step * (self.problem.preactivation(state) - state)
+
+    def map(self, state: Tensor) -> Tensor:
+        return self.problem.activation.prox(self._forward(state), self.step)
+
+    def init(self, z: Tensor) -> Tensor:
+        return z
+
+    def read(self, state: Tensor) -> Tensor:
+        return state
+
+    def map_jacobian(self, state: Tensor) -> Tensor:
+        W = self.problem.linear.to_dense()
+        identity = torch.eye(W.shape[0], dtype=W.dtype, device=W.device)
+        slopes = self.problem.activation.prox_derivative(self._forward(state), self.step)
+        return slopes[:, :, None] * (identity + _rows(self.step, W - identity))
+
+    @property
+    def factor(self) -> float | None:
+        """‖I − αÃ‖, the Lipschitz constant of T in the metric; None without a certificate or with a diagonal step."""
+        operator = self.problem.operator
+        if operator is None or isinstance(self.step, Tensor):
+            return None
+        return operator.forward_factor(self.step)
+
+    @property
+    def euler_step(self) -> StepChoice:
+        factor = self.factor
+        if factor is None:
+            self.problem.require_operator("explicit Euler on the forward–backward flow")
+        return StepChoice(step=1.0, factor=float("inf") if factor is None else factor)
+
+    @property
+    def rate(self) -> float | None:
+        factor = self.factor
+        return None if factor is None or factor >= 1 else 1 - factor
+
+
+class _BoundPeacemanRachford(BoundFlow):
+    def __init__(self, problem: EquilibriumProblem, step: Step | None):
+        super().__init__(problem)
+        self.step: Step = (
+            problem.require_operator("the Peaceman–Rachford flow").best_reflected.step if step is None else step
+        )
+        self.resolvent: LinearMap = problem.linear.resolvent(self.step)
+        # R_A(h) = (2K − I)h + 2K(αq): the part that does not change is computed once
+        self.offset = 2 * self.resolvent.apply(self.step * problem.q)
+
+    def map(self, state: Tensor) -> Tensor:
+        reflected = 2 * self.read(state) - state
+        return 2 * self.resolvent.apply(reflected) - reflected + self.offset
+
+    def init(self, z: Tensor) -> Tensor:
+        # at the equilibrium v − z ∈ ∂f(z) for v = Wz + q, and u − z ∈ α∂f(z)
+        return z + self.step * (self.problem.preactivation(z) - z)
+
+    def read(self, state: Tensor) -> Tensor:
+        return self.problem.activation.prox(state, self.step)
+
+    def map_jacobian(self, state: Tensor) -> Tensor:
+        K = self.resolvent.to_dense()
+        identity = torch.eye(K.shape[0], dtype=K.dtype, device=K.device)
+        slopes = self.problem.activation.prox_derivative(state, self.step)
+        return (2 * K - identity) * (2 * slopes - 1)[:, None, :]
+
+    @property
+    def factor(self) -> float | None:
+        """‖(I − αÃ)(I + αÃ)⁻¹‖, the Lipschitz constant of T in the metric; None without a certificate."""
+        operator = self.problem.operator
+        if operator is None or isinstance(self.step, Tensor):
+            return None
+        return operator.reflected_factor(self.step)
+
+    @property
+    def euler_step(self) -> StepChoice:
+        factor = self.factor
+        if factor is None:
+            self.problem.require_operator("explicit Euler on the Peaceman–Rachford flow")
+        return StepChoice(step=1.0, factor=float("inf") if factor is None else factor)
+
+    @property
+    def rate(self) -> float | None:
+        factor = self.factor
+        return None if factor is None or factor >= 1 else 1 - factor

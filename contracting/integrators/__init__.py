@@ -1,0 +1,6 @@
+"""ODE integrators as methods on the one loop: explicit, implicit, and the adapter to torchdiffeq."""
+
+from contracting.integrators.explicit import RK4, BogackiShampine, DormandPrince, ExplicitEuler, Heun
+from contracting.integrators.implicit import BackwardEuler, PseudoTransient
+
+__all__ = ["RK4", "BackwardEuler", "BogackiShampine", "DormandPrince", "ExplicitEuler", "Heun", "PseudoTransient"]

@@ -1,0 +1,277 @@
+"""Explicit Runge–Kutta integrators, fixed-step and adaptive, as methods on any flow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError
+from contracting.flows import BoundFlow, FiringRate, Flow, as_flow
+from contracting.problem import EquilibriumProblem
+from contracting.solve import Iteration, Method, State, Stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tableau:
+    """Butcher tableau of an explicit Runge–Kutta method.
+
+    Attributes:
+        order: order of the solution.
+        stages: aᵢⱼ, one row per stage after the first.
+        weights: bᵢ of the solution.
+        error: bᵢ − b̂ᵢ of the embedded error estimate, or None.
+    """
+
+    order: int
+    stages: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+    error: tuple[float, ...] | None = None
+
+    @property
+    def last_stage_is_first(self) -> bool:
+        """Whether the last stage is evaluated at the new state, so that the next step can reuse it."""
+        return bool(self.stages) and self.stages[-1] == self.weights[:-1] and self.weights[-1] == 0
+
+
+EULER = Tableau(order=1, stages=(), weights=(1.0,))
+HEUN = Tableau(order=2, stages=((1.0,),), weights=(1 / 2, 1 / 2))
+RK4_CLASSIC = Tableau(
+    order=4, stages=((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), weights=(1 / 6, 1 / 3, 1 / 3, 1 / 6)
+)
+BOGACKI_SHAMPINE = Tableau(
+    order=3,
+    stages=((1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+    weights=(2 / 9, 1 / 3, 4 / 9, 0.0),
+    error=(2 / 9 - 7 / 24, 1 / 3 - 1 / 4, 4 / 9 - 1 / 3, -1 / 8),
+)
+DORMAND_PRINCE = Tableau(
+    order=5,
+    stages=(
+        (1 / 5,),
+        (3 / 40, 9 / 40),
+        (44 / 45, -56 / 15, 32 / 9),
+        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+    ),
+    weights=(35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
+    error=(
+        35 / 384 - 5179 / 57600,
+        0.0,
+        500 / 1113 - 7571 / 16695,
+        125 / 192 - 393 / 640,
+        -2187 / 6784 + 92097 / 339200,
+        11 / 84 - 187 / 2100,
+        -1 / 40,
+    ),
+)
+
+
+def runge_kutta_step(
+    tableau: Tableau, flow: BoundFlow, state: Tensor, step: Tensor | float, first: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """One step of size h: the new state and the stage derivatives; ``first`` is f(s) where it is already known.
+
+    The flow is autonomous (its input is constant), so no time is passed on.
+    """
+    slopes = [flow(0.0, state) if first is None else first]
+    for row in tableau.stages:
+        slopes.append(flow(0.0, state + step * _combine(row, slopes)))
+    if tableau.last_stage_is_first:
+        return state + step * _combine(tableau.weights[:-1], slopes[:-1]), slopes
+    return state + step * _combine(tableau.weights, slopes), slopes
+
+
+def _combine(coefficients: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    terms = [c * slope for c, slope in zip(coefficients, slopes, strict=True) if c != 0]
+    return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FixedStep(Method):
+    flow: Flow | type[Flow] = field(default_factory=FiringRate)
+    step: float | None = None
+    tableau: ClassVar[Tableau]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "flow", as_flow(self.flow))
+        if self.step is not None:
+            checks.number("step", self.step, low=0, low_open=True, high=float("inf"), high_open=True)
+
+    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+        """The integrator on one problem; refuses an automatic step where nothing supports one."""
+        flow = as_flow(self.flow).bind(problem)
+        return _FixedStepIteration(self.tableau, flow, self.step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplicitEuler(_FixedStep):
+    """s⁺ = s + h f(s), order 1.
+
+    With unit step it is the fixed-point iteration of the flow's map. The automatic step minimises the proved
+    contraction factor of Euler on the chosen flow; RK methods of circle-contractivity radius 1 may use the same step.
+
+    Args:
+        flow: which flow to integrate, for example FiringRate() or PeacemanRachfordFlow().
+        step: time step h in units of the flow's time constant; None computes it from the operator.
+    """
+
+    tableau: ClassVar[Tableau] = EULER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heun(_FixedStep):
+    """Heun's method (SSPRK22), order 2; arguments as for ``ExplicitEuler``."""
+
+    tableau: ClassVar[Tableau] = HEUN
+
+
+@dataclass(frozen=True, kw_only=True)
+class RK4(_FixedStep):
+    """The classical Runge–Kutta method, order 4; arguments as for ``ExplicitEuler``."""
+
+    tableau: ClassVar[Tableau] = RK4_CLASSIC
+
+
+# a Runge–Kutta step of circle-contractivity radius 1 is a convex combination of powers of the Euler map, so its
+# contraction factor is that combination of powers of Euler's factor: coefficients of E⁰, E¹, E², …
+_EULER_POWERS = {
+    EULER: (0.0, 1.0),
+    HEUN: (1 / 2, 0.0, 1 / 2),
+    RK4_CLASSIC: (3 / 8, 1 / 3, 1 / 4, 0.0, 1 / 24),
+}
+
+
+class _FixedStepIteration(Iteration):
+    def __init__(self, tableau: Tableau, flow: BoundFlow, step: float | None):
+        super().__init__()
+        self.tableau, self.flow = tableau, flow
+        if step is None:
+            choice = flow.euler_step
+            step = choice.step
+            self.factor = sum(c * choice.factor**k for k, c in enumerate(_EULER_POWERS[tableau]))
+        self.step_size = step
+        # a check costs one map; so does each stage
+        self.check_every = 1 if self.factor is None else _checks_per_solve(self.factor)
+
+    def init(self, z0: Tensor) -> State:
+        return (self.flow.init(z0),)
+
+    def step(self, state: State) -> State:
+        assert self.step_size is not None
+        self.map_evals += len(self.tableau.weights)
+        return (runge_kutta_step(self.tableau, self.flow, state[0], self.step_size)[0],)
+
+    def read(self, state: State) -> Tensor:
+        return self.flow.read(state[0])
+
+
+def _checks_per_solve(factor: float) -> int:
+    """Check about once per halving of the error, which a slow iteration need not look at in every step."""
+    return max(1, min(50, round(0.5 / max(1e-6, 1 - factor))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Adaptive(Method):
+    flow: Flow | type[Flow] = field(default_factory=FiringRate)
+    rtol: float | None = None
+    atol: float | None = None
+    tableau: ClassVar[Tableau]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "flow", as_flow(self.flow))
+        if self.rtol is None and self.atol is not None:
+            raise InputError("atol needs rtol; leave both out for the control by the residual")
+        for name in ("rtol", "atol"):
+            if getattr(self, name) is not None:
+                checks.number(name, getattr(self, name), low=0, low_open=True, high=1)
+
+    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+        """The integrator on one problem."""
+        return _AdaptiveIteration(self.tableau, as_flow(self.flow).bind(problem), self.rtol, self.atol)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BogackiShampine(_Adaptive):
+    """The embedded pair 3(2), each row with its own step size.
+
+    Steps are accepted and sized per row (PI controller), so an answer does not depend on the other rows. By default the
+    error of a step is held to a tenth of h‖f(s)‖, the distance the step travels: loose far from the steady state, where
+    accuracy buys nothing, tighter and tighter as the residual falls, and always inside the region of stability, where
+    the error estimate of an unstable component exceeds that tenth.
+
+    Args:
+        flow: which flow to integrate.
+        rtol: relative tolerance of a time step, for an accurate trajectory; None (with ``atol`` None) as above.
+        atol: absolute tolerance of a time step; None means rtol/1000 where ``rtol`` is given.
+    """
+
+    tableau: ClassVar[Tableau] = BOGACKI_SHAMPINE
+
+
+@dataclass(frozen=True, kw_only=True)
+class DormandPrince(_Adaptive):
+    """The embedded pair 5(4), each row with its own step size; arguments as for ``BogackiShampine``."""
+
+    tableau: ClassVar[Tableau] = DORMAND_PRINCE
+
+
+_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
+_STEADY_ACCURACY = 0.1  # allowed error of a step over the distance it travels
+
+
+def _rms(rows: Tensor) -> Tensor:
+    return rows.square().mean(-1).sqrt()
+
+
+class _AdaptiveIteration(Iteration):
+    # state: s, f(s), per-row step h, per-row error ratio of the last accepted step
+    def __init__(self, tableau: Tableau, flow: BoundFlow, rtol: float | None, atol: float | None):
+        super().__init__()
+        assert tableau.error is not None
+        self.tableau, self.flow, self.rtol = tableau, flow, rtol
+        self.atol = atol if atol is not None or rtol is None else 1e-3 * rtol
+        # the error of a step is of this order in h; per unit step it is one less
+        self.order = tableau.order - (1 if rtol is None else 0)
+
+    def _ratio(self, error: Tensor, old: Tensor, new: Tensor, travel: Tensor) -> Tensor:
+        """Error of a step over what is allowed, per row."""
+        if self.rtol is None or self.atol is None:
+            return _rms(error) / (_STEADY_ACCURACY * _rms(travel)).clamp_min(torch.finfo(error.dtype).tiny)
+        return _rms(error / (self.atol + self.rtol * torch.maximum(old.abs(), new.abs())))
+
+    def init(self, z0: Tensor) -> State:
+        state = self.flow.init(z0)
+        slope = self.flow(0.0, state)
+        self.map_evals += 2
+        # a first step that moves the state by about a hundredth of its scale
+        size, speed = _rms(state), _rms(slope)
+        step = torch.where(size > 1e-5, 0.01 * size / speed.clamp_min(1e-30), 1e-3).clamp(1e-6, 1.0)
+        return state, slope, step.nan_to_num(1e-3), torch.ones_like(step)
+
+    def step(self, state: State) -> State:
+        s, slope, h, last = state
+        new, slopes = runge_kutta_step(self.tableau, self.flow, s, h[:, None], slope)
+        self.map_evals += len(slopes) - 1
+        assert self.tableau.error is not None
+        ratio = self._ratio(h[:, None] * _combine(self.tableau.error, slopes), s, new, h[:, None] * slope)
+        accept = ratio <= 1
+        # rejected rows shrink; a ratio that is not finite shrinks as far as is allowed
+        usable = ratio.clamp_min(1e-10)
+        growth = _SAFETY * usable ** (-0.7 / self.order) * torch.where(accept, last ** (0.4 / self.order), 1.0)
+        growth = growth.nan_to_num(_SHRINK, posinf=_SHRINK).clamp(_SHRINK, _GROW)
+        growth = torch.where(torch.isfinite(ratio), growth, _SHRINK)
+        chosen = accept[:, None]
+        return (
+            torch.where(chosen, new, s),
+            torch.where(chosen, slopes[-1], slope),
+            h * growth,
+            torch.where(accept, usable, last),
+        )
+
+    def read(self, state: State) -> Tensor:
+        return self.flow.read(state[0])

@@ -1,0 +1,204 @@
+"""Linear maps z ↦ Wz on batches of rows: what the solvers, the flows and the certificates may ask of a weight.
+
+A map is immutable; whatever is expensive and depends on its values alone (resolvents, bounds, factors) is computed once
+and remembered on the map itself. New weights are a new map, so nothing can go stale.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError, PreconditionError
+from contracting.metrics import Metric, WeightedL2
+from contracting.operator import MonotoneOperator
+from contracting.proximal import Step
+
+T = TypeVar("T")
+
+
+
+class LinearMap(ABC):
+    r"""A linear map W on Rⁿ acting on rows: (batch, n) ↦ (batch, n).
+
+    The one thing an implementation must bring besides its action is ``blocks``: A = I − W written, in a unitary basis
+    and in coordinates where the metric is Euclidean, as a block-diagonal matrix. A dense matrix is one block; a
+    circular convolution has one small complex block per frequency. Bounds, contraction factors and optimal steps are
+    computed from the blocks and therefore need no second implementation.
+    """
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Dimension n of the state."""
+
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors W depends on; gradients flow to these."""
+
+    @abstractmethod
+    def with_tensors(self, tensors: Sequence[Tensor]) -> LinearMap:
+        """The same map on other tensors (detached copies, leaves of a new graph, …)."""
+
+    @abstractmethod
+    def apply(self, z: Tensor) -> Tensor:
+        """Rows of W z: (..., n) -> (..., n)."""
+
+    @property
+    @abstractmethod
+    def adjoint(self) -> LinearMap:
+        """The transposed map Wᵀ."""
+
+    @abstractmethod
+    def resolvent(self, step: Step) -> LinearMap:
+        """(I + α(I − W))⁻¹ as a map; α scalar, or (n,) for the diagonal step D in (I + D(I − W))⁻¹.
+
+        Raises:
+            PreconditionError: if the matrix is singular or this map has no resolvent for such a step.
+        """
+
+    @abstractmethod
+    def blocks(self, metric: Metric) -> Tensor:
+        """Ã = Λ^½(I − W)Λ^−½ as diagonal blocks in a unitary basis: (blocks, k, k), float64 or complex128, on the CPU.
+
+        Raises:
+            PreconditionError: if the map has no such form in this metric.
+        """
+
+    @abstractmethod
+    def to_dense(self) -> Tensor:
+        """The matrix of W, shape (n, n)."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the map."""
+        return self.tensors()[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the map."""
+        return self.tensors()[0].device
+
+    @cached_property
+    def _memory(self) -> dict[str, list[tuple[Any, Any]]]:
+        return {}
+
+    def remember(self, what: str, owner: Any, compute: Callable[[], T]) -> T:
+        """Compute ``what`` once per map and ``owner`` (a metric or tensor step by identity, a number by value)."""
+        entries = self._memory.setdefault(what, [])
+        for known, value in entries:
+            if known is owner or (isinstance(known, float) and isinstance(owner, float) and known == owner):
+                found: T = value
+                return found
+        value = compute()
+        entries.append((owner, value))
+        return value
+
+    @property
+    def detached(self) -> LinearMap:
+        """The same map cut from the autograd graph, made once so that its analyses are shared by all who detach it."""
+        if not any(t.requires_grad for t in self.tensors()):
+            return self
+        return self.remember("detached", None, lambda: self.with_tensors([t.detach() for t in self.tensors()]))
+
+    def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
+        """Gradient of ⟨cotangent, W z⟩ with respect to ``tensors()``, itself differentiable."""
+        vjp: Callable[[Tensor], tuple[Tensor, ...]]
+        _, vjp = torch.func.vjp(lambda *tensors: self.with_tensors(tensors).apply(z), *self.tensors())  # type: ignore[misc]
+        return vjp(cotangent)
+
+    def operator(self, metric: Metric) -> MonotoneOperator:
+        """A = I − W seen in ``metric``: its bounds, contraction factors and best steps, computed once."""
+        values = self.detached
+        return values.remember("operator", metric, lambda: MonotoneOperator(values.blocks(metric)))
+
+
+@dataclass(frozen=True, eq=False)
+class Dense(LinearMap):
+    """A dense weight W.
+
+    Args:
+        weight: W, shape (n, n), finite.
+
+    Raises:
+        InputError: if W is not a finite square floating-point matrix.
+    """
+
+    weight: Tensor
+    _transposed_from: Dense | None = field(default=None, repr=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        W = checks.floating_tensor("weight", self.weight)
+        if W.ndim != 2 or W.shape[0] != W.shape[1]:
+            raise InputError(f"weight must have shape (n, n), got {tuple(W.shape)}")
+
+    @property
+    def size(self) -> int:
+        return self.weight.shape[0]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.weight,)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Dense:
+        (weight,) = tensors
+        return Dense(weight)
+
+    def apply(self, z: Tensor) -> Tensor:
+        return z @ self.weight.mT
+
+    @property
+    def adjoint(self) -> Dense:
+        return self._transposed_from or Dense(self.weight.mT, _transposed_from=self)
+
+    @property
+    def detached(self) -> Dense:
+        if self._transposed_from is not None and self.weight.requires_grad:
+            return self._transposed_from.detached.adjoint
+        detached = super().detached
+        assert isinstance(detached, Dense)
+        return detached
+
+    def operator(self, metric: Metric) -> MonotoneOperator:
+        # Ã and Ãᵀ have the same norms, so forward and adjoint solves share one analysis
+        if self._transposed_from is not None:
+            return self._transposed_from.operator(metric.dual())
+        return super().operator(metric)
+
+    def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
+        return (cotangent.mT @ z,)
+
+    def resolvent(self, step: Step) -> Dense:
+        if self._transposed_from is not None and not isinstance(step, Tensor):
+            return self._transposed_from.resolvent(step).adjoint
+        if self.weight.requires_grad:  # part of a graph, which must not outlive its backward pass
+            return Dense(_inverse(self.weight, step))
+        return self.remember("resolvent", step, lambda: Dense(_inverse(self.weight, step)))
+
+    def blocks(self, metric: Metric) -> Tensor:
+        if not isinstance(metric, WeightedL2):
+            raise PreconditionError(
+                f"bounds of a dense map need a WeightedL2 metric, got {type(metric).__name__}; "
+                "the splitting methods and their rates live in a diagonal metric"
+            )
+        weights = metric.weights.detach().to("cpu", torch.float64)
+        W = self.weight.detach().to("cpu", torch.float64)
+        return (torch.eye(self.size, dtype=torch.float64) - WeightedL2(weights).whiten(W))[None]
+
+    def to_dense(self) -> Tensor:
+        return self.weight
+
+
+def _inverse(W: Tensor, step: Step) -> Tensor:
+    identity = torch.eye(W.shape[0], dtype=W.dtype, device=W.device)
+    scale = step[:, None] if isinstance(step, Tensor) and step.ndim else step
+    inverse, info = torch.linalg.inv_ex(identity + scale * (identity - W))
+    if bool((info != 0).any()):
+        raise PreconditionError(f"I + step·(I − W) is singular for step = {step}: I − W is not monotone")
+    return inverse

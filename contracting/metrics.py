@@ -1,0 +1,223 @@
+"""Metrics: the norms in which maps are Lipschitz and flows contract.
+
+Every metric answers the same questions: the norm of a vector, the induced norm of a matrix, and the matrix measure
+(logarithmic norm) of a matrix. All are exact and batched.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError
+
+
+class Metric(ABC):
+    r"""A norm on Rⁿ with its induced matrix norm and matrix measure μ(M) = lim_{h→0⁺} (‖I + hM‖ − 1)/h."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Dimension n of the space."""
+
+    @abstractmethod
+    def norm(self, vectors: Tensor) -> Tensor:
+        """Norm of each vector: (..., n) -> (...)."""
+
+    @abstractmethod
+    def operator_norm(self, matrices: Tensor) -> Tensor:
+        """Induced norm of each matrix: (..., n, n) -> (...)."""
+
+    @abstractmethod
+    def matrix_measure(self, matrices: Tensor) -> Tensor:
+        """Matrix measure (log norm) of each matrix: (..., n, n) -> (...).
+
+        The flow z' = f(z) contracts at rate c in this metric iff the measure of its Jacobian is ≤ −c everywhere.
+        """
+
+    def dual(self) -> Metric:
+        """The dual norm, in which the transposed map has the same induced norm; the dual of the dual is this object."""
+        if "_dual" not in self.__dict__:
+            dual = self._make_dual()
+            dual.__dict__["_dual"] = self
+            self.__dict__["_dual"] = dual
+        return cast(Metric, self.__dict__["_dual"])
+
+    @abstractmethod
+    def _make_dual(self) -> Metric: ...
+
+    @abstractmethod
+    def to(self, like: Tensor) -> Metric:
+        """The same metric in the dtype and on the device of ``like``."""
+
+
+def _check_weights(weights: Tensor) -> None:
+    checks.floating_tensor("weights", weights)
+    if weights.ndim != 1:
+        raise InputError(f"weights must have shape (n,), got {tuple(weights.shape)}")
+    checks.positive_tensor("weights", weights)
+
+
+@dataclass(frozen=True, eq=False)
+class _Weighted(Metric):
+    weights: Tensor
+
+    def __post_init__(self) -> None:
+        _check_weights(self.weights)
+
+    @property
+    def size(self) -> int:
+        return self.weights.shape[0]
+
+    def to(self, like: Tensor) -> Metric:
+        return type(self)(self.weights.to(dtype=like.dtype, device=like.device))
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedL2(_Weighted):
+    r"""‖x‖ = (Σ λᵢ xᵢ²)^½: the norm of ⟨x, y⟩_Λ = xᵀΛy.
+
+    Args:
+        weights: λ > 0, shape (n,).
+
+    Raises:
+        InputError: if the weights are not a positive floating-point vector.
+    """
+
+    @classmethod
+    def identity(cls, size: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> WeightedL2:
+        """The Euclidean norm on Rⁿ."""
+        return cls(torch.ones(size, dtype=dtype, device=device))
+
+    @cached_property
+    def root(self) -> Tensor:
+        """λ^½, shape (n,)."""
+        return self.weights.sqrt()
+
+    def whiten(self, matrices: Tensor) -> Tensor:
+        """Λ^½ M Λ^−½: the matrix in coordinates where this metric is Euclidean. (..., n, n) -> (..., n, n)."""
+        return matrices * self.root[:, None] / self.root[None, :]
+
+    def norm(self, vectors: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(vectors * self.root, dim=-1)
+
+    def operator_norm(self, matrices: Tensor) -> Tensor:
+        return torch.linalg.matrix_norm(self.whiten(matrices), 2)
+
+    def matrix_measure(self, matrices: Tensor) -> Tensor:
+        return _symmetric_measure(self.whiten(matrices))
+
+    def _make_dual(self) -> WeightedL2:
+        return WeightedL2(1.0 / self.weights)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedL1(_Weighted):
+    r"""‖x‖ = Σ λᵢ |xᵢ|; the induced norm and the measure are weighted column sums.
+
+    Args:
+        weights: λ > 0, shape (n,).
+    """
+
+    def norm(self, vectors: Tensor) -> Tensor:
+        return (vectors.abs() * self.weights).sum(-1)
+
+    def operator_norm(self, matrices: Tensor) -> Tensor:
+        return (matrices.abs() * self.weights[:, None] / self.weights[None, :]).sum(-2).amax(-1)
+
+    def matrix_measure(self, matrices: Tensor) -> Tensor:
+        scaled = matrices * self.weights[:, None] / self.weights[None, :]
+        return _diagonal_keeping_sum(scaled, dim=-2).amax(-1)
+
+    def _make_dual(self) -> WeightedLinf:
+        return WeightedLinf(1.0 / self.weights)
+
+
+@dataclass(frozen=True, eq=False)
+class WeightedLinf(_Weighted):
+    r"""‖x‖ = max λᵢ |xᵢ|; the induced norm and the measure are weighted row sums.
+
+    Args:
+        weights: λ > 0, shape (n,).
+    """
+
+    def norm(self, vectors: Tensor) -> Tensor:
+        return (vectors.abs() * self.weights).amax(-1)
+
+    def operator_norm(self, matrices: Tensor) -> Tensor:
+        return (matrices.abs() * self.weights[:, None] / self.weights[None, :]).sum(-1).amax(-1)
+
+    def matrix_measure(self, matrices: Tensor) -> Tensor:
+        scaled = matrices * self.weights[:, None] / self.weights[None, :]
+        return _diagonal_keeping_sum(scaled, dim=-1).amax(-1)
+
+    def _make_dual(self) -> WeightedL1:
+        return WeightedL1(1.0 / self.weights)
+
+
+@dataclass(frozen=True, eq=False)
+class FullP(Metric):
+    r"""‖x‖ = (xᵀPx)^½ for a symmetric positive definite P.
+
+    Args:
+        matrix: P, shape (n, n), symmetric positive definite.
+
+    Raises:
+        InputError: if P is not square, finite, symmetric and positive definite.
+    """
+
+    matrix: Tensor
+
+    def __post_init__(self) -> None:
+        P = checks.floating_tensor("matrix", self.matrix)
+        if P.ndim != 2 or P.shape[0] != P.shape[1]:
+            raise InputError(f"matrix must have shape (n, n), got {tuple(P.shape)}")
+        checks.finite("matrix", P)
+        if float((P - P.mT).abs().max()) > 100 * torch.finfo(P.dtype).eps * float(P.abs().max()):
+            raise InputError("matrix must be symmetric; pass (P + P.T) / 2")
+        if int(torch.linalg.cholesky_ex(P.detach())[1]) != 0:
+            raise InputError("matrix must be positive definite: its Cholesky factorisation failed")
+
+    @cached_property
+    def _upper(self) -> Tensor:
+        return torch.linalg.cholesky(self.matrix).mT  # P = RᵀR, so ‖x‖ = ‖Rx‖₂
+
+    @property
+    def size(self) -> int:
+        return self.matrix.shape[0]
+
+    def to(self, like: Tensor) -> FullP:
+        return FullP(self.matrix.to(dtype=like.dtype, device=like.device))
+
+    def whiten(self, matrices: Tensor) -> Tensor:
+        """R M R⁻¹ with P = RᵀR: the matrix in coordinates where this metric is Euclidean."""
+        return torch.linalg.solve_triangular(self._upper, self._upper @ matrices, upper=True, left=False)
+
+    def norm(self, vectors: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(vectors @ self._upper.mT, dim=-1)
+
+    def operator_norm(self, matrices: Tensor) -> Tensor:
+        return torch.linalg.matrix_norm(self.whiten(matrices), 2)
+
+    def matrix_measure(self, matrices: Tensor) -> Tensor:
+        return _symmetric_measure(self.whiten(matrices))
+
+    def _make_dual(self) -> FullP:
+        inverse = torch.cholesky_inverse(self._upper.mT)
+        return FullP((inverse + inverse.mT) / 2)
+
+
+def _symmetric_measure(matrices: Tensor) -> Tensor:
+    return torch.linalg.eigvalsh((matrices + matrices.mT) / 2)[..., -1]
+
+
+def _diagonal_keeping_sum(matrices: Tensor, dim: int) -> Tensor:
+    """Σ of |Mᵢⱼ| over ``dim`` with the diagonal entry kept with its sign."""
+    diagonal = matrices.diagonal(dim1=-2, dim2=-1)
+    return matrices.abs().sum(dim) - diagonal.abs() + diagonal

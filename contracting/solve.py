@@ -1,0 +1,410 @@
+"""The one loop: every method, splitting or ODE integrator, iterates here, row by row, until the problem is solved."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError, SolveError, Status
+from contracting.problem import EquilibriumProblem
+
+State = tuple[Tensor, ...]  # every tensor has one leading entry per row
+
+_MATMUL_SAFETY = 8  # constant of the rounding bound of an inner product; n·eps is the textbook worst case
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    r"""When a row counts as solved, and when the loop gives up on it.
+
+    A row is solved when ‖z − σ(Wz + q)‖₂ ≤ atol + rtol·‖σ(Wz + q)‖₂ holds at the z that is returned.
+
+    Args:
+        rtol: relative tolerance; None means 1e-8 in float64 and 1e-5 in float32.
+        atol: absolute tolerance; None means 1e-12 in float64 and 1e-7 in float32.
+        max_steps: steps after which a row is given up as MAX_STEPS.
+        patience: steps without a new best residual after which a row is given up as STALLED.
+        check_every: steps between two checks of the residual; None lets the method say. Steps are counted at checks.
+
+    Raises:
+        InputError: if a setting is out of range.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+    max_steps: int = 100_000
+    patience: int = 2_000
+    check_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if value is not None:
+                checks.number(f"Stop.{name}", value, low=0, high=1)
+        checks.whole_number("Stop.max_steps", self.max_steps, low=0)
+        checks.whole_number("Stop.patience", self.patience)
+        if self.check_every is not None:
+            checks.whole_number("Stop.check_every", self.check_every)
+
+    def tolerances(self, dtype: torch.dtype) -> tuple[float, float]:
+        """(rtol, atol) with the defaults of the precision filled in."""
+        double = torch.finfo(dtype).eps < 1e-12
+        rtol = self.rtol if self.rtol is not None else (1e-8 if double else 1e-5)
+        atol = self.atol if self.atol is not None else (1e-12 if double else 1e-7)
+        return rtol, atol
+
+
+class Iteration(ABC):
+    """A method bound to one problem: pure functions over a tuple of tensors with one leading entry per row.
+
+    Attributes:
+        factor: proved contraction factor of the residual's distance per step in the metric of the problem, or None.
+        step_size: what the method chose or was given (α of a splitting, h of an integrator), or None where it varies.
+        map_evals: applications of W (or of a resolvent of W) to the whole batch so far.
+        check_every: steps between two checks that this method suggests.
+    """
+
+    factor: float | None = None
+    step_size: float | None = None
+    check_every: int = 1
+
+    def __init__(self) -> None:
+        self.map_evals = 0
+
+    @abstractmethod
+    def init(self, z0: Tensor) -> State:
+        """The state that corresponds to z0."""
+
+    @abstractmethod
+    def step(self, state: State) -> State:
+        """One iteration, or one time step."""
+
+    @abstractmethod
+    def read(self, state: State) -> Tensor:
+        """The current z, shape (batch, n)."""
+
+
+class Method(ABC):
+    """Settings of a solver: a frozen dataclass without tensors or counters, bound to a problem for each solve."""
+
+    @abstractmethod
+    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+        """The iteration on one problem; everything expensive is remembered on the weight of the problem.
+
+        Raises:
+            PreconditionError: if this method cannot solve this problem, before any work is done.
+        """
+
+    def solve(self, problem: EquilibriumProblem, **options: Any) -> Solution:
+        """``solve(problem, self, **options)``."""
+        return solve(problem, self, **options)
+
+
+@dataclass(kw_only=True)
+class Trace:
+    """Watches a solve without touching it: residuals and times at every ``every``-th step, real entries only.
+
+    After the solve, ``steps`` (records,), ``seconds`` (records,), ``residual`` (records, batch) and ``active``
+    (records, batch) hold what was seen; a row's entries after its last active record repeat its final residual. The
+    cost of watching is not part of ``seconds``. With ``keep_z`` the iterates are kept too: ``z`` (records, batch, n).
+    """
+
+    every: int = 1
+    keep_z: bool = False
+    _records: list[tuple[int, float, Tensor, Tensor, Tensor | None]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        checks.whole_number("Trace.every", self.every)
+
+    def start(self) -> None:
+        """Forget what an earlier solve recorded."""
+        self._records.clear()
+
+    def record(self, step: int, seconds: float, residual: Tensor, active: Tensor, z: Tensor) -> None:
+        """Called by the loop; tensors are copied."""
+        kept = z.detach().clone() if self.keep_z else None
+        self._records.append((step, seconds, residual.detach().clone(), active.clone(), kept))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def steps(self) -> Tensor:
+        """Step numbers, (records,)."""
+        return torch.tensor([record[0] for record in self._records])
+
+    @property
+    def seconds(self) -> Tensor:
+        """Wall time of the solve up to each record in seconds, (records,)."""
+        return torch.tensor([record[1] for record in self._records], dtype=torch.float64)
+
+    @property
+    def residual(self) -> Tensor:
+        """Residual norms, (records, batch)."""
+        return torch.stack([record[2] for record in self._records])
+
+    @property
+    def active(self) -> Tensor:
+        """Which rows were still iterating when they got there, (records, batch)."""
+        return torch.stack([record[3] for record in self._records])
+
+    @property
+    def z(self) -> Tensor:
+        """Iterates, (records, batch, n); needs ``keep_z=True``."""
+        if not self.keep_z:
+            raise InputError("this trace kept no iterates; use Trace(keep_z=True)")
+        return torch.stack([record[4] for record in self._records if record[4] is not None])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Solution:
+    r"""What a solve returns, one entry per row.
+
+    Attributes:
+        z: (batch, n), the equilibrium, or the last finite iterate of a row that failed.
+        status: (batch,), values of ``Status``.
+        residual: (batch,), ‖z − σ(Wz + q)‖₂ at this very z.
+        relative_residual: (batch,), the residual over ‖σ(Wz + q)‖₂.
+        steps: (batch,), iterations (or time steps) until the row stopped.
+        map_evals: applications of W or of its resolvent to the batch, checks included.
+        seconds: wall time of the loop, watching excluded.
+        problem: what was solved, detached.
+        trace: the trace that was passed in, or None.
+    """
+
+    z: Tensor
+    status: Tensor
+    residual: Tensor
+    relative_residual: Tensor
+    steps: Tensor
+    map_evals: int
+    seconds: float
+    problem: EquilibriumProblem
+    trace: Trace | None = None
+
+    @property
+    def converged(self) -> Tensor:
+        """(batch,), which rows are solved to tolerance."""
+        return self.status == Status.CONVERGED
+
+    @cached_property
+    def error_bound(self) -> Tensor | None:
+        r"""Certified bound on ‖z − z*‖_Λ in the metric of the problem, (batch,); None without Condition 1.
+
+        ‖z − z*‖_Λ ≤ (1 + w/m)‖r‖_Λ with r = z − σ(Wz + q), because σ(Wz + q) solves the inclusion with q perturbed by
+        Wr, and the inclusion is m-strongly monotone. The rounding error of computing r is added.
+        """
+        operator = self.problem.operator
+        if operator is None or self.problem.metric is None:
+            return None
+        bounds, metric, problem = operator.bounds, self.problem.metric, self.problem
+        z = self.z.detach().reshape(-1, problem.size)
+        eps = torch.finfo(z.dtype).eps
+        rounding = _MATMUL_SAFETY * eps * problem.size**0.5 * (
+            (1 + bounds.gain) * metric.norm(z) + metric.norm(problem.q)
+        )
+        bound = (1 + bounds.gain / bounds.monotonicity) * (metric.norm(problem.residual(z)) + rounding)
+        return bound.reshape(self.status.shape)
+
+    def reshape(self, *lead: int) -> Solution:
+        """The same solution with the rows arranged in the leading shape ``lead``."""
+        shaped = {
+            name: getattr(self, name).reshape(lead) for name in ("status", "residual", "relative_residual", "steps")
+        }
+        return replace(self, z=self.z.reshape(*lead, self.z.shape[-1]), **shaped)
+
+    def summary(self) -> str:
+        """One line: how many rows ended how, and the worst relative residual."""
+        counts = Counter(Status(int(code)).name for code in self.status.flatten())
+        worst = float(self.relative_residual.max()) if self.relative_residual.numel() else 0.0
+        return ", ".join(f"{n} {name}" for name, n in sorted(counts.items())) + f"; worst relative residual {worst:.2e}"
+
+
+def solve(
+    problem: EquilibriumProblem,
+    method: Method,
+    *,
+    z0: Tensor | None = None,
+    stop: Stop | None = None,
+    trace: Trace | None = None,
+    throw: bool = True,
+) -> Solution:
+    """Iterate ``method`` on ``problem`` until every row is solved or given up.
+
+    Rows are independent: each has its own status, and a finished or failed row is frozen. The residual that decides is
+    the problem's own, at the z that is returned.
+
+    Args:
+        problem: z = σ(Wz + q), rows (batch, n).
+        method: a splitting method, a Newton method or an ODE integrator.
+        z0: starting point, (batch, n); zeros if None.
+        stop: tolerances and limits.
+        trace: watches the residual of every step; changes no bit of the answer.
+        throw: raise if any row fails; otherwise look at ``status``.
+
+    Returns:
+        The solution record.
+
+    Raises:
+        InputError: if z0 does not fit the problem.
+        PreconditionError: if the method cannot solve this problem.
+        SolveError: if a row failed and ``throw`` is set; carries advice and the partial solution.
+    """
+    if not isinstance(method, Method):
+        raise InputError(f"solver must be a method such as PeacemanRachford(), got {method!r}")
+    stop = stop or Stop()
+    watch = _Watch(trace)
+    z0 = problem.zeros() if z0 is None else _starting_point(z0, problem)
+    iteration = method.bind(problem, stop)
+    rows = _Rows(problem, stop, iteration.init(z0), iteration)
+    watch.see(0, rows)
+    interval = stop.check_every or iteration.check_every
+    taken = 0
+    while rows.any_active and taken < stop.max_steps:
+        block = min(interval, stop.max_steps - taken)
+        state = rows.state
+        for offset in range(1, block + 1):
+            state = iteration.step(state)
+            if offset < block:
+                watch.peek(taken + offset, rows, state)
+        taken += block
+        rows.update(state, taken)
+        watch.see(taken, rows)
+    solution = rows.solution(watch)
+    if throw and not bool(solution.converged.all()):
+        raise SolveError(_failure(method, solution), solution)
+    return solution
+
+
+class _Rows:
+    """The state of every row, and the only place where a row's status changes."""
+
+    def __init__(self, problem: EquilibriumProblem, stop: Stop, state: State, iteration: Iteration):
+        self.problem, self.stop, self.iteration = problem, stop, iteration
+        self.rtol, self.atol = stop.tolerances(problem.q.dtype)
+        self.checks = 0
+        self.state = state
+        self.z = iteration.read(state)
+        self.residual, self.scale = self.assess(self.z)
+        self.best = torch.full_like(self.residual, float("inf"))
+        self.best_step = torch.zeros_like(self.residual, dtype=torch.int64)
+        self.steps = torch.zeros_like(self.best_step)
+        self.status = torch.full_like(self.residual, Status.RUNNING, dtype=torch.int8)
+        self._judge(self.residual, self.scale, 0)
+        # a row that is not finite before the first step never had an answer
+        lost = self.status == Status.NONFINITE
+        if bool(lost.any()):
+            self.z = torch.where(lost[:, None], torch.full_like(self.z, float("nan")), self.z)
+        self.any_active = bool((self.status == Status.RUNNING).any())
+
+    def assess(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Residual norm and its scale ‖σ(Wz + q)‖, each (batch,)."""
+        with torch.no_grad():
+            image = self.problem.map(z)
+            return torch.linalg.vector_norm(z - image, dim=-1), torch.linalg.vector_norm(image, dim=-1)
+
+    def update(self, state: State, taken: int) -> None:
+        """Take over the new state of the active rows and judge them."""
+        active = self.status == Status.RUNNING
+        z = self.iteration.read(state)
+        residual, scale = self.assess(z)
+        self.checks += 1
+        # a row whose new state is not finite keeps its last finite one
+        keep = active & torch.isfinite(residual) & torch.isfinite(z).all(-1)
+        self.steps = torch.where(active, taken, self.steps)
+        if bool(keep.all()):
+            self.state, self.z, self.residual, self.scale = state, z, residual, scale
+        else:
+            self.state = tuple(_select(keep, new, old) for new, old in zip(state, self.state, strict=True))
+            self.z = _select(keep, z, self.z)
+            self.residual = torch.where(keep, residual, self.residual)
+            self.scale = torch.where(keep, scale, self.scale)
+        self._judge(torch.where(active & ~keep, float("nan"), self.residual), self.scale, taken)
+        self.any_active = bool((self.status == Status.RUNNING).any())
+
+    def _judge(self, residual: Tensor, scale: Tensor, taken: int) -> None:
+        active = self.status == Status.RUNNING
+        better = residual < self.best
+        self.best_step = torch.where(better, taken, self.best_step)
+        self.best = torch.where(better, residual, self.best)
+        code = self.status.clone()
+        code[active & (taken - self.best_step >= self.stop.patience)] = Status.STALLED
+        if taken >= self.stop.max_steps:
+            code[active] = Status.MAX_STEPS
+        code[active & (residual <= self.atol + self.rtol * scale)] = Status.CONVERGED
+        code[active & ~torch.isfinite(residual)] = Status.NONFINITE
+        self.status = code
+
+    def solution(self, watch: _Watch) -> Solution:
+        return Solution(
+            z=self.z,
+            status=self.status,
+            residual=self.residual,
+            relative_residual=self.residual / self.scale.clamp_min(torch.finfo(self.scale.dtype).tiny),
+            steps=self.steps,
+            map_evals=self.iteration.map_evals + self.checks + 1,
+            seconds=watch.elapsed(),
+            problem=self.problem.detach(),
+            trace=watch.trace,
+        )
+
+
+class _Watch:
+    """The clock of a solve, stopped while the trace looks."""
+
+    def __init__(self, trace: Trace | None):
+        self.trace = trace
+        self.started = time.perf_counter()
+        if trace is not None:
+            trace.start()
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.started
+
+    def see(self, step: int, rows: _Rows) -> None:
+        """Record a checked step."""
+        if self.trace is not None and step % self.trace.every == 0:
+            now = time.perf_counter()
+            self.trace.record(step, now - self.started, rows.residual, rows.steps == step, rows.z)
+            self.started += time.perf_counter() - now
+
+    def peek(self, step: int, rows: _Rows, state: State) -> None:
+        """Record a step between two checks."""
+        if self.trace is not None and step % self.trace.every == 0:
+            now = time.perf_counter()
+            evals = rows.iteration.map_evals
+            active = rows.status == Status.RUNNING
+            z = _select(active, rows.iteration.read(state), rows.z)
+            self.trace.record(step, now - self.started, rows.assess(z)[0], active, z)
+            rows.iteration.map_evals = evals
+            self.started += time.perf_counter() - now
+
+
+def _select(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def _starting_point(z0: Tensor, problem: EquilibriumProblem) -> Tensor:
+    checks.shape("z0", checks.floating_tensor("z0", z0), (problem.batch, problem.size))
+    return checks.finite("z0", checks.same_kind("z0", z0, "q", problem.q))
+
+
+def _failure(method: Method, solution: Solution) -> str:
+    failed = torch.nonzero(~solution.converged).flatten()
+    codes = Counter(Status(int(code)) for code in solution.status[failed])
+    reasons = "; ".join(f"{count} {status.name} ({status.advice})" for status, count in codes.items())
+    shown = ", ".join(str(int(row)) for row in failed[:5]) + (", …" if len(failed) > 5 else "")
+    worst = float(solution.relative_residual[failed].max())
+    return (
+        f"{len(failed)} of {len(solution.status)} rows (rows {shown}) did not converge with {method}: {reasons}. "
+        f"Worst relative residual {worst:.2e}. The partial solution is in error.solution; "
+        "pass throw=False to receive it instead of this error"
+    )

@@ -1,0 +1,151 @@
+"""Results on disk: each file appears complete or not at all, and says on what it was computed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import platform
+import secrets
+from collections.abc import Callable, Mapping
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contracting.errors import InputError
+
+FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
+
+
+class Figure(Protocol):
+    """What ``write_figure`` needs of a matplotlib Figure."""
+
+    def savefig(self, fname: Any, *, format: str, dpi: float, bbox_inches: str) -> None:
+        """Draw the figure into the open file ``fname``."""
+
+
+def output_directory(path: str | os.PathLike[str]) -> Path:
+    """Return ``path`` as a folder that exists and can be written to, made with its parents if need be.
+
+    Raises:
+        InputError: If it is not a folder, or cannot be made or written to.
+    """
+    folder = Path(path)
+    probe = folder / f".{secrets.token_hex(8)}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        reason = "it is not a folder" if folder.exists() and not folder.is_dir() else error.strerror or error
+        raise InputError(
+            f"the output folder {str(folder)!r} cannot be used ({reason}); name another one (--out)"
+        ) from error
+    return folder
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> Path:
+    """Write ``text`` in UTF-8; a failure leaves what was there before.
+
+    Raises:
+        InputError: If the file cannot be written.
+    """
+    return _write(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: str | os.PathLike[str], obj: Any) -> Path:
+    """Write ``obj`` as JSON; a failure leaves what was there before.
+
+    Tensors and arrays become nested lists, dataclasses become objects, enum members become their names. NaN and
+    infinities, for which JSON has no word, become null.
+
+    Raises:
+        InputError: If ``obj`` holds something JSON cannot say, named by its place; or if the file cannot be written.
+    """
+    text = json.dumps(_plain(obj, "obj"), indent=2, ensure_ascii=False, allow_nan=False)
+    return write_text(path, text + "\n")
+
+
+def write_figure(path: str | os.PathLike[str], figure: Figure, *, dpi: float = 150) -> Path:
+    """Draw a matplotlib figure into a .png, .svg or .pdf file; a failure leaves what was there before.
+
+    Raises:
+        InputError: For another suffix, or if the file cannot be written.
+    """
+    suffix = Path(path).suffix
+    if suffix not in FIGURE_SUFFIXES:
+        raise InputError(f"a figure's file name must end in one of {', '.join(FIGURE_SUFFIXES)}, got {str(path)!r}")
+    return _write(path, lambda file: figure.savefig(file, format=suffix[1:], dpi=dpi, bbox_inches="tight"))
+
+
+def environment() -> dict[str, str | int]:
+    """Versions and threads that a measured time depends on, without host names or paths."""
+    return {
+        "contracting-equilibria": _version("contracting-equilibria"),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count() or 1,
+        "torch": str(torch.__version__),
+        "torchdiffeq": _version("torchdiffeq"),
+        "numpy": np.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step."""
+    path = Path(path)
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut could leave the new name with no content
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(
+            f"{str(path)!r} cannot be written ({error.strerror or error}); make room or name another folder (--out)"
+        ) from error
+    finally:
+        # Already gone after a success; removed after an error or an interrupt, whose own message must get through.
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return path
+
+
+def _plain(value: Any, where: str) -> Any:
+    """``value`` in the types of JSON; ``where`` names its place for the error message."""
+    if isinstance(value, Enum):
+        return value.name
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Tensor):
+        return _plain(value.detach().cpu().tolist(), where)
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist(), where)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise InputError(f"{where} has the key {key!r}; JSON needs text, use str(...)")
+        return {key: _plain(entry, f"{where}[{key!r}]") for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
+    raise InputError(f"{where} is of type {type(value).__name__}, which JSON cannot say; convert it to text or numbers")

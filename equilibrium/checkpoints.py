@@ -1,0 +1,171 @@
+"""Read and write the checkpoints of the reference code of arXiv 2010.01732 and arXiv 2006.08591."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError
+from equilibrium.layers import LBEN, EquilibriumLayer
+from equilibrium.parameterizations import Monotone, Unconstrained
+
+_PREFIX = "mon.linear_module."
+_HEAD = {"Wout.weight": "output", "Wout.bias": "output_bias"}
+_INPUT = {"U.weight": "U", "U.bias": "bias"}
+
+# reference key → our parameter, for each dense layout of the reference code
+_LAYOUTS: dict[str, dict[str, str]] = {
+    "lipschitz": {
+        "psi": "psi",
+        "B.weight": "U",
+        "B.bias": "bias",
+        "V.weight": "V",
+        "S.weight": "S",
+        "G.weight": "output",
+        "G.bias": "output_bias",
+    },
+    "well-posed": {"Lambda": "psi", "V.weight": "V", "S.weight": "S", **_INPUT, **_HEAD},
+    "monDEQ": {"A.weight": "V", "B.weight": "S", **_INPUT, **_HEAD},
+    "unconstrained": {"Wp": "W", **_INPUT, **_HEAD},
+}
+
+
+def load_reference(
+    path: str | os.PathLike[str],
+    *,
+    lipschitz: float | None = None,
+    epsilon: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> EquilibriumLayer:
+    """Read a dense checkpoint of the reference code.
+
+    Args:
+        path: a file with a state dict of plain tensors.
+        lipschitz: γ the model was trained with; needed exactly for the layout with a Lipschitz bound, because the file
+            does not store it.
+        epsilon: ε the model was trained with (the files do not store it): 1 for the authors' dense models.
+        dtype: floating-point type of the layer; None keeps that of the file.
+
+    Returns:
+        The layer, on the CPU: an ``LBEN``, or for the unconstrained layout an ``EquilibriumLayer`` without certificate.
+
+    Raises:
+        InputError: if the file is missing, damaged or of another layout, or γ is missing or out of place.
+    """
+    tensors = _plain_tensors(Path(path))
+    layout, tensors = _recognise(Path(path), tensors)
+    if layout == "lipschitz" and lipschitz is None:
+        raise InputError(f"{path} holds a Lipschitz-bounded model, whose γ is not stored: pass lipschitz=…")
+    if layout != "lipschitz" and lipschitz is not None:
+        raise InputError(f"{path} holds a {layout} model, which has no Lipschitz bound: leave lipschitz out")
+    parameters = {ours: tensors[theirs] for theirs, ours in _LAYOUTS[layout].items()}
+    hidden, inputs = parameters["U"].shape
+    outputs = parameters["output"].shape[0]
+    dtype = dtype or parameters["U"].dtype
+    if layout == "unconstrained":
+        layer = EquilibriumLayer(Unconstrained(inputs, hidden, outputs, dtype=dtype))
+    else:
+        parameters["S"] = _our_skew(parameters["S"])
+        if layout == "well-posed":
+            parameters["psi"] = checks.positive_tensor(f"Lambda in {path}", parameters["psi"]).log()
+        layer = LBEN(
+            inputs,
+            hidden,
+            outputs,
+            lipschitz=lipschitz,
+            epsilon=epsilon,
+            learn_metric=layout != "monDEQ",
+            dtype=dtype,
+        )
+    with torch.no_grad():
+        for name, value in parameters.items():
+            target = getattr(layer.parameterization, name)
+            target.copy_(checks.finite(f"{name} in {path}", checks.shape(f"{name} in {path}", value, target.shape)))
+    return layer
+
+
+def save_reference(layer: EquilibriumLayer, path: str | os.PathLike[str]) -> None:
+    """Write a dense layer in the layout of the reference code; γ and ε are not part of it.
+
+    Args:
+        layer: an ``LBEN`` without contraction rate and feedthrough, or an unconstrained layer.
+        path: file to write; an existing one is replaced only when the new one is complete.
+
+    Raises:
+        InputError: if the reference layout cannot hold the layer, or the file cannot be written.
+    """
+    free = layer.parameterization
+    if free.D is not None:
+        raise InputError("the reference layout has no feedthrough term; this layer has one")
+    if isinstance(free, Unconstrained):
+        layout = "unconstrained"
+    elif not isinstance(free, Monotone) or free.contraction_rate is not None:
+        raise InputError("the reference layout has no contraction rate; this layer has one")
+    elif free.log_gamma is not None:
+        layout = "lipschitz"
+        if free.psi is None:
+            raise InputError("the reference layout with a Lipschitz bound has a learnt metric; this layer has none")
+    else:
+        layout = "monDEQ" if free.psi is None else "well-posed"
+    tensors: dict[str, Tensor] = {}
+    for theirs, ours in _LAYOUTS[layout].items():
+        value = getattr(free, ours).detach().cpu().clone()
+        if ours == "S":
+            value = _our_skew(value)  # the conversion is its own inverse
+        if theirs == "Lambda":
+            value = value.exp()
+        tensors[theirs if theirs in _HEAD else _PREFIX + theirs] = value
+    _save_atomically(tensors, Path(path))
+
+
+def _our_skew(S: Tensor) -> Tensor:
+    # ours is S − Sᵀ inside the bracket; the reference has Sᵀ − S there, and its monDEQ has W = … + B − Bᵀ, which is the
+    # same sign
+    return S.mT
+
+
+def _plain_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"no checkpoint file at {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
+        raise InputError(
+            f"{path} is not a readable checkpoint of plain tensors ({type(error).__name__}): "
+            "it must have been written by torch.save(model.state_dict(), …)"
+        ) from None
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise InputError(f"{path} must hold a state dict of tensors, got {type(content).__name__}")
+    return dict(content)
+
+
+def _recognise(path: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    short = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
+    for layout, names in _LAYOUTS.items():
+        if set(short) == set(names) and all(value.is_floating_point() and value.ndim <= 2 for value in short.values()):
+            return layout, short
+    raise InputError(
+        f"{path} has an unknown layout with the keys {', '.join(sorted(tensors)) or '(none)'}; "
+        f"known are the dense ones of the reference code: {', '.join(_LAYOUTS)}"
+    )
+
+
+def _save_atomically(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(tensors, file)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

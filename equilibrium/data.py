@@ -1,0 +1,298 @@
+"""Data sets as normalised tensors: scikit-learn's bundled digits, and MNIST from a folder or from the public mirror."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import os
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import ContractingError, InputError
+
+
+class DownloadError(ContractingError, OSError):
+    """A data set could not be downloaded; the message says how to do without."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalization:
+    """The affine map from pixels to network inputs: (pixel/scale − mean)/std.
+
+    A Lipschitz constant γ with respect to the inputs is γ/(scale·std) with respect to the pixels.
+    """
+
+    scale: float
+    mean: float
+    std: float
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Inputs of the same shape and dtype as ``pixels``, which must be floating point."""
+        return checks.floating_tensor("pixels", pixels).div(self.scale).sub_(self.mean).div_(self.std)
+
+    def restore(self, inputs: Tensor) -> Tensor:
+        """The pixels that ``normalize`` maps to ``inputs``."""
+        return checks.floating_tensor("inputs", inputs).mul(self.std).add_(self.mean).mul_(self.scale)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Images to classify, flattened and normalised, with a fixed division into training and test.
+
+    Inputs are (count, features) floating-point tensors, labels are (count,) int64 tensors in 0 … classes − 1.
+    ``inputs.unflatten(-1, image_shape)`` gives images of shape (count, channels, height, width).
+    """
+
+    name: str
+    train_inputs: Tensor
+    train_labels: Tensor
+    test_inputs: Tensor
+    test_labels: Tensor
+    classes: int
+    normalization: Normalization
+    image_shape: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            inputs, labels = getattr(self, f"{part}_inputs"), getattr(self, f"{part}_labels")
+            checks.shape(f"{part}_inputs", inputs, (len(inputs), math.prod(self.image_shape)))
+            checks.shape(f"{part}_labels", labels, (len(inputs),))
+
+    @property
+    def features(self) -> int:
+        """Number of pixels of one image, the input size of a network."""
+        return math.prod(self.image_shape)
+
+
+def digits(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Dataset:
+    """scikit-learn's 1797 bundled 8×8 digits: 1347 to train on and 450 to test, no download.
+
+    Every class has the same share of the test images (within one image). The normalisation uses the mean and standard
+    deviation of the training pixels.
+
+    Args:
+        seed: Draws the division into training and test; the same seed always gives the same one.
+        dtype: Of the inputs, float32 or float64.
+
+    Raises:
+        InputError: For a seed that is not a whole number from 0, or another dtype.
+        MissingExtraError: Without scikit-learn, the extra ``data``.
+    """
+    _check_dtype(dtype)
+    generator = torch.Generator().manual_seed(checks.whole_number("seed", seed, low=0))
+    bunch = checks.extra("sklearn.datasets", "data", "digits()").load_digits()
+    pixels = torch.as_tensor(bunch.data, dtype=torch.float64)
+    labels = torch.as_tensor(bunch.target, dtype=torch.int64)
+
+    order = torch.randperm(len(labels), generator=generator)
+    by_class = torch.argsort(labels[order], stable=True)
+    is_test = torch.zeros(len(labels), dtype=torch.bool)
+    is_test[by_class[::4]] = True
+    train, test = order[~is_test], order[is_test]
+
+    scaled = pixels[train] / 16
+    normalization = Normalization(scale=16.0, mean=float(scaled.mean()), std=float(scaled.std()))
+    inputs = normalization.normalize(pixels).to(dtype)
+    return Dataset(
+        name="digits",
+        train_inputs=inputs[train],
+        train_labels=labels[train],
+        test_inputs=inputs[test],
+        test_labels=labels[test],
+        classes=10,
+        normalization=normalization,
+        image_shape=(1, 8, 8),
+    )
+
+
+# Of the uncompressed content, so that it does not matter how a file was compressed.
+_MNIST_SHA256 = {
+    "train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte.gz": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+_MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+# Of the mirror's compressed files, so that a damaged download is fetched again.
+_MIRROR_MD5 = {
+    "train-images-idx3-ubyte.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    "train-labels-idx1-ubyte.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    "t10k-images-idx3-ubyte.gz": "9fb629c4189551a2d022fa330f9573f3",
+    "t10k-labels-idx1-ubyte.gz": "ec29112dd5afa0611ce80d1b7f02629c",
+}
+
+
+def mnist(directory: str | os.PathLike[str] | None = None, *, dtype: torch.dtype = torch.float32) -> Dataset:
+    """MNIST: 60,000 training and 10,000 test images of 28×28, inputs (pixel/255 − 0.1307)/0.3081.
+
+    The content of each file is compared with its published SHA-256, so a damaged or different data set never passes
+    for MNIST.
+
+    Args:
+        directory: Folder with the four files ``train-images-idx3-ubyte.gz``, ``train-labels-idx1-ubyte.gz``,
+            ``t10k-images-idx3-ubyte.gz`` and ``t10k-labels-idx1-ubyte.gz``, compressed or not (then without ``.gz``;
+            ``train-images.idx3-ubyte`` is understood too). None downloads them once (11 MB) into the user's cache.
+        dtype: Of the inputs, float32 or float64.
+
+    Raises:
+        InputError: When a file is missing, damaged, or not the MNIST file of its name.
+        DownloadError: When the mirror cannot be reached.
+        MissingExtraError: To download without pooch, the extra ``data``.
+    """
+    _check_dtype(dtype)
+    folder = _download_mnist() if directory is None else Path(directory)
+    if not folder.is_dir():
+        raise InputError(
+            f"the MNIST folder {str(folder)!r} {'is not a folder' if folder.exists() else 'does not exist'}; give the "
+            "folder that has train-images-idx3-ubyte.gz and its three companions (at the command line: --data-dir)"
+        )
+    normalization = Normalization(scale=255.0, mean=0.1307, std=0.3081)
+    train_pixels, train_labels, test_pixels, test_labels = (_read_mnist_file(folder, name) for name in _MNIST_SHA256)
+    return Dataset(
+        name="mnist",
+        train_inputs=normalization.normalize(train_pixels.flatten(1).to(dtype)),
+        train_labels=train_labels.long(),
+        test_inputs=normalization.normalize(test_pixels.flatten(1).to(dtype)),
+        test_labels=test_labels.long(),
+        classes=10,
+        normalization=normalization,
+        image_shape=(1, 28, 28),
+    )
+
+
+def subset(dataset: Dataset, *, train: int | None = None, test: int | None = None) -> Dataset:
+    """The first ``train`` training and ``test`` test images; None keeps all of them.
+
+    The kept rows are copied, so the memory of the full data set can be freed.
+
+    Raises:
+        InputError: For a count below 1 or above what the data set has.
+    """
+    changes = {}
+    for part, count in (("train", train), ("test", test)):
+        if count is None:
+            continue
+        available = len(getattr(dataset, f"{part}_labels"))
+        if checks.whole_number(part, count) > available:
+            raise InputError(f"{part} must be at most {available}, the images that {dataset.name} has, got {count}")
+        for field in (f"{part}_inputs", f"{part}_labels"):
+            changes[field] = getattr(dataset, field)[:count].clone()
+    return replace(dataset, **changes)
+
+
+_IDX_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+_AGAIN = "download the file again"
+
+
+def read_idx(path: str | os.PathLike[str]) -> Tensor:
+    """Read one IDX file, the format of MNIST, gzipped or not.
+
+    Returns:
+        A tensor of the shape and element type that the file declares.
+
+    Raises:
+        InputError: One sentence naming the file when it is missing, unreadable, damaged, or not an IDX file.
+    """
+    path = Path(path)
+    return _parse_idx(path, _content(path))
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+
+
+def _content(path: Path) -> bytes:
+    """Uncompressed bytes of the file."""
+    if path.is_dir():
+        raise InputError(f"{str(path)!r} is a folder, not an IDX file; give the path of a file in it")
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{str(path)!r} does not exist; check the path or {_AGAIN}") from None
+    except OSError as error:
+        raise InputError(f"{str(path)!r} cannot be read ({error.strerror or error}); check its permissions") from error
+    if not raw:
+        raise InputError(f"{str(path)!r} is empty; {_AGAIN}")
+    if not raw.startswith(b"\x1f\x8b"):
+        if path.suffix == ".gz":
+            raise InputError(f"{str(path)!r} is not gzipped though its name says so; rename it without .gz or {_AGAIN}")
+        return raw
+    try:
+        return gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{str(path)!r} is truncated or damaged gzip data ({error}); {_AGAIN}") from error
+
+
+def _parse_idx(path: Path, content: bytes) -> Tensor:
+    """Tensor of an IDX file: two zero bytes, type, rank, big-endian sizes, then the entries in row-major order."""
+    if len(content) < 4 or content[:2] != b"\x00\x00":
+        raise InputError(
+            f"{str(path)!r} is not an IDX file: it starts with bytes {content[:4].hex(' ') or '(none)'}, not 00 00; "
+            f"check the path or {_AGAIN}"
+        )
+    code, rank = content[2], content[3]
+    if code not in _IDX_DTYPES:
+        known = ", ".join(f"{key:02x}" for key in _IDX_DTYPES)
+        raise InputError(f"{str(path)!r} declares the unknown IDX element type {code:02x} (known: {known}); {_AGAIN}")
+    if not 1 <= rank <= 8:
+        raise InputError(f"{str(path)!r} declares {rank} dimensions, where an IDX file has 1 to 8; {_AGAIN}")
+    start = 4 + 4 * rank
+    if len(content) < start:
+        raise InputError(f"{str(path)!r} is truncated within its header, it has {len(content)} bytes; {_AGAIN}")
+    sizes = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4))
+    if 0 in sizes:
+        raise InputError(f"{str(path)!r} declares the sizes {sizes}, so it has no entries; {_AGAIN}")
+    dtype = np.dtype(_IDX_DTYPES[code])
+    expected = start + math.prod(sizes) * dtype.itemsize
+    if len(content) < expected:
+        raise InputError(
+            f"{str(path)!r} is truncated: its header {sizes} needs {expected} bytes, it has {len(content)}; {_AGAIN}"
+        )
+    if len(content) > expected:
+        trailing = len(content) - expected
+        raise InputError(f"{str(path)!r} has {trailing} bytes after the entries its header {sizes} declares; {_AGAIN}")
+    entries = np.frombuffer(content, dtype=dtype, offset=start).reshape(sizes)
+    return torch.from_numpy(entries.astype(dtype.newbyteorder("=")))  # a writable copy in this machine's byte order
+
+
+def _read_mnist_file(folder: Path, name: str) -> Tensor:
+    plain = name.removesuffix(".gz")
+    dotted = plain.replace("-idx", ".idx")
+    candidates = [folder / spelling for spelling in (name, plain, dotted, f"{dotted}.gz")]
+    path = next((path for path in candidates if path.is_file()), None)
+    if path is None:
+        raise InputError(
+            f"the folder {str(folder)!r} has no {name} (nor {plain}, nor {dotted}); put the four MNIST files there or "
+            "give the folder that has them (at the command line: --data-dir)"
+        )
+    content = _content(path)
+    tensor = _parse_idx(path, content)
+    if hashlib.sha256(content).hexdigest() != _MNIST_SHA256[name]:
+        raise InputError(
+            f"{str(path)!r} is a readable IDX file of shape {tuple(tensor.shape)} but not MNIST's {plain} (its SHA-256 "
+            f"differs); {_AGAIN}, or use read_idx for other data"
+        )
+    return tensor
+
+
+def _download_mnist() -> Path:
+    """Folder of the user's cache with the four files, downloaded if they are not there yet."""
+    pooch = checks.extra("pooch", "data", "downloading MNIST")
+    cache = Path(pooch.os_cache("contracting-equilibria")) / "mnist"
+    for name, md5 in _MIRROR_MD5.items():
+        try:
+            pooch.retrieve(_MIRROR + name, known_hash=f"md5:{md5}", fname=name, path=os.fspath(cache))
+        except (OSError, ValueError) as error:  # the network or the cache folder; a wrong hash
+            raise DownloadError(
+                f"MNIST could not be downloaded from {_MIRROR} ({type(error).__name__}); check the connection, or put "
+                "the four files into a folder and name it (--data-dir at the command line, mnist(directory) in Python)"
+            ) from error
+    return cache

@@ -1,0 +1,125 @@
+r"""Gradients of an equilibrium. This is the only place that knows the implicit function theorem.
+
+At z = σ(Wz + q) with slopes J = σ'(Wz + q) taken at the pre-activation, dz = (I − JW)⁻¹J(dW z + dq). For a cotangent g
+the gradient with respect to q is w = J(Wᵀw + g): an equilibrium problem again (``EquilibriumProblem.adjoint``), solved
+by the same loop with its own tolerance and its own checked status. And because it is one, *its* gradient is given by
+the same function, so that derivatives of every order are right. Under Condition 1, I − JW is nonsingular for all slopes
+in [0, 1]; at a kink of σ the activation says which element of the Clarke set it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from contracting.errors import SolveError
+from contracting.problem import EquilibriumProblem
+from contracting.solve import Method, Stop, solve
+from equilibrium.newton import SemismoothNewton
+from equilibrium.splitting import PeacemanRachford
+
+
+class Backward(Protocol):
+    """How the equilibrium is differentiated."""
+
+    def equilibrium(self, problem: EquilibriumProblem, method: Method, stop: Stop, z0: Tensor | None = None) -> Tensor:
+        """z with z = σ(Wz + q), differentiable in the tensors of the problem."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implicit:
+    """Differentiate through the equilibrium equation, whatever solver found the equilibrium.
+
+    Memory does not depend on the number of iterations, backward may be repeated, derivatives of any order are right.
+
+    Args:
+        solver: method for the adjoint problem; None takes PeacemanRachford where Condition 1 is certified (the step and
+            the factorisation of the forward solve serve again) and one direct solve per row otherwise.
+        stop: tolerance of the adjoint solve; the default is that of ``Stop`` with no absolute part, because gradients
+            may be tiny.
+
+    Raises:
+        SolveError: in backward, if the adjoint solve of a row fails.
+    """
+
+    solver: Method | None = None
+    stop: Stop = field(default_factory=lambda: Stop(atol=0.0))
+
+    def equilibrium(self, problem: EquilibriumProblem, method: Method, stop: Stop, z0: Tensor | None = None) -> Tensor:
+        """z with z = σ(Wz + q), (batch, n), differentiable in the tensors of the problem."""
+        call = _Call(problem, method, stop, z0, self)
+        z: Tensor = _Equilibrium.apply(call, *problem.tensors())  # type: ignore[no-untyped-call]
+        return z
+
+    def adjoint_solver(self, problem: EquilibriumProblem) -> Method:
+        """The method that solves an adjoint problem."""
+        if self.solver is not None:
+            return self.solver
+        return PeacemanRachford() if problem.operator is not None else SemismoothNewton()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unrolled:
+    """Differentiate through every iteration of the solver: memory grows with the iterations. For comparison.
+
+    The gradient is that of the iterate that is returned, so it is as accurate as the solve is.
+    """
+
+    def equilibrium(self, problem: EquilibriumProblem, method: Method, stop: Stop, z0: Tensor | None = None) -> Tensor:
+        """z with z = σ(Wz + q), (batch, n), differentiable through the iterations."""
+        return solve(problem, method, z0=z0, stop=stop).z
+
+
+@dataclass(frozen=True)
+class _Call:
+    problem: EquilibriumProblem
+    method: Method
+    stop: Stop
+    z0: Tensor | None
+    backward: Implicit
+
+
+class _Equilibrium(torch.autograd.Function):
+    """(problem tensors) ↦ z; its backward is a differentiable expression in z, the tensors and the cotangent."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Tensor:
+        z = solve(call.problem.detach(), call.method, z0=call.z0, stop=call.stop).z
+        ctx.call = call
+        ctx.save_for_backward(z, *tensors)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        call: _Call = ctx.call
+        z = ctx.saved_tensors[0]  # carries this node as its history, so that higher derivatives see z move
+        problem = call.problem
+        settings = call.backward
+        if not torch.is_grad_enabled():
+            problem = problem.detach()
+        adjoint = problem.adjoint(problem.slopes(z), cotangent)
+        try:
+            w = settings.equilibrium(adjoint, settings.adjoint_solver(adjoint), settings.stop)
+        except SolveError as error:
+            raise SolveError(f"the adjoint solve of the backward pass failed: {error}", error.solution) from None
+        gradients = [w, *problem.linear.pullback(z, w)]
+        gradients += _activation_gradients(problem, z, adjoint, w)
+        return None, *gradients
+
+
+def _activation_gradients(
+    problem: EquilibriumProblem, z: Tensor, adjoint: EquilibriumProblem, w: Tensor
+) -> list[Tensor]:
+    """Gradients of σ's own tensors: the cotangent of σ's output at fixed Wz + q is u = Wᵀw + g."""
+    activation = problem.activation
+    if not activation.tensors():
+        return []
+    v = problem.preactivation(z)
+    vjp: Callable[[Tensor], tuple[Tensor, ...]]
+    _, vjp = torch.func.vjp(lambda *tensors: activation.with_tensors(tensors)(v), *activation.tensors())  # type: ignore[misc]
+    return list(vjp(adjoint.preactivation(w)))

@@ -1,0 +1,231 @@
+"""Equilibrium layers: a parameterisation, an activation and any solver, as one nn.Module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contracting import checks
+from contracting.activations import ReLU, as_activation
+from contracting.errors import InputError
+from contracting.flows import BoundFlow, Flow, as_flow
+from contracting.problem import EquilibriumProblem
+from contracting.proximal import Activation
+from contracting.solve import Method, Solution, Stop, Trace, solve
+from equilibrium.implicit import Backward, Implicit
+from equilibrium.newton import SemismoothNewton
+from equilibrium.parameterizations import Monotone, Parameterization, Unconstrained
+from equilibrium.splitting import PeacemanRachford
+from equilibrium.weights import Weights
+
+
+class EquilibriumLayer(nn.Module):
+    r"""z = σ(Wz + Ux + b), y = W_o z + Dx + b_o, for any parameterisation of the weights.
+
+    Args:
+        parameterization: free parameters with ``explicit() -> Weights``.
+        activation: σ; an activation of this library, or its torch counterpart (``nn.Tanh()``).
+        solver: method that finds z: a splitting, Newton, or an ODE integrator. None takes PeacemanRachford, or
+            SemismoothNewton where the parameterisation certifies nothing.
+        stop: tolerances and limits of the solve.
+        backward: how z is differentiated; ``Implicit()`` is independent of the solver.
+
+    Raises:
+        InputError: on an inadmissible activation or something that is not a solver.
+    """
+
+    def __init__(
+        self,
+        parameterization: Parameterization,
+        *,
+        activation: Activation | nn.Module | None = None,
+        solver: Method | None = None,
+        stop: Stop | None = None,
+        backward: Backward | None = None,
+    ):
+        super().__init__()
+        if not isinstance(parameterization, Parameterization):
+            raise InputError(f"parameterization must be a Parameterization, got {type(parameterization).__name__}")
+        self.parameterization = parameterization
+        self.activation = ReLU() if activation is None else as_activation(activation)
+        if solver is None:
+            solver = SemismoothNewton() if isinstance(parameterization, Unconstrained) else PeacemanRachford()
+        self.solver = _checked("solver", solver, Method, "PeacemanRachford()")
+        self.stop = _checked("stop", Stop() if stop is None else stop, Stop, "Stop(rtol=1e-6)")
+        self.backward: Backward = Implicit() if backward is None else backward
+        if not callable(getattr(self.backward, "equilibrium", None)):
+            raise InputError(f"backward must be Implicit() or Unrolled(), got {backward!r}")
+
+    @property
+    def in_features(self) -> int:
+        """Size of x."""
+        return self.parameterization.in_features
+
+    @property
+    def hidden_features(self) -> int:
+        """Size of z."""
+        return self.parameterization.hidden_features
+
+    @property
+    def out_features(self) -> int:
+        """Size of y."""
+        return self.parameterization.out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """y: (..., in) -> (..., out), differentiable in x and in every parameter.
+
+        Raises:
+            InputError: on wrong size, dtype or device of x.
+            SolveError: if a row does not converge.
+        """
+        rows, lead, weights = *self._rows(x), self.weights()
+        z = self.backward.equilibrium(weights.problem(rows, self.activation), self.solver, self.stop)
+        return weights.readout(z, rows).reshape(*lead, self.out_features)
+
+    def equilibrium(self, x: Tensor) -> Tensor:
+        """z: (..., in) -> (..., hidden), differentiable in x and in every parameter; raises as ``forward`` does."""
+        rows, lead = self._rows(x)
+        z = self.backward.equilibrium(self.problem(rows), self.solver, self.stop)
+        return z.reshape(*lead, self.hidden_features)
+
+    @torch.no_grad()
+    def solve(
+        self,
+        x: Tensor,
+        solver: Method | None = None,
+        *,
+        stop: Stop | None = None,
+        z0: Tensor | None = None,
+        trace: Trace | None = None,
+        throw: bool = True,
+    ) -> Solution:
+        """The equilibrium of each input with everything the solve measured; no gradient.
+
+        Args:
+            x: (..., in).
+            solver: another method than the layer's.
+            stop: other tolerances than the layer's.
+            z0: starting point, (..., hidden).
+            trace: records the residual of every step.
+            throw: raise if a row fails; otherwise look at ``solution.status``.
+
+        Returns:
+            The solution; its tensors have the leading shape of x.
+
+        Raises:
+            InputError, PreconditionError, SolveError: as ``contracting.solve``.
+        """
+        rows, lead = self._rows(x)
+        if z0 is not None:
+            z0 = checks.shape("z0", z0, (*lead, self.hidden_features)).reshape(-1, self.hidden_features)
+        solution = solve(
+            self.problem(rows), solver or self.solver, z0=z0, stop=stop or self.stop, trace=trace, throw=throw
+        )
+        return solution.reshape(*lead)
+
+    def weights(self) -> Weights:
+        """The explicit weights of the present parameters."""
+        return self.parameterization.explicit()
+
+    def problem(self, x: Tensor) -> EquilibriumProblem:
+        """The equilibrium problem of inputs x, (..., in), its rows flattened."""
+        return self.weights().problem(self._rows(x)[0], self.activation)
+
+    def flow(self, flow: Flow | type[Flow], x: Tensor | None = None) -> BoundFlow:
+        """A flow of this layer as a callable f(t, s), for torchdiffeq.odeint or a certificate.
+
+        Args:
+            flow: FiringRate, Hopfield, ForwardBackwardFlow(step=…), PeacemanRachfordFlow(step=…).
+            x: inputs (..., in), rows flattened; None means one row of zeros.
+        """
+        if x is None:
+            x = self.parameterization.U.new_zeros(1, self.in_features)
+        return as_flow(flow).bind(self.problem(x))
+
+    def _rows(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        checks.last_size("x", checks.floating_tensor("x", x), self.in_features)
+        checks.same_kind("x", x, "the layer", self.parameterization.U)
+        return x.reshape(-1, self.in_features), tuple(x.shape[:-1])
+
+    def extra_repr(self) -> str:
+        """Activation and solver."""
+        return f"activation={self.activation}, solver={self.solver}, stop={self.stop}, backward={self.backward}"
+
+
+class LBEN(EquilibriumLayer):
+    r"""Lipschitz-bounded equilibrium network: z = σ(Wz + Ux + b), y = W_o z + Dx + b_o (arXiv 2010.01732).
+
+    For every value of the parameters the equilibrium exists and is unique; with ``lipschitz`` the map x ↦ y has that ℓ2
+    Lipschitz constant; with ``contraction_rate`` the firing-rate and Hopfield flows of the layer contract at that rate.
+
+    Args:
+        in_features: size of x.
+        hidden_features: n, size of z.
+        out_features: size of y.
+        lipschitz: γ > 0, or None for no bound.
+        learn_lipschitz: train log γ, starting at ``lipschitz``.
+        contraction_rate: c in [0, 1), or None.
+        epsilon: ε > 0, strong monotonicity of the parameterisation.
+        learn_metric: False fixes Ψ = I, which gives a monDEQ.
+        feedthrough: add a term Dx to the output.
+        activation: σ, monotone with slopes in [0, 1].
+        solver: any splitting method or ODE integrator; changes neither weights nor gradient.
+        stop: tolerances and limits of the solve.
+        backward: ``Implicit()`` or, for comparison, ``Unrolled()``.
+        device: device of the parameters.
+        dtype: floating-point type of the parameters.
+
+    Raises:
+        InputError: on any argument out of range.
+
+    Example:
+        >>> layer = LBEN(784, 80, 10, lipschitz=1.0)
+        >>> y = layer(torch.randn(32, 784))
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        *,
+        lipschitz: float | None = None,
+        learn_lipschitz: bool = False,
+        contraction_rate: float | None = None,
+        epsilon: float = 1.0,
+        learn_metric: bool = True,
+        feedthrough: bool = False,
+        activation: Activation | nn.Module | None = None,
+        solver: Method | None = None,
+        stop: Stop | None = None,
+        backward: Backward | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(
+            Monotone(
+                in_features,
+                hidden_features,
+                out_features,
+                lipschitz=lipschitz,
+                learn_lipschitz=learn_lipschitz,
+                contraction_rate=contraction_rate,
+                epsilon=epsilon,
+                learn_metric=learn_metric,
+                feedthrough=feedthrough,
+                device=device,
+                dtype=dtype,
+            ),
+            activation=activation,
+            solver=solver,
+            stop=stop,
+            backward=backward,
+        )
+
+
+def _checked(name: str, value: Any, kind: type, example: str) -> Any:
+    if not isinstance(value, kind):
+        raise InputError(f"{name} must be a {kind.__name__} such as {example}, got {value!r}")
+    return value

@@ -1,0 +1,283 @@
+r"""Free parameters → explicit weights: any parameter values give weights with the certificate that was asked for.
+
+W = I − Ψ( Q_γ + VᵀV + εI + S̃ + Q_c ),   Ψ = diag(exp ψ),  S̃ = S − Sᵀ,  with, where they are asked for,
+
+* Q_γ = (W_oᵀW_o + BBᵀ)/(2γ), B = Ψ⁻¹U: x ↦ y is γ-Lipschitz in ℓ2 (arXiv 2010.01732, Theorem 5);
+* Q_c = cΨ⁻¹ + S̃ᵀΨS̃/(4(1 − c)): the firing-rate and Hopfield flows contract at rate ≥ c in the metric
+  P = (1 − 2c)Ψ⁻¹ + G, G the symmetric part of the bracket.
+
+Without either, the network is well-posed: 2Λ − ΛW − WᵀΛ = 2(VᵀV + εI) ≻ 0 with Λ = Ψ⁻¹. With Ψ = I it is the monDEQ of
+arXiv 2006.08591. Q_γ and Q_c are positive semidefinite, so asking for one never costs the other. With a feedthrough D,
+Q_γ becomes (W_oᵀW_o/γ + (γB + W_oᵀD)(γ²I − DᵀD)⁻¹(γB + W_oᵀD)ᵀ/γ)/2, which is the same condition completed by Schur.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from contracting import checks
+from contracting.errors import InputError
+from contracting.linear import Dense
+from contracting.metrics import WeightedL2
+from equilibrium.weights import Weights
+
+
+class Parameterization(nn.Module):
+    """Free parameters of a network: ``in_features`` inputs, ``hidden_features`` states, ``out_features`` outputs."""
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        *,
+        feedthrough: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.in_features = checks.whole_number("in_features", in_features)
+        self.hidden_features = checks.whole_number("hidden_features", hidden_features)
+        self.out_features = checks.whole_number("out_features", out_features)
+        self._blank = torch.empty((), device=device, dtype=_floating(dtype))  # new parameters take after it
+        self.U = self._parameter(hidden_features, in_features)
+        self.bias = self._parameter(hidden_features)
+        self.output = self._parameter(out_features, hidden_features)
+        self.output_bias = self._parameter(out_features)
+        self.D = self._parameter(out_features, in_features) if feedthrough else None
+
+    def _parameter(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(self._blank.new_empty(shape))
+
+    @abstractmethod
+    def explicit(self) -> Weights:
+        """The explicit weights, differentiable in the free parameters."""
+
+    def reset_parameters(self) -> None:
+        """Draw new values: inputs and outputs as torch.nn.Linear does, no feedthrough."""
+        for weight, bias in ((self.U, self.bias), (self.output, self.output_bias)):
+            bound = 1 / math.sqrt(weight.shape[1])
+            nn.init.uniform_(weight, -bound, bound)
+            nn.init.uniform_(bias, -bound, bound)
+        if self.D is not None:
+            nn.init.zeros_(self.D)
+
+    def extra_repr(self) -> str:
+        """Sizes and settings."""
+        sizes = f"in_features={self.in_features}, hidden_features={self.hidden_features}"
+        parts = [sizes, f"out_features={self.out_features}"]
+        if self.D is not None:
+            parts.append("feedthrough=True")
+        return ", ".join(parts)
+
+
+class Unconstrained(Parameterization):
+    """W itself is free: nothing is certified, an equilibrium need not exist. A control for experiments."""
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        *,
+        feedthrough: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        sizes = (in_features, hidden_features, out_features)
+        super().__init__(*sizes, feedthrough=feedthrough, device=device, dtype=dtype)
+        self.W = self._parameter(hidden_features, hidden_features)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new values with ‖W‖ < 1 in the mean, so that training can start."""
+        super().reset_parameters()
+        nn.init.normal_(self.W, std=0.3 / math.sqrt(self.hidden_features))
+
+    def explicit(self) -> Weights:
+        """The weights; no metric is claimed."""
+        return Weights(
+            state=Dense(self.W),
+            input=self.U,
+            bias=self.bias,
+            output=self.output,
+            output_bias=self.output_bias,
+            feedthrough=self.D,
+        )
+
+
+class Monotone(Parameterization):
+    r"""The LBEN parameterisation: well-posed for every parameter value, on request γ-Lipschitz and contracting.
+
+    Args:
+        in_features: size of x.
+        hidden_features: n, size of z.
+        out_features: size of y.
+        lipschitz: γ > 0, or None for no bound.
+        learn_lipschitz: make log γ a parameter that starts at ``lipschitz``.
+        contraction_rate: c in [0, 1), or None for no such certificate.
+        epsilon: ε > 0; the strong monotonicity of the bracket. The authors train with 1.
+        learn_metric: whether ψ is a parameter; with False Ψ = I, a monDEQ.
+        feedthrough: whether the network has a term Dx; with ``lipschitz``, ‖D‖ < γ is part of the parameterisation.
+        device: device of the parameters.
+        dtype: floating-point type of the parameters.
+
+    Raises:
+        InputError: on sizes below one, γ ≤ 0, c outside [0, 1), ε ≤ 0, or a γ to learn that has no start.
+    """
+
+    log_gamma: Tensor | None  # a parameter if γ is learnt, else a buffer
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        *,
+        lipschitz: float | None = None,
+        learn_lipschitz: bool = False,
+        contraction_rate: float | None = None,
+        epsilon: float = 1.0,
+        learn_metric: bool = True,
+        feedthrough: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        if lipschitz is not None:
+            checks.number("lipschitz", lipschitz, low=0, low_open=True, high=math.inf, high_open=True)
+        elif learn_lipschitz:
+            raise InputError("learn_lipschitz=True needs a starting value, for example lipschitz=1.0")
+        if contraction_rate is not None:
+            checks.number("contraction_rate", contraction_rate, low=0, high=1, high_open=True)
+        checks.number("epsilon", epsilon, low=0, low_open=True, high=math.inf, high_open=True)
+        sizes = (in_features, hidden_features, out_features)
+        super().__init__(*sizes, feedthrough=feedthrough, device=device, dtype=dtype)
+        self.contraction_rate, self.epsilon = contraction_rate, epsilon
+        self._start_lipschitz = lipschitz
+        self.V = self._parameter(hidden_features, hidden_features)
+        self.S = self._parameter(hidden_features, hidden_features)
+        self.psi = self._parameter(hidden_features) if learn_metric else None
+        if lipschitz is None:
+            self.register_buffer("log_gamma", None)
+        elif learn_lipschitz:
+            self.register_parameter("log_gamma", self._parameter())
+        else:
+            self.register_buffer("log_gamma", self._blank.new_empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new values; W starts close to (1 − ε)I with a random symmetric and skew part of moderate size."""
+        super().reset_parameters()
+        std = 0.5 / math.sqrt(self.hidden_features)
+        nn.init.normal_(self.V, std=std)
+        nn.init.normal_(self.S, std=std)
+        if self.psi is not None:
+            nn.init.zeros_(self.psi)
+        if self.log_gamma is not None and self._start_lipschitz is not None:
+            nn.init.constant_(self.log_gamma, math.log(self._start_lipschitz))
+            with torch.no_grad():
+                # keep Q_γ of the size of the other terms however small γ is
+                scale = min(1.0, math.sqrt(self._start_lipschitz))
+                self.U.mul_(scale)
+                self.output.mul_(scale)
+
+    @property
+    def lipschitz(self) -> Tensor | None:
+        """γ, 0-dim, or None."""
+        return None if self.log_gamma is None else self.log_gamma.exp()
+
+    def explicit(self) -> Weights:
+        """The weights and their certificates."""
+        n, gamma, c = self.hidden_features, self.lipschitz, self.contraction_rate
+        identity = torch.eye(n, dtype=self.V.dtype, device=self.V.device)
+        log_lam = torch.zeros_like(self.bias) if self.psi is None else -self.psi
+        lam = log_lam.exp()  # Λ = Ψ⁻¹
+        skew = self.S - self.S.mT
+        D: Tensor | None = self.D
+        symmetric = self.V.mT @ self.V + self.epsilon * identity
+        if gamma is not None:
+            D = None if D is None else gamma * _into_unit_ball(D)
+            symmetric = symmetric + self._lipschitz_term(lam, gamma, D)
+        if c is not None:
+            scaled = skew / lam.sqrt()[:, None]
+            symmetric = symmetric + torch.diag(c * lam) + scaled.mT @ scaled / (4 * (1 - c))
+        return Weights(
+            state=Dense(identity - (symmetric + skew) / lam[:, None]),
+            input=self.U,
+            bias=self.bias,
+            output=self.output,
+            output_bias=self.output_bias,
+            feedthrough=D,
+            metric=WeightedL2(lam.detach()),
+            lipschitz=gamma,
+            contraction_rate=c,
+            contraction_matrix=None if c is None else torch.diag((1 - 2 * c) * lam) + symmetric,
+        )
+
+    def _lipschitz_term(self, lam: Tensor, gamma: Tensor, D: Tensor | None) -> Tensor:
+        B, output = lam[:, None] * self.U, self.output
+        if D is None:
+            return (output.mT @ output + B @ B.mT) / (2 * gamma)
+        coupled = gamma * B + output.mT @ D
+        identity = torch.eye(self.in_features, dtype=D.dtype, device=D.device)
+        factor = torch.linalg.cholesky(gamma**2 * identity - D.mT @ D)
+        half = torch.linalg.solve_triangular(factor, coupled.mT, upper=False)
+        return (output.mT @ output + half.mT @ half) / (2 * gamma)
+
+    def extra_repr(self) -> str:
+        """Sizes and settings."""
+        parts = [super().extra_repr()]
+        if self.log_gamma is not None:
+            learnt = ", learn_lipschitz=True" if isinstance(self.log_gamma, nn.Parameter) else ""
+            parts.append(f"lipschitz={float(cast(Tensor, self.lipschitz)):.4g}{learnt}")
+        if self.contraction_rate is not None:
+            parts.append(f"contraction_rate={self.contraction_rate:g}")
+        parts.append(f"epsilon={self.epsilon:g}")
+        if self.psi is None:
+            parts.append("learn_metric=False")
+        return ", ".join(parts)
+
+
+class MonDEQ(Monotone):
+    """The monDEQ of arXiv 2006.08591: W = (1 − ε)I − VᵀV − S + Sᵀ, well-posed in the Euclidean metric.
+
+    Arguments as for ``Monotone``, without those about the metric and the bounds.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        *,
+        epsilon: float = 1.0,
+        feedthrough: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__(
+            in_features,
+            hidden_features,
+            out_features,
+            epsilon=epsilon,
+            learn_metric=False,
+            feedthrough=feedthrough,
+            device=device,
+            dtype=dtype,
+        )
+
+
+def _into_unit_ball(matrix: Tensor) -> Tensor:
+    """X ↦ X/√(1 + ‖X‖_F²), onto the matrices of Frobenius norm below one: smooth, and free of constraints."""
+    return matrix / torch.sqrt(1 + matrix.square().sum())
+
+
+def _floating(dtype: torch.dtype | None) -> torch.dtype | None:
+    if dtype is not None and not dtype.is_floating_point:
+        raise InputError(f"dtype must be a floating-point type, got {dtype}; use torch.float32 or torch.float64")
+    return dtype

@@ -1,0 +1,125 @@
+"""Explicit weights of an equilibrium network: what the parameterisations produce and everything else reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError
+from contracting.linear import Dense, LinearMap
+from contracting.metrics import FullP, WeightedL2
+from contracting.problem import EquilibriumProblem
+from contracting.proximal import Activation
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weights:
+    r"""z = σ(Wz + Ux + b), y = W_o z + Dx + b_o, together with what the parameterisation certifies by construction.
+
+    Attributes:
+        state: W as a map on Rⁿ.
+        input: U, shape (n, in).
+        bias: b, shape (n,).
+        output: W_o, shape (out, n).
+        output_bias: b_o, shape (out,).
+        feedthrough: D, shape (out, in), or None.
+        metric: Λ such that 2Λ − ΛW − WᵀΛ ≻ 0 by construction, or None where nothing is certified.
+        lipschitz: γ, a certified ℓ2 Lipschitz constant of x ↦ y, as a 0-dim tensor (it may be learnt), or None.
+        contraction_rate: c, a certified contraction rate of the firing-rate and Hopfield flows, or None.
+        contraction_metric: the metric P in which they contract, or None.
+    """
+
+    state: LinearMap
+    input: Tensor
+    bias: Tensor
+    output: Tensor
+    output_bias: Tensor
+    feedthrough: Tensor | None = None
+    metric: WeightedL2 | None = None
+    lipschitz: Tensor | None = None
+    contraction_rate: float | None = None
+    contraction_matrix: Tensor | None = None
+
+    @property
+    def in_features(self) -> int:
+        """Number of inputs."""
+        return self.input.shape[1]
+
+    @property
+    def hidden_features(self) -> int:
+        """Dimension n of the state."""
+        return self.input.shape[0]
+
+    @property
+    def out_features(self) -> int:
+        """Number of outputs."""
+        return self.output.shape[0]
+
+    @property
+    def contraction_metric(self) -> FullP | None:
+        """P as a metric."""
+        return None if self.contraction_matrix is None else FullP(self.contraction_matrix.detach())
+
+    def problem(self, x: Tensor, activation: Activation) -> EquilibriumProblem:
+        """The equilibrium problem of inputs x, (batch, in)."""
+        q = torch.nn.functional.linear(x, self.input, self.bias)
+        return EquilibriumProblem(linear=self.state, q=q, activation=activation, metric=self.metric)
+
+    def readout(self, z: Tensor, x: Tensor) -> Tensor:
+        """y = W_o z + Dx + b_o: (..., n), (..., in) -> (..., out)."""
+        y = torch.nn.functional.linear(z, self.output, self.output_bias)
+        return y if self.feedthrough is None else y + torch.nn.functional.linear(x, self.feedthrough)
+
+
+def explicit_weights(
+    W: Tensor,
+    U: Tensor,
+    output: Tensor,
+    *,
+    bias: Tensor | None = None,
+    output_bias: Tensor | None = None,
+    feedthrough: Tensor | None = None,
+    metric: Tensor | None = None,
+) -> Weights:
+    """Weights given as plain matrices, of which nothing is certified except a metric that is verified on use.
+
+    Args:
+        W: (n, n).
+        U: (n, in).
+        output: W_o, (out, n).
+        bias: b, (n,); zero if None.
+        output_bias: b_o, (out,); zero if None.
+        feedthrough: D, (out, in).
+        metric: diagonal Λ > 0, (n,), in which I − W is claimed to be strongly monotone.
+
+    Raises:
+        InputError: on wrong shapes, dtypes, devices or non-finite entries.
+    """
+    linear = Dense(W)
+    checks.finite("W", W)
+    n = linear.size
+    for name, value, dims in (("U", U, 2), ("output", output, 2)):
+        checks.finite(name, checks.same_kind(name, checks.floating_tensor(name, value), "W", W))
+        if value.ndim != dims:
+            raise InputError(f"{name} must be a matrix, got shape {tuple(value.shape)}")
+    checks.shape("U", U, (n, U.shape[1]))
+    checks.last_size("output", output, n)
+    bias = W.new_zeros(n) if bias is None else checks.shape("bias", checks.same_kind("bias", bias, "W", W), (n,))
+    m = output.shape[0]
+    if output_bias is None:
+        output_bias = W.new_zeros(m)
+    checks.shape("output_bias", checks.same_kind("output_bias", output_bias, "W", W), (m,))
+    if feedthrough is not None:
+        checks.shape("feedthrough", checks.same_kind("feedthrough", feedthrough, "W", W), (m, U.shape[1]))
+    return Weights(
+        state=linear,
+        input=U,
+        bias=bias,
+        output=output,
+        output_bias=output_bias,
+        feedthrough=feedthrough,
+        metric=None if metric is None else WeightedL2(checks.same_kind("metric", metric, "W", W)),
+    )

@@ -1,0 +1,119 @@
+"""Problems whose equilibrium is known by other means than the solvers under test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mpmath
+import torch
+from torch import Tensor
+
+from contracting.activations import Identity, LeakyReLU, ReLU, Tanh
+from contracting.linear import Dense
+from contracting.metrics import WeightedL2
+from contracting.problem import EquilibriumProblem
+from contracting.proximal import Activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownProblem:
+    """A problem, its exact equilibrium, and what makes it hard."""
+
+    name: str
+    make: Callable[[], tuple[EquilibriumProblem, Tensor]]
+    hard_for_explicit: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def monotone_weight(
+    n: int,
+    *,
+    seed: int,
+    skew: float = 1.0,
+    monotonicity: float = 1.0,
+    spread: float = 0.0,
+    scale: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """W and Λ with λmin(sym Ã) = ``monotonicity`` exactly, ‖skew part‖ = ``skew``, and ψ in ±``spread``."""
+    generator = torch.Generator().manual_seed(seed)
+    V = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    values, basis = torch.linalg.eigh(V @ V.mT)
+    values = monotonicity + scale * (values - values[0]) / max(float(values[-1] - values[0]), 1e-12)
+    S = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    K = S - S.mT
+    size = float(torch.linalg.matrix_norm(K, 2))
+    K = K * (skew / size) if size > 0 else K
+    A = basis @ torch.diag(values) @ basis.mT + K
+    psi = spread * (2 * torch.rand(n, generator=generator, dtype=torch.float64) - 1)
+    lam = torch.exp(-psi)
+    root = lam.sqrt()
+    # Ã = Λ^½AΛ^−½ is what was built; undo the scaling
+    return torch.eye(n, dtype=torch.float64) - A / root[:, None] * root[None, :], lam
+
+
+def planted(
+    activation: Activation, W: Tensor, lam: Tensor | None, *, batch: int, seed: int
+) -> tuple[EquilibriumProblem, Tensor]:
+    """Choose v, set z = σ(v), and q = v − Wz: then z is the equilibrium, exactly."""
+    generator = torch.Generator().manual_seed(seed)
+    v = torch.randn(batch, W.shape[0], generator=generator, dtype=torch.float64).to(W.dtype)
+    z = activation(v)
+    problem = EquilibriumProblem(
+        linear=Dense(W), q=v - z @ W.mT, activation=activation, metric=None if lam is None else WeightedL2(lam)
+    )
+    return problem, z
+
+
+def _planted(
+    activation: Activation, n: int, seed: int, **shape: float
+) -> Callable[[], tuple[EquilibriumProblem, Tensor]]:
+    def make() -> tuple[EquilibriumProblem, Tensor]:
+        W, lam = monotone_weight(n, seed=seed, **shape)
+        return planted(activation, W, lam, batch=4, seed=seed + 1)
+
+    return make
+
+
+def _linear() -> tuple[EquilibriumProblem, Tensor]:
+    """σ = identity: z = (I − W)⁻¹q in closed form."""
+    W, lam = monotone_weight(7, seed=3, skew=2.0)
+    q = torch.randn(4, 7, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    z = torch.linalg.solve(torch.eye(7, dtype=torch.float64) - W, q.mT).mT
+    return EquilibriumProblem(linear=Dense(W), q=q, activation=Identity(), metric=WeightedL2(lam)), z
+
+
+def _tanh_by_mpmath() -> tuple[EquilibriumProblem, Tensor]:
+    """σ = tanh, solved by Newton's method in 40 digits."""
+    W, lam = monotone_weight(3, seed=5, skew=1.5)
+    q = torch.tensor([[0.7, -1.2, 2.0], [0.0, 0.3, -0.1]], dtype=torch.float64)
+    rows = []
+    with mpmath.workdps(40):
+        M = mpmath.matrix(W.tolist())
+        for row in q.tolist():
+
+            def residual(*z: mpmath.mpf, row: list[float] = row) -> list[mpmath.mpf]:
+                v = M * mpmath.matrix(z)
+                return [z[i] - mpmath.tanh(v[i] + row[i]) for i in range(3)]
+
+            root = mpmath.findroot(residual, [0, 0, 0])
+            rows.append([float(root[i]) for i in range(3)])
+    z = torch.tensor(rows, dtype=torch.float64)
+    return EquilibriumProblem(linear=Dense(W), q=q, activation=Tanh(), metric=WeightedL2(lam)), z
+
+
+KNOWN = (
+    KnownProblem(name="linear", make=_linear),
+    KnownProblem(name="tanh in 40 digits", make=_tanh_by_mpmath),
+    KnownProblem(name="ReLU", make=_planted(ReLU(), 6, 10)),
+    KnownProblem(name="ReLU, symmetric", make=_planted(ReLU(), 6, 20, skew=0.0, scale=4.0)),
+    KnownProblem(name="n = 1", make=_planted(ReLU(), 1, 30)),
+    KnownProblem(name="leaky ReLU", make=_planted(LeakyReLU(negative_slope=0.2), 6, 40)),
+    KnownProblem(name="ReLU, strong skew", make=_planted(ReLU(), 6, 50, skew=5.0), hard_for_explicit=True),
+    KnownProblem(name="tanh, strong skew", make=_planted(Tanh(), 6, 60, skew=5.0), hard_for_explicit=True),
+    KnownProblem(name="ReLU, nearly singular", make=_planted(ReLU(), 6, 70, monotonicity=1e-3), hard_for_explicit=True),
+    KnownProblem(name="ReLU, ill-scaled metric", make=_planted(ReLU(), 6, 80, spread=3.0)),
+    KnownProblem(name="ReLU, n = 300", make=_planted(ReLU(), 300, 90, skew=2.0, scale=3.0)),
+)
