@@ -33,7 +33,7 @@ def last_size(name: str, value: Tensor, size: int) -> Tensor:
 def shape(name: str, value: Tensor, expected: tuple[int, ...]) -> Tensor:
     """Return ``value`` if its shape is ``expected``, else raise InputError."""
     if tuple(value.shape) != expected:
-        raise InputError(f"{name} must have shape {expected}, got {tuple(value.shape)}")
+        raise InputError(f"{name} must have shape {tuple(expected)}, got {tuple(value.shape)}")
     return value
 
 

@@ -108,6 +108,11 @@ class LinearMap(ABC):
             return self
         return self.remember("detached", None, lambda: self.with_tensors([t.detach() for t in self.tensors()]))
 
+    @property
+    def rough_norm(self) -> float:
+        """‖W‖₂ from below, usually within a few per cent: some power iterations on WᵀW, enough to judge rounding."""
+        return self.detached.remember("rough_norm", None, lambda: _power_iteration(self.detached))
+
     def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
         """Gradient of ⟨cotangent, W z⟩ with respect to ``tensors()``, itself differentiable."""
         vjp: Callable[[Tensor], tuple[Tensor, ...]]
@@ -118,6 +123,19 @@ class LinearMap(ABC):
         """A = I − W seen in ``metric``: its bounds, contraction factors and best steps, computed once."""
         values = self.detached
         return values.remember("operator", metric, lambda: MonotoneOperator(values.blocks(metric)))
+
+
+@torch.no_grad()
+def _power_iteration(linear: LinearMap, steps: int = 6) -> float:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, linear.size, generator=generator).to(dtype=linear.dtype, device=linear.device)
+    size = 0.0
+    for _ in range(steps):
+        x = x / torch.linalg.vector_norm(x).clamp_min(torch.finfo(x.dtype).tiny)
+        y = linear.apply(x)
+        size = float(torch.linalg.vector_norm(y))
+        x = linear.adjoint.apply(y)
+    return size
 
 
 @dataclass(frozen=True, eq=False)

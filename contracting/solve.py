@@ -28,7 +28,8 @@ class Stop:
     A row is solved when ‖z − σ(Wz + q)‖₂ ≤ atol + rtol·‖σ(Wz + q)‖₂ holds at the z that is returned.
 
     Args:
-        rtol: relative tolerance; None means 1e-8 in float64 and 1e-5 in float32.
+        rtol: relative tolerance; None means 1e-8 in float64 and 1e-5 in float32, or what rounding lets one resolve,
+            2·eps·(1 + ‖W‖), if that is larger. A tolerance that is given is kept as it is.
         atol: absolute tolerance; None means 1e-12 in float64 and 1e-7 in float32.
         max_steps: steps after which a row is given up as MAX_STEPS.
         patience: steps without a new best residual after which a row is given up as STALLED.
@@ -54,12 +55,22 @@ class Stop:
         if self.check_every is not None:
             checks.whole_number("Stop.check_every", self.check_every)
 
-    def tolerances(self, dtype: torch.dtype) -> tuple[float, float]:
-        """(rtol, atol) with the defaults of the precision filled in."""
-        double = torch.finfo(dtype).eps < 1e-12
-        rtol = self.rtol if self.rtol is not None else (1e-8 if double else 1e-5)
-        atol = self.atol if self.atol is not None else (1e-12 if double else 1e-7)
-        return rtol, atol
+    def resolved(self, problem: EquilibriumProblem) -> Stop:
+        """The same stop with the default tolerances of the problem filled in."""
+        eps = torch.finfo(problem.q.dtype).eps
+        double = eps < 1e-12
+        rtol, atol = self.rtol, self.atol
+        if rtol is None:
+            rtol = min(1.0, max(1e-8 if double else 1e-5, 2 * eps * (1 + problem.linear.rough_norm)))
+        if atol is None:
+            atol = 1e-12 if double else 1e-7
+        return replace(self, rtol=rtol, atol=atol)
+
+    def tolerance(self, scale: Tensor) -> Tensor:
+        """The residual at which a row of this scale ‖σ(Wz + q)‖ is solved; of a resolved stop."""
+        if self.rtol is None or self.atol is None:
+            raise InputError("this Stop leaves its tolerances to the problem: call resolved(problem) first")
+        return self.atol + self.rtol * scale
 
 
 class Iteration(ABC):
@@ -98,6 +109,10 @@ class Method(ABC):
     @abstractmethod
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration on one problem; everything expensive is remembered on the weight of the problem.
+
+        Args:
+            problem: what to solve.
+            stop: when it counts as solved, resolved for this problem.
 
         Raises:
             PreconditionError: if this method cannot solve this problem, before any work is done.
@@ -260,7 +275,7 @@ def solve(
     """
     if not isinstance(method, Method):
         raise InputError(f"solver must be a method such as PeacemanRachford(), got {method!r}")
-    stop = stop or Stop()
+    stop = (stop or Stop()).resolved(problem)
     watch = _Watch(trace)
     z0 = problem.zeros() if z0 is None else _starting_point(z0, problem)
     iteration = method.bind(problem, stop)
@@ -289,7 +304,6 @@ class _Rows:
 
     def __init__(self, problem: EquilibriumProblem, stop: Stop, state: State, iteration: Iteration):
         self.problem, self.stop, self.iteration = problem, stop, iteration
-        self.rtol, self.atol = stop.tolerances(problem.q.dtype)
         self.checks = 0
         self.state = state
         self.z = iteration.read(state)
@@ -339,7 +353,7 @@ class _Rows:
         code[active & (taken - self.best_step >= self.stop.patience)] = Status.STALLED
         if taken >= self.stop.max_steps:
             code[active] = Status.MAX_STEPS
-        code[active & (residual <= self.atol + self.rtol * scale)] = Status.CONVERGED
+        code[active & (residual <= self.stop.tolerance(scale))] = Status.CONVERGED
         code[active & ~torch.isfinite(residual)] = Status.NONFINITE
         self.status = code
 

@@ -3,8 +3,10 @@ r"""Free parameters → explicit weights: any parameter values give weights with
 W = I − Ψ( Q_γ + VᵀV + εI + S̃ + Q_c ),   Ψ = diag(exp ψ),  S̃ = S − Sᵀ,  with, where they are asked for,
 
 * Q_γ = (W_oᵀW_o + BBᵀ)/(2γ), B = Ψ⁻¹U: x ↦ y is γ-Lipschitz in ℓ2 (arXiv 2010.01732, Theorem 5);
-* Q_c = cΨ⁻¹ + S̃ᵀΨS̃/(4(1 − c)): the firing-rate and Hopfield flows contract at rate ≥ c in the metric
-  P = (1 − 2c)Ψ⁻¹ + G, G the symmetric part of the bracket.
+* Q_c = cΨ⁻¹ + S̃ᵀΨS̃/(4(1 − c)): the firing-rate flow contracts at rate ≥ c in P = (1 − 2c)Ψ⁻¹ + G, G the symmetric
+  part of the bracket, and the Hopfield flow in Ψ⁻¹P⁻¹Ψ⁻¹. In coordinates with Ψ = I: P + W = 2(1 − c)I − S̃, so
+  (P + Wᵀ)(P + W) = 4(1 − c)²I + S̃ᵀS̃ ⪯ 4(1 − c)P, the condition for all slopes in [0, 1]; Hopfield's is the same with
+  (P + W)(P + Wᵀ) and the inverse metric.
 
 Without either, the network is well-posed: 2Λ − ΛW − WᵀΛ = 2(VᵀV + εI) ≻ 0 with Λ = Ψ⁻¹. With Ψ = I it is the monDEQ of
 arXiv 2006.08591. Q_γ and Q_c are positive semidefinite, so asking for one never costs the other. With a feedthrough D,

@@ -29,7 +29,7 @@ class Weights:
         metric: Λ such that 2Λ − ΛW − WᵀΛ ≻ 0 by construction, or None where nothing is certified.
         lipschitz: γ, a certified ℓ2 Lipschitz constant of x ↦ y, as a 0-dim tensor (it may be learnt), or None.
         contraction_rate: c, a certified contraction rate of the firing-rate and Hopfield flows, or None.
-        contraction_metric: the metric P in which they contract, or None.
+        contraction_matrix: the P in which the firing-rate flow contracts, or None.
     """
 
     state: LinearMap
@@ -59,9 +59,18 @@ class Weights:
         return self.output.shape[0]
 
     @property
-    def contraction_metric(self) -> FullP | None:
-        """P as a metric."""
+    def firing_rate_metric(self) -> FullP | None:
+        """P, in which the firing-rate flow contracts at ``contraction_rate``."""
         return None if self.contraction_matrix is None else FullP(self.contraction_matrix.detach())
+
+    @property
+    def hopfield_metric(self) -> FullP | None:
+        """ΛP⁻¹Λ, in which the Hopfield flow contracts at the same rate: its linear part is WJ in place of JW."""
+        if self.contraction_matrix is None or self.metric is None:
+            return None
+        lam = torch.diag(self.metric.weights.detach())
+        P = lam @ torch.linalg.solve(self.contraction_matrix.detach(), lam)
+        return FullP((P + P.mT) / 2)
 
     def problem(self, x: Tensor, activation: Activation) -> EquilibriumProblem:
         """The equilibrium problem of inputs x, (batch, in)."""

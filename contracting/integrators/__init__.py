@@ -2,5 +2,16 @@
 
 from contracting.integrators.explicit import RK4, BogackiShampine, DormandPrince, ExplicitEuler, Heun
 from contracting.integrators.implicit import BackwardEuler, PseudoTransient
+from contracting.integrators.torchdiffeq_adapter import TorchDiffEq, TorchDiffEqAdjoint
 
-__all__ = ["RK4", "BackwardEuler", "BogackiShampine", "DormandPrince", "ExplicitEuler", "Heun", "PseudoTransient"]
+__all__ = [
+    "RK4",
+    "BackwardEuler",
+    "BogackiShampine",
+    "DormandPrince",
+    "ExplicitEuler",
+    "Heun",
+    "PseudoTransient",
+    "TorchDiffEq",
+    "TorchDiffEqAdjoint",
+]

@@ -1,0 +1,129 @@
+"""Metrics: norms, induced norms and matrix measures against their definitions."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from contracting.errors import InputError
+from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
+
+N = 4
+
+
+def metrics() -> list[Metric]:
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.rand(N, generator=generator, dtype=torch.float64) + 0.2
+    R = torch.randn(N, N, generator=generator, dtype=torch.float64)
+    P = R @ R.mT + 0.1 * torch.eye(N, dtype=torch.float64)
+    return [WeightedL1(weights), WeightedL2(weights), WeightedLinf(weights), FullP((P + P.mT) / 2)]
+
+
+each_metric = pytest.mark.parametrize("metric", metrics(), ids=lambda m: type(m).__name__)
+
+
+@each_metric
+def test_norm_axioms(metric: Metric) -> None:
+    x, y = torch.randn(2, 50, N, dtype=torch.float64)
+    assert (metric.norm(x) > 0).all() and metric.norm(torch.zeros(N, dtype=torch.float64)) == 0
+    assert torch.allclose(metric.norm(-3 * x), 3 * metric.norm(x))
+    assert (metric.norm(x + y) <= metric.norm(x) + metric.norm(y) + 1e-12).all()
+
+
+@each_metric
+def test_induced_norm_bounds_and_is_attained(metric: Metric) -> None:
+    M = torch.randn(20, N, N, dtype=torch.float64)
+    norm = metric.operator_norm(M)
+    x = torch.randn(2000, 1, N, dtype=torch.float64)
+    gain = metric.norm((x[..., None, :] @ M.mT).squeeze(-2)) / metric.norm(x)
+    assert (gain <= norm + 1e-12).all()
+    extremes = _extreme_points(metric)
+    best = (metric.norm((extremes[:, None, None, :] @ M.mT).squeeze(-2)) / metric.norm(extremes)[:, None]).amax(0)
+    assert torch.allclose(torch.maximum(best, gain.amax(0)), norm, rtol=0.1)
+    if not isinstance(metric, (WeightedL2, FullP)):
+        assert torch.allclose(best, norm)
+
+
+def _extreme_points(metric: Metric) -> Tensor:
+    """Where a linear map attains its norm: the vertices of the unit ball for ℓ1 and ℓ∞, else random directions."""
+    if isinstance(metric, WeightedL1):
+        return torch.eye(N, dtype=torch.float64)
+    if isinstance(metric, WeightedLinf):
+        signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=N)), dtype=torch.float64)
+        return signs / metric.weights
+    return torch.randn(5000, N, dtype=torch.float64)
+
+
+@each_metric
+def test_matrix_measure_is_the_limit_of_its_definition(metric: Metric) -> None:
+    M = torch.randn(10, N, N, dtype=torch.float64)
+    h = 1e-7
+    limit = (metric.operator_norm(torch.eye(N, dtype=torch.float64) + h * M) - 1) / h
+    assert torch.allclose(metric.matrix_measure(M), limit, atol=1e-5)
+
+
+@each_metric
+def test_matrix_measure_bounds_the_growth_of_the_flow(metric: Metric) -> None:
+    M = torch.randn(10, N, N, dtype=torch.float64)
+    growth = metric.operator_norm(torch.linalg.matrix_exp(0.7 * M))
+    assert (growth <= torch.exp(0.7 * metric.matrix_measure(M)) + 1e-10).all()
+    abscissa = torch.linalg.eigvals(M).real.amax(-1)
+    assert (metric.matrix_measure(M) >= abscissa - 1e-10).all()
+
+
+@each_metric
+def test_the_transpose_has_the_same_norm_in_the_dual(metric: Metric) -> None:
+    M = torch.randn(5, N, N, dtype=torch.float64)
+    assert torch.allclose(metric.dual().operator_norm(M.mT), metric.operator_norm(M))
+    assert torch.allclose(metric.dual().matrix_measure(M.mT), metric.matrix_measure(M))
+    assert metric.dual().dual() is metric
+
+
+@each_metric
+def test_the_dual_norm_is_the_support_function(metric: Metric) -> None:
+    x, y = torch.randn(2, 4000, N, dtype=torch.float64)
+    pairing = (x * y).sum(-1)
+    bound = metric.norm(x) * metric.dual().norm(y)
+    assert (pairing <= bound + 1e-12).all()
+    assert (pairing / bound).max() > 0.9
+
+
+@each_metric
+def test_follows_dtype(metric: Metric) -> None:
+    single = metric.to(torch.zeros(1, dtype=torch.float32))
+    assert single.norm(torch.ones(N)).dtype == torch.float32
+    assert single.size == N
+
+
+@pytest.mark.parametrize("kind", [WeightedL1, WeightedL2, WeightedLinf])
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (torch.tensor([1.0, 0.0]), "positive"),
+        (torch.tensor([1.0, -2.0]), "positive"),
+        (torch.tensor([1.0, float("nan")]), "NaN"),
+        (torch.ones(2, 2), "shape"),
+        (torch.ones(2, dtype=torch.int64), "floating point"),
+        ([1.0, 2.0], "torch.Tensor"),
+    ],
+)
+def test_bad_weights_are_refused(kind: type, weights: object, message: str) -> None:
+    with pytest.raises(InputError, match=f"weights.*{message}"):
+        kind(weights)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (torch.ones(2, 3), "shape"),
+        (torch.tensor([[1.0, 0.5], [0.0, 1.0]]), "symmetric"),
+        (torch.tensor([[1.0, 2.0], [2.0, 1.0]]), "positive definite"),
+        (torch.tensor([[1.0, float("inf")], [0.0, 1.0]]), "infinite"),
+    ],
+)
+def test_bad_p_is_refused(matrix: Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        FullP(matrix)

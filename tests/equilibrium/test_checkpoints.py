@@ -1,0 +1,165 @@
+"""The reference checkpoints become layers that reproduce their reported numbers; they can be written back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from contracting.errors import InputError, Status
+from contracting.integrators import ExplicitEuler
+from contracting.solve import Stop
+from equilibrium import (
+    LBEN,
+    EquilibriumLayer,
+    ForwardBackward,
+    PeacemanRachford,
+    SemismoothNewton,
+    load_reference,
+    save_reference,
+)
+from equilibrium.data import Dataset, mnist
+from tests.methods import ALL_METHODS, name
+
+# test error at the exact equilibrium in percent, γ
+DENSE = {
+    "fc_lip0.3_w80": (5.44, 0.3),
+    "fc_lip1.0_w80": (2.29, 1.0),
+    "fc_lip5.0_w80": (1.81, 5.0),
+    "lben_w80": (2.03, None),
+    "mondeq_w80": (2.04, None),
+}
+
+
+@pytest.fixture(scope="module")
+def images(shared_data: Path) -> Dataset:
+    return mnist(shared_data / "mnist", dtype=torch.float64)
+
+
+def load(shared_data: Path, model: str) -> LBEN:
+    layer = load_reference(
+        shared_data / "lben-checkpoints" / f"{model}.pt", lipschitz=DENSE[model][1], dtype=torch.float64
+    )
+    assert isinstance(layer, LBEN)
+    return layer
+
+
+@pytest.mark.parametrize("model", DENSE)
+def test_reported_test_error(model: str, shared_data: Path, images: Dataset) -> None:
+    layer = load(shared_data, model)
+    solution = layer.solve(images.test_inputs, stop=Stop(rtol=1e-8, atol=0.0))
+    assert solution.relative_residual.max() <= 1e-8
+    y = layer.weights().readout(solution.z, images.test_inputs)
+    error = float((y.argmax(-1) != images.test_labels).double().mean()) * 100
+    assert error == pytest.approx(DENSE[model][0], abs=0.01)
+
+
+@pytest.mark.parametrize("method", ALL_METHODS, ids=name)
+@pytest.mark.parametrize("model", DENSE)
+def test_every_method_reaches_the_tolerance_in_both_precisions(
+    model: str, method: object, shared_data: Path, images: Dataset
+) -> None:
+    layer, x = load(shared_data, model), images.test_inputs[:32]
+    exact = layer.solve(x, SemismoothNewton(), stop=Stop(rtol=1e-12)).z
+    solution = layer.solve(x, method, stop=Stop(rtol=1e-8, atol=0.0))  # type: ignore[arg-type]
+    assert solution.relative_residual.max() <= 1e-8
+    assert ((solution.z - exact).norm(dim=-1) <= 1e-6 * exact.norm(dim=-1)).all()
+    single = layer.float().solve(x.float(), method, stop=Stop(rtol=1e-5, atol=0.0))  # type: ignore[arg-type]
+    assert single.relative_residual.max() <= 1e-5
+
+
+def test_the_unconstrained_control_is_not_certified(shared_data: Path, images: Dataset) -> None:
+    path = shared_data / "lben-checkpoints" / "unconstrained_w80.pt"
+    layer = load_reference(path, dtype=torch.float64)
+    weights = layer.weights()
+    assert type(layer) is EquilibriumLayer
+    assert weights.metric is None and weights.lipschitz is None
+    x = images.test_inputs[:200]
+    for method in (SemismoothNewton(), ExplicitEuler(step=1.0), PeacemanRachford(step=0.1), ForwardBackward(step=0.1)):
+        solution = layer.solve(x, method, stop=Stop(max_steps=300), throw=False)
+        assert solution.error_bound is None
+        residual = torch.linalg.vector_norm(layer.problem(x).residual(solution.z), dim=-1)
+        # what is called converged is, and what is not is said, row by row
+        assert torch.allclose(residual, solution.residual, rtol=1e-5, atol=1e-12)
+        tolerance = 1e-8 * torch.linalg.vector_norm(layer.problem(x).map(solution.z), dim=-1) + 1e-12
+        assert torch.equal(solution.converged, residual <= tolerance)
+    diverged = layer.solve(x, ExplicitEuler(step=1.0), stop=Stop(max_steps=300), throw=False)
+    assert (diverged.status == Status.MAX_STEPS).any() and (diverged.status == Status.CONVERGED).any()
+
+
+@pytest.mark.parametrize("model", [*DENSE, "unconstrained_w80"])
+def test_written_back_files_are_equal(model: str, shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "lben-checkpoints" / f"{model}.pt"
+    layer = load_reference(source, lipschitz=DENSE.get(model, (0, None))[1])
+    save_reference(layer, tmp_path / "again.pt")
+    one, other = (torch.load(p, weights_only=True) for p in (source, tmp_path / "again.pt"))
+    assert one.keys() == other.keys()
+    for key in one:
+        assert torch.allclose(one[key], other[key], rtol=1e-6, atol=0), key
+    assert list(tmp_path.iterdir()) == [tmp_path / "again.pt"]
+
+
+def test_gamma_is_asked_for_exactly_where_it_belongs(shared_data: Path) -> None:
+    folder = shared_data / "lben-checkpoints"
+    with pytest.raises(InputError, match="γ is not stored: pass lipschitz"):
+        load_reference(folder / "fc_lip1.0_w80.pt")
+    with pytest.raises(InputError, match="no Lipschitz bound: leave lipschitz out"):
+        load_reference(folder / "mondeq_w80.pt", lipschitz=1.0)
+    with pytest.raises(InputError, match="unknown layout"):
+        load_reference(folder / "conv_mondeq_w54.pt")
+
+
+def test_reported_numbers_are_those_we_compare_with(shared_data: Path) -> None:
+    reported = json.loads((shared_data / "lben-checkpoints" / "reported.json").read_text())
+    for model, (error, _) in DENSE.items():
+        # the authors stopped fc_lip1.0 earlier, hence 2.33 in the file and 2.29 at the equilibrium
+        assert reported[model]["test_error_percent"] == pytest.approx(error, abs=0.05)
+
+
+def test_unreadable_files_get_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no checkpoint file"):
+        load_reference(tmp_path / "missing.pt")
+    with pytest.raises(InputError, match="no checkpoint file"):
+        load_reference(tmp_path)
+    (tmp_path / "garbage.pt").write_bytes(b"this is no checkpoint")
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        load_reference(tmp_path / "garbage.pt")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        load_reference(tmp_path / "empty.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(InputError, match="state dict of tensors, got list"):
+        load_reference(tmp_path / "list.pt")
+    torch.save({"something": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(InputError, match="unknown layout.*something"):
+        load_reference(tmp_path / "other.pt")
+    good = LBEN(3, 4, 2)
+    save_reference(good, tmp_path / "good.pt")
+    content = torch.load(tmp_path / "good.pt", weights_only=True)
+    content["mon.linear_module.V.weight"] = torch.zeros(4, 5)
+    torch.save(content, tmp_path / "shape.pt")
+    with pytest.raises(InputError, match=r"V in .*shape.pt must have shape \(4, 4\)"):
+        load_reference(tmp_path / "shape.pt")
+    content["mon.linear_module.V.weight"] = torch.full((4, 4), float("nan"))
+    torch.save(content, tmp_path / "nan.pt")
+    with pytest.raises(InputError, match="16 entries that are NaN"):
+        load_reference(tmp_path / "nan.pt")
+    whole = (tmp_path / "good.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        load_reference(tmp_path / "cut.pt")
+
+
+def test_what_the_reference_layout_cannot_hold_is_refused(tmp_path: Path) -> None:
+    target = tmp_path / "model.pt"
+    with pytest.raises(InputError, match="feedthrough"):
+        save_reference(LBEN(3, 4, 2, feedthrough=True), target)
+    with pytest.raises(InputError, match="contraction rate"):
+        save_reference(LBEN(3, 4, 2, contraction_rate=0.1), target)
+    with pytest.raises(InputError, match="learnt metric"):
+        save_reference(LBEN(3, 4, 2, lipschitz=1.0, learn_metric=False), target)
+    with pytest.raises(InputError, match="cannot write"):
+        save_reference(LBEN(3, 4, 2), tmp_path / "no" / "folder.pt")
+    assert not list(tmp_path.iterdir())

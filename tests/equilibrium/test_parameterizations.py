@@ -1,0 +1,192 @@
+"""Every parameter value gives weights with the certificate asked for; checked from the matrices alone."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from contracting.errors import InputError
+from equilibrium import MonDEQ, Monotone, Unconstrained, Weights
+
+SHAPES = [(1, 1, 1), (3, 4, 2), (5, 12, 3)]
+
+
+def randomised(free: torch.nn.Module, seed: int, size: float = 1.0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in free.parameters():
+            parameter.copy_(size * torch.randn_like(parameter))
+    return free
+
+
+def condition_1(weights: Weights) -> float:
+    """λmin(2Λ − ΛW − WᵀΛ) over the size of its entries."""
+    assert weights.metric is not None
+    lam, W = torch.diag(weights.metric.weights), weights.state.to_dense().detach()
+    M = 2 * lam - lam @ W - W.mT @ lam
+    return float(torch.linalg.eigvalsh(M)[0] / M.abs().max())
+
+
+def lipschitz_lmi(weights: Weights, gamma: float) -> float:
+    """Smallest eigenvalue of the matrix inequality with D, relative to its entries; Λ is scaled by γ (ρ = γ²)."""
+    assert weights.metric is not None
+    lam, W = gamma * torch.diag(weights.metric.weights), weights.state.to_dense().detach()
+    U, C = weights.input.detach(), weights.output.detach()
+    D = torch.zeros(C.shape[0], U.shape[1], dtype=U.dtype) if weights.feedthrough is None else weights.feedthrough
+    D = D.detach()
+    corner = 2 * lam - lam @ W - W.mT @ lam - C.mT @ C
+    off = -(lam @ U + C.mT @ D)
+    M = torch.cat(
+        [
+            torch.cat([corner, off], dim=1),
+            torch.cat([off.mT, gamma**2 * torch.eye(U.shape[1], dtype=U.dtype) - D.mT @ D], dim=1),
+        ]
+    )
+    return float(torch.linalg.eigvalsh(M)[0] / M.abs().max())
+
+
+def worst_gain(weights: Weights) -> float:
+    """max over slope patterns J ∈ {0, 1}ⁿ of ‖W_o(I − JW)⁻¹JU + D‖: what the Lipschitz constant must not be below."""
+    W, U, C = weights.state.to_dense().detach(), weights.input.detach(), weights.output.detach()
+    n = W.shape[0]
+    worst = 0.0
+    for pattern in itertools.product([0.0, 1.0], repeat=n):
+        J = torch.tensor(pattern, dtype=W.dtype)[:, None]
+        gain = C @ torch.linalg.solve(torch.eye(n, dtype=W.dtype) - J * W, J * U)
+        if weights.feedthrough is not None:
+            gain = gain + weights.feedthrough.detach()
+        worst = max(worst, float(torch.linalg.matrix_norm(gain, 2)))
+    return worst
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("learn_metric", [True, False])
+@pytest.mark.parametrize("c", [None, 0.0, 0.4, 0.9])
+@pytest.mark.parametrize("gamma", [None, 0.05, 3.0])
+def test_well_posed_for_every_parameter_value(
+    shape: tuple[int, int, int], learn_metric: bool, c: float | None, gamma: float | None
+) -> None:
+    for seed in range(5):
+        free = Monotone(
+            *shape,
+            lipschitz=gamma,
+            contraction_rate=c,
+            epsilon=0.01,
+            learn_metric=learn_metric,
+            dtype=torch.float64,
+        )
+        weights = randomised(free, seed).explicit()  # type: ignore[operator]
+        assert condition_1(weights) > 0
+
+
+@pytest.mark.parametrize("feedthrough", [False, True])
+@pytest.mark.parametrize("c", [None, 0.3])
+@pytest.mark.parametrize("gamma", [0.05, 1.0, 20.0])
+def test_lipschitz_bound_holds_and_is_not_vacuous(gamma: float, c: float | None, feedthrough: bool) -> None:
+    ratios = []
+    for seed in range(20):
+        free = Monotone(
+            4, 6, 3, lipschitz=gamma, contraction_rate=c, epsilon=1e-3, feedthrough=feedthrough, dtype=torch.float64
+        )
+        weights = randomised(free, seed, size=0.5).explicit()  # type: ignore[operator]
+        assert weights.lipschitz is not None
+        assert float(weights.lipschitz) == pytest.approx(gamma)
+        assert lipschitz_lmi(weights, gamma) > -1e-10
+        ratios.append(worst_gain(weights) / gamma)
+    assert max(ratios) <= 1
+    if c is None and gamma <= 1:
+        assert max(ratios) > 0.3
+
+
+def test_a_broken_lipschitz_model_fails_the_check() -> None:
+    weights = randomised(Monotone(4, 6, 3, lipschitz=0.5, dtype=torch.float64), 1).explicit()  # type: ignore[operator]
+    assert lipschitz_lmi(weights, 0.5) > -1e-10
+    assert lipschitz_lmi(weights, 0.05) < -1e-6
+
+
+def rate_in(P: Tensor, jacobians: list[Tensor]) -> float:
+    """The best c with sym(P(F − I)) ⪯ −cP for all F; the fields are affine in the slopes, so vertices decide."""
+    root = torch.linalg.cholesky(P).mT
+    measures = [torch.linalg.solve_triangular(root, root @ F, upper=True, left=False) for F in jacobians]
+    return 1 - max(float(torch.linalg.eigvalsh((M + M.mT) / 2)[-1]) for M in measures)
+
+
+def vertices(n: int) -> list[Tensor]:
+    return [torch.tensor(p, dtype=torch.float64) for p in itertools.product([0.0, 1.0], repeat=n)]
+
+
+def firing_rate_rate(weights: Weights, P: Tensor) -> float:
+    W = weights.state.to_dense().detach()
+    return rate_in(P, [J[:, None] * W for J in vertices(W.shape[0])])
+
+
+def hopfield_rate(weights: Weights, P: Tensor) -> float:
+    W = weights.state.to_dense().detach()
+    return rate_in(P, [W * J for J in vertices(W.shape[0])])
+
+
+@pytest.mark.parametrize("gamma", [None, 1.0])
+@pytest.mark.parametrize("c", [0.0, 0.2, 0.5, 0.8])
+def test_contracting_variants_contract_at_their_rate(c: float, gamma: float | None) -> None:
+    for seed in range(10):
+        free = Monotone(3, 5, 2, lipschitz=gamma, contraction_rate=c, epsilon=1e-3, dtype=torch.float64)
+        weights = randomised(free, seed).explicit()  # type: ignore[operator]
+        assert weights.firing_rate_metric is not None and weights.hopfield_metric is not None
+        assert firing_rate_rate(weights, weights.firing_rate_metric.matrix) >= c - 1e-9
+        assert hopfield_rate(weights, weights.hopfield_metric.matrix) >= c - 1e-9
+
+
+def test_without_the_contraction_term_strong_skew_does_not_contract() -> None:
+    """The negative control: the same parameters without c fail the rate that c would certify."""
+    plain = randomised(Monotone(3, 5, 2, epsilon=1e-3, dtype=torch.float64), 0, size=3.0)
+    weights = plain.explicit()  # type: ignore[operator]
+    assert weights.firing_rate_metric is None and weights.contraction_rate is None
+    G = torch.diag(weights.metric.weights)
+    assert firing_rate_rate(weights, G) < 0
+
+
+def test_mondeq_and_unconstrained_formulas() -> None:
+    free = randomised(MonDEQ(3, 4, 2, epsilon=0.7, dtype=torch.float64), 3)
+    weights = free.explicit()  # type: ignore[operator]
+    expected = 0.3 * torch.eye(4, dtype=torch.float64) - free.V.mT @ free.V - free.S + free.S.mT
+    assert torch.allclose(weights.state.to_dense(), expected)
+    control = Unconstrained(3, 4, 2).explicit()
+    assert control.metric is None and control.lipschitz is None and control.contraction_rate is None
+
+
+def test_learnt_gamma_gets_a_gradient_and_stays_certified() -> None:
+    free = Monotone(3, 4, 2, lipschitz=0.8, learn_lipschitz=True, dtype=torch.float64)
+    weights = free.explicit()
+    weights.state.to_dense().square().sum().backward()
+    assert free.log_gamma is not None and free.log_gamma.grad is not None and free.log_gamma.grad != 0
+    with torch.no_grad():
+        free.log_gamma.add_(1.0)
+    assert lipschitz_lmi(free.explicit(), 0.8 * 2.718281828) > -1e-10
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lipschitz": 0.0}, "lipschitz"),
+        ({"lipschitz": -1.0}, "lipschitz"),
+        ({"lipschitz": float("nan")}, "lipschitz"),
+        ({"lipschitz": "1"}, "lipschitz"),
+        ({"learn_lipschitz": True}, "starting value"),
+        ({"contraction_rate": 1.0}, "contraction_rate"),
+        ({"contraction_rate": -0.1}, "contraction_rate"),
+        ({"epsilon": 0.0}, "epsilon"),
+        ({"dtype": torch.int64}, "dtype"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Monotone(3, 4, 2, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sizes", [(0, 4, 2), (3, -1, 2), (3, 4, 2.0), (3, True, 2)])
+def test_bad_sizes_are_refused(sizes: tuple[object, ...]) -> None:
+    with pytest.raises(InputError, match="features must be a whole number"):
+        Monotone(*sizes)  # type: ignore[arg-type]
