@@ -87,12 +87,12 @@ class LinearMap(ABC):
         return self.tensors()[0].device
 
     @cached_property
-    def _memory(self) -> dict[str, list[tuple[Any, Any]]]:
-        return {}
+    def _memory(self) -> _Memory:
+        return _Memory()
 
     def remember(self, what: str, owner: Any, compute: Callable[[], T]) -> T:
         """Compute ``what`` once per map and ``owner`` (a metric or tensor step by identity, a number by value)."""
-        entries = self._memory.setdefault(what, [])
+        entries = self._memory.valid_for(self.tensors()).setdefault(what, [])
         for known, value in entries:
             if known is owner or (isinstance(known, float) and isinstance(owner, float) and known == owner):
                 found: T = value
@@ -109,9 +109,21 @@ class LinearMap(ABC):
         return self.remember("detached", None, lambda: self.with_tensors([t.detach() for t in self.tensors()]))
 
     @property
+    def untransposed(self) -> LinearMap:
+        """The map that remembers what W and Wᵀ have in common; this one itself, unless it was made as an adjoint."""
+        return self.detached
+
+    @property
     def rough_norm(self) -> float:
         """‖W‖₂ from below, usually within a few per cent: some power iterations on WᵀW, enough to judge rounding."""
-        return self.detached.remember("rough_norm", None, lambda: _power_iteration(self.detached))
+        values = self.untransposed
+        return values.remember("rough norm", None, lambda: _power_iteration(values))
+
+    @property
+    def finite(self) -> bool:
+        """Whether every entry of W is finite."""
+        values = self.untransposed
+        return values.remember("finite", None, lambda: all(bool(torch.isfinite(t).all()) for t in values.tensors()))
 
     def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
         """Gradient of ⟨cotangent, W z⟩ with respect to ``tensors()``, itself differentiable."""
@@ -123,6 +135,20 @@ class LinearMap(ABC):
         """A = I − W seen in ``metric``: its bounds, contraction factors and best steps, computed once."""
         values = self.detached
         return values.remember("operator", metric, lambda: MonotoneOperator(values.blocks(metric)))
+
+
+class _Memory:
+    """What is remembered of a map, forgotten when one of its tensors was changed in place."""
+
+    def __init__(self) -> None:
+        self.entries: dict[str, list[tuple[Any, Any]]] = {}
+        self.versions: tuple[int, ...] = ()
+
+    def valid_for(self, tensors: Sequence[Tensor]) -> dict[str, list[tuple[Any, Any]]]:
+        versions = tuple(-1 if t.is_inference() else t._version for t in tensors)
+        if versions != self.versions:
+            self.entries, self.versions = {}, versions
+        return self.entries
 
 
 @torch.no_grad()
@@ -182,6 +208,10 @@ class Dense(LinearMap):
         detached = super().detached
         assert isinstance(detached, Dense)
         return detached
+
+    @property
+    def untransposed(self) -> LinearMap:
+        return self.detached if self._transposed_from is None else self._transposed_from.untransposed
 
     def operator(self, metric: Metric) -> MonotoneOperator:
         # Ã and Ãᵀ have the same norms, so forward and adjoint solves share one analysis

@@ -45,7 +45,11 @@ class EquilibriumProblem:
         checks.last_size("q", self.q, self.linear.size)
         for tensor in self.linear.tensors():
             checks.same_kind("q", self.q, "the weight", tensor)
-            checks.finite("the weight", tensor)
+        if self.q.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"q must be float32 or float64, got {self.q.dtype}: solving needs full precision")
+        if not self.linear.finite:
+            for tensor in self.linear.tensors():
+                checks.finite("the weight", tensor)
         if self.metric is not None and self.metric.size != self.linear.size:
             raise InputError(f"metric must act on {self.linear.size} entries, got {self.metric.size}")
 

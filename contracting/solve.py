@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,62 +13,11 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import InputError, SolveError, Status
 from contracting.problem import EquilibriumProblem
+from contracting.solution import Solution as Solution
+from contracting.solution import Stop as Stop
+from contracting.solution import Trace as Trace
 
 State = tuple[Tensor, ...]  # every tensor has one leading entry per row
-
-_MATMUL_SAFETY = 8  # constant of the rounding bound of an inner product; n·eps is the textbook worst case
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stop:
-    r"""When a row counts as solved, and when the loop gives up on it.
-
-    A row is solved when ‖z − σ(Wz + q)‖₂ ≤ atol + rtol·‖σ(Wz + q)‖₂ holds at the z that is returned.
-
-    Args:
-        rtol: relative tolerance; None means 1e-8 in float64 and 1e-5 in float32, or what rounding lets one resolve,
-            2·eps·(1 + ‖W‖), if that is larger. A tolerance that is given is kept as it is.
-        atol: absolute tolerance; None means 1e-12 in float64 and 1e-7 in float32.
-        max_steps: steps after which a row is given up as MAX_STEPS.
-        patience: steps without a new best residual after which a row is given up as STALLED.
-        check_every: steps between two checks of the residual; None lets the method say. Steps are counted at checks.
-
-    Raises:
-        InputError: if a setting is out of range.
-    """
-
-    rtol: float | None = None
-    atol: float | None = None
-    max_steps: int = 100_000
-    patience: int = 2_000
-    check_every: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("rtol", "atol"):
-            value = getattr(self, name)
-            if value is not None:
-                checks.number(f"Stop.{name}", value, low=0, high=1)
-        checks.whole_number("Stop.max_steps", self.max_steps, low=0)
-        checks.whole_number("Stop.patience", self.patience)
-        if self.check_every is not None:
-            checks.whole_number("Stop.check_every", self.check_every)
-
-    def resolved(self, problem: EquilibriumProblem) -> Stop:
-        """The same stop with the default tolerances of the problem filled in."""
-        eps = torch.finfo(problem.q.dtype).eps
-        double = eps < 1e-12
-        rtol, atol = self.rtol, self.atol
-        if rtol is None:
-            rtol = min(1.0, max(1e-8 if double else 1e-5, 2 * eps * (1 + problem.linear.rough_norm)))
-        if atol is None:
-            atol = 1e-12 if double else 1e-7
-        return replace(self, rtol=rtol, atol=atol)
-
-    def tolerance(self, scale: Tensor) -> Tensor:
-        """The residual at which a row of this scale ‖σ(Wz + q)‖ is solved; of a resolved stop."""
-        if self.rtol is None or self.atol is None:
-            raise InputError("this Stop leaves its tolerances to the problem: call resolved(problem) first")
-        return self.atol + self.rtol * scale
 
 
 class Iteration(ABC):
@@ -81,11 +28,13 @@ class Iteration(ABC):
         step_size: what the method chose or was given (α of a splitting, h of an integrator), or None where it varies.
         map_evals: applications of W (or of a resolvent of W) to the whole batch so far.
         check_every: steps between two checks that this method suggests.
+        advice: why the method gave rows up, and what to do; part of the error that the loop raises.
     """
 
     factor: float | None = None
     step_size: float | None = None
     check_every: int = 1
+    advice: str | None = None
 
     def __init__(self) -> None:
         self.map_evals = 0
@@ -101,6 +50,10 @@ class Iteration(ABC):
     @abstractmethod
     def read(self, state: State) -> Tensor:
         """The current z, shape (batch, n)."""
+
+    def given_up(self, state: State) -> Tensor | None:
+        """Rows this method cannot advance any further, (batch,), which the loop reports as STALLED; None for no row."""
+        return None
 
 
 class Method(ABC):
@@ -121,126 +74,6 @@ class Method(ABC):
     def solve(self, problem: EquilibriumProblem, **options: Any) -> Solution:
         """``solve(problem, self, **options)``."""
         return solve(problem, self, **options)
-
-
-@dataclass(kw_only=True)
-class Trace:
-    """Watches a solve without touching it: residuals and times at every ``every``-th step, real entries only.
-
-    After the solve, ``steps`` (records,), ``seconds`` (records,), ``residual`` (records, batch) and ``active``
-    (records, batch) hold what was seen; a row's entries after its last active record repeat its final residual. The
-    cost of watching is not part of ``seconds``. With ``keep_z`` the iterates are kept too: ``z`` (records, batch, n).
-    """
-
-    every: int = 1
-    keep_z: bool = False
-    _records: list[tuple[int, float, Tensor, Tensor, Tensor | None]] = field(default_factory=list, init=False)
-
-    def __post_init__(self) -> None:
-        checks.whole_number("Trace.every", self.every)
-
-    def start(self) -> None:
-        """Forget what an earlier solve recorded."""
-        self._records.clear()
-
-    def record(self, step: int, seconds: float, residual: Tensor, active: Tensor, z: Tensor) -> None:
-        """Called by the loop; tensors are copied."""
-        kept = z.detach().clone() if self.keep_z else None
-        self._records.append((step, seconds, residual.detach().clone(), active.clone(), kept))
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    @property
-    def steps(self) -> Tensor:
-        """Step numbers, (records,)."""
-        return torch.tensor([record[0] for record in self._records])
-
-    @property
-    def seconds(self) -> Tensor:
-        """Wall time of the solve up to each record in seconds, (records,)."""
-        return torch.tensor([record[1] for record in self._records], dtype=torch.float64)
-
-    @property
-    def residual(self) -> Tensor:
-        """Residual norms, (records, batch)."""
-        return torch.stack([record[2] for record in self._records])
-
-    @property
-    def active(self) -> Tensor:
-        """Which rows were still iterating when they got there, (records, batch)."""
-        return torch.stack([record[3] for record in self._records])
-
-    @property
-    def z(self) -> Tensor:
-        """Iterates, (records, batch, n); needs ``keep_z=True``."""
-        if not self.keep_z:
-            raise InputError("this trace kept no iterates; use Trace(keep_z=True)")
-        return torch.stack([record[4] for record in self._records if record[4] is not None])
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Solution:
-    r"""What a solve returns, one entry per row.
-
-    Attributes:
-        z: (batch, n), the equilibrium, or the last finite iterate of a row that failed.
-        status: (batch,), values of ``Status``.
-        residual: (batch,), ‖z − σ(Wz + q)‖₂ at this very z.
-        relative_residual: (batch,), the residual over ‖σ(Wz + q)‖₂.
-        steps: (batch,), iterations (or time steps) until the row stopped.
-        map_evals: applications of W or of its resolvent to the batch, checks included.
-        seconds: wall time of the loop, watching excluded.
-        problem: what was solved, detached.
-        trace: the trace that was passed in, or None.
-    """
-
-    z: Tensor
-    status: Tensor
-    residual: Tensor
-    relative_residual: Tensor
-    steps: Tensor
-    map_evals: int
-    seconds: float
-    problem: EquilibriumProblem
-    trace: Trace | None = None
-
-    @property
-    def converged(self) -> Tensor:
-        """(batch,), which rows are solved to tolerance."""
-        return self.status == Status.CONVERGED
-
-    @cached_property
-    def error_bound(self) -> Tensor | None:
-        r"""Certified bound on ‖z − z*‖_Λ in the metric of the problem, (batch,); None without Condition 1.
-
-        ‖z − z*‖_Λ ≤ (1 + w/m)‖r‖_Λ with r = z − σ(Wz + q), because σ(Wz + q) solves the inclusion with q perturbed by
-        Wr, and the inclusion is m-strongly monotone. The rounding error of computing r is added.
-        """
-        operator = self.problem.operator
-        if operator is None or self.problem.metric is None:
-            return None
-        bounds, metric, problem = operator.bounds, self.problem.metric, self.problem
-        z = self.z.detach().reshape(-1, problem.size)
-        eps = torch.finfo(z.dtype).eps
-        rounding = _MATMUL_SAFETY * eps * problem.size**0.5 * (
-            (1 + bounds.gain) * metric.norm(z) + metric.norm(problem.q)
-        )
-        bound = (1 + bounds.gain / bounds.monotonicity) * (metric.norm(problem.residual(z)) + rounding)
-        return bound.reshape(self.status.shape)
-
-    def reshape(self, *lead: int) -> Solution:
-        """The same solution with the rows arranged in the leading shape ``lead``."""
-        shaped = {
-            name: getattr(self, name).reshape(lead) for name in ("status", "residual", "relative_residual", "steps")
-        }
-        return replace(self, z=self.z.reshape(*lead, self.z.shape[-1]), **shaped)
-
-    def summary(self) -> str:
-        """One line: how many rows ended how, and the worst relative residual."""
-        counts = Counter(Status(int(code)).name for code in self.status.flatten())
-        worst = float(self.relative_residual.max()) if self.relative_residual.numel() else 0.0
-        return ", ".join(f"{n} {name}" for name, n in sorted(counts.items())) + f"; worst relative residual {worst:.2e}"
 
 
 def solve(
@@ -295,7 +128,7 @@ def solve(
         watch.see(taken, rows)
     solution = rows.solution(watch)
     if throw and not bool(solution.converged.all()):
-        raise SolveError(_failure(method, solution), solution)
+        raise SolveError(_failure(method, solution, iteration.advice), solution)
     return solution
 
 
@@ -350,6 +183,9 @@ class _Rows:
         self.best_step = torch.where(better, taken, self.best_step)
         self.best = torch.where(better, residual, self.best)
         code = self.status.clone()
+        given_up = self.iteration.given_up(self.state)
+        if given_up is not None:
+            code[active & given_up] = Status.STALLED
         code[active & (taken - self.best_step >= self.stop.patience)] = Status.STALLED
         if taken >= self.stop.max_steps:
             code[active] = Status.MAX_STEPS
@@ -411,10 +247,12 @@ def _starting_point(z0: Tensor, problem: EquilibriumProblem) -> Tensor:
     return checks.finite("z0", checks.same_kind("z0", z0, "q", problem.q))
 
 
-def _failure(method: Method, solution: Solution) -> str:
+def _failure(method: Method, solution: Solution, advice: str | None) -> str:
     failed = torch.nonzero(~solution.converged).flatten()
     codes = Counter(Status(int(code)) for code in solution.status[failed])
     reasons = "; ".join(f"{count} {status.name} ({status.advice})" for status, count in codes.items())
+    if advice is not None:
+        reasons += f". {advice}"
     shown = ", ".join(str(int(row)) for row in failed[:5]) + (", …" if len(failed) > 5 else "")
     worst = float(solution.relative_residual[failed].max())
     return (

@@ -80,15 +80,18 @@ class EquilibriumLayer(nn.Module):
             InputError: on wrong size, dtype or device of x.
             SolveError: if a row does not converge.
         """
-        rows, lead, weights = *self._rows(x), self.weights()
-        z = self.backward.equilibrium(weights.problem(rows, self.activation), self.solver, self.stop)
-        return weights.readout(z, rows).reshape(*lead, self.out_features)
+        rows, lead = self._rows(x)
+        with _full_precision(x):
+            weights = self.weights()
+            z = self.backward.equilibrium(weights.problem(rows, self.activation), self.solver, self.stop)
+            return weights.readout(z, rows).reshape(*lead, self.out_features)
 
     def equilibrium(self, x: Tensor) -> Tensor:
         """z: (..., in) -> (..., hidden), differentiable in x and in every parameter; raises as ``forward`` does."""
         rows, lead = self._rows(x)
-        z = self.backward.equilibrium(self.problem(rows), self.solver, self.stop)
-        return z.reshape(*lead, self.hidden_features)
+        with _full_precision(x):
+            z = self.backward.equilibrium(self.problem(rows), self.solver, self.stop)
+            return z.reshape(*lead, self.hidden_features)
 
     @torch.no_grad()
     def solve(
@@ -120,9 +123,11 @@ class EquilibriumLayer(nn.Module):
         rows, lead = self._rows(x)
         if z0 is not None:
             z0 = checks.shape("z0", z0, (*lead, self.hidden_features)).reshape(-1, self.hidden_features)
-        solution = solve(
-            self.problem(rows), solver or self.solver, z0=z0, stop=stop or self.stop, trace=trace, throw=throw
-        )
+        with _full_precision(x):
+            problem = self.problem(rows)
+            solution = solve(
+                problem, solver or self.solver, z0=z0, stop=stop or self.stop, trace=trace, throw=throw
+            )
         return solution.reshape(*lead)
 
     def weights(self) -> Weights:
@@ -131,7 +136,9 @@ class EquilibriumLayer(nn.Module):
 
     def problem(self, x: Tensor) -> EquilibriumProblem:
         """The equilibrium problem of inputs x, (..., in), its rows flattened."""
-        return self.weights().problem(self._rows(x)[0], self.activation)
+        rows = self._rows(x)[0]
+        with _full_precision(x):
+            return self.weights().problem(rows, self.activation)
 
     def flow(self, flow: Flow | type[Flow], x: Tensor | None = None) -> BoundFlow:
         """A flow of this layer as a callable f(t, s), for torchdiffeq.odeint or a certificate.
@@ -223,6 +230,11 @@ class LBEN(EquilibriumLayer):
             stop=stop,
             backward=backward,
         )
+
+
+def _full_precision(x: Tensor) -> torch.autocast:
+    """Autocast switched off: half precision would take the certificates along with the digits."""
+    return torch.autocast(device_type=x.device.type, enabled=False)
 
 
 def _checked(name: str, value: Any, kind: type, example: str) -> Any:

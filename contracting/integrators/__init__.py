@@ -2,7 +2,8 @@
 
 from contracting.integrators.explicit import RK4, BogackiShampine, DormandPrince, ExplicitEuler, Heun
 from contracting.integrators.implicit import BackwardEuler, PseudoTransient
-from contracting.integrators.torchdiffeq_adapter import TorchDiffEq, TorchDiffEqAdjoint
+from contracting.integrators.torchdiffeq_adapter import TorchDiffEq
+from contracting.integrators.torchdiffeq_adjoint import TorchDiffEqAdjoint
 
 __all__ = [
     "RK4",

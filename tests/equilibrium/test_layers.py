@@ -273,3 +273,28 @@ def test_explicit_weights_are_checked() -> None:
 
 def test_relu_is_the_default() -> None:
     assert LBEN(1, 1, 1).activation == ReLU()
+
+
+def test_works_under_autocast_and_inference_mode_and_refuses_half_precision() -> None:
+    torch.manual_seed(0)
+    layer, x = LBEN(5, 8, 3, lipschitz=1.0), torch.randn(4, 5)
+    expected = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(x), expected)
+        assert torch.equal(layer.solve(x).z, layer.equilibrium(x))
+    with torch.inference_mode():
+        assert torch.equal(layer(x), expected)
+    with pytest.raises(InputError, match="float32 or float64"):
+        layer.to(torch.bfloat16)(x.to(torch.bfloat16))
+
+
+def test_a_problem_is_not_stale_after_its_weight_changed_in_place() -> None:
+    torch.manual_seed(0)
+    layer = EquilibriumLayer(Unconstrained(5, 8, 3, dtype=torch.float64))
+    problem = layer.problem(torch.randn(2, 5, dtype=torch.float64))
+    before = problem.linear.rough_norm
+    resolvent = problem.linear.detached.resolvent(0.5).to_dense()
+    with torch.no_grad():
+        layer.parameterization.W.mul_(0.1)  # type: ignore[operator,union-attr]
+    assert problem.linear.rough_norm == pytest.approx(0.1 * before)
+    assert not torch.equal(problem.linear.detached.resolvent(0.5).to_dense(), resolvent)

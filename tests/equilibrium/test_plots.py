@@ -1,0 +1,123 @@
+"""Figures say what they show, hide nothing, and touch no global state."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from contracting.errors import InputError
+from equilibrium import LBEN, plots
+from equilibrium.comparison import compare, default_solvers
+from equilibrium.plots import (
+    FIGURES,
+    FULL_WIDTH,
+    HALF_WIDTH,
+    PANELS,
+    SHOWN,
+    draw_all,
+    plot_every_solver,
+    plot_residual_against_iteration,
+    plot_residual_against_time,
+    plot_work_precision,
+)
+
+NAMES = ("SemismoothNewton", "PeacemanRachford", "ForwardBackward", "ExplicitEuler", "DormandPrince/Hopfield")
+PLOTS = (plot_residual_against_iteration, plot_residual_against_time, plot_work_precision)
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    torch.manual_seed(1)
+    layer = LBEN(6, 10, 3, lipschitz=1.0, dtype=torch.float64)
+    solvers = {name: default_solvers()[name] for name in NAMES}
+    return compare(layer, 3 * torch.randn(8, 6, dtype=torch.float64), solvers, (1e-3, 1e-6), repeats=1)
+
+
+@pytest.mark.parametrize("plot", PLOTS)
+def test_axes_are_used_and_returned(comparison, plot):
+    axes = Figure().subplots()
+    assert plot(comparison, axes) is axes
+    assert plot(comparison).figure is not axes.figure
+    assert axes.get_xlabel() and axes.get_ylabel() and axes.get_title(loc="left")
+    assert {text.get_text() for text in axes.get_legend().get_texts()} >= set(NAMES)
+
+
+@pytest.mark.parametrize("width", [FULL_WIDTH, HALF_WIDTH])
+def test_nothing_is_covered_or_cut_off(comparison, width):
+    drawn = draw_all(comparison, width=width)
+    assert set(drawn) == set(FIGURES) | (set(PANELS) if width == FULL_WIDTH else set())
+    for name in FIGURES:
+        figure = drawn[name]
+        assert figure.get_figwidth() == width
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        page, legend, title = figure.bbox, axes.get_legend().get_window_extent(), axes._left_title.get_window_extent()
+        assert not legend.overlaps(axes.bbox), name
+        for box in (legend, title, axes.xaxis.label.get_window_extent(), axes.yaxis.label.get_window_extent()):
+            assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, (name, box)
+
+
+def test_every_solver_has_a_panel_with_its_prediction(comparison):
+    panels = plot_every_solver(comparison)
+    assert [axes.get_title(loc="left").replace("\non ", "/") for axes in panels] == list(NAMES)
+    for name, axes in zip(NAMES, panels, strict=True):
+        coloured = [line for line in axes.get_lines() if line.get_color() != "0.85"]
+        factor = comparison.solver(name).factor
+        assert len(coloured) == (1 if factor is None else 2)
+        if factor is not None:
+            x, y = coloured[1].get_data()
+            assert np.allclose(np.diff(np.log(y)) / np.diff(x), math.log(factor))
+    assert len(plot_every_solver(comparison, against_time=True)) == len(NAMES)
+
+
+def test_predicted_factor_is_the_slope_of_the_dashed_line(comparison):
+    axes = plot_residual_against_iteration(comparison)
+    record = comparison.solver("PeacemanRachford")
+    (curve,) = [line for line in axes.lines if line.get_label() == record.name]
+    dashed = [
+        line
+        for line in axes.lines
+        if line.get_color() == curve.get_color() and line.get_linestyle() != "-" and len(line.get_xdata()) == 2
+    ]
+    steps, values = dashed[0].get_data()
+    assert values[0] == curve.get_ydata()[0] and steps[0] == 0
+    slope = np.log(values[1] / values[0]) / (steps[1] - steps[0])
+    assert math.exp(slope) == pytest.approx(record.factor)
+
+
+def test_solvers_are_told_apart_without_colour(comparison):
+    axes = plot_work_precision(comparison)
+    looks = {(line.get_marker(), line.get_markerfacecolor() == "white") for line in axes.lines}
+    assert len(looks) == len(NAMES)
+
+
+def test_time_is_per_input_and_maps_are_counted(comparison):
+    m = comparison.of("PeacemanRachford")[0]
+    for count_maps, cost in ((False, 1e3 * m.seconds / m.rows), (True, m.map_evals)):
+        axes = plot_work_precision(comparison, count_maps=count_maps)
+        (line,) = [line for line in axes.lines if line.get_label() == "PeacemanRachford"]
+        assert line.get_xdata()[0] == cost and line.get_ydata()[0] == m.distance
+
+
+def test_few_curves_are_drawn(comparison):
+    assert len(SHOWN) <= 7 and set(SHOWN) <= set(default_solvers())
+    axes = plot_residual_against_time(comparison, solvers=("PeacemanRachford", "not there"))
+    assert [line.get_label() for line in axes.lines] == ["PeacemanRachford"]
+
+
+def test_nothing_to_draw_is_said(comparison):
+    empty = replace(comparison, curves=(), measurements=())
+    for plot in PLOTS:
+        with pytest.raises(InputError, match="nothing to draw"):
+            plot(empty)
+    assert draw_all(empty) == {}
+
+
+def test_pyplot_is_not_used():
+    assert "pyplot" not in inspect.getsource(plots)

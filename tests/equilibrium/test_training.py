@@ -1,0 +1,110 @@
+"""Training lowers the loss, repeats itself exactly, leaves the world as it was, and stops with one clear sentence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from contracting.errors import InputError
+from equilibrium import LBEN
+from equilibrium.data import digits, subset
+from equilibrium.training import TrainingError, error_percent, train
+
+
+@pytest.fixture(scope="module")
+def images():
+    return subset(digits(), train=300, test=100)
+
+
+def new_layer(seed=0, **options):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LBEN(64, 12, 10, lipschitz=1.0, **options)
+
+
+def without_times(record):
+    return [replace(epoch, seconds=0.0) for epoch in record.epochs]
+
+
+def test_training_lowers_loss_and_error(images):
+    layer = new_layer()
+    before = error_percent(layer, images.test_inputs, images.test_labels)
+    record = train(layer, images, epochs=3, batch_size=32)
+    losses = [epoch.loss for epoch in record.epochs]
+    assert losses == sorted(losses, reverse=True)
+    assert record.test_error < before / 2
+    assert record.test_error == error_percent(layer, images.test_inputs, images.test_labels)
+    assert record.seconds == sum(epoch.seconds for epoch in record.epochs) > 0
+    assert all(epoch.solver_steps > 0 for epoch in record.epochs)
+    assert (record.dataset, record.batch_size, record.seed) == ("digits", 32, 0)
+
+
+def test_seed_decides_everything(images):
+    first, second, other = new_layer(), new_layer(), new_layer()
+    one = train(first, images, epochs=1, seed=3)
+    assert without_times(train(second, images, epochs=1, seed=3)) == without_times(one)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert train(other, images, epochs=1, seed=4).epochs[0].loss != one.epochs[0].loss
+
+
+def test_global_generator_and_data_are_left_alone(images):
+    state, inputs = torch.get_rng_state(), images.train_inputs.clone()
+    train(new_layer(), images, epochs=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(images.train_inputs, inputs)
+
+
+@pytest.mark.parametrize("failure", ["data", "rate", "readout"])
+def test_loss_that_is_not_finite_is_one_sentence(images, failure):
+    rate = 1e30 if failure == "rate" else 0.01
+    if failure == "data":
+        spoilt = images.train_inputs.clone()
+        spoilt[17, 5] = float("nan")
+        images = replace(images, train_inputs=spoilt)
+    layer = new_layer()
+    if failure == "readout":  # which no solver looks at
+        nn.init.constant_(layer.parameterization.output_bias, float("inf"))
+    with pytest.raises(TrainingError, match=r"epoch 1 of 2.*learning_rate") as error:
+        train(layer, images, epochs=2, learning_rate=rate)
+    assert "\n" not in str(error.value)
+    assert ("the loss is nan" in str(error.value)) == (failure == "readout")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"epochs": 1, "batch_size": 0}, "batch_size"),
+        ({"epochs": 1, "learning_rate": -1.0}, "learning_rate"),
+        ({"epochs": 1, "seed": -1}, "seed"),
+    ],
+)
+def test_wrong_settings_are_named(images, options, named):
+    with pytest.raises(InputError, match=named):
+        train(new_layer(), images, **options)
+    with pytest.raises(InputError, match="train_inputs"):
+        train(LBEN(5, 4, 10), images, epochs=1)
+    with pytest.raises(TypeError):
+        train(new_layer(), images, epoch=1)
+
+
+def test_error_percent_does_not_depend_on_the_batches():
+    inputs = torch.eye(4)[[0, 1, 2, 3, 0]]
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    for batch_size in (1, 2, 5, 100):
+        assert error_percent(nn.Identity(), inputs, labels, batch_size=batch_size) == pytest.approx(40.0)
+    with pytest.raises(InputError, match="labels"):
+        error_percent(nn.Identity(), inputs, labels[:3])
+    with pytest.raises(InputError, match="inputs"):
+        error_percent(nn.Identity(), inputs[:0], labels[:0])
+
+
+@pytest.mark.slow
+def test_out_of_the_box_accuracy_on_digits():
+    layer = LBEN(64, 64, 10, lipschitz=1.0)
+    record = train(layer, digits(), epochs=8)
+    assert record.test_error <= 4
+    assert record.epochs[-1].train_error <= 4
