@@ -11,8 +11,9 @@ Hopfield flows contract: that is a separate property with its own certificates.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+import copy
+from abc import abstractmethod
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -24,12 +25,13 @@ from contracting.linear import LinearMap
 from contracting.operator import StepChoice
 from contracting.problem import EquilibriumProblem
 from contracting.proximal import Step
+from contracting.vector_fields import Time, VectorField
 
 
-class BoundFlow(ABC):
+class BoundFlow(VectorField):
     """A flow on a given problem: the callable f(t, s) and how states and equilibria correspond.
 
-    States have the shape of z, (batch, n).
+    States have the shape of z, (batch, n); a problem of one row serves any number of states.
     """
 
     def __init__(self, problem: EquilibriumProblem):
@@ -51,6 +53,14 @@ class BoundFlow(ABC):
     def map_jacobian(self, state: Tensor) -> Tensor:
         """T'(s), shape (batch, n, n)."""
 
+    @abstractmethod
+    def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
+        """T'(s)d without the matrix of T': (batch, n) -> (batch, n)."""
+
+    @abstractmethod
+    def with_input(self, q: Tensor) -> BoundFlow:
+        """The same flow, with the same step, under another input q, (batch, n)."""
+
     @property
     @abstractmethod
     def euler_step(self) -> StepChoice:
@@ -65,14 +75,27 @@ class BoundFlow(ABC):
     def rate(self) -> float | None:
         """A proved rate of convergence to the steady state for constant input, None where nothing is proved."""
 
-    def __call__(self, t: Tensor | float, state: Tensor) -> Tensor:
+    @property
+    @abstractmethod
+    def contraction_rate(self) -> float | None:
+        r"""A proved rate of contraction in the metric of the problem, under any input q(t); None without a metric.
+
+        Trajectories satisfy ‖s₁(t) − s₂(t)‖_Λ ≤ e^{−ct}‖s₁(0) − s₂(0)‖_Λ. Where c is negative they are not proved to
+        contract in this metric, and separate at most that fast. Other metrics may certify more.
+        """
+
+    def __call__(self, t: Time, state: Tensor) -> Tensor:
         """The field f(t, s) = T(s) − s."""
         return self.map(state) - state
 
-    def jacobian(self, state: Tensor) -> Tensor:
+    def jacobian(self, state: Tensor, t: Time = 0.0) -> Tensor:
         """∂f/∂s = T'(s) − I, shape (batch, n, n)."""
         jacobian = self.map_jacobian(state)
         return jacobian - torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=jacobian.device)
+
+    def jvp(self, state: Tensor, direction: Tensor, t: Time = 0.0) -> Tensor:
+        """(∂f/∂s)d = T'(s)d − d, without the matrix: (batch, n) -> (batch, n)."""
+        return self.map_jvp(state, direction) - direction
 
 
 class Flow(Protocol):
@@ -178,6 +201,12 @@ class _BoundFiringRate(BoundFlow):
     def map_jacobian(self, state: Tensor) -> Tensor:
         return self.problem.jacobian(state)
 
+    def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
+        return self.problem.slopes(state) * self.problem.linear.apply(direction)
+
+    def with_input(self, q: Tensor) -> BoundFlow:
+        return type(self)(replace(self.problem, q=q))
+
     @property
     def euler_step(self) -> StepChoice:
         return self.problem.require_operator("explicit Euler on the firing-rate flow").best_euler
@@ -187,6 +216,11 @@ class _BoundFiringRate(BoundFlow):
         # Lur'e–Postnikov: convergence for constant input under Condition 1, not contraction
         operator = self.problem.operator
         return None if operator is None else 0.5 * min(1.0, operator.bounds.monotonicity)
+
+    @property
+    def contraction_rate(self) -> float | None:
+        operator = self.problem.operator
+        return None if operator is None else _slope_rate(operator.bounds.monotonicity, operator.bounds.gain)
 
 
 class _BoundHopfield(_BoundFiringRate):
@@ -201,6 +235,9 @@ class _BoundHopfield(_BoundFiringRate):
 
     def map_jacobian(self, state: Tensor) -> Tensor:
         return self.problem.linear.to_dense() * self.problem.activation.derivative(state)[:, None, :]
+
+    def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
+        return self.problem.linear.apply(self.problem.activation.derivative(state) * direction)
 
 
 class _BoundForwardBackward(BoundFlow):
@@ -228,6 +265,13 @@ class _BoundForwardBackward(BoundFlow):
         slopes = self.problem.activation.prox_derivative(self._forward(state), self.step)
         return slopes[:, :, None] * (identity + _rows(self.step, W - identity))
 
+    def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
+        slopes = self.problem.activation.prox_derivative(self._forward(state), self.step)
+        return slopes * (direction + self.step * (self.problem.linear.apply(direction) - direction))
+
+    def with_input(self, q: Tensor) -> BoundFlow:
+        return _BoundForwardBackward(replace(self.problem, q=q), self.step)
+
     @property
     def factor(self) -> float | None:
         """‖I − αÃ‖, the Lipschitz constant of T in the metric; None without a certificate or with a diagonal step."""
@@ -245,8 +289,16 @@ class _BoundForwardBackward(BoundFlow):
 
     @property
     def rate(self) -> float | None:
+        return _if_positive(self.contraction_rate)
+
+    @property
+    def contraction_rate(self) -> float | None:
         factor = self.factor
-        return None if factor is None or factor >= 1 else 1 - factor
+        if factor is None:
+            return None
+        assert not isinstance(self.step, Tensor)
+        operator = self.problem.require_operator("the forward–backward flow")
+        return _slope_rate(self.step * operator.bounds.monotonicity, factor)
 
 
 class _BoundPeacemanRachford(BoundFlow):
@@ -276,6 +328,16 @@ class _BoundPeacemanRachford(BoundFlow):
         slopes = self.problem.activation.prox_derivative(state, self.step)
         return (2 * K - identity) * (2 * slopes - 1)[:, None, :]
 
+    def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
+        reflected = (2 * self.problem.activation.prox_derivative(state, self.step) - 1) * direction
+        return 2 * self.resolvent.apply(reflected) - reflected
+
+    def with_input(self, q: Tensor) -> BoundFlow:
+        flow = copy.copy(self)  # the resolvent stays
+        flow.problem = replace(self.problem, q=q)
+        flow.offset = 2 * self.resolvent.apply(self.step * q)
+        return flow
+
     @property
     def factor(self) -> float | None:
         """‖(I − αÃ)(I + αÃ)⁻¹‖, the Lipschitz constant of T in the metric; None without a certificate."""
@@ -293,5 +355,21 @@ class _BoundPeacemanRachford(BoundFlow):
 
     @property
     def rate(self) -> float | None:
+        return _if_positive(self.contraction_rate)
+
+    @property
+    def contraction_rate(self) -> float | None:
         factor = self.factor
-        return None if factor is None or factor >= 1 else 1 - factor
+        return None if factor is None else 1 - factor
+
+
+def _if_positive(rate: float | None) -> float | None:
+    return None if rate is None or rate <= 0 else rate
+
+
+def _slope_rate(monotonicity: float, gain: float) -> float:
+    r"""Contraction rate in Λ of −I + JM for slopes J in [0, 1], given m = λmin(sym(I − M̃)) and ‖M̃‖ = ``gain``.
+
+    ⟨x, JM̃x⟩ ≤ Σ max(0, xᵢ(M̃x)ᵢ) ≤ ½(‖x‖‖M̃x‖ + ⟨x, M̃x⟩), and the same for M̃J through its transpose.
+    """
+    return 1 - 0.5 * (gain + 1 - monotonicity)

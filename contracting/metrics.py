@@ -175,7 +175,7 @@ class FullP(Metric):
     matrix: Tensor
 
     def __post_init__(self) -> None:
-        P = checks.floating_tensor("matrix", self.matrix)
+        P = checks.floating_tensor("matrix", self.matrix).detach()
         if P.ndim != 2 or P.shape[0] != P.shape[1]:
             raise InputError(f"matrix must have shape (n, n), got {tuple(P.shape)}")
         checks.finite("matrix", P)

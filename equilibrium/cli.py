@@ -24,9 +24,10 @@ from contracting.integrators import TorchDiffEq
 from contracting.solve import Method, Stop
 from equilibrium.artifacts import environment, output_directory, write_figure, write_json, write_text
 from equilibrium.checkpoints import load_reference
-from equilibrium.comparison import ROW_LIMITS, TOLERANCES, Comparison, Measurement, compare, default_solvers
+from equilibrium.comparison import TOLERANCES, Comparison, Measurement, compare
 from equilibrium.data import Dataset, digits, mnist, subset
 from equilibrium.layers import LBEN, EquilibriumLayer
+from equilibrium.solvers import ROW_LIMITS, default_solvers
 from equilibrium.splitting import PeacemanRachford
 from equilibrium.training import TrainingRecord, error_percent, train
 
@@ -78,7 +79,7 @@ def _application(typer: ModuleType) -> Any:
         epsilon: Annotated[float, option(help="Strong monotonicity of the parameterisation.")] = 1.0,
         solvers: Annotated[str | None, option(help="Names separated by commas; default all.")] = None,
         tolerances: Annotated[str | None, option(help="Relative residuals separated by commas.")] = None,
-        rows: Annotated[int | None, option(help="Test images to solve for (default 256).")] = None,
+        rows: Annotated[int | None, option(help="Test images to solve for (default 200).")] = None,
         hidden: Annotated[int | None, option(help="Neurons (default 64).")] = None,
         epochs: Annotated[int | None, option(help="Passes over the training images (default 15, MNIST 2).")] = None,
         seed: Annotated[int, option(help="Of the weights, of the order of the images and of their division.")] = 0,
@@ -98,7 +99,7 @@ def _application(typer: ModuleType) -> Any:
             checkpoint=None if checkpoint is None else checkpoint.name,
             solvers=tuple(_chosen_solvers(solvers)),
             tolerances=_chosen_tolerances(tolerances) or ((1e-2, 1e-4) if small else TOLERANCES),
-            rows=checks.whole_number("--rows", (16 if small else 256) if rows is None else rows),
+            rows=checks.whole_number("--rows", (16 if small else 200) if rows is None else rows),
             hidden=checks.whole_number("--hidden", (16 if small else 64) if hidden is None else hidden),
             epochs=checks.whole_number("--epochs", _epochs(data, small) if epochs is None else epochs),
             batch_size=64 if data is _Data.DIGITS else 256,
@@ -292,10 +293,10 @@ def _redraw(source: Path, out: Path, small: bool) -> None:
 
 
 def _figures(comparison: Comparison, *, small: bool = False) -> dict[str, Any]:
-    """Every figure by file name, for the full width of a page and, unless ``small``, for half of it."""
+    """The figures by file name; ``small`` leaves out those for half the width of a page and the many-panelled ones."""
     from equilibrium import plots
 
-    figures = {f"{name}.png": figure for name, figure in plots.draw_all(comparison).items()}
+    figures = {f"{name}.png": figure for name, figure in plots.draw_all(comparison, panels=not small).items()}
     if not small:
         narrow = plots.draw_all(comparison, width=plots.HALF_WIDTH)
         figures |= {f"{name}{_NARROW}.png": figure for name, figure in narrow.items()}
@@ -304,11 +305,11 @@ def _figures(comparison: Comparison, *, small: bool = False) -> dict[str, Any]:
 
 def _write_figures(figures: dict[str, Any], folder: Path) -> list[Path]:
     """Write the figures; those of an earlier run that have no successor are removed, for they show other numbers."""
-    from equilibrium.plots import FIGURES
+    from equilibrium.plots import FIGURES, PANELS
 
     below = output_directory(folder / "figures")
     written = [write_figure(below / name, figure, dpi=_DPI) for name, figure in figures.items()]
-    for name in FIGURES:
+    for name in FIGURES + PANELS:
         for stale in {below / f"{name}.png", below / f"{name}{_NARROW}.png"} - set(written):
             stale.unlink(missing_ok=True)
     return written

@@ -16,29 +16,16 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError, MissingExtraError, PreconditionError, Status
-from contracting.flows import ForwardBackwardFlow, Hopfield, PeacemanRachfordFlow
-from contracting.integrators import (
-    RK4,
-    BackwardEuler,
-    BogackiShampine,
-    DormandPrince,
-    ExplicitEuler,
-    Heun,
-    PseudoTransient,
-    TorchDiffEq,
-)
 from contracting.metrics import Metric, WeightedL2
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Method, Solution, Stop, Trace, solve
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.newton import SemismoothNewton
-from equilibrium.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
+from equilibrium.solvers import ROW_LIMITS, family, solves_linear_systems
+from equilibrium.splitting import PeacemanRachford
 from equilibrium.training import progress_bar
 
-FAMILIES = ("splitting", "Newton", "ODE integrator", "torchdiffeq")
 TOLERANCES = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
-ROW_LIMITS: Mapping[str, int] = {"torchdiffeq-BDF": 8}
-"""Solvers of which a few rows are enough, because they solve one row after the other in Python."""
 
 _FORMAT = 1  # of Comparison.to_json
 _CURVE_POINTS = 200
@@ -48,50 +35,6 @@ _REFERENCE_TOLERANCE = 1e-12
 _POLISHING_STEPS = 100
 
 R = TypeVar("R")
-
-
-def default_solvers() -> dict[str, Method]:
-    """Every method of the library by name; ``Method/Flow`` integrates another flow than the firing-rate one."""
-    return {
-        "PeacemanRachford": PeacemanRachford(),
-        "ForwardBackward": ForwardBackward(),
-        "DouglasRachford": DouglasRachford(),
-        "DouglasRachford-1.8": DouglasRachford(relaxation=1.8),
-        "SemismoothNewton": SemismoothNewton(),
-        "ExplicitEuler": ExplicitEuler(),
-        "Heun": Heun(),
-        "RK4": RK4(),
-        "BogackiShampine": BogackiShampine(),
-        "DormandPrince": DormandPrince(),
-        "BackwardEuler": BackwardEuler(),
-        "PseudoTransient": PseudoTransient(),
-        "ExplicitEuler/Hopfield": ExplicitEuler(flow=Hopfield()),
-        "DormandPrince/Hopfield": DormandPrince(flow=Hopfield()),
-        "DormandPrince/ForwardBackward": DormandPrince(flow=ForwardBackwardFlow()),
-        "DormandPrince/PeacemanRachford": DormandPrince(flow=PeacemanRachfordFlow()),
-        "RK4/PeacemanRachford": RK4(flow=PeacemanRachfordFlow()),
-        "torchdiffeq-dopri5": TorchDiffEq("dopri5"),
-        "torchdiffeq-bosh3": TorchDiffEq("bosh3"),
-        "torchdiffeq-rk4": TorchDiffEq("rk4"),
-        "torchdiffeq-dopri5/PeacemanRachford": TorchDiffEq("dopri5", flow=PeacemanRachfordFlow()),
-        "torchdiffeq-BDF": TorchDiffEq("BDF"),
-    }
-
-
-def family(method: Method) -> str:
-    """Which of ``FAMILIES`` a method belongs to."""
-    if isinstance(method, SemismoothNewton):
-        return "Newton"
-    if isinstance(method, PeacemanRachford | ForwardBackward | DouglasRachford):
-        return "splitting"
-    return "torchdiffeq" if isinstance(method, TorchDiffEq) else "ODE integrator"
-
-
-def solves_linear_systems(method: Method) -> bool:
-    """Whether every step of a method solves a linear system per row, beside its applications of W."""
-    if isinstance(method, TorchDiffEq):
-        return method.method in ("BDF", "Radau", "LSODA")
-    return isinstance(method, SemismoothNewton | BackwardEuler | PseudoTransient)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,7 +188,7 @@ def compare(
     *,
     row_limits: Mapping[str, int] = ROW_LIMITS,
     repeats: int = 5,
-    seconds_per_cell: float = 0.3,
+    seconds_per_cell: float = 0.2,
     max_steps: int = 5_000,
     progress: bool = False,
 ) -> Comparison:

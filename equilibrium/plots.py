@@ -17,7 +17,8 @@ import matplotlib.figure
 import matplotlib.ticker
 
 from contracting.errors import InputError
-from equilibrium.comparison import FAMILIES, Comparison, Curve, Measurement
+from equilibrium.comparison import Comparison, Curve, Measurement
+from equilibrium.solvers import FAMILIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,7 +155,9 @@ def plot_work_precision(comparison: Comparison, axes: Axes | None = None, *, cou
     return axes
 
 
-def plot_every_solver(comparison: Comparison, figure: Figure | None = None, *, against_time: bool = False) -> list[Axes]:
+def plot_every_solver(
+    comparison: Comparison, figure: Figure | None = None, *, against_time: bool = False
+) -> list[Axes]:
     """One small panel for each solver: its residual in colour over those of all others in grey.
 
     Args:
@@ -200,6 +203,8 @@ def plot_every_solver(comparison: Comparison, figure: Figure | None = None, *, a
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[len(curves) :]:
         axes.set_visible(False)
+    for axes in panels[max(0, len(curves) - columns) : len(curves)]:  # the lowest panel of each column
+        axes.tick_params(labelbottom=True)
     predicted = "" if against_time else "; dashed: the predicted factor"
     figure.suptitle(f"Every solver among the others, worst input{predicted}", fontsize=9, x=0.01, ha="left")
     figure.supxlabel(f"wall time for {comparison.rows} inputs (ms)" if against_time else "iteration", fontsize=9)
@@ -207,8 +212,8 @@ def plot_every_solver(comparison: Comparison, figure: Figure | None = None, *, a
     return panels[: len(curves)]
 
 
-def draw_all(comparison: Comparison, *, width: float = FULL_WIDTH) -> dict[str, Figure]:
-    """The figures that have something to show, ``width`` inches wide, by file name."""
+def draw_all(comparison: Comparison, *, width: float = FULL_WIDTH, panels: bool = True) -> dict[str, Figure]:
+    """The figures that have something to show, ``width`` inches wide, by file name; ``PANELS`` where there is room."""
     curves, scatter = (0.6 * width, 0.6 * width) if width >= _NARROW else (0.9 * width, 1.25 * width)
     by_iteration, by_time, work, maps = FIGURES
     chosen = _chosen(comparison, None)
@@ -220,7 +225,7 @@ def draw_all(comparison: Comparison, *, width: float = FULL_WIDTH) -> dict[str, 
     if _reached(comparison):
         drawn[work] = plot_work_precision(comparison, _new_axes(width, scatter))
         drawn[maps] = plot_work_precision(comparison, _new_axes(width, scatter), count_maps=True)
-    if width >= _NARROW:
+    if panels and width >= _NARROW:
         for name, against_time, select in zip(PANELS, (False, True), (_by_iteration, _by_time), strict=True):
             if select(comparison, list(comparison.curves)):
                 drawn[name] = plot_every_solver(comparison, against_time=against_time)[0]

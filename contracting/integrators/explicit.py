@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from contracting.errors import InputError
 from contracting.flows import BoundFlow, FiringRate, Flow, as_flow
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Iteration, Method, State, Stop
+from contracting.vector_fields import Time, VectorField
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,11 @@ class Tableau:
     stages: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
     error: tuple[float, ...] | None = None
+
+    @property
+    def nodes(self) -> tuple[float, ...]:
+        """cᵢ, the times of the stages after the first as fractions of the step."""
+        return tuple(sum(row) for row in self.stages)
 
     @property
     def last_stage_is_first(self) -> bool:
@@ -72,21 +79,38 @@ DORMAND_PRINCE = Tableau(
 
 
 def runge_kutta_step(
-    tableau: Tableau, flow: BoundFlow, state: Tensor, step: Tensor | float, first: Tensor | None = None
+    tableau: Tableau,
+    flow: VectorField,
+    state: Tensor,
+    step: Tensor | float,
+    first: Tensor | None = None,
+    clock: Callable[[float], Time] | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """One step of size h: the new state and the stage derivatives; ``first`` is f(s) where it is already known.
 
-    The flow is autonomous (its input is constant), so no time is passed on.
+    Args:
+        tableau: which method.
+        flow: s' = f(t, s).
+        state: s, (batch, n).
+        step: h, a number or (batch, 1).
+        first: f at the beginning of the step, or None.
+        clock: the time t at a fraction of the step; None for an autonomous flow, to which time 0 is passed.
     """
-    slopes = [flow(0.0, state) if first is None else first]
-    for row in tableau.stages:
-        slopes.append(flow(0.0, state + step * _combine(row, slopes)))
+    clock = clock or _no_clock
+    slopes = [flow(clock(0.0), state) if first is None else first]
+    for node, row in zip(tableau.nodes, tableau.stages, strict=True):
+        slopes.append(flow(clock(node), state + step * combine(row, slopes)))
     if tableau.last_stage_is_first:
-        return state + step * _combine(tableau.weights[:-1], slopes[:-1]), slopes
-    return state + step * _combine(tableau.weights, slopes), slopes
+        return state + step * combine(tableau.weights[:-1], slopes[:-1]), slopes
+    return state + step * combine(tableau.weights, slopes), slopes
 
 
-def _combine(coefficients: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+def _no_clock(fraction: float) -> Time:
+    return 0.0
+
+
+def combine(coefficients: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
+    """Σ cᵢkᵢ over the stage derivatives kᵢ."""
     terms = [c * slope for c, slope in zip(coefficients, slopes, strict=True) if c != 0]
     return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
 
@@ -258,7 +282,7 @@ class _AdaptiveIteration(Iteration):
         new, slopes = runge_kutta_step(self.tableau, self.flow, s, h[:, None], slope)
         self.map_evals += len(slopes) - 1
         assert self.tableau.error is not None
-        ratio = self._ratio(h[:, None] * _combine(self.tableau.error, slopes), s, new, h[:, None] * slope)
+        ratio = self._ratio(h[:, None] * combine(self.tableau.error, slopes), s, new, h[:, None] * slope)
         accept = ratio <= 1
         # rejected rows shrink; a ratio that is not finite shrinks as far as is allowed
         usable = ratio.clamp_min(1e-10)

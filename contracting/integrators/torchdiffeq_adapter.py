@@ -31,8 +31,7 @@ class Kind:
     """What has to be known of an integrator."""
 
     solver: str  # its name in torchdiffeq
-    # the largest d with |z + d| ≤ d inside its region of stability, as it is in torchdiffeq: d times a step at which
-    # explicit Euler is stable is a stable step
+    # some d with |z + d| ≤ d inside its region of stability: d times a step at which explicit Euler is stable is stable
     disc: float = 0.0
     fixed: bool = False
     scipy: bool = False
@@ -63,7 +62,7 @@ _REDUCTION = 100.0  # by how much a segment is to reduce the residual; the tied 
 _LONGEST = 32.0  # time constants
 _SLOWER = 0.25  # a segment that converges at less than this fraction of the proved rate was not accurate enough
 _RATE = 0.25  # taken where no rate is proved
-_PATIENCE = 64.0  # a row is given up after so many times 1/rate without progress
+_PATIENCE = 32.0  # a row is given up after so many times 1/rate without progress
 _POLISH_STEPS = 8
 _ROUNDING = 1e4  # the tied tolerance is not below this multiple of accuracy·eps·rms(s)
 _CALLS = 20_000  # evaluations of the field per time constant after which an integrator counts as stuck
@@ -181,7 +180,7 @@ class _Field:
 
     def __init__(self, flow: BoundFlow, origin: Tensor | None, count: Callable[[], None], limit: float):
         self.flow, self.origin, self._count, self.left = flow, origin, count, limit
-        self.proposed = 0.0
+        self.steps, self.proposed = 0, 0.0
 
     def __call__(self, t: Tensor, d: Tensor) -> Tensor:
         self._count()
@@ -194,18 +193,15 @@ class _Field:
 class _AdaptiveField(_Field):
     # called by torchdiffeq before each time step; for methods that do not call it, torchdiffeq warns of it
     def callback_step(self, t: Tensor, state: Tensor, step: Tensor) -> None:
-        self.proposed = float(step)
+        self.steps, self.proposed = self.steps + 1, float(step)
 
 
 class Segments(Iteration):
     """The iteration of ``TorchDiffEq``.
 
     Attributes:
-        advice: why rows were given up, and what to do.
-        segments: time constants and evaluations of each segment so far.
+        segments: time constants and (where torchdiffeq says so) time steps of each segment so far.
     """
-
-    advice: str | None = None
 
     def __init__(self, problem: EquilibriumProblem, stop: Stop, settings: TorchDiffEq):
         super().__init__()
@@ -218,7 +214,7 @@ class Segments(Iteration):
         if self.kind.fixed:
             self.step_size = self.kind.disc * self.flow.euler_step.step if settings.step is None else settings.step
         self.per_row = self.kind.scipy if settings.per_row is None else settings.per_row
-        self.segments: list[tuple[float, float]] = []
+        self.segments: list[tuple[float, int]] = []
         self._calls = 0.0
 
     def _count(self, calls: float = 1.0) -> None:
@@ -241,7 +237,6 @@ class Segments(Iteration):
         return state[1]
 
     def given_up(self, state: State) -> Tensor:
-        """Rows that cannot be advanced any further, (batch,); ``advice`` says why."""
         return _Rows(*state).given_up
 
     @torch.no_grad()
@@ -257,13 +252,12 @@ class Segments(Iteration):
         rows = torch.nonzero(ready & (now.residual > now.tolerance)).flatten()
         if len(rows) == 0:
             return state
-        old, before = now.take(rows), self._calls
+        old = now.take(rows)
         span = old.span if self.per_row else torch.full_like(old.span, float(old.span.max()))
         if self.step_size is not None:
             span = self.step_size * torch.ceil(span / self.step_size - 1e-3).clamp_min(1)
         old = old._replace(span=span)
         s, first, failed = self._in_parts(rows, old, len(rows) if self.per_row else 1)
-        self.segments.append((float(span.max()), self._calls - before))
         new = self._plan(rows, now.z, old, s)
         new = new._replace(first=first, given_up=new.given_up | failed)
         return _Rows(*(entry.index_put((rows,), value) for entry, value in zip(now, new, strict=True)))
@@ -291,8 +285,11 @@ class Segments(Iteration):
         reached = flow.read(s).to(z.dtype)
         if self.settings.polish is not None:
             problem = self.problem.rows(rows)
-            polished = self._polish(self.settings.polish, problem, reached)
-            better = (self._assess(problem, polished)[0] < self._assess(problem, reached)[0])[:, None]
+            # where a segment did harm, polish what was there before
+            found = self._assess(problem, reached)[0]
+            start = torch.where((found < old.residual)[:, None], reached, old.z)
+            polished = self._polish(self.settings.polish, problem, start)
+            better = (self._assess(problem, polished)[0] < found)[:, None]
             s = torch.where(better, flow.init(polished.to(s.dtype)), s)
             reached = torch.where(better, polished, reached)
         # as the loop will see it: a product with fewer rows may round differently, and strand a row at its tolerance
@@ -377,8 +374,9 @@ class Segments(Iteration):
             if not isinstance(error, AssertionError) and not self.kind.scipy:
                 raise
             raise StuckError(str(error).partition(":")[0]) from None
-        if len(path) < 2:
-            raise StuckError("underflow of the step size in scipy")
+        if self.kind.scipy and (len(path) < 2 or not bool(torch.isfinite(path).all())):
+            raise StuckError("underflow of the step size")
+        self.segments.append((span, observed.steps))
         return (path[-1] if origin is None else start + path[-1]), observed.proposed
 
     @torch.no_grad()
@@ -387,7 +385,8 @@ class Segments(Iteration):
         if self.settings.rtol is not None:
             return self.settings.rtol, 1e-3 * self.settings.rtol if self.settings.atol is None else self.settings.atol
         self._count_call()
-        floor = _ROUNDING * self.kind.accuracy * torch.finfo(start.dtype).eps * row_rms(start)
+        limits = torch.finfo(start.dtype)
+        floor = (_ROUNDING * self.kind.accuracy * limits.eps * row_rms(start)).clamp_min(limits.tiny)
         atol = torch.maximum(accuracy * row_rms(flow(0.0, start)), floor)[:, None]
         if self.kind.scipy:  # which takes arrays, and no rtol below 100 eps
             return 3e-14, atol.expand_as(start).reshape(-1).cpu().numpy()

@@ -21,10 +21,10 @@ class TorchDiffEqAdjoint:
 
     The problem is solved from zero without gradient, which tells how long the trajectory has to be; a second pass over
     that time is differentiable. The value is that of the solve; the gradient agrees with the implicit one up to the
-    tolerances. Every row is integrated as long as the slowest, and for at least log(1/rtol)/rate time constants (with the
-    proved rate of the flow, as far as it is in [1/4, 1]): the gradient may converge more slowly than the residual, and a
-    row that starts at its equilibrium has a gradient too. A contracting flow expands backwards in time, therefore the
-    adjoint pass starts anew from states that are stored about as densely as the forward integrator steps.
+    tolerances. Every row is integrated as long as the slowest, and for at least log(1/rtol)/rate time constants (with
+    the proved rate of the flow, as far as it is in [1/4, 1]): the gradient may converge more slowly than the residual,
+    and a row that starts at its equilibrium has a gradient too. A contracting flow expands backwards in time, therefore
+    the adjoint pass starts anew from states that are stored about as densely as the forward integrator steps.
 
     Args:
         backprop: backpropagate through the operations of the integrator, in memory that grows with the time steps,
@@ -64,17 +64,18 @@ class TorchDiffEqAdjoint:
             "adjoint_options": {**iteration.grid_options(), "norm": control.norm},
         }
         segments = list(iteration.segments)
-        needed = -math.log(control.tolerance) / min(1.0, max(0.25, iteration.rate))
-        missing = needed - sum(span for span, _ in segments)
+        total = sum(span for span, _ in segments)
+        missing = -math.log(control.tolerance) / min(1.0, max(0.25, iteration.rate)) - total
         if missing > 0:
-            segments.append((missing, missing * max([10.0, *(calls / span for span, calls in segments)])))
+            density = sum(steps for _, steps in segments) / max(total, 1.0)
+            segments.append((missing, math.ceil(missing * max(1.0, density))))
         s = flow.init(problem.zeros())
-        for span, calls in segments:
-            points = max(1, round(calls / 4 if iteration.step_size is None else span / iteration.step_size))
+        for span, steps in segments:
             if self.backprop:
                 s, _ = iteration.integrate(flow, s, span, accuracy)
             else:
-                s, _ = iteration.integrate(flow, s, span, accuracy, adjoint=adjoint, points=points)
+                points = steps if iteration.step_size is None else round(span / iteration.step_size)
+                s, _ = iteration.integrate(flow, s, span, accuracy, adjoint=adjoint, points=max(1, points))
         z = flow.read(s)
         if not self.backprop:
             z.register_hook(control.start)  # type: ignore[no-untyped-call]

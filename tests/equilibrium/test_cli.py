@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from equilibrium import LBEN, EquilibriumLayer, Unconstrained, cli, save_reference
-from equilibrium.comparison import Comparison, default_solvers
+from equilibrium.comparison import Comparison
 from equilibrium.plots import FIGURES
+from equilibrium.solvers import default_solvers
 
 SMALL_FIGURES = {f"{name}.png" for name in FIGURES}
 

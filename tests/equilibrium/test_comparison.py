@@ -15,7 +15,8 @@ from contracting.errors import InputError
 from contracting.integrators import DormandPrince, ExplicitEuler
 from contracting.solve import Iteration, Method, Stop
 from equilibrium import LBEN, EquilibriumLayer, ForwardBackward, PeacemanRachford, SemismoothNewton, Unconstrained
-from equilibrium.comparison import FAMILIES, ROW_LIMITS, TOLERANCES, Comparison, compare, default_solvers, family
+from equilibrium.comparison import TOLERANCES, Comparison, compare
+from equilibrium.solvers import FAMILIES, ROW_LIMITS, default_solvers, family
 
 SOLVERS = {
     name: default_solvers()[name]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from contracting.errors import InputError
 from equilibrium import LBEN, plots
-from equilibrium.comparison import compare, default_solvers
+from equilibrium.comparison import compare
 from equilibrium.plots import (
     FIGURES,
     FULL_WIDTH,
@@ -26,6 +26,7 @@ from equilibrium.plots import (
     plot_residual_against_time,
     plot_work_precision,
 )
+from equilibrium.solvers import default_solvers
 
 NAMES = ("SemismoothNewton", "PeacemanRachford", "ForwardBackward", "ExplicitEuler", "DormandPrince/Hopfield")
 PLOTS = (plot_residual_against_iteration, plot_residual_against_time, plot_work_precision)

@@ -1,0 +1,77 @@
+r"""Measured rates: an exponential fitted to distances, with its uncertainty and with what it was fitted to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError
+
+_NOISE = 1e4  # units of rounding, relative to the largest distance, below which a distance is not believed
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DecayFit:
+    r"""d(t) ≈ d₀e^{−ct}, fitted by least squares to log d; one entry per row.
+
+    Attributes:
+        rate: c; negative where the distance grows, NaN with fewer than two usable points.
+        uncertainty: standard error of c; infinite with fewer than three usable points. It is that of independent
+            scatter about a straight line: a distance that does not fall exponentially shows as a larger value.
+        slowest: the smallest average rate −log(d(t)/d(0))/(t − t₀) over the window; no certified rate may exceed it.
+        points: how many distances were used.
+    """
+
+    rate: Tensor
+    uncertainty: Tensor
+    slowest: Tensor
+    points: Tensor
+
+
+def decay_rate(times: Tensor, distances: Tensor, *, skip: float = 0.0, floor: float | None = None) -> DecayFit:
+    """Fit the exponential rate at which distances decay (or grow, as a negative rate).
+
+    Args:
+        times: (T,), increasing.
+        distances: (T,) or (T, batch), ≥ 0.
+        skip: the fit leaves out this much time at the beginning, to measure the late rate; ``slowest`` does not.
+        floor: distances from the first one below this on are rounding noise and are not used; None means 1e4 units of
+            rounding relative to the largest distance of the row. Pass 1e4·eps·‖s‖ if the states are much larger
+            than their distance.
+
+    Raises:
+        InputError: on shapes that do not fit.
+    """
+    checks.floating_tensor("distances", distances)
+    checks.number("skip", skip, low=0)
+    if times.ndim != 1 or distances.ndim not in (1, 2) or len(times) != len(distances):
+        raise InputError(
+            f"times must have shape (T,) and distances (T,) or (T, batch), got {tuple(times.shape)} and "
+            f"{tuple(distances.shape)}"
+        )
+    d = distances.reshape(len(times), -1)
+    t = (times.to(d) - times[0].to(d))[:, None].expand_as(d)
+    noise = _NOISE * torch.finfo(d.dtype).eps * d.detach().nan_to_num(0.0, posinf=0.0).amax(0)
+    limit = noise.clamp_min(torch.finfo(d.dtype).tiny) if floor is None else noise.new_full(noise.shape, floor)
+    # once below the noise, always below: what comes back up is noise too
+    usable = (torch.isfinite(d) & (d > limit)).cumprod(0).bool()
+    log = torch.where(usable, d, 1.0).log()
+    average = torch.where(usable & (t > 0), (log[0] - log) / t.clamp_min(torch.finfo(d.dtype).tiny), float("inf"))
+    slowest = average.amin(0)
+    weight = (usable & (t >= skip)).to(d)
+    points = weight.sum(0)
+    t_mean, log_mean = (weight * t).sum(0) / points, (weight * log).sum(0) / points
+    spread = (weight * (t - t_mean) ** 2).sum(0)
+    slope = (weight * (t - t_mean) * (log - log_mean)).sum(0) / spread
+    scatter = (weight * (log - log_mean - slope * (t - t_mean)) ** 2).sum(0)
+    error = (scatter / ((points - 2).clamp_min(1) * spread)).sqrt()
+    shape = distances.shape[1:]
+    return DecayFit(
+        rate=torch.where(points >= 2, -slope, float("nan")).reshape(shape),
+        uncertainty=torch.where(points >= 3, error, float("inf")).reshape(shape),
+        slowest=torch.where(torch.isfinite(slowest), slowest, float("nan")).reshape(shape),
+        points=points.to(torch.int64).reshape(shape),
+    )

@@ -1,0 +1,230 @@
+r"""Rates seen on samples, for any neural ODE: the matrix measure of the Jacobian at points, and the worst point found.
+
+Everything here is *sampled*: it says what happens at the points looked at, so the true rate over all states is at most
+the sampled one. Nothing here is a certificate, and the results are records of another type than certificates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError
+from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
+from contracting.trajectories import Trajectory
+from contracting.vector_fields import Time, VectorField
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampledRate:
+    r"""A contraction rate seen on samples: an upper bound of the true rate in this metric, and no certificate.
+
+    Attributes:
+        rate: −max μ(∂f/∂s) over the samples.
+        metric: the norm of the measure.
+        measures: μ at each sample, (samples,).
+        worst_point: the state with the largest measure, (n,).
+        worst_time: the time at which it was looked at.
+        method: how the samples were chosen.
+    """
+
+    rate: float
+    metric: Metric
+    measures: Tensor
+    worst_point: Tensor
+    worst_time: float
+    method: str
+
+    @property
+    def certified(self) -> bool:
+        """False: a finite number of samples proves nothing about the states between them."""
+        return False
+
+    def __str__(self) -> str:
+        return (
+            f"sampled, not certified: rate ≤ {self.rate:.6g} in {type(self.metric).__name__}, worst of "
+            f"{len(self.measures)} points ({self.method})"
+        )
+
+
+def measure(flow: VectorField, points: Tensor, metric: Metric, *, t: Time = 0.0) -> Tensor:
+    """μ(∂f/∂s), the local rate of separation: (batch, n) -> (batch,), differentiable."""
+    points = _check_points(flow, points, metric)
+    return metric.to(points).matrix_measure(flow.jacobian(points, t))
+
+
+def sampled_rate(flow: VectorField, points: Tensor, metric: Metric, *, t: float = 0.0) -> SampledRate:
+    """The rate seen at given states.
+
+    Args:
+        flow: any vector field. A flow of a problem needs as many rows of input as there are points, or a single one.
+        points: (batch, n).
+        metric: the norm.
+        t: the time at which a time-varying field is looked at.
+
+    Raises:
+        InputError: on shapes that do not fit.
+    """
+    with torch.no_grad():
+        measures = measure(flow, points, metric, t=t)
+    return _record(measures, points, metric, [t] * len(points), "given points")
+
+
+def sampled_rate_along(flow: VectorField, trajectory: Trajectory, metric: Metric) -> SampledRate:
+    """The rate seen at every state of every row of a trajectory, at the time it was there; arguments as above."""
+    with torch.no_grad():
+        moments = zip(trajectory.times, trajectory.states, strict=True)
+        measures = [measure(flow, state, metric, t=time) for time, state in moments]
+    batch = trajectory.states.shape[1]
+    times = [float(time) for time in trajectory.times for _ in range(batch)]
+    return _record(torch.cat(measures), trajectory.states.flatten(0, 1), metric, times, "along trajectories")
+
+
+def worst_point(
+    flow: VectorField,
+    start: Tensor,
+    metric: Metric,
+    *,
+    radius: float,
+    steps: int = 100,
+    learning_rate: float | None = None,
+    t: float = 0.0,
+) -> SampledRate:
+    """Climb to states where the field contracts least: projected gradient ascent on μ(∂f/∂s) from every row.
+
+    Finds local maxima only. Where the Jacobian is piecewise constant (ReLU) the measure has no slope to climb, and the
+    result is that of the starting points: use many of them.
+
+    Args:
+        flow: any vector field with a differentiable Jacobian.
+        start: (batch, n), one ascent from each.
+        metric: the norm.
+        radius: no row leaves the box of this half width around its start.
+        steps: gradient steps.
+        learning_rate: first step length of Adam, decaying to zero; None means a tenth of the radius.
+        t: the time at which a time-varying field is looked at.
+
+    Returns:
+        The record of the best point of every row, the starting points included.
+    """
+    checks.number("radius", radius, low=0, low_open=True, high=float("inf"), high_open=True)
+    checks.whole_number("steps", steps)
+    point = _check_points(flow, start, metric).detach().clone().requires_grad_()
+    best_point, best = start.detach().clone(), start.new_full((len(start),), -float("inf"))
+    optimiser = torch.optim.Adam([point], lr=learning_rate or radius / 10)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for step in range(steps + 1):
+        with torch.enable_grad():
+            value = measure(flow, point, metric, t=t)
+            better = value.detach() > best
+            best = torch.where(better, value.detach(), best)
+            best_point = torch.where(better[:, None], point.detach(), best_point)
+            if step == steps or not value.requires_grad:
+                break
+            (gradient,) = torch.autograd.grad(-value.sum(), point, allow_unused=True)
+        if gradient is None:
+            break
+        point.grad = gradient.nan_to_num(0.0)
+        optimiser.step()
+        schedule.step()
+        with torch.no_grad():
+            point.copy_(torch.minimum(torch.maximum(point, start - radius), start + radius))
+    return _record(best, best_point, metric, [t] * len(start), "gradient ascent")
+
+
+def fit_metric(
+    flow: VectorField,
+    points: Tensor,
+    *,
+    family: type[Metric] = FullP,
+    steps: int = 500,
+    learning_rate: float = 0.05,
+    t: float = 0.0,
+) -> SampledRate:
+    """Train a constant metric in which a flow contracts as fast as possible at given samples.
+
+    Minimises the largest measure, smoothed less and less, by Adam; the best metric met is returned. Test it on *other*
+    points: on its own samples the rate is too good.
+
+    Args:
+        flow: any vector field.
+        points: (batch, n) samples; the Jacobians there are computed once.
+        family: ``FullP``, ``WeightedL2``, ``WeightedL1`` or ``WeightedLinf``.
+        steps: gradient steps.
+        learning_rate: of Adam on the logarithms of the weights (and the off-diagonal entries of a factor of P).
+        t: the time at which a time-varying field is looked at.
+
+    Raises:
+        InputError: if the family is none of these, or the Jacobians are not finite.
+    """
+    families = (FullP, WeightedL2, WeightedL1, WeightedLinf)
+    if family not in families:
+        raise InputError(f"family must be one of {', '.join(f.__name__ for f in families)}, got {family!r}")
+    checks.whole_number("steps", steps)
+    n = checks.finite("points", checks.floating_tensor("points", points)).shape[-1]
+    with torch.no_grad():
+        jacobians = checks.finite("the Jacobian", flow.jacobian(points.detach(), t)).detach().to("cpu", torch.float64)
+    logs = torch.zeros(n, dtype=torch.float64, requires_grad=True)
+    lower = torch.zeros(n, n, dtype=torch.float64, requires_grad=family is FullP)
+    optimiser = torch.optim.Adam([logs, lower] if family is FullP else [logs], lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+
+    def make() -> Metric:
+        if family is FullP:
+            factor = torch.tril(lower, -1) + torch.diag(logs.exp())
+            P = factor @ factor.mT
+            return FullP((P + P.mT) / 2)
+        assert issubclass(family, (WeightedL2, WeightedL1, WeightedLinf))
+        return family(logs.exp())
+
+    best, found = float("inf"), make()
+    for step in range(steps + 1):
+        with torch.enable_grad():
+            metric = make()
+            measures = metric.matrix_measure(jacobians)
+            worst = float(measures.detach().amax())
+            if worst < best:
+                best, found = worst, metric
+            if step == steps:
+                break
+            # a smooth maximum, within temperature·log(samples) of the real one
+            spread = float(measures.detach().amax() - measures.detach().amin())
+            temperature = max(1e-3, 0.1 * (1 - step / steps)) * max(spread, 1e-3)
+            optimiser.zero_grad()
+            (temperature * torch.logsumexp(measures / temperature, 0)).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+    metric = FullP(found.matrix.detach()) if isinstance(found, FullP) else _detached(found)
+    with torch.no_grad():
+        measures = metric.matrix_measure(jacobians)
+    return _record(measures, points, metric, [t] * len(points), "metric trained on the samples")
+
+
+def _detached(metric: Metric) -> Metric:
+    assert isinstance(metric, (WeightedL2, WeightedL1, WeightedLinf))
+    return type(metric)(metric.weights.detach())
+
+
+def _check_points(flow: VectorField, points: Tensor, metric: Metric) -> Tensor:
+    if not isinstance(flow, VectorField):
+        raise InputError(
+            f"flow must be a vector field such as FiringRate().bind(problem) or NeuralFlow(module), got {flow!r}"
+        )
+    if checks.floating_tensor("points", points).ndim != 2:
+        raise InputError(f"points must have shape (batch, n), got {tuple(points.shape)}")
+    return checks.last_size("points", points, metric.size)
+
+
+def _record(measures: Tensor, points: Tensor, metric: Metric, times: list[float], method: str) -> SampledRate:
+    worst = int(measures.argmax())
+    return SampledRate(
+        rate=-float(measures[worst]),
+        metric=metric,
+        measures=measures,
+        worst_point=points[worst].detach(),
+        worst_time=times[worst],
+        method=method,
+    )

@@ -1,0 +1,68 @@
+"""Every solver of the library by name: what a comparison compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from contracting.flows import ForwardBackwardFlow, Hopfield, PeacemanRachfordFlow
+from contracting.integrators import (
+    RK4,
+    BackwardEuler,
+    BogackiShampine,
+    DormandPrince,
+    ExplicitEuler,
+    Heun,
+    PseudoTransient,
+    TorchDiffEq,
+)
+from contracting.solve import Method
+from equilibrium.newton import SemismoothNewton
+from equilibrium.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
+
+FAMILIES = ("splitting", "Newton", "ODE integrator", "torchdiffeq")
+ROW_LIMITS: Mapping[str, int] = {"torchdiffeq-BDF": 4}
+"""Solvers of which a few rows are enough, because they solve one row after the other in Python."""
+
+
+def default_solvers() -> dict[str, Method]:
+    """Every method of the library by name; ``Method/Flow`` integrates another flow than the firing-rate one."""
+    return {
+        "PeacemanRachford": PeacemanRachford(),
+        "ForwardBackward": ForwardBackward(),
+        "DouglasRachford": DouglasRachford(),
+        "DouglasRachford-1.8": DouglasRachford(relaxation=1.8),
+        "SemismoothNewton": SemismoothNewton(),
+        "ExplicitEuler": ExplicitEuler(),
+        "Heun": Heun(),
+        "RK4": RK4(),
+        "BogackiShampine": BogackiShampine(),
+        "DormandPrince": DormandPrince(),
+        "BackwardEuler": BackwardEuler(),
+        "PseudoTransient": PseudoTransient(),
+        "ExplicitEuler/Hopfield": ExplicitEuler(flow=Hopfield()),
+        "DormandPrince/Hopfield": DormandPrince(flow=Hopfield()),
+        "DormandPrince/ForwardBackward": DormandPrince(flow=ForwardBackwardFlow()),
+        "DormandPrince/PeacemanRachford": DormandPrince(flow=PeacemanRachfordFlow()),
+        "RK4/PeacemanRachford": RK4(flow=PeacemanRachfordFlow()),
+        "torchdiffeq-dopri5": TorchDiffEq("dopri5"),
+        "torchdiffeq-bosh3": TorchDiffEq("bosh3"),
+        "torchdiffeq-rk4": TorchDiffEq("rk4"),
+        "torchdiffeq-dopri5/PeacemanRachford": TorchDiffEq("dopri5", flow=PeacemanRachfordFlow()),
+        "torchdiffeq-BDF": TorchDiffEq("BDF"),
+    }
+
+
+def family(method: Method) -> str:
+    """Which of ``FAMILIES`` a method belongs to."""
+    if isinstance(method, SemismoothNewton):
+        return "Newton"
+    if isinstance(method, PeacemanRachford | ForwardBackward | DouglasRachford):
+        return "splitting"
+    return "torchdiffeq" if isinstance(method, TorchDiffEq) else "ODE integrator"
+
+
+def solves_linear_systems(method: Method) -> bool:
+    """Whether every step of a method solves a linear system per row, beside its applications of W."""
+    if isinstance(method, TorchDiffEq):
+        return method.method in ("BDF", "Radau", "LSODA")
+    return isinstance(method, SemismoothNewton | BackwardEuler | PseudoTransient)

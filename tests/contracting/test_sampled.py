@@ -1,0 +1,145 @@
+"""Sampled rates: exact where the Jacobian is constant, never called certified, and beaten by the worst point."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from contracting.activations import ReLU, Tanh
+from contracting.errors import InputError
+from contracting.flows import FiringRate
+from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
+from contracting.sampled import fit_metric, measure, sampled_rate, sampled_rate_along, worst_point
+from contracting.trajectories import simulate
+from contracting.vector_fields import LinearFlow, NeuralFlow
+from tests.problems import monotone_weight, planted
+
+F64 = torch.float64
+# stable, but far from contracting in the Euclidean norm: μ₂ = −1 + 5
+SHEAR = torch.tensor([[-1.0, 10.0], [0.0, -2.0]], dtype=F64)
+
+
+def euclidean(n: int) -> WeightedL2:
+    return WeightedL2(torch.ones(n, dtype=F64))
+
+
+def well(t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """∂f/∂z = −2 + e^{−(z − 1)²}, largest at z = 1, where it is −1."""
+    return -2 * z + 0.5 * math.sqrt(math.pi) * torch.erf(z - 1)
+
+
+@pytest.mark.parametrize(
+    "metric", [euclidean(2), WeightedL1(torch.tensor([1.0, 3.0])), FullP(torch.tensor([[2.0, 0.5], [0.5, 1.0]]))]
+)
+def test_the_rate_of_a_linear_flow_is_exact(metric: Metric) -> None:
+    points = torch.randn(5, 2, dtype=F64)
+    result = sampled_rate(LinearFlow(SHEAR), points, metric)
+    assert result.rate == pytest.approx(-float(metric.to(points).matrix_measure(SHEAR)))
+    assert result.measures.shape == (5,)
+
+
+def test_a_sampled_rate_is_never_called_certified() -> None:
+    result = sampled_rate(LinearFlow(SHEAR), torch.zeros(1, 2, dtype=F64), euclidean(2))
+    assert result.certified is False and "not certified" in str(result) and "sampled" in str(result)
+    with pytest.raises(AttributeError):
+        result.certified = True  # type: ignore[misc]
+
+
+def test_ascent_finds_the_worst_point_that_samples_miss() -> None:
+    flow, start = NeuralFlow(well), torch.tensor([[-0.5], [2.0]], dtype=F64)
+    seen = sampled_rate(flow, start, euclidean(1))
+    found = worst_point(flow, start, euclidean(1), radius=2.0, steps=40)
+    assert seen.rate > 1.5 and found.rate == pytest.approx(1.0, abs=1e-3)
+    assert float(found.worst_point) == pytest.approx(1.0, abs=0.05)
+    # the box is respected
+    near = worst_point(flow, start, euclidean(1), radius=0.5, steps=40)
+    assert near.rate > found.rate + 0.1 and float(near.worst_point) == pytest.approx(1.5, abs=1e-6)
+
+
+def test_ascent_through_an_mlp_never_ends_below_its_start() -> None:
+    torch.manual_seed(1)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).double()
+    flow = NeuralFlow(lambda t, z: net(z) - 2 * z)
+    start = 2 * torch.randn(6, 3, dtype=F64)
+    before = measure(flow, start, euclidean(3)).detach()
+    result = worst_point(flow, start, euclidean(3), radius=3.0, steps=30)
+    assert torch.all(result.measures >= before) and float(result.measures.max() - before.max()) > 0.01
+    again = measure(flow, result.worst_point[None], euclidean(3))
+    assert float(again.detach()) == pytest.approx(-result.rate, abs=1e-12)
+
+
+def test_ascent_on_a_piecewise_linear_flow_reports_its_starting_points() -> None:
+    W, lam = monotone_weight(3, seed=1)
+    problem, _ = planted(ReLU(), W, lam, batch=1, seed=2)
+    flow, start = FiringRate().bind(problem), torch.randn(5, 3, dtype=F64)
+    result = worst_point(flow, start, euclidean(3), radius=1.0, steps=5)
+    assert result.rate == pytest.approx(sampled_rate(flow, start, euclidean(3)).rate)
+
+
+def test_along_a_trajectory_the_time_counts() -> None:
+    flow = NeuralFlow(lambda t, z: -(2 + torch.cos(t)) * z)
+    trajectory = simulate(flow, torch.ones(2, 1, dtype=F64), torch.linspace(0, 4, 41, dtype=F64))
+    result = sampled_rate_along(flow, trajectory, euclidean(1))
+    assert len(result.measures) == 82
+    assert result.worst_time == pytest.approx(3.1, abs=1e-6)
+    assert result.rate == pytest.approx(2 + math.cos(3.1), abs=1e-9)
+
+
+def test_samples_never_show_less_than_the_proved_rate() -> None:
+    W, lam = monotone_weight(4, seed=3, skew=0.3)
+    problem, _ = planted(Tanh(), W, lam, batch=1, seed=4)
+    flow = FiringRate().bind(problem)
+    assert problem.metric is not None and flow.contraction_rate is not None
+    result = worst_point(flow, torch.randn(8, 4, dtype=F64), problem.metric, radius=5.0, steps=20)
+    assert result.rate >= flow.contraction_rate > 0
+
+
+@pytest.mark.parametrize(
+    ("family", "best"),
+    # for a shear, scaling the second axis up brings every measure as near to the spectral abscissa −1 as one likes
+    [(FullP, 1.0), (WeightedL2, 1.0), (WeightedL1, 1.0), (WeightedLinf, 1.0)],
+)
+def test_a_trained_metric_shows_the_contraction(family: type[Metric], best: float) -> None:
+    flow, points = LinearFlow(SHEAR), torch.zeros(1, 2, dtype=F64)
+    assert sampled_rate(flow, points, euclidean(2)).rate < -3
+    result = fit_metric(flow, points, family=family, steps=200, learning_rate=0.1)
+    assert isinstance(result.metric, family) and best - 0.1 < result.rate <= best + 1e-9
+    assert sampled_rate(flow, points, result.metric).rate == pytest.approx(result.rate)
+
+
+def test_a_full_metric_turns_where_a_diagonal_one_cannot() -> None:
+    """A = T diag(−1, −3) T⁻¹: the best full-P rate is 1, and no diagonal metric gets there."""
+    T = torch.tensor([[1.0, 1.0], [1.0, 1.2]], dtype=F64)
+    A = T @ torch.diag(torch.tensor([-1.0, -3.0], dtype=F64)) @ torch.linalg.inv(T)
+    points = torch.zeros(1, 2, dtype=F64)
+    full = fit_metric(LinearFlow(A), points, steps=300)
+    diagonal = fit_metric(LinearFlow(A), points, family=WeightedL2, steps=100)
+    assert full.rate > 0.95 and diagonal.rate < 0.5
+
+
+def test_a_metric_trained_for_a_neural_flow_holds_on_other_points() -> None:
+    torch.manual_seed(2)
+    net = torch.nn.Sequential(torch.nn.Linear(2, 6), torch.nn.Tanh(), torch.nn.Linear(6, 2)).double()
+    flow = NeuralFlow(lambda t, z: z @ SHEAR.mT + 0.2 * net(z))
+    trained = fit_metric(flow, torch.randn(60, 2, dtype=F64), steps=150)
+    other = torch.randn(60, 2, dtype=F64)
+    assert sampled_rate(flow, other, euclidean(2)).rate < 0 < sampled_rate(flow, other, trained.metric).rate
+
+
+def test_an_unstable_flow_contracts_in_no_metric() -> None:
+    flow = LinearFlow(torch.tensor([[-1.0, 0.0], [0.0, 0.2]], dtype=F64))
+    assert fit_metric(flow, torch.zeros(1, 2, dtype=F64), steps=50).rate <= -0.2 + 1e-9
+
+
+def test_mistakes_are_named() -> None:
+    flow, points = LinearFlow(SHEAR), torch.zeros(1, 2, dtype=F64)
+    with pytest.raises(InputError, match="family must be one of"):
+        fit_metric(flow, points, family=Metric)
+    with pytest.raises(InputError, match="last dimension"):
+        sampled_rate(flow, points, euclidean(3))
+    with pytest.raises(InputError, match="flow must be a vector field"):
+        sampled_rate(lambda t, z: z, points, euclidean(2))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="radius"):
+        worst_point(flow, points, euclidean(2), radius=0.0)
