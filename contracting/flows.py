@@ -124,7 +124,7 @@ class FiringRate:
 
     def bind(self, problem: EquilibriumProblem) -> BoundFlow:
         """The flow on a problem."""
-        return _BoundFiringRate(problem)
+        return BoundFiringRate(problem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ class Hopfield:
 
     def bind(self, problem: EquilibriumProblem) -> BoundFlow:
         """The flow on a problem."""
-        return _BoundHopfield(problem)
+        return BoundHopfield(problem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ class ForwardBackwardFlow:
 
     def bind(self, problem: EquilibriumProblem) -> BoundFlow:
         """The flow on a problem."""
-        return _BoundForwardBackward(problem, self.step)
+        return BoundForwardBackward(problem, self.step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,7 @@ class PeacemanRachfordFlow:
 
     def bind(self, problem: EquilibriumProblem) -> BoundFlow:
         """The flow on a problem."""
-        return _BoundPeacemanRachford(problem, self.step)
+        return BoundPeacemanRachford(problem, self.step)
 
 
 def _check_step(step: Step | None) -> None:
@@ -188,7 +188,9 @@ def _rows(step: Step, matrix: Tensor) -> Tensor:
     return (step[:, None] if isinstance(step, Tensor) and step.ndim else step) * matrix
 
 
-class _BoundFiringRate(BoundFlow):
+class BoundFiringRate(BoundFlow):
+    """z' = −z + σ(Wz + q) on one problem."""
+
     def map(self, state: Tensor) -> Tensor:
         return self.problem.map(state)
 
@@ -223,7 +225,9 @@ class _BoundFiringRate(BoundFlow):
         return None if operator is None else _slope_rate(operator.bounds.monotonicity, operator.bounds.gain)
 
 
-class _BoundHopfield(_BoundFiringRate):
+class BoundHopfield(BoundFiringRate):
+    """v' = −v + Wσ(v) + q on one problem."""
+
     def map(self, state: Tensor) -> Tensor:
         return self.problem.preactivation(self.problem.activation(state))
 
@@ -240,7 +244,9 @@ class _BoundHopfield(_BoundFiringRate):
         return self.problem.linear.apply(self.problem.activation.derivative(state) * direction)
 
 
-class _BoundForwardBackward(BoundFlow):
+class BoundForwardBackward(BoundFlow):
+    """z' = −z + prox_{αf}(z − α((I − W)z − q)) on one problem; ``step`` is α."""
+
     def __init__(self, problem: EquilibriumProblem, step: Step | None):
         super().__init__(problem)
         self.step: Step = (
@@ -270,7 +276,7 @@ class _BoundForwardBackward(BoundFlow):
         return slopes * (direction + self.step * (self.problem.linear.apply(direction) - direction))
 
     def with_input(self, q: Tensor) -> BoundFlow:
-        return _BoundForwardBackward(replace(self.problem, q=q), self.step)
+        return BoundForwardBackward(replace(self.problem, q=q), self.step)
 
     @property
     def factor(self) -> float | None:
@@ -301,7 +307,9 @@ class _BoundForwardBackward(BoundFlow):
         return _slope_rate(self.step * operator.bounds.monotonicity, factor)
 
 
-class _BoundPeacemanRachford(BoundFlow):
+class BoundPeacemanRachford(BoundFlow):
+    """u' = −u + R_A R_f u on one problem; ``step`` is α."""
+
     def __init__(self, problem: EquilibriumProblem, step: Step | None):
         super().__init__(problem)
         self.step: Step = (

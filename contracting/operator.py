@@ -49,7 +49,7 @@ class Bounds:
 
 @dataclass(frozen=True, kw_only=True)
 class StepChoice:
-    """A step and the contraction factor it is proved to have in the metric, per iteration."""
+    """A step and its contraction factor per iteration, in the sense of the function that the choice minimises."""
 
     step: float
     factor: float

@@ -65,7 +65,11 @@ class Weights:
 
     @property
     def hopfield_metric(self) -> FullP | None:
-        """ΛP⁻¹Λ, in which the Hopfield flow contracts at the same rate: its linear part is WJ in place of JW."""
+        """ΛP⁻¹Λ, in which the Hopfield flow contracts at the same rate: its linear part is WJ in place of JW.
+
+        That the metric of one flow gives that of the other is special to this P, which is the same for W and for the
+        weight with the opposite skew part; a firing-rate metric found otherwise has no such companion.
+        """
         if self.contraction_matrix is None or self.metric is None:
             return None
         lam = torch.diag(self.metric.weights.detach())

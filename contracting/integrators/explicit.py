@@ -161,8 +161,8 @@ class RK4(_FixedStep):
     tableau: ClassVar[Tableau] = RK4_CLASSIC
 
 
-# a Runge–Kutta step of circle-contractivity radius 1 is a convex combination of powers of the Euler map, so its
-# contraction factor is that combination of powers of Euler's factor: coefficients of E⁰, E¹, E², …
+# these stability functions are convex combinations of powers of Euler's, so their factor on a linear flow is at most
+# that combination of powers of Euler's factor: coefficients of E⁰, E¹, E², … (for Heun, an SSP method, on any flow)
 _EULER_POWERS = {
     EULER: (0.0, 1.0),
     HEUN: (1 / 2, 0.0, 1 / 2),

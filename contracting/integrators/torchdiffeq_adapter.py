@@ -36,6 +36,7 @@ class Kind:
     fixed: bool = False
     scipy: bool = False
     accuracy: float = 1e-4  # of an adaptive method: the tied tolerance as a fraction of the length of the field
+    blind: bool = False  # its error estimate does not see an unstable step
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -46,7 +47,7 @@ KINDS = {
     "dopri8": Kind(solver="dopri8", disc=2.58),
     "bosh3": Kind(solver="bosh3", disc=1.25),
     # its error estimate has weights 1/512 and vanishes where its stability ends
-    "fehlberg2": Kind(solver="fehlberg2", disc=1.0, accuracy=1e-6),
+    "fehlberg2": Kind(solver="fehlberg2", disc=1.0, accuracy=1e-5, blind=True),
     # torchdiffeq starts a step with the slope that the last one predicted, not with the slope where it ended
     "adaptive_heun": Kind(solver="adaptive_heun", disc=0.49),
     **{name: Kind(solver=name, disc=1.0, fixed=True) for name in ("euler", "midpoint", "heun2", "heun3", "rk4")},
@@ -82,7 +83,7 @@ class TorchDiffEq(Method):
     found by halving the batch and is given up alone.
 
     The tolerance of a time step is set at the start of each segment, for each row, to 1e-4 of the length of the field
-    (1e-6 for fehlberg2), and to a tenth of that after a segment that was too inaccurate to converge. The error norm is
+    (1e-5 for fehlberg2), and to a tenth of that after a segment that was too inaccurate to converge. The error norm is
     that of the worst row. In a batch the rows still share the step size, so that a row's answer moves with its batch
     mates, below the tolerance; ``per_row=True`` removes that.
 
@@ -358,8 +359,9 @@ class Segments(Iteration):
             options["step_t"] = torch.tensor([span], dtype=torch.float64)
             if first > 0:
                 options["first_step"] = min(first, span)
-            if adjoint is None and torch.is_grad_enabled() and any(t.requires_grad for t in flow.problem.tensors()):
-                # near the steady state an unstable step is too small an error to be seen, but no small gradient
+            # near the steady state an unstable step is an error too small to be seen, and yet multiplies a gradient
+            unrolled = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in flow.problem.tensors())
+            if self.kind.blind or (unrolled and adjoint is None):
                 with suppress(PreconditionError):
                     options["max_step"] = self.kind.disc * flow.euler_step.step
         solver = torchdiffeq.odeint if adjoint is None else partial(torchdiffeq.odeint_adjoint, **adjoint)

@@ -1,0 +1,84 @@
+r"""Certified contraction rates of flows, the truth they are compared with, and one checker that all of them must pass.
+
+``certify(flow)`` gives the largest rate that is affordable for the size, ``report(flow)`` every rate beside an upper
+bound, ``find_metric(W)`` Condition 1 for any weight, ``fixed_input_convergence(flow)`` what Condition 1 gives to flows
+that need not contract. "Contraction" is about any two trajectories under the same input, which may vary in time;
+"convergence" is about constant input only.
+"""
+
+from contracting.certificates.candidates import Candidate
+from contracting.certificates.certification import (
+    Report,
+    best_forward_backward_step,
+    best_peaceman_rachford_step,
+    certificates,
+    certify,
+    halved,
+    report,
+    splitting_rates,
+)
+from contracting.certificates.checker import check
+from contracting.certificates.convergence import check_convergence, fixed_input_convergence
+from contracting.certificates.finders import (
+    DiagonalMetric,
+    ExplicitMetric,
+    Finder,
+    GivenMetric,
+    InclusionMetric,
+    ParabolaTest,
+    PolyhedralMetric,
+)
+from contracting.certificates.lmi import SectorInequality, VertexInequalities
+from contracting.certificates.records import Certificate, CertificateError, Convergence
+from contracting.certificates.systems import (
+    FiringRateSystem,
+    HopfieldSystem,
+    InclusionSystem,
+    System,
+    forward_backward_system,
+    peaceman_rachford_system,
+    system_of,
+)
+from contracting.certificates.upper_bounds import UpperBound, abscissa_bound, switching_bound, upper_bound
+from contracting.certificates.wellposedness import Wellposedness, find_metric, rules_out
+
+__all__ = [
+    "Candidate",
+    "Certificate",
+    "CertificateError",
+    "Convergence",
+    "DiagonalMetric",
+    "ExplicitMetric",
+    "Finder",
+    "FiringRateSystem",
+    "GivenMetric",
+    "HopfieldSystem",
+    "InclusionMetric",
+    "InclusionSystem",
+    "ParabolaTest",
+    "PolyhedralMetric",
+    "Report",
+    "SectorInequality",
+    "System",
+    "UpperBound",
+    "VertexInequalities",
+    "Wellposedness",
+    "abscissa_bound",
+    "best_forward_backward_step",
+    "best_peaceman_rachford_step",
+    "certificates",
+    "certify",
+    "check",
+    "check_convergence",
+    "find_metric",
+    "fixed_input_convergence",
+    "halved",
+    "forward_backward_system",
+    "peaceman_rachford_system",
+    "report",
+    "rules_out",
+    "splitting_rates",
+    "switching_bound",
+    "system_of",
+    "upper_bound",
+]

@@ -1,0 +1,128 @@
+r"""From a proposed norm to a certificate: the best rate in that norm, and the checker's word on it.
+
+A finder proposes a metric and, for sector inequalities, a multiplier. The best rate for the proposal is a generalised
+eigenvalue; it is then lowered until the checker accepts it, so nothing a finder says is ever believed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contracting.certificates.checker import checked
+from contracting.certificates.records import Certificate, CertificateError
+from contracting.certificates.systems import (
+    FiringRateSystem,
+    HopfieldSystem,
+    InclusionSystem,
+    Slopes,
+    System,
+    vertices,
+)
+from contracting.errors import InputError, PreconditionError
+from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
+
+_BACK_OFF = (1e-13, 1e-11, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidate:
+    """A norm in which a flow may contract.
+
+    Attributes:
+        metric: the norm; WeightedL2 or FullP with a multiplier or by vertices, or ℓ1 or ℓ∞.
+        multiplier: diagonal Q of the sector inequality, (n,), or None.
+        slopes: interval for which it was made, if wider than the system's own.
+    """
+
+    metric: Metric
+    multiplier: Tensor | None = None
+    slopes: Slopes | None = None
+
+    def dual(self) -> Candidate:
+        """The same for the transposed system: P⁻¹ with multiplier Q⁻¹, and ℓ1 for ℓ∞."""
+        multiplier = None if self.multiplier is None else 1 / self.multiplier
+        return Candidate(metric=self.metric.dual(), multiplier=multiplier, slopes=self.slopes)
+
+
+def certified(system: System, candidate: Candidate, *, method: str) -> Certificate:
+    """The certificate with the best rate that the checker accepts for a candidate.
+
+    Raises:
+        CertificateError: if it accepts none.
+    """
+    slopes = candidate.slopes or system.slopes
+    rate = best_rate(system if isinstance(system, InclusionSystem) else system.with_slopes(slopes), candidate)
+    if isinstance(system, InclusionSystem):
+        slopes = (0.0, float("inf"))
+    scale = 1 + abs(rate) + float(torch.linalg.matrix_norm(system.W, 2))
+    for back_off in _BACK_OFF:
+        certificate = Certificate(
+            rate=rate - back_off * scale,
+            metric=candidate.metric,
+            slopes=slopes,
+            method=method,
+            flow=system.name,
+            margin=0.0,
+            multiplier=candidate.multiplier,
+        )
+        try:
+            return checked(certificate, system)
+        except CertificateError as error:
+            failure = error
+    raise CertificateError(f"{method}: {failure}")
+
+
+def best_rate(system: System, candidate: Candidate) -> float:
+    """The largest rate that a candidate proves, up to rounding.
+
+    Raises:
+        InputError: for a system and metric that do not go together.
+    """
+    metric, W = candidate.metric, system.W
+    if isinstance(system, InclusionSystem):
+        if not isinstance(metric, WeightedL2):
+            raise InputError(f"the inclusion is certified in WeightedL2 only, got {type(metric).__name__}")
+        return 1 - float(metric.matrix_measure(W))
+    if not isinstance(system, FiringRateSystem | HopfieldSystem):
+        raise InputError(f"no rate is known for {type(system).__name__}")
+    if isinstance(metric, WeightedL1 | WeightedLinf):
+        return _polyhedral_rate(system, metric)
+    P = metric.matrix if isinstance(metric, FullP) else torch.diag(metric.weights)  # type: ignore[attr-defined]
+    if candidate.multiplier is None:
+        blocks = vertices(system.slopes, system.size)
+        return -max(float(metric.matrix_measure(system.jacobians(block)).max()) for block in blocks)
+    low, high = system.slopes
+    width, Q = high - low, candidate.multiplier
+    coupled = P + W.mT * Q if isinstance(system, FiringRateSystem) else P @ W + torch.diag(Q)
+    drift = P @ (low * W)
+    gap = 2 * P - drift - drift.mT - width / 2 * (coupled / Q) @ coupled.mT
+    root = torch.linalg.cholesky(P)
+    half = torch.linalg.solve_triangular(root, gap, upper=False)
+    whitened = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    return float(torch.linalg.eigvalsh((whitened + whitened.mT) / 2)[0]) / 2
+
+
+def _polyhedral_rate(system: FiringRateSystem | HopfieldSystem, metric: WeightedL1 | WeightedLinf) -> float:
+    """1 − the worst measure: that of a·W or β·W where slopes go by rows, else that of their worst mix."""
+    (low, high), W = system.slopes, system.W
+    if isinstance(metric, WeightedLinf) == isinstance(system, FiringRateSystem):
+        return 1 - max(float(metric.matrix_measure(low * W)), float(metric.matrix_measure(high * W)))
+    diagonal = W.diagonal()
+    extreme = max(abs(low), abs(high)) * (W - torch.diag(diagonal))
+    return 1 - float(metric.matrix_measure(extreme + torch.diag(torch.maximum(low * diagonal, high * diagonal))))
+
+
+def firing_rate_view(system: System) -> tuple[FiringRateSystem, bool]:
+    """The firing-rate system that a finder works on, and whether its candidate must be turned into the dual one.
+
+    Raises:
+        PreconditionError: for the inclusion, whose slopes are unbounded.
+    """
+    if isinstance(system, FiringRateSystem):
+        return system, False
+    if isinstance(system, HopfieldSystem):
+        return system.transposed(), True
+    raise PreconditionError("this certificate needs bounded slopes; for the inclusion use InclusionMetric()")

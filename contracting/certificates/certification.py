@@ -1,0 +1,237 @@
+"""One call for a certificate, and one for the whole picture: certified ≤ true ≤ bound."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from contracting.certificates.candidates import firing_rate_view
+from contracting.certificates.finders import (
+    DiagonalMetric,
+    ExplicitMetric,
+    Finder,
+    InclusionMetric,
+    ParabolaTest,
+    PolyhedralMetric,
+)
+from contracting.certificates.lmi import VertexInequalities
+from contracting.certificates.multipliers import perron_weights, scaled
+from contracting.certificates.numerical_range import reach
+from contracting.certificates.records import Certificate, CertificateError, Slopes
+from contracting.certificates.systems import (
+    InclusionSystem,
+    System,
+    forward_backward_system,
+    peaceman_rachford_system,
+    system_of,
+)
+from contracting.certificates.upper_bounds import UpperBound, upper_bound
+from contracting.errors import InputError, PreconditionError
+from contracting.flows import BoundFlow
+from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
+from contracting.operator import MonotoneOperator, StepChoice
+
+_LARGE = 400
+_VERTICES = 5  # largest n at which the best quadratic metric is found in passing
+_OPTIMISED = ((40, 25), (120, 6))  # up to this n, so many gradients per level of smoothing
+
+
+def certify(
+    flow: BoundFlow | System, method: Finder | None = None, *, rate: str = "best", slopes: Slopes | None = None
+) -> Certificate:
+    r"""A certified contraction rate of a flow, for every input, constant or not, and every state.
+
+    Args:
+        flow: a flow on a problem, such as ``layer.flow(FiringRate)``, or explicit matrices.
+        method: how to look for the metric, such as ``ParabolaTest(optimise=25)``; None tries what is affordable for the
+            size and keeps the largest rate, whatever its norm; ``Certificate.method`` says which it was.
+        rate: "best", the only choice.
+        slopes: interval of slopes to assume in place of the activation's own.
+
+    Raises:
+        InputError: if there is no certificate for such a flow.
+        PreconditionError: if the method does not apply to it.
+        CertificateError: if nothing was found that passes the checker.
+    """
+    if rate != "best":
+        raise InputError(f"rate must be 'best', got {rate!r}; for a metric of your own use method=GivenMetric(...)")
+    system = system_of(flow)
+    if slopes is not None:
+        system = system.with_slopes(slopes)
+    if method is not None:
+        if not isinstance(method, Finder):
+            raise InputError(f"method must be a finder such as ParabolaTest(), got {method!r}")
+        return method.certify(system)
+    return max(certificates(system), key=lambda certificate: certificate.rate)
+
+
+def certificates(flow: BoundFlow | System) -> tuple[Certificate, ...]:
+    """Every certificate that is affordable for the size of the flow.
+
+    Raises:
+        CertificateError: if none passes the checker.
+    """
+    system, found = system_of(flow), []
+    failure: Exception = CertificateError("no method applies")
+    for finder in _affordable(system):
+        try:
+            found.append(finder.certify(system))
+        except (CertificateError, PreconditionError) as error:
+            failure = error
+    if not found:
+        raise CertificateError(f"no certificate was found for the {system.name} flow: {failure}")
+    return tuple(found)
+
+
+def _affordable(system: System) -> list[Finder]:
+    if isinstance(system, InclusionSystem):
+        return [InclusionMetric(optimise=25 if system.size <= 150 else 0)]
+    n = system.size
+    try:
+        Q = _starting_multiplier(system)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        Q = torch.ones(n, dtype=torch.float64)
+    finders: list[Finder] = [
+        PolyhedralMetric(norm=WeightedLinf),
+        PolyhedralMetric(norm=WeightedL1),
+        ParabolaTest(multiplier=Q, tolerance=1e-7 if n <= _LARGE else 1e-4),
+    ]
+    if n <= _LARGE:  # beyond, what the parabola test contains anyway is not worth its time
+        finders += [DiagonalMetric(), ExplicitMetric(weights=Q)]
+    gradients = next((count for size, count in _OPTIMISED if n <= size), 0)
+    if gradients and system.slopes[0] >= 0:
+        finders.append(ParabolaTest(multiplier=Q, optimise=gradients))
+    if n <= _VERTICES and importlib.util.find_spec("cvxpy") is not None:
+        finders.append(VertexInequalities())
+    return finders
+
+
+def _starting_multiplier(system: System) -> Tensor:
+    """The better of the problem's metric (else 1) and the quotient of the Perron vectors, by the parabola test."""
+    view, transposed = firing_rate_view(system)
+    ones = torch.ones(view.size, dtype=torch.float64)
+    guesses = [ones if view.hint is None else view.hint]
+    if view.size <= _LARGE and view.slopes[0] >= 0:
+        _, left, right = perron_weights(view.W)
+        quotient = left / right
+        if bool(torch.isfinite(quotient).all() and (quotient > 0).all()) and float(quotient.max()) < 1e8 * float(
+            quotient.min()
+        ):
+            guesses += [quotient, ones]
+    if len(guesses) > 1:
+        guesses.sort(key=lambda Q: reach(scaled(view.W, Q), tolerance=1e-3, most_cuts=12).lower)
+    return 1 / guesses[0] if transposed else guesses[0]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Report:
+    """Certified ≤ true ≤ bound, for one flow.
+
+    Attributes:
+        best: the certificate with the largest rate.
+        all: every certificate that was tried and holds, largest rate first.
+        quadratic: the best constant quadratic metric there is, from all vertices of the slopes; None for larger n.
+        bound: what no certificate in any norm may exceed.
+    """
+
+    best: Certificate
+    all: tuple[Certificate, ...]
+    quadratic: Certificate | None
+    bound: UpperBound
+
+    @property
+    def gap(self) -> float:
+        """bound − certified: how much of the rate is unknown."""
+        return self.bound.rate - self.best.rate
+
+    def __str__(self) -> str:
+        rows = [f"{self.best.flow}, {self.best.assumption}"]
+        rows += [f"  {c.rate:12.6f}  certified in {type(c.metric).__name__}, {c.method}" for c in reversed(self.all)]
+        rows.append(f"  {self.bound.rate:12.6f}  upper bound in any norm, {self.bound.method}")
+        return "\n".join(rows)
+
+
+def report(flow: BoundFlow | System) -> Report:
+    """Every affordable certificate of a flow beside the truth it is compared with.
+
+    Raises:
+        InputError: if there is no certificate for such a flow.
+        CertificateError: if none passes the checker.
+    """
+    system = system_of(flow)
+    found = tuple(sorted(certificates(system), key=lambda certificate: -certificate.rate))
+    quadratic = next((c for c in found if c.method == VertexInequalities().name), None)
+    guide = next((c.metric for c in found if isinstance(c.metric, FullP)), None)
+    return Report(best=found[0], all=found, quadratic=quadratic, bound=upper_bound(system, guide))
+
+
+def best_forward_backward_step(W: Tensor, metric: WeightedL2) -> StepChoice:
+    r"""The α in (0, 1/m] with the best certified rate of the forward–backward flow in Λ, per unit of its own time.
+
+    ½(1 + αm − ‖I − αÃ‖) is concave in α. In time t/α the rate is divided by α and rises to m as α → 0.
+
+    Args:
+        W: (n, n).
+        metric: Λ with Condition 1.
+
+    Returns:
+        The step, and as its ``factor`` 1 − rate, the factor per unit of time to first order.
+
+    Raises:
+        PreconditionError: if Condition 1 fails in the metric.
+    """
+    operator = _monotone(W, metric)
+    m = operator.bounds.monotonicity
+    left, right = 0.0, 1 / m
+
+    def rate(step: float) -> float:
+        return 0.5 * (1 + step * m - operator.forward_factor(step))
+
+    while right - left > 1e-4 / m:
+        a, b = left + (right - left) / 3, right - (right - left) / 3
+        left, right = (a, right) if rate(a) < rate(b) else (left, b)
+    step = (left + right) / 2
+    return StepChoice(step=step, factor=1 - rate(step))
+
+
+def best_peaceman_rachford_step(W: Tensor, metric: WeightedL2) -> StepChoice:
+    """The α with the best rate 1 − ‖(I − αÃ)(I + αÃ)⁻¹‖ of the Peaceman–Rachford flow in Λ; Douglas–Rachford: half.
+
+    Raises:
+        PreconditionError: if Condition 1 fails in the metric.
+    """
+    return _monotone(W, metric).best_reflected
+
+
+def splitting_rates(W: Tensor, metric: WeightedL2, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Certified rates in Λ of the forward–backward and Peaceman–Rachford flows over steps α: (k,) -> (k,), (k,).
+
+    Every rate has passed the checker. Divide the first by α for the flow in time t/α, which ends in the inclusion.
+    """
+    weights = metric.weights
+    forward, reflected = [], []
+    for step in steps.tolist():
+        forward.append(DiagonalMetric().certify(forward_backward_system(W, step=step, hint=weights)).rate)
+        reflected.append(DiagonalMetric().certify(peaceman_rachford_system(W, step=step, hint=weights)).rate)
+    return torch.tensor(forward, dtype=torch.float64), torch.tensor(reflected, dtype=torch.float64)
+
+
+def halved(certificate: Certificate) -> Certificate:
+    """The Douglas–Rachford flow's certificate from the Peaceman–Rachford one: its field is exactly half as large."""
+    if not certificate.flow.startswith("Peaceman–Rachford"):
+        raise InputError(f"only a Peaceman–Rachford certificate can be halved, got one of {certificate.flow}")
+    name = certificate.flow.replace("Peaceman–Rachford", "Douglas–Rachford")
+    return replace(certificate, rate=certificate.rate / 2, flow=name)
+
+
+def _monotone(W: Tensor, metric: WeightedL2) -> MonotoneOperator:
+    W = InclusionSystem(W=W).W
+    identity = torch.eye(W.shape[0], dtype=torch.float64)
+    lam = WeightedL2(metric.weights.detach().to("cpu", torch.float64))
+    operator = MonotoneOperator((identity - lam.whiten(W))[None])
+    if not operator.bounds.strongly_monotone:
+        raise PreconditionError("I − W is not strongly monotone in this metric (Condition 1 fails); try find_metric(W)")
+    return operator

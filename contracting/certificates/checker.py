@@ -1,0 +1,184 @@
+r"""The one judge of every certificate: explicit matrices in, yes or no out, in float64 with an allowance for rounding.
+
+It shares no formula with the finders beyond the Jacobian −I + DW or −I + WD itself. A positive definite matrix is
+proved positive definite by a Cholesky factorisation that succeeds after a shift: if it does, λmin ≥ shift − γ·trace
+with γ = (n + 1)u/(1 − (n + 1)u) (Rump, "Verification of positive definiteness", BIT 2006). The shift also covers the
+rounding of assembling the matrix, bounded entry by entry. Scaling to (almost) unit diagonal is by powers of two, exact.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from contracting.certificates.records import Certificate, CertificateError
+from contracting.certificates.systems import (
+    FiringRateSystem,
+    HopfieldSystem,
+    InclusionSystem,
+    SlopeSystem,
+    System,
+    vertices,
+)
+from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
+
+_UNIT = 2.0**-53
+_MOST_VERTICES = 14
+_ASSEMBLY = 12  # roundings of one entry beside those of its inner products
+
+
+def check(certificate: Certificate, system: System) -> float:
+    """Prove again, from explicit matrices only, that a certificate holds for a system.
+
+    Args:
+        certificate: rate, metric and multiplier; nothing else in it is read, except which slopes it speaks of.
+        system: the flow it is claimed to be about.
+
+    Returns:
+        The margin: how much of the inequality is left after the allowance for rounding, > 0.
+
+    Raises:
+        CertificateError: if the proof fails: wrong flow, wrong weight, rate too high, or rounding in the way.
+    """
+    if certificate.metric.size != system.size:
+        raise CertificateError(f"the metric acts on {certificate.metric.size} entries, the flow on {system.size}")
+    if not isinstance(system, InclusionSystem):
+        low, high = certificate.slopes
+        if system.slopes[0] < low or system.slopes[1] > high:
+            raise CertificateError(f"the certificate needs {certificate.assumption}, the system has {system.slopes}")
+        system = system.with_slopes(certificate.slopes)
+    margin = _margin(certificate, system)
+    if not margin > 0:
+        raise CertificateError(
+            f"not certified: rate {certificate.rate:.6g} for {system.name} in {type(certificate.metric).__name__}; "
+            f"the inequality misses by {margin:.2e} after rounding"
+        )
+    return margin
+
+
+def checked(certificate: Certificate, system: System) -> Certificate:
+    """The certificate with the margin that the checker found.
+
+    Raises:
+        CertificateError: if it does not hold.
+    """
+    return replace(certificate, margin=check(certificate, system))
+
+
+def _margin(certificate: Certificate, system: System) -> float:
+    metric = certificate.metric.to(system.W)
+    if isinstance(system, InclusionSystem):
+        if not isinstance(metric, WeightedL2):
+            raise CertificateError(f"the inclusion is certified in WeightedL2 only, got {type(metric).__name__}")
+        return inclusion_margin(system.W, metric.weights, certificate.rate)
+    assert isinstance(system, FiringRateSystem | HopfieldSystem)
+    if isinstance(metric, WeightedL1 | WeightedLinf):
+        return _polyhedral_margin(system, metric, certificate.rate)
+    P = _matrix_of(metric)
+    if certificate.multiplier is None:
+        return _vertex_margin(system, P, certificate.rate)
+    return _sector_margin(system, P, certificate.multiplier, certificate.rate)
+
+
+def _matrix_of(metric: Metric) -> Tensor:
+    if isinstance(metric, FullP):
+        return metric.matrix
+    if isinstance(metric, WeightedL2):
+        return torch.diag(metric.weights)
+    raise CertificateError(f"no check is known in {type(metric).__name__}")
+
+
+def _sector_margin(system: SlopeSystem, P: Tensor, multiplier: Tensor, rate: float) -> float:
+    r"""Margin of −[[FᵀP + PF + 2cP, δ(PB + CᵀQ)], [·, −2δQ]] ≻ 0, P ≻ 0, Q > 0, Jacobians F + δBJC, J in [0, 1]ⁿ.
+
+    With y = Cx and w = Jy it gives d/dt xᵀPx + 2c xᵀPx ≤ −2δΣqᵢwᵢ(yᵢ − wᵢ) ≤ 0. Here D = aI + δJ, δ = β − a.
+    """
+    Q = multiplier.detach().to("cpu", torch.float64)
+    if Q.shape != (system.size,) or not bool((torch.isfinite(Q) & (Q > 0)).all()):
+        return -float("inf")
+    n, W = system.size, system.W
+    (low, high), identity = system.slopes, torch.eye(system.size, dtype=torch.float64)
+    width = high - low
+    B, C = (identity, W) if isinstance(system, FiringRateSystem) else (W, identity)
+    F = low * W - identity
+    corner = F.mT @ P + P @ F + 2 * rate * P
+    off = width * (P @ B + C.mT * Q)
+    lmi = -torch.cat([torch.cat([corner, off], 1), torch.cat([off.mT, torch.diag(-2 * width * Q)], 1)])
+    # the same products of absolute values bound every rounding error
+    absF = abs(low) * W.abs() + identity
+    half = absF.mT @ P.abs()
+    size_corner = half + half.mT + 2 * abs(rate) * P.abs()
+    size_off = width * (P.abs() @ B.abs() + C.abs().mT * Q)
+    size = torch.cat([torch.cat([size_corner, size_off], 1), torch.cat([size_off.mT, torch.diag(2 * width * Q)], 1)])
+    margin = definite_margin(lmi, (n + _ASSEMBLY) * _UNIT * size)
+    return min(margin, definite_margin(P, torch.zeros_like(P)))
+
+
+def _vertex_margin(system: SlopeSystem, P: Tensor, rate: float) -> float:
+    """Margin of −(FᵀP + PF + 2cP) ≻ 0 at every vertex: F is affine in each slope, so the vertices decide."""
+    n = system.size
+    if n > _MOST_VERTICES:
+        raise CertificateError(f"a proof by vertices needs n ≤ {_MOST_VERTICES}, got {n}; give a multiplier")
+    worst = definite_margin(P, torch.zeros_like(P))
+    for block in vertices(system.slopes, n):
+        F = system.jacobians(block)
+        product = P @ F
+        half = P.abs() @ F.abs()
+        size = half + half.mT + 2 * abs(rate) * P.abs()
+        margins = _definite_margins(-(product + product.mT + 2 * rate * P), (n + _ASSEMBLY) * _UNIT * size)
+        worst = min(worst, float(margins.min()))
+    return worst
+
+
+def inclusion_margin(W: Tensor, weights: Tensor, rate: float) -> float:
+    """Margin of ΛA + AᵀΛ − 2cΛ ≻ 0, A = I − W."""
+    A = torch.eye(W.shape[0], dtype=torch.float64) - W
+    half = weights[:, None] * A
+    matrix = half + half.mT - torch.diag(2 * rate * weights)
+    size = half.abs() + half.mT.abs() + torch.diag(2 * (abs(rate) + 1) * weights)
+    return definite_margin(matrix, _ASSEMBLY * _UNIT * size)
+
+
+def _polyhedral_margin(system: SlopeSystem, metric: WeightedL1 | WeightedLinf, rate: float) -> float:
+    r"""1 − (worst measure of DW or WD) − rate − allowance; the worst measure over a box of slopes is exact.
+
+    Rows of DW in ℓ∞ (columns of WD in ℓ1) carry one slope each, |d|·off + d·Wᵢᵢ is convex in it: an end of the interval
+    is worst. In the other two cases the slopes of an entry's row or column are free of each other.
+    """
+    eta, (low, high) = metric.weights, system.slopes
+    scaled = system.W.abs() * eta[:, None] / eta[None, :]
+    diagonal = system.W.diagonal()
+    by_rows = isinstance(metric, WeightedLinf)
+    off = scaled.sum(1 if by_rows else 0) - scaled.diagonal()
+    if by_rows == isinstance(system, FiringRateSystem):
+        worst = torch.maximum(low * diagonal + abs(low) * off, high * diagonal + abs(high) * off)
+    else:
+        worst = torch.maximum(low * diagonal, high * diagonal) + max(abs(low), abs(high)) * off
+    allowance = (system.size + _ASSEMBLY) * _UNIT * (off + 2 * diagonal.abs() + 1 + abs(rate))
+    return float((1 - worst - rate - allowance).min())
+
+
+def definite_margin(matrix: Tensor, error: Tensor) -> float:
+    """Verified lower bound of λmin, at unit diagonal, of a symmetric matrix known up to ``error`` entry by entry."""
+    return float(_definite_margins(matrix[None], error[None])[0])
+
+
+def _definite_margins(matrices: Tensor, errors: Tensor) -> Tensor:
+    """Verified lower bounds of the smallest eigenvalue at unit diagonal, (batch,); ≤ 0 where nothing is proved."""
+    diagonal = matrices.diagonal(dim1=-2, dim2=-1)
+    if not bool(torch.isfinite(matrices).all()) or bool((diagonal <= 0).any()):
+        return torch.where((diagonal > 0).all(-1), 0.0, -1.0).to(torch.float64) - 1.0
+    scale = torch.exp2(torch.round(-0.5 * torch.log2(diagonal)))  # a power of two: no rounding
+    scaled = matrices * scale[:, :, None] * scale[:, None, :]
+    scaled = (scaled + scaled.mT) / 2
+    errors = errors * scale[:, :, None] * scale[:, None, :]
+    n = matrices.shape[-1]
+    gamma = (n + 2) * _UNIT / (1 - (n + 2) * _UNIT)
+    trace = scaled.diagonal(dim1=-2, dim2=-1).sum(-1)
+    allowance = 1.01 * (gamma * trace + torch.linalg.matrix_norm(errors) + 2 * _UNIT * trace)
+    identity = torch.eye(n, dtype=torch.float64)
+    failed = torch.linalg.cholesky_ex(scaled - allowance[:, None, None] * identity)[1] != 0
+    smallest = torch.linalg.eigvalsh(scaled)[:, 0] - allowance
+    return torch.where(failed, smallest.clamp(max=0.0), smallest.clamp(min=torch.finfo(torch.float64).tiny))

@@ -1,0 +1,114 @@
+r"""Convergence for constant input: what Condition 1 alone gives to the firing-rate and Hopfield flows.
+
+Hopfield, in the coordinates where Λ = I, with e = v − v*, s = σ(v) − σ(v*), e' = −e + Ws, slopes in [0, 1]: the
+Lur'e–Postnikov function V = ½k‖e‖² + Σ∫₀^{eᵢ} sᵢ with k = m/w² falls at rate min(1, m). Indeed
+V' ≤ −½k‖e‖² + (1 − m/2)‖s‖² − s·e, the integral is at most s·e − ½‖s‖², and s·e ≥ ‖s‖². As ½k‖e‖² ≤ V ≤ ½(k + 1)‖e‖²,
+
+    ‖v(t) − v*‖ ≤ √(1 + w²/m) e^{−½min(1, m)t} ‖v(0) − v*‖.
+
+Firing rate: with v = Wz + q, the same bound drives z' = −z + σ(v), which costs a factor. Slopes in [0, β]: W is βW.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from contracting.certificates.checker import definite_margin, inclusion_margin
+from contracting.certificates.records import CertificateError, Convergence
+from contracting.certificates.systems import FiringRateSystem, HopfieldSystem, System, system_of
+from contracting.certificates.wellposedness import find_metric
+from contracting.errors import PreconditionError
+from contracting.flows import BoundFlow
+from contracting.metrics import WeightedL2
+
+_SAFETY = 1e-9
+
+
+def fixed_input_convergence(flow: BoundFlow | System, *, metric: WeightedL2 | None = None) -> Convergence:
+    """Certified rate and overshoot with which a flow reaches its steady state for constant input.
+
+    Args:
+        flow: a firing-rate, Hopfield or forward–backward flow, or its explicit matrices.
+        metric: Λ with Condition 1 for the flow's weight; None takes the metric of the problem, or searches one.
+
+    Raises:
+        PreconditionError: for flows with negative slopes (Peaceman–Rachford contracts; use ``certify``), and where no
+            metric is given or found.
+        CertificateError: if Condition 1 fails in the metric that was given.
+    """
+    system = system_of(flow)
+    if not isinstance(system, FiringRateSystem | HopfieldSystem) or system.slopes[0] < 0:
+        raise PreconditionError(f"this bound is about slopes in [0, 1]; certify() covers the {system.name} flow")
+    W = system.slopes[1] * system.W
+    if metric is None and system.hint is not None:
+        metric = WeightedL2(system.hint)
+    if metric is None:
+        metric = find_metric(W).metric
+        if metric is None:
+            raise PreconditionError("no metric with Condition 1 was found for this weight: convergence is open")
+    metric = WeightedL2(metric.weights.detach().to("cpu", torch.float64))
+    m = 1 - float(metric.matrix_measure(W))
+    m -= _SAFETY * (1 + abs(m))
+    if m <= 0:
+        raise CertificateError(f"Condition 1 fails in this metric: λmin(sym Ã) = {m:.3g}")
+    w = float(metric.operator_norm(W)) * (1 + _SAFETY)
+    overshoot = math.sqrt(1 + w**2 / m) * (1 + _SAFETY)
+    rate = 0.5 * min(1.0, m)
+    if isinstance(system, FiringRateSystem):
+        overshoot = 1 + overshoot * w / (1 - rate)
+    certificate = Convergence(
+        rate=rate,
+        overshoot=overshoot,
+        metric=metric,
+        slopes=(0.0, system.slopes[1]),
+        method="Lur'e–Postnikov function",
+        flow=system.name,
+        margin=0.0,
+    )
+    return replace(certificate, margin=check_convergence(certificate, system))
+
+
+def check_convergence(certificate: Convergence, system: System) -> float:
+    """Prove a convergence certificate again from explicit matrices.
+
+    Returns:
+        The margin of the matrix inequalities it rests on, at unit diagonal and after rounding, > 0.
+
+    Raises:
+        CertificateError: if it does not follow.
+    """
+    if not isinstance(system, FiringRateSystem | HopfieldSystem) or system.slopes[0] < 0:
+        raise CertificateError(f"nothing is proved for the {system.name} flow")
+    if system.slopes[1] > certificate.slopes[1] or certificate.metric.size != system.size:
+        raise CertificateError("the certificate is about other slopes or another size")
+    if not isinstance(certificate.metric, WeightedL2) or not 0 < certificate.rate <= 0.5:
+        raise CertificateError("the bound holds in WeightedL2, at rates in (0, ½]")
+    W, lam = certificate.slopes[1] * system.W, certificate.metric.weights
+    w = float(certificate.metric.operator_norm(W)) * (1 + 1e-12)
+    excess = certificate.overshoot
+    if isinstance(system, FiringRateSystem):
+        excess = (excess - 1) * (1 - certificate.rate) / w if w > 0 else math.inf
+    # rate ≤ ½m and 1 + w²/m ≤ C² hold for every m that the weight is proved to have
+    needed = 2 * certificate.rate
+    if w > 0:
+        if not excess > 1:
+            raise CertificateError(f"an overshoot of {certificate.overshoot:.4g} is too small")
+        needed = max(needed, w**2 / (excess**2 - 1))
+    margin = min(inclusion_margin(W, lam, needed), _norm_margin(W, lam, w))
+    if not margin > 0:
+        raise CertificateError(f"not certified: Condition 1 misses by {margin:.2e} after rounding")
+    return margin
+
+
+def _norm_margin(W: Tensor, lam: Tensor, bound: float) -> float:
+    """Margin of [[b Λ, WᵀΛ], [ΛW, b Λ]] ≻ 0, which says that ‖W̃‖ < b."""
+    if bound == 0:
+        return math.inf
+    b = bound * (1 + 1e-9)
+    off, corner = lam[:, None] * W, torch.diag(b * lam)
+    matrix = torch.cat([torch.cat([corner, off.mT], 1), torch.cat([off, corner], 1)])
+    return definite_margin(matrix, 8 * 2.0**-53 * matrix.abs())

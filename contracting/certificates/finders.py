@@ -1,0 +1,323 @@
+"""Finders: each proposes a norm in which a flow may contract. They may be any heuristic; the checker decides."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.certificates.candidates import Candidate, best_rate, certified, firing_rate_view
+from contracting.certificates.multipliers import (
+    monotone_metric,
+    parabola_multiplier,
+    perron_weights,
+    scaled,
+)
+from contracting.certificates.numerical_range import reach
+from contracting.certificates.records import Certificate, CertificateError
+from contracting.certificates.riccati import hamiltonian_rate, riccati_metric
+from contracting.certificates.systems import FiringRateSystem, InclusionSystem, Slopes, System
+from contracting.errors import InputError, PreconditionError
+from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
+
+_EXACT_BISECTION = 150  # up to this size a general slope interval is bisected by Hamiltonian eigenvalues
+
+
+class Finder(ABC):
+    """The settings of one way to find a certificate."""
+
+    @property
+    def name(self) -> str:
+        """The method in words, as it appears in the certificate."""
+        return type(self).__name__
+
+    @abstractmethod
+    def find(self, system: System) -> Candidate:
+        """Propose a norm.
+
+        Raises:
+            PreconditionError: if this method does not apply to such a system.
+            CertificateError: if it applies and finds nothing.
+        """
+
+    def certify(self, system: System) -> Certificate:
+        """Find and check.
+
+        Raises:
+            PreconditionError: if this method does not apply to such a system.
+            CertificateError: if it finds nothing that passes the checker.
+        """
+        try:
+            return certified(system, self.find(system), method=self.name)
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # overflow, or no convergence
+            raise CertificateError(f"{self.name}: numerical breakdown, {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExplicitMetric(Finder):
+    r"""P = (1 − 2c)Λ + G with G = sym ΛA: a formula, for slopes in [0, β], once Λ is known.
+
+    With Ã = Λ^½(I − βW)Λ^−½ = H + K: if KᵀK ⪯ 4(1 − c)(H − cI), the firing-rate flow contracts at rate c in P with
+    multiplier Λ, because the Riccati expression there equals 4(1 − c)(H − cI) − KᵀK. Exact for self-adjoint W (K = 0).
+
+    Args:
+        weights: Λ, (n,); None takes the metric of the problem, or 1.
+    """
+
+    weights: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """The method in words."""
+        return "explicit metric"
+
+    def find(self, system: System) -> Candidate:
+        view, transposed = firing_rate_view(system)
+        high = view.slopes[1]
+        if view.slopes[0] < 0:
+            raise PreconditionError("the explicit metric needs slopes in [0, β]; use ParabolaTest()")
+        lam = _start(view, self.weights, transposed)
+        A = torch.eye(view.size, dtype=torch.float64) - high * scaled(view.W, lam)
+        H, K = (A + A.mT) / 2, (A - A.mT) / 2
+        gram, identity = K.mT @ K, torch.eye(view.size, dtype=torch.float64)
+        smallest = float(torch.linalg.eigvalsh(H)[0])
+        # both factors shrink as c grows up to min(1, m), so the admissible c are a half-line
+        top, bottom = min(1.0, smallest), min(1.0, smallest) - 1 - float(torch.linalg.matrix_norm(K, 2))
+        for _ in range(45):
+            middle = (top + bottom) / 2
+            inside = float(torch.linalg.eigvalsh(4 * (1 - middle) * (H - middle * identity) - gram)[0]) >= 0
+            top, bottom = (top, middle) if inside else (middle, bottom)
+        rate = min(bottom, 1 - 1e-9)  # at rate 1 the metric of W = 0 would vanish
+        root = lam.sqrt()
+        P = root[:, None] * ((1 - 2 * rate) * identity + H) * root[None, :]
+        # the sector inequality in W with slopes βJ is the one in βW with slopes J, with P and Q scaled alike
+        candidate = Candidate(metric=_full(P), multiplier=high * lam, slopes=(0.0, high))
+        return candidate.dual() if transposed else candidate
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ParabolaTest(Finder):
+    r"""The best rate for a multiplier Q, exactly, with its metric from one Riccati equation.
+
+    The numerical range of M = Q^½WQ^−½ must lie in a parabola (arXiv 2604.15238 Thm 12 has the matrix inequality; the
+    two are equivalent by the Kalman–Yakubovich–Popov lemma). O(n³) time, O(n²) memory.
+
+    Args:
+        multiplier: Q, (n,); None takes the metric of the problem, or 1.
+        optimise: gradients of log Q at most per level of smoothing; 0 keeps Q. For slopes in [0, β] the result is the
+            full-P matrix inequality's optimum, else Q is optimal for [0, β] only.
+        tolerance: of the rate, relative to ‖W‖.
+    """
+
+    multiplier: Tensor | None = None
+    optimise: int = 0
+    tolerance: float = 1e-7
+
+    def __post_init__(self) -> None:
+        checks.whole_number("optimise", self.optimise, low=0)
+        checks.number("tolerance", self.tolerance, low=0, high=1, low_open=True)
+
+    @property
+    def name(self) -> str:
+        """The method in words."""
+        return "parabola test, optimised multiplier" if self.optimise else "parabola test"
+
+    def find(self, system: System) -> Candidate:
+        view, transposed = firing_rate_view(system)
+        Q = _start(view, self.multiplier, transposed)
+        low, high = view.slopes
+        if self.optimise:
+            Q = parabola_multiplier(max(abs(low), high) * view.W, Q, evaluations=self.optimise)
+        M = scaled(view.W, Q)
+        size = 1e-3 + float(torch.linalg.matrix_norm(M, 2))
+        if low == 0:
+            rate = 1 - reach(high * M, tolerance=self.tolerance).upper
+        elif low == -high:
+            rate = 1 - high * float(torch.linalg.matrix_norm(M, 2))  # the small-gain theorem
+        elif view.size <= _EXACT_BISECTION:
+            rate = hamiltonian_rate(M, view.slopes, tolerance=self.tolerance)
+        else:
+            rate = _riccati_rate(M, view.slopes, tolerance=(1e-3 if view.size <= 500 else 5e-3) * size)
+        for back_off in (1e-7, 1e-6, 1e-5, 1e-4, 1e-3):
+            P = riccati_metric(M, view.slopes, rate - max(back_off, self.tolerance) * size)
+            if P is not None:
+                break
+        else:
+            raise CertificateError("parabola test: the Riccati equation has no positive definite solution")
+        root = Q.sqrt()
+        candidate = Candidate(metric=_full(root[:, None] * P * root[None, :]), multiplier=Q)
+        return candidate.dual() if transposed else candidate
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DiagonalMetric(Finder):
+    r"""The norm of Λ itself: rate ≥ 1 − ½(β‖W̃‖ + βλmax(sym W̃)) for slopes in [0, β], 1 − β‖W̃‖ for [−β, β].
+
+    For the splitting flows this is where Condition 1 alone is enough: ½(1 + αm − ‖I − αÃ‖) for forward–backward, and
+    1 − ‖(I − αÃ)(I + αÃ)⁻¹‖ for Peaceman–Rachford with every α > 0. The multiplier is Λ over a number that a
+    one-dimensional search picks, so the rate can be a little better than the formula.
+
+    Args:
+        weights: Λ, (n,); None takes the metric of the problem, or 1.
+    """
+
+    weights: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """The method in words."""
+        return "diagonal metric"
+
+    def find(self, system: System) -> Candidate:
+        view, transposed = firing_rate_view(system)
+        lam = _start(view, self.weights, transposed)
+        low, high = view.slopes
+        M = scaled(view.W, lam)
+        gram, symmetric = M.mT @ M, (M + M.mT) / 2
+
+        def cost(log_ratio: float) -> float:
+            ratio = torch.tensor(log_ratio, dtype=torch.float64).exp()
+            matrix = 2 * (low + high) * symmetric + (high - low) * gram / ratio
+            return float(torch.linalg.eigvalsh(matrix)[-1] + (high - low) * ratio) / 4
+
+        size = torch.tensor(max(float(torch.linalg.matrix_norm(M, 2)), 1e-3), dtype=torch.float64)
+        ratio = torch.tensor(_golden(cost, float(size.log()) - 3, float(size.log()) + 3), dtype=torch.float64).exp()
+        candidate = Candidate(metric=WeightedL2(lam), multiplier=lam / ratio)
+        return candidate.dual() if transposed else candidate
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PolyhedralMetric(Finder):
+    r"""Weighted ℓ∞ or ℓ1 norms with the Perron vector of ⌈W⌉ as weights: the best rate of the norm class.
+
+    For slopes in [0, 1]: ℓ∞ for firing rate and ℓ1 for Hopfield give 1 − max(0, α(⌈W⌉)), ⌈W⌉ᵢᵢ = Wᵢᵢ, ⌈W⌉ᵢⱼ = |Wᵢⱼ|;
+    the other two the same with max(Wᵢᵢ, 0) on the diagonal. (The infimum is attained if ⌈W⌉ is irreducible.)
+
+    Args:
+        norm: WeightedLinf or WeightedL1.
+    """
+
+    norm: type[WeightedLinf] | type[WeightedL1] = WeightedLinf
+
+    def __post_init__(self) -> None:
+        if self.norm not in (WeightedLinf, WeightedL1):
+            raise InputError(f"norm must be WeightedLinf or WeightedL1, got {self.norm!r}")
+
+    @property
+    def name(self) -> str:
+        """The method in words."""
+        return "Perron weights"
+
+    def find(self, system: System) -> Candidate:
+        view, transposed = firing_rate_view(system)
+        low, high = view.slopes
+        by_rows = (self.norm is WeightedLinf) != transposed
+        matrix, diagonal = view.W, view.W.diagonal()
+        off = matrix - torch.diag(diagonal)
+        if not by_rows or low < 0:
+            extreme = max(abs(low), high)
+            matrix = extreme * off + torch.diag(torch.maximum(low * diagonal, high * diagonal))
+        _, left, right = perron_weights(matrix)
+        candidate = Candidate(metric=WeightedLinf(1 / right) if by_rows else WeightedL1(left))
+        return candidate.dual() if transposed else candidate
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GivenMetric(Finder):
+    """A metric of your own, judged at all 2ⁿ vertices of the slopes: exact for that metric, n ≤ 14.
+
+    Args:
+        metric: any metric on Rⁿ.
+    """
+
+    metric: FullP | WeightedL2 | WeightedL1 | WeightedLinf
+
+    @property
+    def name(self) -> str:
+        """The method in words."""
+        return "given metric, vertices"
+
+    def find(self, system: System) -> Candidate:
+        if isinstance(self.metric, FullP | WeightedL2) and system.size > 14:
+            raise PreconditionError(f"vertex enumeration needs n ≤ 14, got {system.size}; use ParabolaTest()")
+        return Candidate(metric=self.metric.to(system.W))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InclusionMetric(Finder):
+    r"""Rate m = λmin(sym Ã) of the inclusion, in the best diagonal Λ that gradients find; exact for a given Λ.
+
+    Args:
+        weights: Λ to start from, (n,); None takes the metric of the problem, or 1.
+        optimise: gradients of log Λ at most per level of smoothing; 0 keeps Λ.
+    """
+
+    weights: Tensor | None = None
+    optimise: int = 25
+
+    @property
+    def name(self) -> str:
+        """The method in words."""
+        return "monotonicity in the best diagonal metric" if self.optimise else "monotonicity"
+
+    def find(self, system: System) -> Candidate:
+        if not isinstance(system, InclusionSystem):
+            raise PreconditionError("InclusionMetric() is for the inclusion; use ParabolaTest() for flows")
+        lam = _start(system, self.weights, False)
+        if self.optimise:
+            lam = monotone_metric(system.W, lam, evaluations=self.optimise)
+        return Candidate(metric=WeightedL2(lam))
+
+
+def _start(system: System, given: Tensor | None, transposed: bool) -> Tensor:
+    if given is None:
+        return torch.ones(system.size, dtype=torch.float64) if system.hint is None else system.hint
+    checks.shape("weights", checks.positive_tensor("weights", given), (system.size,))
+    given = given.detach().to("cpu", torch.float64)
+    return 1 / given if transposed else given
+
+
+def _full(P: Tensor) -> FullP:
+    try:
+        return FullP((P + P.mT) / 2)
+    except InputError as error:
+        raise CertificateError(f"the metric found is not positive definite in float64: {error}") from error
+
+
+def _golden(cost: Callable[[float], float], left: float, right: float) -> float:
+    """Minimiser of a unimodal function on an interval, to 1e-4."""
+    ratio = (5**0.5 - 1) / 2
+    inner, outer = right - ratio * (right - left), left + ratio * (right - left)
+    low, high = cost(inner), cost(outer)
+    while right - left > 1e-4:
+        if low < high:
+            right, outer, high = outer, inner, low
+            inner = right - ratio * (right - left)
+            low = cost(inner)
+        else:
+            left, inner, low = inner, outer, high
+            outer = left + ratio * (right - left)
+            high = cost(outer)
+    return (left + right) / 2
+
+
+def _riccati_rate(M: Tensor, slopes: Slopes, *, tolerance: float) -> float:
+    """A rate that the Riccati metric keeps, near the largest one: bisection for large n.
+
+    Above the largest rate the doubling may still return some P; only the rate that P really has counts.
+    """
+    system, ones = FiringRateSystem(W=M, slopes=slopes), torch.ones(M.shape[0], dtype=torch.float64)
+    size = float(torch.linalg.matrix_norm(M, 2))
+    low, high = slopes
+    bottom = 1 - max(abs(low), high) * size - 1e-3
+    top = 1 - float(torch.linalg.eigvals((low + high) / 2 * M).real.max())
+    while top - bottom > tolerance:
+        middle = (top + bottom) / 2
+        P = riccati_metric(M, slopes, middle)
+        kept = P is not None and best_rate(system, Candidate(metric=_full(P), multiplier=ones)) >= middle - tolerance
+        top, bottom = (top, middle) if kept else (middle, bottom)
+    return bottom

@@ -1,0 +1,184 @@
+r"""Certificates by semidefinite programming: the only file that knows cvxpy. Nothing a solver says is believed.
+
+Each inequality is bilinear in the rate and the metric, so the rate is bisected; every metric that comes back, whatever
+the solver's status, is rated exactly, which often moves the bisection on by more than half.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.certificates.candidates import Candidate, best_rate, firing_rate_view
+from contracting.certificates.finders import Finder
+from contracting.certificates.records import CertificateError
+from contracting.certificates.systems import FiringRateSystem, System, vertices
+from contracting.errors import InputError, PreconditionError
+from contracting.metrics import FullP, WeightedL2
+
+_FLOOR = 1e-6  # smallest eigenvalue of P and entry of Q, where their traces are n
+
+
+def _cvxpy() -> Any:
+    checks.extra("clarabel", "certificates", "a certificate by matrix inequalities")
+    return checks.extra("cvxpy", "certificates", "a certificate by matrix inequalities")
+
+
+def _solve(problem: Any) -> bool:
+    cp = _cvxpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "solution may be inaccurate": it is checked anyway
+        try:
+            problem.solve(solver=cp.CLARABEL)
+        except cp.error.SolverError:
+            return False
+    return problem.status not in ("infeasible", "unbounded")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Inequality(Finder):
+    tolerance: float = 1e-5
+
+    def __post_init__(self) -> None:
+        checks.number("tolerance", self.tolerance, low=0, high=1, low_open=True)
+
+    def find(self, system: System) -> Candidate:
+        view, transposed = firing_rate_view(system)
+        size = max(1e-3, float(torch.linalg.matrix_norm(view.W, 2)))
+        low, high = view.slopes
+        propose = self._program(view)
+        best: Candidate | None = None
+        # P = I proves 1 − max|slope|·‖W‖; slopes that include 0 leave an undriven neuron, else |α(DW)| ≤ β‖W‖
+        bottom, top = 1 - max(abs(low), high) * size - 1e-3, 1.0 if low <= 0 else 1 + high * size
+        rate = bottom
+        while top - bottom > self.tolerance * max(1.0, size):
+            proposal = propose(rate)
+            achieved = -float("inf") if proposal is None else best_rate(view, proposal)
+            if best is None or achieved > bottom:
+                best, bottom = proposal, max(bottom, achieved)
+            if achieved < rate and rate > bottom:
+                top = rate
+            rate = (top + bottom) / 2
+        if best is None:
+            raise CertificateError(f"{self.name}: the solver proposed no metric")
+        return best.dual() if transposed else best
+
+    @abstractmethod
+    def _program(self, view: FiringRateSystem) -> Any:
+        """A function from a rate to the candidate that satisfies the inequality best there, or None."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SectorInequality(_Inequality):
+    r"""The sector inequality with full or diagonal P, and Q free or given (arXiv 2604.15238 Thm 12).
+
+    Args:
+        diagonal: restrict P to be diagonal.
+        multiplier: fix the direction of Q, (n,); None leaves it free.
+        tolerance: of the bisection on the rate, relative to max(1, ‖W‖).
+    """
+
+    diagonal: bool = False
+    multiplier: Tensor | None = None
+
+    @property
+    def name(self) -> str:
+        """The method in words."""
+        return "sector inequality, " + ("diagonal P" if self.diagonal else "full P")
+
+    def _program(self, view: FiringRateSystem) -> Any:
+        cp, n, W = _cvxpy(), view.size, view.W.numpy()
+        low, high = view.slopes
+        width, eye = high - low, torch.eye(view.size, dtype=torch.float64).numpy()
+        p, full = cp.Variable(n), cp.Variable((n, n), symmetric=True)
+        P = cp.diag(p) if self.diagonal else full
+        if self.multiplier is None:
+            q = cp.Variable(n)
+        else:
+            given = self.multiplier.detach().to("cpu", torch.float64)
+            q = cp.Variable() * (given / given.mean()).numpy()
+        Q, s, slack = cp.diag(q), cp.Parameter(), cp.Variable()
+        corner = 2 * s * P - low * (P @ W + W.T @ P)
+        off = -width * (P + W.T @ Q)
+        lmi = cp.bmat([[corner, off], [off.T, 2 * width * Q]])
+        lmi = (lmi + lmi.T) / 2
+        positive = p >= _FLOOR if self.diagonal else P - _FLOOR * eye >> 0
+        bounds = [positive, q >= _FLOOR, cp.trace(P) + cp.sum(q) == 2 * n]
+        problem = cp.Problem(cp.Maximize(slack), [lmi - slack * torch.eye(2 * n).numpy() >> 0, *bounds])
+
+        def propose(rate: float) -> Candidate | None:
+            s.value = 1 - rate
+            if not _solve(problem) or P.value is None or q.value is None:
+                return None
+            metric = _metric(P.value)
+            multiplier = torch.as_tensor(q.value, dtype=torch.float64)
+            if metric is None or bool((multiplier <= 0).any()):
+                return None
+            return Candidate(metric=metric, multiplier=multiplier)
+
+        return propose
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VertexInequalities(_Inequality):
+    """One inequality for each of the 2ⁿ vertices of the slopes: the best constant quadratic metric there is, n ≤ 10.
+
+    Args:
+        tolerance: of the bisection on the rate, relative to max(1, ‖W‖).
+    """
+
+    @property
+    def name(self) -> str:
+        """The method in words."""
+        return "vertex inequalities, full P"
+
+    def _program(self, view: FiringRateSystem) -> Any:
+        if view.size > 10:
+            raise PreconditionError(f"2ⁿ inequalities need n ≤ 10, got {view.size}; use SectorInequality()")
+        cp, n = _cvxpy(), view.size
+        P, slack, rate_parameter = cp.Variable((n, n), symmetric=True), cp.Variable(), cp.Parameter()
+        eye = torch.eye(n, dtype=torch.float64).numpy()
+        constraints = [P - _FLOOR * eye >> 0, cp.trace(P) == n]
+        for block in vertices(view.slopes, n):
+            for F in view.jacobians(block).numpy():
+                constraints.append(-(P @ F + F.T @ P) - 2 * rate_parameter * P - slack * eye >> 0)
+        problem = cp.Problem(cp.Maximize(slack), constraints)
+
+        def propose(rate: float) -> Candidate | None:
+            rate_parameter.value = rate
+            if not _solve(problem) or P.value is None:
+                return None
+            metric = _metric(P.value)
+            return None if metric is None else Candidate(metric=metric)
+
+        return propose
+
+
+def _metric(value: Any) -> FullP | WeightedL2 | None:
+    matrix = torch.as_tensor(value.todense() if hasattr(value, "todense") else value, dtype=torch.float64)
+    try:
+        return FullP((matrix + matrix.mT) / 2)
+    except InputError:
+        return None
+
+
+def monotone_weights(W: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Λ that maximises λmin(ΛA + AᵀΛ) with Σλ = 1, A = I − W, and the dual X ⪰ 0: (n,), (n, n).
+
+    If the optimum is not positive, X proves that no Λ satisfies Condition 1: X ≠ 0 and (AX)ᵢᵢ ≤ 0 for every i.
+    """
+    cp, n = _cvxpy(), W.shape[0]
+    lam, slack = cp.Variable(n), cp.Variable()
+    eye = torch.eye(n, dtype=torch.float64).numpy()
+    half = cp.diag(lam) @ (eye - W.numpy())
+    inequality = half + half.T - slack * eye >> 0
+    problem = cp.Problem(cp.Maximize(slack), [inequality, lam >= _FLOOR / n, cp.sum(lam) == 1])
+    if not _solve(problem) or lam.value is None or inequality.dual_value is None:
+        raise CertificateError("the solver returned no metric")
+    return torch.as_tensor(lam.value, dtype=torch.float64), torch.as_tensor(inequality.dual_value, dtype=torch.float64)

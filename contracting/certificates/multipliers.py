@@ -1,0 +1,148 @@
+r"""Searches over diagonal multipliers Q (and metrics Λ), by gradient on log Q.
+
+Both questions minimise, over positive diagonal Q and M = Q^½WQ^−½, the largest top eigenvalue of He(cosθ e^{−jθ}M) over
+a set of angles: all θ for the parabola test, θ = 0 alone for Condition 1 and the inclusion. Either is quasi-convex. The
+maximum is smoothed by log-sum-exp, with the angles gathered where the parabola test finds the worst ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from contracting.certificates.numerical_range import reach, support
+
+_LEVELS = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)  # smoothing, relative to the size of M
+_ROUNDS = 3
+_DENSE_PERRON = 150
+_MOST_ANGLES = 40
+
+_Angles = tuple[float, ...]
+_Judge = Callable[[Tensor], tuple[float, _Angles]]
+
+
+def scaled(W: Tensor, multiplier: Tensor) -> Tensor:
+    """Q^½WQ^−½."""
+    root = multiplier.sqrt()
+    return W * root[:, None] / root[None, :]
+
+
+def parabola_multiplier(W: Tensor, start: Tensor, *, evaluations: int = 25, tolerance: float = 1e-9) -> Tensor:
+    """The Q with the best parabola rate found from ``start``; never worse than it.
+
+    Args:
+        W: (n, n), float64.
+        start: Q > 0, (n,).
+        evaluations: gradients at most on each level of smoothing.
+        tolerance: of the cutting planes that judge a Q.
+    """
+
+    def judge(multiplier: Tensor) -> tuple[float, _Angles]:
+        found = reach(scaled(W, multiplier), tolerance=tolerance)
+        return found.upper, found.angles
+
+    return _minimise(W, start, judge, evaluations)
+
+
+def monotone_metric(W: Tensor, start: Tensor, *, evaluations: int = 25) -> Tensor:
+    """The Λ with the largest m = λmin(sym Λ^½(I − W)Λ^−½) found from ``start``; never worse than it."""
+
+    def judge(multiplier: Tensor) -> tuple[float, _Angles]:
+        return support(scaled(W, multiplier), 0.0), (0.0,)
+
+    return _minimise(W, start, judge, evaluations)
+
+
+def _minimise(W: Tensor, start: Tensor, judge: _Judge, evaluations: int) -> Tensor:
+    best = start / torch.exp(start.log().mean())
+    value, angles = judge(best)
+    for level in _LEVELS:
+        size = float(torch.linalg.matrix_norm(scaled(W, best), 2))
+        if size == 0:
+            break
+        for _ in range(_ROUNDS):
+            candidate = _descend(W, best, angles, level * size, evaluations)
+            judged, seen = judge(candidate)
+            known = len(angles)
+            # the judge shows which angles were missing
+            angles = _merged(angles, seen)
+            if judged < value:
+                best, value = candidate, judged
+            elif len(angles) == known:
+                break
+    return best / torch.exp(best.log().mean())
+
+
+def _descend(W: Tensor, start: Tensor, angles: _Angles, temperature: float, evaluations: int) -> Tensor:
+    log_q = start.log().clone().requires_grad_()
+    optimiser = torch.optim.LBFGS(
+        [log_q], max_iter=evaluations, max_eval=evaluations, line_search_fn="strong_wolfe", tolerance_grad=1e-9
+    )
+
+    def closure() -> Tensor:
+        objective, log_q.grad = _smoothed(W, log_q.detach(), angles, temperature)
+        return objective
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    found = log_q.detach().exp()
+    return found if bool(torch.isfinite(found).all() and (found > 0).all()) else start
+
+
+def _merged(known: _Angles, seen: _Angles) -> _Angles:
+    """Both, without angles that are nearly the same, the newest first to stay."""
+    kept: list[float] = []
+    for angle in (*sorted(seen), *reversed(known)):
+        if len(kept) < _MOST_ANGLES and all(abs(angle - other) > 1e-3 for other in kept):
+            kept.append(angle)
+    return tuple(kept)
+
+
+def _smoothed(W: Tensor, log_q: Tensor, angles: _Angles, temperature: float) -> tuple[Tensor, Tensor]:
+    """μ log Σ exp(λₖ(θ)/μ) and its gradient in log Q; d log Qᵢ moves Mᵢⱼ by ½Mᵢⱼ and Mⱼᵢ by −½Mⱼᵢ."""
+    half = (log_q / 2).exp()
+    M = W * half[:, None] / half[None, :]
+    if angles == (0.0,):
+        rotated = M[None]
+    else:
+        theta = torch.tensor(angles, dtype=torch.float64)
+        factor = torch.polar(theta.cos(), -theta)
+        rotated = factor[:, None, None] * M
+    values, vectors = torch.linalg.eigh((rotated + rotated.mH) / 2)
+    weights = torch.softmax(values.flatten() / temperature, 0).reshape(values.shape)
+    objective = temperature * torch.logsumexp(values.flatten() / temperature, 0)
+    outgoing = torch.real(vectors.conj() * (rotated @ vectors))
+    incoming = torch.real(vectors.conj() * (rotated.mH @ vectors))
+    gradient = 0.5 * (weights[:, None, :] * (outgoing - incoming)).sum((0, 2))
+    return objective, gradient
+
+
+def perron_weights(W: Tensor) -> tuple[float, Tensor, Tensor]:
+    """α(⌈W⌉) with left and right Perron vectors > 0 of ⌈W⌉, ⌈W⌉ᵢᵢ = Wᵢᵢ, ⌈W⌉ᵢⱼ = |Wᵢⱼ|: (n,), (n,).
+
+    A reducible ⌈W⌉ is connected by entries too small to matter, so that both vectors are positive.
+    """
+    n = W.shape[0]
+    metzler = W.abs() - torch.diag(W.diagonal().abs() - W.diagonal())
+    tiny = max(float(W.abs().max()), 1e-300) * 1e-9 / n
+    if n > _DENSE_PERRON:
+        left, (root, right) = _power_iteration(metzler.mT + tiny)[1], _power_iteration(metzler + tiny)
+        return root, left, right
+    values, right = torch.linalg.eig(metzler + tiny)
+    at = int(values.real.argmax())
+    left_values, other = torch.linalg.eig(metzler.mT + tiny)
+    left_at = int(left_values.real.argmax())
+    floor = math.sqrt(torch.finfo(torch.float64).tiny)
+    return float(values[at].real), other[:, left_at].abs().clamp_min(floor), right[:, at].abs().clamp_min(floor)
+
+
+def _power_iteration(metzler: Tensor) -> tuple[float, Tensor]:
+    """An upper bound of the Perron root, max (Mx)ᵢ/xᵢ (Collatz–Wielandt), and the positive x it comes from."""
+    shift = float(metzler.diagonal().abs().max())
+    x = torch.ones(metzler.shape[0], dtype=torch.float64)
+    for _ in range(500):
+        x = metzler @ x + shift * x
+        x = x / x.max()
+    return float((metzler @ x / x).max()), x

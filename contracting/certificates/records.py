@@ -1,0 +1,115 @@
+"""Certificates as records: a contraction rate and a convergence rate are different things and different types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import ContractingError, PreconditionError
+from contracting.metrics import Metric
+
+if TYPE_CHECKING:
+    from contracting.flows import BoundFlow
+
+Slopes = tuple[float, float]
+
+
+class CertificateError(ContractingError, ArithmeticError):
+    """A certificate does not hold for the system it is said to be about, or rounding hides whether it does."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Certificate:
+    r"""Contraction: any two trajectories under the *same* input q(t), constant or not, approach each other.
+
+    ‖z₁(t) − z₂(t)‖ ≤ e^{−ct}‖z₁(0) − z₂(0)‖ in the norm ``metric``.
+
+    Attributes:
+        rate: c, per unit of the flow's time. A negative rate bounds how fast trajectories can separate.
+        metric: the norm, float64 on the CPU.
+        slopes: the slopes [a, β] of the activation for which it holds.
+        method: how the metric was found.
+        flow: the flow it is about, in words.
+        margin: by how much the inequality that proves it holds, after the allowance for rounding; > 0. For a matrix
+            inequality: its smallest eigenvalue when scaled to unit diagonal; for ℓ1 and ℓ∞: in units of the rate.
+        multiplier: diagonal Q > 0 of the sector inequality, (n,), or None where the proof needs none.
+    """
+
+    rate: float
+    metric: Metric
+    slopes: Slopes
+    method: str
+    flow: str
+    margin: float
+    multiplier: Tensor | None = None
+
+    @property
+    def assumption(self) -> str:
+        """What is assumed of the activation, in words."""
+        if self.slopes == (0.0, float("inf")):
+            return "any monotone activation, slopes in [0, 1]"
+        return f"slopes in [{self.slopes[0]:g}, {self.slopes[1]:g}]"
+
+    @property
+    def contracting(self) -> bool:
+        """Whether the rate is positive."""
+        return self.rate > 0
+
+    def error_bound(self, flow: BoundFlow, state: Tensor) -> Tensor:
+        r"""‖F(z)‖/c ≥ ‖z − z*‖ in the metric, for the field F of a flow with constant input: (batch, n) -> (batch,).
+
+        Along the trajectory from z the field itself decays, ‖F(z(t))‖ ≤ e^{−ct}‖F(z)‖, and z* − z is its integral.
+        The rounding of evaluating F is not included.
+
+        Raises:
+            PreconditionError: if the rate is not positive.
+        """
+        if not self.contracting:
+            raise PreconditionError(f"an error bound needs a positive contraction rate, got {self.rate:.3g}")
+        checks.last_size("state", state, self.metric.size)
+        return self.metric.to(state).norm(flow(0.0, state)) / self.rate
+
+    def __str__(self) -> str:
+        return (
+            f"{self.flow}: contracts at rate ≥ {self.rate:.6g} in {type(self.metric).__name__}, {self.assumption} "
+            f"({self.method})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Convergence:
+    r"""Convergence for *constant* input only: ‖s(t) − s*‖ ≤ C e^{−ct}‖s(0) − s*‖ in the norm ``metric``.
+
+    It is weaker than contraction: nothing is said of two trajectories under a time-varying input, which may diverge.
+
+    Attributes:
+        rate: c.
+        overshoot: C ≥ 1.
+        metric: the norm.
+        slopes: the slopes [a, β] of the activation for which it holds.
+        method: where the bound comes from.
+        flow: the flow it is about, in words.
+        margin: lower bound of m = λmin(sym Ã) after the allowance for rounding, which the proof rests on.
+    """
+
+    rate: float
+    overshoot: float
+    metric: Metric
+    slopes: Slopes
+    method: str
+    flow: str
+    margin: float
+
+    @property
+    def assumption(self) -> str:
+        """What is assumed of the activation and of the input, in words."""
+        return f"slopes in [{self.slopes[0]:g}, {self.slopes[1]:g}], constant input"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.flow}: converges at rate {self.rate:.6g} with overshoot {self.overshoot:.4g} in "
+            f"{type(self.metric).__name__}, {self.assumption} ({self.method})"
+        )

@@ -1,0 +1,100 @@
+r"""The metric of a parabola test from one algebraic Riccati equation, without a solver for matrix inequalities.
+
+For Jacobians −I + DW with slopes in [a, β], s = 1 − c, M = Q^½WQ^−½, N = 2sI − (a + β)M and δ = β − a, the sector
+inequality is NᵀP + PN − δP² − δMᵀM ⪰ 0. Its solutions lie between the two extreme solutions of the *equation*;
+halfway the inequality is strict.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Slopes = tuple[float, float]
+
+_MOST_DOUBLINGS = 60
+
+
+def hamiltonian(M: Tensor, slopes: Slopes, rate: float) -> Tensor:
+    """[[N, −δI], [δMᵀM, −Nᵀ]]: the inequality is solvable iff no eigenvalue is imaginary, where s is large enough."""
+    low, high = slopes
+    identity = torch.eye(M.shape[0], dtype=M.dtype)
+    N, width = 2 * (1 - rate) * identity - (low + high) * M, high - low
+    return torch.cat([torch.cat([N, -width * identity], 1), torch.cat([width * (M.mT @ M), -N.mT], 1)])
+
+
+def has_imaginary_eigenvalue(matrix: Tensor) -> bool:
+    """Whether an eigenvalue is imaginary up to rounding (pairs leave the axis like a square root)."""
+    values = torch.linalg.eigvals(matrix)
+    scale = float(torch.linalg.matrix_norm(matrix, 1))
+    return bool((values.real.abs() <= 1e-8 * scale).any())
+
+
+def hamiltonian_rate(M: Tensor, slopes: Slopes = (0.0, 1.0), *, tolerance: float = 1e-9) -> float:
+    """The largest c for which the sector inequality is solvable, by bisection on the Hamiltonian's eigenvalues.
+
+    The condition says that M has gain at most 2/δ in the half-plane Re ζ ≥ 1 − c, so it is monotone in c above the
+    abscissa where the transfer function is analytic.
+
+    Args:
+        M: Q^½WQ^−½, (n, n).
+        slopes: [a, β].
+        tolerance: absolute.
+    """
+    low, high = slopes
+    size = max(1e-3, float(torch.linalg.matrix_norm(M, 2)))
+    analytic = float(torch.linalg.eigvals((low + high) / 2 * M).real.max())
+    # s = max(|a|, β)‖M‖ always suffices; for slopes that include 0 no s ≤ 0 does
+    bottom = max(analytic, 0.0) if low <= 0 <= high else analytic
+    top = max(abs(low), abs(high)) * size * (1 + 1e-9)
+    while top - bottom > tolerance * max(1.0, size):
+        middle = (top + bottom) / 2
+        if has_imaginary_eigenvalue(hamiltonian(M, slopes, 1 - middle)):
+            bottom = middle
+        else:
+            top = middle
+    return 1 - top
+
+
+def riccati_metric(M: Tensor, slopes: Slopes, rate: float) -> Tensor | None:
+    """A P ≻ 0 inside the sector inequality at ``rate``: the mean of the two extreme solutions; None if there is none.
+
+    Structure-preserving doubling (Chu, Fan, Lin 2005): quadratically convergent, matrix products only, O(n²) memory.
+    """
+    low, high = slopes
+    width, n = high - low, M.shape[0]
+    identity = torch.eye(n, dtype=M.dtype)
+    A = (low + high) * M - 2 * (1 - rate) * identity
+    H0 = width * (M.mT @ M)
+    shift = max(float(torch.linalg.matrix_norm(A)) / n**0.5, 1e-8)
+    shifted = A - shift * identity
+    inverse, info = torch.linalg.inv_ex(shifted)
+    if int(info):
+        return None
+    coupled, info = torch.linalg.inv_ex(shifted.mT - width * (H0 @ inverse))
+    if int(info):
+        return None
+    E = identity + 2 * shift * coupled.mT
+    G = -2 * shift * width * (inverse @ coupled)
+    H = 2 * shift * (coupled @ H0 @ inverse)
+    for _ in range(_MOST_DOUBLINGS):
+        solved, info = torch.linalg.solve_ex(identity + G @ H, torch.cat([E, G @ E.mT], 1))
+        if int(info):
+            return None
+        left, right = solved[:, :n], solved[:, n:]
+        step = E.mT @ (H @ left)
+        E, G, H = E @ left, _symmetric(G + E @ right), _symmetric(H + step)
+        if not bool(torch.isfinite(H).all()) or float(H.abs().max()) > 1e14 * (1 + float(H0.abs().max())):
+            return None
+        if float(step.abs().max()) <= 1e-13 * max(float(H.abs().max()), 1e-300):
+            break
+    largest, info = torch.linalg.inv_ex(-G)
+    if int(info):
+        return None
+    P = _symmetric(H + largest) / 2
+    usable = bool(torch.isfinite(P).all()) and int(torch.linalg.cholesky_ex(P)[1]) == 0
+    return P if usable else None
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.mT) / 2

@@ -1,0 +1,245 @@
+r"""What a certificate is about: explicit matrices and an interval of slopes, nothing else.
+
+Every flow z' = f(z) of an equilibrium network has Jacobians that are affine in the slopes of its activation, so the
+flow is certified for all activations, all inputs (constant or not) and all states at once:
+
+* firing rate −I + DW, and with it forward–backward, whose map has the weight I − α(I − W);
+* Hopfield −I + WD, and with it Peaceman–Rachford, whose map is the reflection 2(I + αA)⁻¹ − I after one of the prox;
+* the inclusion z' ∈ −Az + q − ∂f(z), whose "slopes" range over [0, ∞).
+
+The Hopfield flow of W contracts at rate c in a norm iff the firing-rate flow of Wᵀ does in the dual norm, because
+−I + WD is the transpose of −I + DWᵀ. Finders therefore see firing-rate systems only; the checker never uses this.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError
+from contracting.flows import (
+    BoundFiringRate,
+    BoundFlow,
+    BoundForwardBackward,
+    BoundHopfield,
+    BoundPeacemanRachford,
+)
+from contracting.metrics import Metric, WeightedL2
+from contracting.proximal import Step
+
+Slopes = tuple[float, float]
+
+_BLOCK = 2048
+_NARROWEST = 1e-3  # a single slope is treated as an interval of this width: a superset, so still certified
+
+
+def as_matrix(name: str, value: Tensor) -> Tensor:
+    """A finite square matrix as float64 on the CPU, cut from its graph.
+
+    Raises:
+        InputError: if it is not one.
+    """
+    matrix = checks.finite(name, checks.floating_tensor(name, value)).detach().to("cpu", torch.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise InputError(f"{name} must have shape (n, n), got {tuple(matrix.shape)}")
+    return matrix
+
+
+def vertices(slopes: Slopes, size: int) -> Iterator[Tensor]:
+    """All 2ⁿ vertices of the box of slopes, highest first, in blocks: (block, n)."""
+    corners = itertools.product(reversed(slopes), repeat=size)
+    while block := list(itertools.islice(corners, _BLOCK)):
+        yield torch.tensor(block, dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class System:
+    """A flow given by explicit matrices.
+
+    Attributes:
+        W: weight, (n, n), float64 on the CPU after construction.
+        slopes: interval [a, β] that holds every slope of the activation.
+        hint: a diagonal metric λ > 0 that may be a good start for searches, (n,); trusted by nobody.
+    """
+
+    W: Tensor
+    slopes: Slopes = (0.0, 1.0)
+    hint: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "W", as_matrix("W", self.W))
+        low, high = (checks.number("slopes", s, low=-1.0, high=1.0) for s in self.slopes)
+        if low > high:
+            raise InputError(f"slopes must be an interval (lowest, highest), got {self.slopes}")
+        object.__setattr__(self, "slopes", (min(low, high - _NARROWEST), high))
+        if self.hint is not None:
+            hint = checks.shape("hint", checks.positive_tensor("hint", self.hint), (self.size,))
+            object.__setattr__(self, "hint", hint.detach().to("cpu", torch.float64))
+
+    @property
+    def size(self) -> int:
+        """Dimension n of the state."""
+        return self.W.shape[0]
+
+    @property
+    def name(self) -> str:
+        """The flow in words."""
+        return type(self).__name__
+
+    def with_slopes(self, slopes: Slopes) -> Self:
+        """The same system under another assumption on the slopes."""
+        return replace(self, slopes=slopes)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FiringRateSystem(System):
+    """Jacobians −I + DW with diagonal D, entries in ``slopes``."""
+
+    label: str = "firing rate"
+
+    @property
+    def name(self) -> str:
+        """The flow in words."""
+        return self.label
+
+    def jacobians(self, slopes: Tensor) -> Tensor:
+        """Jacobians at diagonal slopes: (..., n) -> (..., n, n)."""
+        return slopes[..., :, None] * self.W - torch.eye(self.size, dtype=torch.float64)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HopfieldSystem(System):
+    """Jacobians −I + WD with diagonal D, entries in ``slopes``."""
+
+    label: str = "Hopfield"
+
+    @property
+    def name(self) -> str:
+        """The flow in words."""
+        return self.label
+
+    def jacobians(self, slopes: Tensor) -> Tensor:
+        """Jacobians at diagonal slopes: (..., n) -> (..., n, n)."""
+        return self.W * slopes[..., None, :] - torch.eye(self.size, dtype=torch.float64)
+
+    def transposed(self) -> FiringRateSystem:
+        """The firing-rate system that contracts in the dual norm at the same rate."""
+        hint = None if self.hint is None else 1 / self.hint
+        return FiringRateSystem(W=self.W.mT.contiguous(), slopes=self.slopes, hint=hint, label=self.label)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InclusionSystem(System):
+    """z' ∈ −(I − W)z + q − ∂f(z): the limit of the forward–backward flow as α → 0, with time measured in α."""
+
+    @property
+    def name(self) -> str:
+        """The flow in words."""
+        return "inclusion"
+
+
+SlopeSystem = FiringRateSystem | HopfieldSystem
+
+
+def system_of(flow: BoundFlow | System) -> System:
+    """The explicit matrices of a flow; a system is returned as it is.
+
+    Raises:
+        InputError: if no certificate is known for such a flow.
+    """
+    if isinstance(flow, System):
+        return flow
+    if not isinstance(flow, BoundFlow):
+        raise InputError(
+            f"flow must be a flow on a problem, such as layer.flow(FiringRate) or FiringRate().bind(problem), "
+            f"or explicit matrices such as FiringRateSystem(W=W), got {type(flow).__name__}"
+        )
+    problem = flow.problem
+    W = as_matrix("W", problem.linear.to_dense())
+    slopes, hint = problem.activation.slopes, _hint(problem.metric)
+    if isinstance(flow, BoundHopfield):
+        return HopfieldSystem(W=W, slopes=slopes, hint=hint)
+    if isinstance(flow, BoundFiringRate):
+        return FiringRateSystem(W=W, slopes=slopes, hint=hint)
+    if isinstance(flow, BoundForwardBackward):
+        return forward_backward_system(W, step=flow.step, slopes=slopes, hint=hint)
+    if isinstance(flow, BoundPeacemanRachford):
+        return peaceman_rachford_system(W, step=flow.step, slopes=slopes, hint=hint)
+    raise InputError(
+        f"no certificate is known for {type(flow).__name__}; known are the firing-rate, Hopfield, forward–backward and "
+        "Peaceman–Rachford flows"
+    )
+
+
+def forward_backward_system(
+    W: Tensor, *, step: Step, slopes: Slopes = (0.0, 1.0), hint: Tensor | None = None
+) -> FiringRateSystem:
+    """The forward–backward flow as a firing-rate system: weight I − αA, slopes those of prox_{αf}.
+
+    Args:
+        W: (n, n).
+        step: α > 0, a number or one per neuron.
+        slopes: interval of σ.
+        hint: a diagonal metric to start searches from.
+    """
+    W = as_matrix("W", W)
+    label = f"forward–backward, α = {_step_text(step)}"
+    identity = torch.eye(W.shape[0], dtype=torch.float64)
+    return FiringRateSystem(
+        W=identity - _rows(step) * (identity - W), slopes=_prox_slopes(slopes, step), hint=hint, label=label
+    )
+
+
+def peaceman_rachford_system(
+    W: Tensor, *, step: Step, slopes: Slopes = (0.0, 1.0), hint: Tensor | None = None
+) -> HopfieldSystem:
+    """The Peaceman–Rachford flow as a Hopfield system: weight 2(I + αA)⁻¹ − I, slopes those of 2prox_{αf} − 1.
+
+    The certificate is about the resolvent as computed in float64.
+
+    Args:
+        W: (n, n).
+        step: α > 0, a number or one per neuron.
+        slopes: interval of σ.
+        hint: a diagonal metric to start searches from.
+    """
+    W = as_matrix("W", W)
+    identity = torch.eye(W.shape[0], dtype=torch.float64)
+    resolvent = torch.linalg.inv(identity + _rows(step) * (identity - W))
+    low, high = _prox_slopes(slopes, step)
+    if isinstance(step, Tensor) and step.ndim and hint is not None:
+        hint = hint / step.detach().to("cpu", torch.float64)  # with a diagonal step D the splitting lives in ΛD⁻¹
+    label = f"Peaceman–Rachford, α = {_step_text(step)}"
+    return HopfieldSystem(W=2 * resolvent - identity, slopes=(2 * low - 1, 2 * high - 1), hint=hint, label=label)
+
+
+def _rows(step: Step) -> float | Tensor:
+    if not isinstance(step, Tensor):
+        return step
+    step = step.detach().to("cpu", torch.float64)
+    return step[:, None] if step.ndim else step
+
+
+def _step_text(step: Step) -> str:
+    if isinstance(step, Tensor) and step.ndim:
+        return f"{float(step.min()):.3g}…{float(step.max()):.3g} per neuron"
+    return f"{float(step):.4g}"
+
+
+def _prox_slopes(slopes: Slopes, step: Step) -> Slopes:
+    """Slopes of prox_{αf}: s ↦ s/(α + (1 − α)s), increasing in s; the hull over neurons where α has one per neuron."""
+    steps = [float(s) for s in step.flatten()] if isinstance(step, Tensor) else [step]
+    low = min(slopes[0] / (a + (1 - a) * slopes[0]) for a in steps)
+    high = max(slopes[1] / (a + (1 - a) * slopes[1]) for a in steps)
+    # outward, so that rounding cannot exclude a slope
+    return (low * (1 - 1e-15) if low > 0 else 0.0), min(1.0, high * (1 + 1e-15))
+
+
+def _hint(metric: Metric | None) -> Tensor | None:
+    return metric.weights.detach() if isinstance(metric, WeightedL2) else None

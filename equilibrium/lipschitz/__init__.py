@@ -1,0 +1,43 @@
+"""Lipschitz constants of equilibrium networks: certified from above, attained from below."""
+
+from equilibrium.lipschitz.bounds import (
+    PairwiseLipschitz,
+    built_in_bound,
+    certified_bound,
+    certified_lipschitz,
+    pairwise_lipschitz,
+)
+from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
+from equilibrium.lipschitz.checker import check_lipschitz
+from equilibrium.lipschitz.elementwise import elementwise_bound
+from equilibrium.lipschitz.first_order import FirstOrder
+from equilibrium.lipschitz.interior import InteriorPoint
+from equilibrium.lipschitz.lmi import MatrixInequality
+from equilibrium.lipschitz.lower import AttainedRatio, PairAscent, PatternSearch, RegionWalk
+from equilibrium.lipschitz.report import LipschitzReport, attained_lipschitz, lipschitz_report, pair_ratio
+from equilibrium.lipschitz.system import LipschitzSystem, lipschitz_system
+
+__all__ = [
+    "AttainedRatio",
+    "FirstOrder",
+    "InteriorPoint",
+    "LipschitzCertificate",
+    "LipschitzReport",
+    "LipschitzSystem",
+    "MatrixInequality",
+    "Norm",
+    "PairAscent",
+    "PairwiseLipschitz",
+    "PatternSearch",
+    "RegionWalk",
+    "attained_lipschitz",
+    "built_in_bound",
+    "certified_bound",
+    "certified_lipschitz",
+    "check_lipschitz",
+    "elementwise_bound",
+    "lipschitz_report",
+    "lipschitz_system",
+    "pair_ratio",
+    "pairwise_lipschitz",
+]

@@ -1,0 +1,178 @@
+"""Certified Lipschitz constants of models: the tightest affordable bound, and one constant per pair of outputs."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from contracting.certificates.records import CertificateError
+from contracting.errors import InputError, PreconditionError
+from contracting.proximal import Activation
+from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
+from equilibrium.lipschitz.checker import checked
+from equilibrium.lipschitz.elementwise import elementwise_bound
+from equilibrium.lipschitz.first_order import FirstOrder, starting_multiplier
+from equilibrium.lipschitz.gain import certified_by, compressed
+from equilibrium.lipschitz.interior import InteriorPoint
+from equilibrium.lipschitz.system import LipschitzSystem, Model, lipschitz_system
+
+_LARGEST_INTERIOR = 800  # n + in after compression, up to which the optimum is affordable (seconds to a minute)
+_INFLATIONS = (0.0, 1e-9, 1e-7)
+
+
+def built_in_bound(system: LipschitzSystem) -> LipschitzCertificate:
+    """The γ that the parameterisation promises, checked with its own Λ.
+
+    Raises:
+        PreconditionError: if nothing is promised.
+        CertificateError: if the promise does not hold for these weights.
+    """
+    if system.claimed is None or system.metric is None:
+        raise PreconditionError("this map has no built-in Lipschitz bound; use certified_lipschitz")
+    for inflation in _INFLATIONS:
+        bound = system.claimed * (1 + inflation)
+        certificate = LipschitzCertificate(
+            bound=bound,
+            norm=Norm.L2,
+            method="built-in",
+            slopes=(0.0, 1.0),
+            margin=0.0,
+            multiplier=bound * system.metric,
+        )
+        try:
+            return checked(certificate, system)
+        except CertificateError:
+            continue
+    raise CertificateError(f"the built-in constant {system.claimed:.6g} does not hold for these weights")
+
+
+def certified_lipschitz(
+    model: Model,
+    *,
+    preceding: Tensor | nn.Linear | None = None,
+    following: Tensor | nn.Linear | None = None,
+    norm: Norm = Norm.L2,
+    activation: Activation | None = None,
+) -> LipschitzCertificate:
+    """The tightest affordable certified Lipschitz constant of ``following ∘ model ∘ preceding``.
+
+    In ℓ2 it is the best of the optimal multiplier (first-order descent where n is too large for it), the built-in γ and
+    the elementwise bound; in ℓ1 and ℓ∞ the elementwise bound. The linear maps become part of the weights, which is
+    tighter than a product of norms. Every candidate is proved again by the independent checker.
+
+    Args:
+        model: a layer, or explicit weights.
+        preceding: linear map before the model, such as a normalisation: (in, k), or nn.Linear(k, in).
+        following: linear map after the model, such as a readout: (m, out), or nn.Linear(out, m).
+        norm: of inputs and outputs.
+        activation: σ of explicit weights; None assumes slopes in [0, 1]. A layer knows its own.
+
+    Returns:
+        The certificate; ``assumption`` says what was assumed.
+
+    Raises:
+        InputError: if a map does not fit or an entry is not finite.
+        PreconditionError: if nothing can be certified: no Λ for Condition 1 was found.
+    """
+    if not isinstance(norm, Norm):
+        raise InputError(f"norm must be Norm.L1, Norm.L2 or Norm.LINF, got {norm!r}")
+    system = lipschitz_system(model, preceding=preceding, following=following, activation=activation)
+    return certified_bound(system, norm)
+
+
+def certified_bound(system: LipschitzSystem, norm: Norm = Norm.L2) -> LipschitzCertificate:
+    """``certified_lipschitz`` of explicit matrices."""
+    if norm is not Norm.L2:
+        return elementwise_bound(system, norm)
+    found: list[LipschitzCertificate] = []
+    refusal: Exception | None = None
+    try:
+        found.append(built_in_bound(system))
+    except (PreconditionError, CertificateError):
+        pass  # nothing promised, or not kept: then it must be found
+    try:
+        found.append(_multiplier_bound(system))
+    except (PreconditionError, CertificateError) as error:
+        refusal = error
+    try:
+        found.append(elementwise_bound(system))
+    except PreconditionError:
+        pass  # it needs more than Condition 1
+    if not found:
+        raise PreconditionError(f"no Lipschitz constant can be certified: {refusal}")
+    return min(found, key=lambda certificate: certificate.bound)
+
+
+def _multiplier_bound(system: LipschitzSystem) -> LipschitzCertificate:
+    small, start = compressed(system), starting_multiplier(system)
+    if sum(small.U.shape) <= _LARGEST_INTERIOR:
+        return InteriorPoint().bound(system, start=start)
+    return FirstOrder(steps=150).bound(system, start=start)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairwiseLipschitz:
+    """One ℓ2 constant for every difference yᵢ − yⱼ of outputs: what a classification margin needs.
+
+    Attributes:
+        bounds: (out, out), symmetric, zero on the diagonal: |(yᵢ − yⱼ)(x) − (yᵢ − yⱼ)(x')| ≤ boundsᵢⱼ‖x − x'‖₂.
+        certificates: of the pairs i < j, in lexicographic order.
+        whole: the certificate of all outputs together; √2 times its bound is what a pair would get from it.
+    """
+
+    bounds: Tensor
+    certificates: tuple[LipschitzCertificate, ...]
+    whole: LipschitzCertificate
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The pairs (i, j) in the order of ``certificates``."""
+        return list(itertools.combinations(range(self.bounds.shape[0]), 2))
+
+    @property
+    def assumption(self) -> str:
+        """What is assumed, in words."""
+        return self.whole.assumption
+
+
+def pairwise_lipschitz(
+    model: Model,
+    *,
+    preceding: Tensor | nn.Linear | None = None,
+    following: Tensor | nn.Linear | None = None,
+    activation: Activation | None = None,
+) -> PairwiseLipschitz:
+    """Certified constants of all differences of two outputs; arguments and errors as ``certified_lipschitz``.
+
+    Each is at most √2 times the constant of the whole map, and usually much less.
+    """
+    system = lipschitz_system(model, preceding=preceding, following=following, activation=activation)
+    whole = certified_bound(system)
+    outputs = system.C.shape[0]
+    pairs = list(itertools.combinations(range(outputs), 2))
+    bounds = torch.zeros(outputs, outputs, dtype=torch.float64)
+    start = starting_multiplier(system) if whole.multiplier is None else whole.multiplier / whole.bound
+    certificates = []
+    for i, j in pairs:
+        rows = torch.zeros(1, outputs, dtype=torch.float64)
+        rows[0, i], rows[0, j] = 1.0, -1.0
+        certificate = _pair_bound(system.with_output(rows), start, whole)
+        certificates.append(certificate)
+        bounds[i, j] = bounds[j, i] = certificate.bound
+    return PairwiseLipschitz(bounds=bounds, certificates=tuple(certificates), whole=whole)
+
+
+def _pair_bound(system: LipschitzSystem, start: Tensor, whole: LipschitzCertificate) -> LipschitzCertificate:
+    small = compressed(system)
+    if sum(small.U.shape) <= _LARGEST_INTERIOR:
+        lam = InteriorPoint(tolerance=1e-4).multiplier(small, start)
+    else:
+        lam = FirstOrder(steps=60).multiplier(system, start=start)
+    certificate = certified_by(system, lam, f"pair of outputs, {whole.method}")
+    fallback = replace(whole, bound=2**0.5 * whole.bound * (1 + 1e-12), multiplier=None)
+    if certificate.bound <= fallback.bound or whole.multiplier is None:
+        return certificate
+    return certified_by(system, 2**0.5 * start, f"pair of outputs, {whole.method}")

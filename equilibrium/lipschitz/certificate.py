@@ -1,0 +1,52 @@
+"""Lipschitz certificates: a number, the norm it is about, and what anyone needs to prove it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from torch import Tensor
+
+
+class Norm(Enum):
+    """The vector norm, the same for inputs and outputs."""
+
+    L1 = "ℓ1"
+    L2 = "ℓ2"
+    LINF = "ℓ∞"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LipschitzCertificate:
+    r"""‖y(x) − y(x')‖ ≤ bound · ‖x − x'‖ for all inputs x, x', with the data that proves it.
+
+    Attributes:
+        bound: the certified constant.
+        norm: of inputs and outputs.
+        method: how the proof was found; how it was found does not matter for its truth.
+        slopes: the slopes [a, b] of the activation for which it holds.
+        margin: what is left of the inequality after the allowance for rounding, > 0; see the checker.
+        multiplier: ℓ2: diagonal Λ of [[2Λ − ΛW − WᵀΛ − CᵀC, ·], [·, bound²·I − DᵀD]] ≻ 0, (n,), or None.
+        state_gains: elementwise: X ≥ 0 with |Δz| ≤ X|Δx|, (n, in), or None.
+        entrywise: elementwise: |Δyᵢ| ≤ Σⱼ entrywiseᵢⱼ|Δxⱼ|, (out, in), or None.
+    """
+
+    bound: float
+    norm: Norm
+    method: str
+    slopes: tuple[float, float]
+    margin: float
+    multiplier: Tensor | None = None
+    state_gains: Tensor | None = None
+    entrywise: Tensor | None = None
+
+    @property
+    def assumption(self) -> str:
+        """What is assumed, in words."""
+        return (
+            f"elementwise activation with slopes in [{self.slopes[0]:g}, {self.slopes[1]:g}], the explicit weights as "
+            "they are, equilibria in exact arithmetic"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.norm.value} Lipschitz constant ≤ {self.bound:.6g} ({self.method}); {self.assumption}"

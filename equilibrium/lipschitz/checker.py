@@ -1,0 +1,158 @@
+r"""The one judge of every Lipschitz certificate: explicit matrices in, yes or no out, with an allowance for rounding.
+
+It shares no formula with the finders. A matrix is proved positive definite by a Cholesky factorisation that succeeds
+after a shift (Rump, "Verification of positive definiteness", BIT 2006); the shift covers the rounding of assembling the
+matrix, entry by entry, and the errors that the system declares of its own matrices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from contracting.certificates.records import CertificateError
+from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
+from equilibrium.lipschitz.system import UNIT, LipschitzSystem
+
+_ASSEMBLY = 16  # roundings of one entry beside those of its inner products
+_FAIL = -float("inf")
+
+
+def check_lipschitz(certificate: LipschitzCertificate, system: LipschitzSystem) -> float:
+    """Prove again, from explicit matrices only, that a certificate holds for a map.
+
+    Args:
+        certificate: its bound, norm and slopes, and its multiplier or state gains; nothing else in it is read.
+        system: the matrices of the map it is claimed to be about.
+
+    Returns:
+        The margin, > 0: of the matrix inequality scaled to unit diagonal, or relative to the bound (elementwise).
+
+    Raises:
+        CertificateError: if the proof fails: another map, a bound too small, or rounding in the way.
+    """
+    low, high = certificate.slopes
+    if not 0 <= low <= high <= 1 or system.slopes[0] < low or system.slopes[1] > high:
+        raise CertificateError(f"the certificate is for slopes in {certificate.slopes}, the map has {system.slopes}")
+    if certificate.multiplier is not None:
+        margin = _multiplier_margin(certificate, system)
+    elif certificate.state_gains is not None:
+        margin = _elementwise_margin(certificate, system)
+    else:
+        margin = _FAIL
+    if not margin > 0:
+        raise CertificateError(
+            f"not certified: {certificate.norm.value} constant {certificate.bound:.6g} by {certificate.method}"
+        )
+    return margin
+
+
+def checked(certificate: LipschitzCertificate, system: LipschitzSystem) -> LipschitzCertificate:
+    """The certificate with the margin that the checker found.
+
+    Raises:
+        CertificateError: if it does not hold.
+    """
+    return replace(certificate, margin=check_lipschitz(certificate, system))
+
+
+def _multiplier_margin(certificate: LipschitzCertificate, system: LipschitzSystem) -> float:
+    r"""Margin of bound²‖Δx‖² − ‖Δy‖² − 2Σλᵢ(Δzᵢ − aΔvᵢ)(bΔvᵢ − Δzᵢ) ≻ 0 as a form in (Δz, Δx), Δv = WΔz + UΔx.
+
+    The slopes make every summand nonnegative, so ‖Δy‖ ≤ bound·‖Δx‖. Its (Δz, Δz) block, [Condition 1], makes the
+    equilibrium unique.
+    """
+    lam, n = certificate.multiplier, system.size
+    if certificate.norm is not Norm.L2 or lam is None or lam.shape != (n,):
+        return _FAIL
+    if not bool((torch.isfinite(lam) & (lam > 0)).all()) or not 0 < certificate.bound < float("inf"):
+        return _FAIL
+    low, high = certificate.slopes
+    U_error, C_error, D_error = system.errors
+    V, Y = torch.cat([system.W, system.U], 1), torch.cat([system.C, system.D], 1)
+    V_error = torch.cat([torch.zeros_like(system.W), U_error], 1)
+    Y_error = torch.cat([C_error, D_error], 1)
+    total = V.shape[1]
+    cross = torch.zeros(total, total, dtype=torch.float64)
+    cross[:n] = lam[:, None] * V
+    cross_error = torch.zeros_like(cross)
+    cross_error[:n] = lam[:, None] * V_error
+    diagonal = torch.cat([2 * lam, torch.full((total - n,), certificate.bound**2, dtype=torch.float64)])
+    matrix = torch.diag(diagonal) - (low + high) * (cross + cross.mT) - Y.mT @ Y
+    size = torch.diag(diagonal) + (low + high) * (cross.abs() + cross.mT.abs()) + Y.abs().mT @ Y.abs()
+    product_error = Y.abs().mT @ Y_error
+    error = (low + high) * (cross_error + cross_error.mT) + product_error + product_error.mT + Y_error.mT @ Y_error
+    if low > 0:
+        root = lam.sqrt()[:, None]
+        scaled, scaled_error = root * V, root * V_error
+        matrix = matrix + 2 * low * high * (scaled.mT @ scaled)
+        size = size + 2 * low * high * (scaled.abs().mT @ scaled.abs())
+        half = scaled.abs().mT @ scaled_error
+        error = error + 2 * low * high * (half + half.mT + scaled_error.mT @ scaled_error)
+    inner = max(n, system.C.shape[0]) + _ASSEMBLY
+    return definite_margin(matrix, 1.01 * (inner * UNIT * size + error))
+
+
+def definite_margin(matrix: Tensor, error: Tensor) -> float:
+    """A verified lower bound of λmin of every matrix within ``error`` (entrywise) of this one, at unit diagonal.
+
+    Returns:
+        The bound, > 0 if positive definiteness is proved, −inf if not.
+    """
+    diagonal = matrix.diagonal()
+    if not bool(torch.isfinite(matrix).all()) or not bool((diagonal > 0).all()):
+        return _FAIL
+    scale = torch.exp2(torch.round(-0.5 * torch.log2(diagonal)))  # a power of two: no rounding
+    scaled = matrix * scale[:, None] * scale[None, :]
+    scaled = (scaled + scaled.mT) / 2
+    size = matrix.shape[0]
+    gamma = (size + 2) * UNIT / (1 - (size + 2) * UNIT)
+    trace = float(scaled.diagonal().sum())
+    spread = float(torch.linalg.matrix_norm(error * scale[:, None] * scale[None, :]))
+    allowance = 1.01 * ((gamma + 4 * UNIT) * trace + spread)
+    identity = torch.eye(size, dtype=torch.float64)
+    margin = _FAIL
+    for extra in (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2):
+        if int(torch.linalg.cholesky_ex(scaled - (allowance + extra) * identity)[1]) != 0:
+            break
+        margin = max(extra, torch.finfo(torch.float64).tiny)
+    return margin
+
+
+def _elementwise_margin(certificate: LipschitzCertificate, system: LipschitzSystem) -> float:
+    r"""Relative room between the bound and the norm of |C|X + |D|, if X ≥ (I − ⌈bW⌉)⁻¹|bU| is proved, else −inf.
+
+    With T = I − ⌈bW⌉ (no positive entry off the diagonal): a v > 0 with Tv > 0 proves T⁻¹ ≥ 0, and then TX ≥ |bU|
+    proves X ≥ T⁻¹|bU|. Slopes in [0, b] give T|Δz| ≤ |bU||Δx|.
+    """
+    X, high = certificate.state_gains, certificate.slopes[1]
+    if X is None or X.shape != system.U.shape or not bool((X >= 0).all()) or not bool(torch.isfinite(X).all()):
+        return _FAIL
+    n = system.size
+    T = -high * system.W.abs()
+    T.diagonal().copy_(1 - high * system.W.diagonal())
+    v = torch.linalg.lstsq(T, torch.ones(n, 1, dtype=torch.float64)).solution
+    rounding = (n + _ASSEMBLY) * UNIT
+    size = high * system.W.abs() + torch.eye(n, dtype=torch.float64)
+    if not bool((v > 0).all()) or not bool((T @ v > rounding * (size @ v)).all()):
+        return _FAIL
+    target = high * (system.U.abs() + system.errors[0])
+    if not bool((T @ X >= target * (1 + 4 * UNIT) + rounding * (size @ X)).all()):
+        return _FAIL
+    gains = (system.C.abs() + system.errors[1]) @ X + system.D.abs() + system.errors[2]
+    needed = _norm(gains, certificate.norm) * (1 + 2 * (n + sum(gains.shape)) * UNIT)
+    room = certificate.bound - needed
+    if certificate.entrywise is not None and not bool((certificate.entrywise >= gains * (1 + 4 * n * UNIT)).all()):
+        return _FAIL
+    return room / max(needed, torch.finfo(torch.float64).tiny)
+
+
+def _norm(gains: Tensor, norm: Norm) -> float:
+    if norm is Norm.L1:
+        return float(gains.sum(0).max())
+    if norm is Norm.LINF:
+        return float(gains.sum(1).max())
+    # the rounding of a singular value is small against the largest one
+    return float(torch.linalg.matrix_norm(gains, 2)) * (1 + 8 * max(gains.shape) ** 1.5 * UNIT)

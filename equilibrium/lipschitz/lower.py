@@ -1,0 +1,335 @@
+r"""Lower bounds of the Lipschitz constant: pairs of inputs that attain a ratio, found in three ways.
+
+The gain of one linear piece is G(J) = C(I − JW)⁻¹JU + D, J the slopes at the equilibrium. Three searches:
+
+* ``PatternSearch`` climbs ‖G(J)‖₂ over slope patterns by single flips, all n of them rated by one rank-one formula. If
+  U has full row rank *every* pattern is the pattern of some input, x = U⁺(v − Wσ(v) − b) for a v that has the slopes J;
+  otherwise the nearest input is a starting point for the next search.
+* ``RegionWalk`` moves an input across the kinks of single neurons into linear pieces of larger gain.
+* ``PairAscent`` climbs ‖y(x₁) − y(x₂)‖/‖x₁ − x₂‖ by the implicit gradient, as the authors of arXiv 2010.01732 do.
+
+Inputs are not restricted to a box. What is reported is always the ratio of an actual pair, solved anew in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import Status
+from contracting.proximal import Activation
+from contracting.solve import Stop, solve
+from equilibrium.implicit import Implicit
+from equilibrium.lipschitz.system import as_double
+from equilibrium.newton import SemismoothNewton
+from equilibrium.weights import Weights, explicit_weights
+
+_TIGHT = Stop(rtol=1e-12, atol=1e-14, max_steps=500, patience=100)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AttainedRatio:
+    """Two inputs and the ratio ‖y(x₁) − y(x₂)‖₂/‖x₁ − x₂‖₂ they attain: a lower bound of the Lipschitz constant.
+
+    Attributes:
+        ratio: recomputed in float64 from the pair.
+        first: x₁, (in,).
+        second: x₂, (in,).
+        method: which search found it.
+    """
+
+    ratio: float
+    first: Tensor
+    second: Tensor
+    method: str
+
+
+class Network:
+    """Explicit weights and an activation in float64, with the quantities the searches need."""
+
+    def __init__(self, weights: Weights, activation: Activation):
+        self.activation = activation.with_tensors([as_double(t) for t in activation.tensors()])
+        metric = weights.metric
+        self.weights = explicit_weights(
+            as_double(weights.state.to_dense()),
+            as_double(weights.input),
+            as_double(weights.output),
+            bias=as_double(weights.bias),
+            output_bias=as_double(weights.output_bias),
+            feedthrough=None if weights.feedthrough is None else as_double(weights.feedthrough),
+            metric=None if metric is None else as_double(metric.weights),
+        )
+        self.W, self.U, self.C = self.weights.state.to_dense(), self.weights.input, self.weights.output
+        self.identity = torch.eye(self.W.shape[0], dtype=torch.float64)
+
+    def solved(self, x: Tensor, z0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Equilibria of the rows of x as closely as float64 allows, and which rows were solved."""
+        problem = self.weights.problem(x, self.activation)
+        with torch.no_grad():
+            solution = solve(problem, SemismoothNewton(), z0=z0, stop=_TIGHT, throw=False)
+        noise = solution.relative_residual <= 1e-11  # stalled at rounding level counts as solved
+        return solution.z, solution.converged | (noise & (solution.status != Status.NONFINITE))
+
+    def slopes(self, x: Tensor, z0: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """J and v = Wz + q at the equilibria of x, and z: (batch, n) each."""
+        z, _ = self.solved(x, z0)
+        problem = self.weights.problem(x, self.activation)
+        v = problem.preactivation(z)
+        return self.activation.derivative(v), v, z
+
+    def responses(self, J: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """T = C(I − JW)⁻¹ (batch, out, n), H = (I − WJ)⁻¹U (batch, n, in), and the diagonal of (I − WJ)⁻¹W."""
+        inverse = torch.linalg.inv(self.identity - self.W * J[:, None, :])  # (I − WJ)⁻¹
+        H = inverse @ self.U
+        T = self.C + (self.C * J[:, None, :]) @ (inverse @ self.W)  # (I − JW)⁻¹ = I + J(I − WJ)⁻¹W
+        return T, H, (inverse * self.W.mT).sum(-1)
+
+    def gains(self, J: Tensor, H: Tensor) -> Tensor:
+        """G(J) = CJH + D, (batch, out, in)."""
+        G = (self.C * J[:, None, :]) @ H
+        return G if self.weights.feedthrough is None else G + self.weights.feedthrough
+
+    def ratios(self, first: Tensor, second: Tensor) -> Tensor:
+        """‖Δy‖/‖Δx‖ of each pair from two tight solves, (batch,); zero where a solve failed."""
+        z1, good1 = self.solved(first)
+        z2, good2 = self.solved(second, z1)
+        step = first - second
+        change = (z1 - z2) @ self.C.mT
+        if self.weights.feedthrough is not None:
+            change = change + step @ self.weights.feedthrough.mT
+        size = torch.linalg.vector_norm(step, dim=-1)
+        ratio = torch.linalg.vector_norm(change, dim=-1) / size
+        good = good1 & good2 & (size > 0) & torch.isfinite(ratio)
+        # two equilibria that differ by rounding only say nothing
+        noise = 1e-10 * (torch.linalg.vector_norm(z1, dim=-1) + torch.linalg.vector_norm(first, dim=-1))
+        good = good & (size > noise)
+        return torch.where(good, ratio, torch.zeros_like(ratio))
+
+
+def attained(network: Network, first: Tensor, second: Tensor, method: str) -> AttainedRatio:
+    """The best pair of a batch; of those equal up to rounding the longest, which anyone can verify most easily."""
+    ratios = network.ratios(first, second)
+    length = torch.linalg.vector_norm(first - second, dim=-1)
+    best = int(torch.where(ratios >= (1 - 1e-7) * ratios.max(), length, -1.0).argmax())
+    return AttainedRatio(ratio=float(ratios[best]), first=first[best], second=second[best], method=method)
+
+
+def flip_gains(network: Network, J: Tensor, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """‖G‖ at J, ‖G‖ after changing each slope by ``change``, (batch, n), and H.
+
+    With s = δ/(1 − δ((I − WJ)⁻¹W)ᵢᵢ) the new gain is G + s T₍·ᵢ₎H₍ᵢ·₎: an update of the Gram matrix GGᵀ.
+    """
+    T, H, diagonal = network.responses(J)
+    G = network.gains(J, H)
+    s = change / (1 - change * diagonal)
+    gram, cross = G @ G.mT, G @ H.mT  # (b, p, p), (b, p, n)
+    norms = H.square().sum(-1)
+    columns, mixed = T.mT, cross.mT  # (b, n, p)
+    update = mixed[:, :, :, None] * columns[:, :, None, :]
+    update = s[:, :, None, None] * (update + update.mT)
+    update = update + (s.square() * norms)[:, :, None, None] * columns[:, :, :, None] * columns[:, :, None, :]
+    top = torch.linalg.eigvalsh(gram[:, None] + update)[..., -1]
+    here = torch.linalg.eigvalsh(gram)[..., -1]
+    return here.clamp_min(0).sqrt(), top.clamp_min(0).sqrt(), H
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatternSearch:
+    """Local search over slope patterns by single flips, from many random starts and kicks.
+
+    Args:
+        restarts: patterns that are improved side by side.
+        rounds: how often each local optimum is kicked (some slopes flipped at random) and improved again.
+        flips: most flips per round.
+    """
+
+    restarts: int = 16
+    rounds: int = 4
+    flips: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("restarts", "rounds", "flips"):
+            checks.whole_number(name, getattr(self, name))
+
+    def find(self, network: Network, x: Tensor, generator: torch.Generator) -> AttainedRatio:
+        """The best pair; half of the starts are the patterns of the inputs x, (batch, in)."""
+        low, high = network.activation.slopes
+        n = network.W.shape[0]
+        density = torch.rand(self.restarts, 1, generator=generator, dtype=torch.float64)
+        on = torch.rand(self.restarts, n, generator=generator, dtype=torch.float64) < density
+        half = min(len(x), self.restarts // 2)
+        if half:
+            on[:half] = network.slopes(x[:half])[0] > (low + high) / 2
+        small = _with_few_inputs(network)
+        best, best_value = on.clone(), torch.zeros(self.restarts, dtype=torch.float64)
+        for kick in range(self.rounds):
+            on, value = self._climb(small, on, low, high)
+            better = value > best_value
+            best, best_value = torch.where(better[:, None], on, best), torch.where(better, value, best_value)
+            share = 0.15 / (kick + 1)
+            on = best ^ (torch.rand(self.restarts, n, generator=generator, dtype=torch.float64) < share)
+        order = best_value.argsort(descending=True)[:4]
+        first, second = _pairs_with_slopes(network, best[order])
+        return attained(network, first, second, "slope patterns")
+
+    def _climb(self, network: Network, on: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+        value = torch.zeros(len(on), dtype=torch.float64)
+        for _ in range(self.flips):
+            J = torch.where(on, high, low).to(torch.float64)
+            value, after, _ = flip_gains(network, J, torch.where(on, low - high, high - low).to(torch.float64))
+            best, index = torch.nan_to_num(after).max(-1)
+            moves = best > value * (1 + 1e-9)
+            if not bool(moves.any()):
+                break
+            rows = torch.nonzero(moves).flatten()
+            on = on.clone()
+            on[rows, index[rows]] ^= True
+        return on, value
+
+
+def _with_few_inputs(network: Network) -> Network:
+    """The same gains with at most n + out inputs: ‖G‖ does not see a rotation of the inputs."""
+    D = network.weights.feedthrough
+    stacked = network.U if D is None else torch.cat([network.U, D])
+    if stacked.shape[0] >= stacked.shape[1]:
+        return network
+    factor = torch.linalg.qr(stacked.mT, mode="r").R.mT
+    n = network.W.shape[0]
+    weights = replace(network.weights, input=factor[:n], feedthrough=None if D is None else factor[n:])
+    return Network(weights, network.activation)
+
+
+def _steep_and_flat(activation: Activation) -> tuple[float, float]:
+    """A pre-activation with the largest and one with the smallest slope, as far from kinks as a grid allows."""
+    grid = torch.linspace(-50, 50, 2001, dtype=torch.float64)
+    slopes = activation.derivative(grid)
+    places = []
+    for target in (slopes.max(), slopes.min()):
+        close = (slopes - target).abs() <= 1e-9
+        run, longest, end = 0, 0, 0
+        for index, flag in enumerate(close.tolist()):
+            run = run + 1 if flag else 0
+            if run > longest:
+                longest, end = run, index
+        places.append(float(grid[end - longest // 2]))
+    return places[0], places[1]
+
+
+def _pairs_with_slopes(network: Network, on: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs x ∓ td around inputs whose slopes are (if U allows) the given pattern, d the steepest direction there."""
+    steep, flat = _steep_and_flat(network.activation)
+    v = torch.where(on, steep, flat).to(torch.float64)
+    q = v - network.activation(v) @ network.W.mT
+    x = torch.linalg.lstsq(network.U, (q - network.weights.bias).mT, driver="gelsd").solution.mT
+    return steepest_pairs(network, x)
+
+
+def steepest_pairs(network: Network, x: Tensor, z0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Pairs x ∓ td of several lengths, d the top right singular vector of the Jacobian at x: (batch · k, in) each."""
+    J, _, _ = network.slopes(x, z0)
+    _, H, _ = network.responses(J)
+    d = torch.linalg.svd(network.gains(J, H), full_matrices=False).Vh[:, 0]
+    reach = (H @ d[:, :, None]).abs().amax((1, 2)).clamp_min(1e-12)
+    lengths = torch.tensor([20.0, 1.0, 0.1, 1e-2, 1e-3], dtype=torch.float64)
+    t = (lengths[:, None] / reach)[:, :, None]
+    return (x - t * d).flatten(0, 1), (x + t * d).flatten(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionWalk:
+    """Ascent of the local gain over inputs: across one kink at a time, or along the steepest direction.
+
+    For piecewise linear activations the gain has no gradient in x; what can be predicted is which flip raises it, and
+    where the nearest input with that flip is. Each proposal is solved, and accepted if the gain did grow.
+
+    Args:
+        steps: proposals accepted or refused, per start.
+        candidates: flips tried per step, best prediction first.
+    """
+
+    steps: int = 30
+    candidates: int = 6
+
+    def __post_init__(self) -> None:
+        checks.whole_number("steps", self.steps)
+        checks.whole_number("candidates", self.candidates)
+
+    def find(self, network: Network, x: Tensor, generator: torch.Generator) -> AttainedRatio:
+        """The best pair, starting at each row of x, (batch, in)."""
+        low, high = network.activation.slopes
+        middle = (low + high) / 2
+        J, v, z = network.slopes(x)
+        value = torch.zeros(len(x), dtype=torch.float64)
+        count = min(self.candidates, network.W.shape[0])
+        for _ in range(self.steps):
+            change = torch.where(middle < J, low - J, high - J)
+            value, after, H = flip_gains(network, J, change)
+            flips = torch.nan_to_num(after).topk(count, -1).indices  # (b, k)
+            rows = H.gather(1, flips[:, :, None].expand(-1, -1, H.shape[2]))
+            lead = v.gather(1, flips)
+            cross = -(1.05 * lead + 1e-3 * lead.sign())[:, :, None] * rows / rows.square().sum(-1, keepdim=True)
+            size = torch.linalg.vector_norm(x, dim=-1).clamp_min(1.0)
+            wander = torch.randn(len(x), 2, x.shape[1], generator=generator, dtype=torch.float64)
+            wander = wander / x.shape[1] ** 0.5 * size[:, None, None] * torch.tensor([0.3, 0.01])[:, None]
+            proposals = x[:, None] + torch.cat([torch.nan_to_num(cross), wander], 1)
+            k = proposals.shape[1]
+            newJ, newv, newz = network.slopes(proposals.flatten(0, 1), z.repeat_interleave(k, 0))
+            _, newH, _ = network.responses(newJ)
+            gains = torch.linalg.matrix_norm(network.gains(newJ, newH), 2).reshape(len(x), k)
+            best, index = torch.nan_to_num(gains).max(-1)
+            chosen = torch.arange(len(x)) * k + index
+            moves = (best > value * (1 + 1e-9))[:, None]
+            x = torch.where(moves, proposals.flatten(0, 1)[chosen], x)
+            J, v = torch.where(moves, newJ[chosen], J), torch.where(moves, newv[chosen], v)
+            z = torch.where(moves, newz[chosen], z)
+        return attained(network, *steepest_pairs(network, x, z), "walk over linear pieces")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairAscent:
+    """Adam on log ‖Δy‖/‖Δx‖ over both inputs of each pair, through the implicit gradient, solves warm-started.
+
+    Args:
+        steps: number of steps.
+        learning_rate: relative to the size of the inputs.
+        distance: relative distance of the two inputs at the start.
+    """
+
+    steps: int = 100
+    learning_rate: float = 0.02
+    distance: float = 0.1
+
+    def __post_init__(self) -> None:
+        checks.whole_number("steps", self.steps)
+        checks.number("learning_rate", self.learning_rate, low=0, low_open=True)
+        checks.number("distance", self.distance, low=0, low_open=True)
+
+    def find(self, network: Network, x: Tensor, generator: torch.Generator) -> AttainedRatio:
+        """The best pair, one started at each row of x, (batch, in)."""
+        size = max(1e-3, float(x.square().mean().sqrt()))
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        first = x.clone().requires_grad_()
+        second = (x + self.distance * size * noise).requires_grad_()
+        optimiser = torch.optim.Adam([first, second], lr=self.learning_rate * size)
+        z: Tensor | None = None
+        stop = Stop(rtol=1e-8)
+        with torch.enable_grad():
+            for _ in range(self.steps):
+                both = torch.cat([first, second])
+                problem = network.weights.problem(both, network.activation)
+                state = Implicit(stop=stop).equilibrium(problem, SemismoothNewton(), stop, z)
+                z = state.detach()
+                y = network.weights.readout(state, both)
+                change = torch.linalg.vector_norm(y[: len(x)] - y[len(x) :], dim=-1)
+                moved = torch.linalg.vector_norm(first - second, dim=-1)
+                optimiser.zero_grad()
+                (moved.clamp_min(1e-12).log() - change.clamp_min(1e-12).log()).sum().backward()
+                optimiser.step()
+        return attained(network, first.detach(), second.detach(), "pair ascent")
+
+
+Search = PatternSearch | RegionWalk | PairAscent
+

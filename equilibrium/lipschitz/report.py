@@ -1,0 +1,114 @@
+"""How tight a certified Lipschitz constant is: the certificate beside a pair of inputs that nearly attains it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError
+from equilibrium.layers import EquilibriumLayer
+from equilibrium.lipschitz.bounds import certified_lipschitz
+from equilibrium.lipschitz.certificate import LipschitzCertificate
+from equilibrium.lipschitz.lower import AttainedRatio, Network, PairAscent, PatternSearch, RegionWalk, Search
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LipschitzReport:
+    """Upper and lower bound of one ℓ2 Lipschitz constant.
+
+    Attributes:
+        certificate: the upper bound with its proof.
+        witness: the pair of inputs of the lower bound.
+    """
+
+    certificate: LipschitzCertificate
+    witness: AttainedRatio
+
+    @property
+    def certified(self) -> float:
+        """The upper bound."""
+        return self.certificate.bound
+
+    @property
+    def attained(self) -> float:
+        """The lower bound."""
+        return self.witness.ratio
+
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """The two inputs that attain the lower bound, float64."""
+        return self.witness.first, self.witness.second
+
+    @property
+    def ratio(self) -> float:
+        """attained/certified, in [0, 1]; 1 is a proof that both are exact."""
+        return self.attained / self.certified
+
+    def __str__(self) -> str:
+        return (
+            f"{self.attained:.6g} ({self.witness.method}) ≤ Lipschitz constant ≤ {self.certified:.6g} "
+            f"({self.certificate.method}), ratio {self.ratio:.4f}"
+        )
+
+
+def attained_lipschitz(
+    model: EquilibriumLayer,
+    x: Tensor | None = None,
+    *,
+    searches: Sequence[Search] = (PatternSearch(), RegionWalk(), PairAscent()),
+    starts: int = 16,
+    seed: int = 0,
+) -> AttainedRatio:
+    """The largest ratio ‖y(x₁) − y(x₂)‖₂/‖x₁ − x₂‖₂ that the searches find, over unrestricted inputs.
+
+    Args:
+        model: the layer; its explicit weights are taken in float64.
+        x: inputs to start from, (batch, in), such as data; None draws standard normal ones.
+        searches: what to try; the best counts.
+        starts: how many rows of x are used.
+        seed: of everything random.
+
+    Returns:
+        The pair and its ratio, recomputed from the pair in float64 with a relative tolerance of 1e-12.
+
+    Raises:
+        InputError: if x does not fit or nothing is to be searched.
+    """
+    checks.whole_number("starts", starts)
+    if not searches:
+        raise InputError("searches must name at least one search, such as PatternSearch()")
+    generator = torch.Generator().manual_seed(checks.whole_number("seed", seed, low=0))
+    if x is None:
+        x = torch.randn(starts, model.in_features, generator=generator, dtype=torch.float64)
+    checks.last_size("x", checks.floating_tensor("x", x), model.in_features)
+    rows = checks.finite("x", x).detach().to("cpu", torch.float64).reshape(-1, model.in_features)[:starts]
+    with torch.no_grad():
+        network = Network(model.weights(), model.activation)
+        return max((search.find(network, rows, generator) for search in searches), key=lambda found: found.ratio)
+
+
+def lipschitz_report(
+    model: EquilibriumLayer,
+    x: Tensor | None = None,
+    *,
+    searches: Sequence[Search] = (PatternSearch(), RegionWalk(), PairAscent()),
+    starts: int = 16,
+    seed: int = 0,
+) -> LipschitzReport:
+    """Certified and attained ℓ2 Lipschitz constant of a layer; arguments as ``attained_lipschitz``."""
+    return LipschitzReport(
+        certificate=certified_lipschitz(model),
+        witness=attained_lipschitz(model, x, searches=searches, starts=starts, seed=seed),
+    )
+
+
+def pair_ratio(model: EquilibriumLayer, first: Tensor, second: Tensor) -> float:
+    """‖y(x₁) − y(x₂)‖₂/‖x₁ − x₂‖₂ of one pair, (in,) each, solved in float64: to verify a report."""
+    network = Network(model.weights(), model.activation)
+    pair = [checks.shape(name, x, (model.in_features,)) for name, x in (("first", first), ("second", second))]
+    one, other = (x.detach().to("cpu", torch.float64)[None] for x in pair)
+    return float(network.ratios(one, other)[0])

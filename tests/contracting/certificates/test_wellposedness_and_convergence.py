@@ -1,0 +1,136 @@
+"""Condition 1 found or disproved, and convergence for constant input, measured on the flows themselves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from contracting import FiringRate, ForwardBackwardFlow, Hopfield, PeacemanRachfordFlow, WeightedL2
+from contracting.activations import ReLU, Tanh
+from contracting.certificates import (
+    CertificateError,
+    Convergence,
+    FiringRateSystem,
+    HopfieldSystem,
+    InclusionSystem,
+    certify,
+    check_convergence,
+    find_metric,
+    fixed_input_convergence,
+    rules_out,
+)
+from contracting.errors import InputError, PreconditionError
+from contracting.flows import BoundFlow
+from tests.contracting.certificates.instances import gaussian, rotation
+from tests.problems import monotone_weight, planted
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_metric_is_found_where_one_exists_though_the_identity_is_none(seed: int) -> None:
+    W, lam = monotone_weight(6, seed=seed, skew=1.0, spread=3.0, monotonicity=0.2)
+    assert 1 - float(WeightedL2.identity(6, dtype=torch.float64).matrix_measure(W)) < 0
+    found = find_metric(W)
+    assert found.metric is not None and not found.impossible
+    assert found.monotonicity >= 0.19 and found.margin > 0
+    assert 1 - float(found.metric.matrix_measure(W)) >= found.monotonicity - 1e-12
+    assert find_metric(W, start=lam).monotonicity >= 0.2 - 1e-9
+
+
+def test_impossibility_is_proved_and_the_proof_is_checked() -> None:
+    proved = 0
+    for seed in range(12):
+        W = gaussian(6, seed, 1.7)
+        if seed % 2:
+            W = W - torch.diag(W.diagonal())  # so that no single entry is enough
+        found = find_metric(W)
+        assert (found.metric is None) or not found.impossible
+        proved += found.impossible
+        if found.witness is not None:
+            assert rules_out(found.witness, W)
+            assert not rules_out(found.witness, W - 5 * torch.eye(6, dtype=torch.float64))
+            assert not rules_out(found.witness, 0 * W)
+        assert found.metric is not None or found.impossible  # with an SDP at hand nothing stays open here
+    assert proved > 4
+
+
+def test_the_dual_of_the_program_proves_what_no_submatrix_shows() -> None:
+    """A P-matrix, every principal submatrix stable, that no diagonal metric makes monotone."""
+    W = torch.tensor([[0.0, 1.6, 0.0], [0.0, 0.0, 1.6], [-1.6, 0.0, 0.0]], dtype=torch.float64)
+    found = find_metric(-W)
+    assert found.impossible == (found.metric is None)
+    cyclic = 2.4 * W / 1.6
+    assert find_metric(cyclic).impossible
+
+
+def test_edge_cases_of_witnesses() -> None:
+    W = torch.eye(2, dtype=torch.float64)
+    assert find_metric(W).impossible
+    assert "no diagonal metric" in str(find_metric(W))
+    assert not rules_out(torch.zeros(2, 1, dtype=torch.float64), W)
+    assert not rules_out(torch.ones(2, dtype=torch.float64), W)
+    assert find_metric(rotation(50.0)).monotonicity == pytest.approx(1, abs=1e-9)
+    assert "holds" in str(find_metric(rotation(50.0)))
+    with pytest.raises(InputError, match="W"):
+        find_metric(torch.full((2, 2), float("nan")))
+
+
+def trajectory(flow: BoundFlow, state: Tensor, *, time: float, steps: int) -> list[Tensor]:
+    states, h = [state], time / steps
+    for _ in range(steps):
+        k1 = flow(0.0, state)
+        k2 = flow(0.0, state + h / 2 * k1)
+        k3 = flow(0.0, state + h / 2 * k2)
+        state = state + h / 6 * (k1 + 2 * k2 + 2 * k3 + flow(0.0, state + h * k3))
+        states.append(state)
+    return states
+
+
+@pytest.mark.parametrize("flow", [FiringRate(), Hopfield(), ForwardBackwardFlow(step=0.05)], ids=repr)
+@pytest.mark.parametrize("skew", [0.5, 8.0])
+def test_flows_converge_as_certified_even_where_they_do_not_contract(flow: FiringRate, skew: float) -> None:
+    W, lam = monotone_weight(5, seed=6, skew=skew, spread=0.5, monotonicity=0.8)
+    problem, z = planted(Tanh(), W, lam, batch=16, seed=2)
+    bound = flow.bind(problem)
+    certificate = fixed_input_convergence(bound)
+    assert isinstance(certificate, Convergence) and certificate.margin > 0
+    target = bound.init(z)
+    start = target + 3 * torch.randn_like(target)
+    for index, state in enumerate(trajectory(bound, start, time=8.0, steps=100)):
+        allowed = certificate.overshoot * torch.exp(torch.tensor(-certificate.rate * index * 0.08))
+        distance, first = certificate.metric.norm(state - target), certificate.metric.norm(start - target)
+        assert bool((distance <= allowed * first * (1 + 1e-6)).all())
+    if skew > 5 and not isinstance(flow, ForwardBackwardFlow):
+        assert certify(bound).rate < 0
+
+
+def test_convergence_is_not_contraction_and_forgeries_fail() -> None:
+    W, lam = monotone_weight(5, seed=7, skew=1.0, spread=0.5, monotonicity=0.6)
+    for system in (HopfieldSystem(W=W, hint=lam), FiringRateSystem(W=W, hint=lam)):
+        certificate = fixed_input_convergence(system)
+        assert certificate.rate == pytest.approx(0.3, abs=1e-6) and "constant input" in certificate.assumption
+        for forged in (
+            replace(certificate, rate=certificate.rate + 1e-4),
+            replace(certificate, overshoot=certificate.overshoot * 0.999),
+            replace(certificate, overshoot=0.5),
+            replace(certificate, rate=0.6),
+            replace(certificate, slopes=(0.0, 0.5)),
+            replace(certificate, metric=WeightedL2(1 / lam)),
+        ):
+            with pytest.raises(CertificateError):
+                check_convergence(forged, system)
+        with pytest.raises(CertificateError):
+            check_convergence(certificate, replace(system, W=2 * W + gaussian(5, 0)))
+    with pytest.raises(CertificateError):
+        check_convergence(certificate, InclusionSystem(W=W))
+    with pytest.raises(CertificateError, match="Condition 1"):
+        fixed_input_convergence(HopfieldSystem(W=gaussian(4, 1, 5.0)), metric=WeightedL2(torch.ones(4)))
+    with pytest.raises(PreconditionError, match="no metric"):
+        fixed_input_convergence(HopfieldSystem(W=2 * torch.eye(3, dtype=torch.float64)))
+    problem, _ = planted(ReLU(), W, lam, batch=1, seed=0)
+    with pytest.raises(PreconditionError, match="certify"):
+        fixed_input_convergence(PeacemanRachfordFlow(step=1.0).bind(problem))
+    free = fixed_input_convergence(HopfieldSystem(W=0 * W))
+    assert free.rate == pytest.approx(0.5) and free.overshoot == pytest.approx(1)

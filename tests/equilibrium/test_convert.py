@@ -1,0 +1,169 @@
+"""Perceptrons and residual networks as equilibrium layers: the same map, and LipSDP-Neuron's constant."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from contracting.errors import InputError, PreconditionError
+from equilibrium.convert import from_residual, from_sequential, from_weights, norm_product, residual_norm_product
+from equilibrium.lipschitz import MatrixInequality, attained_lipschitz, certified_lipschitz, lipschitz_system
+from equilibrium.lipschitz.lower import PatternSearch
+
+ACTIVATIONS = [nn.ReLU(), nn.Tanh(), nn.LeakyReLU(0.1)]
+ACTIVATIONS += [nn.Softplus(threshold=40), nn.ELU(), nn.Hardtanh(), nn.Sigmoid()]
+
+
+def perceptron(sizes: list[int], activation: nn.Module, *, end: bool = False, scale: float = 1.0) -> nn.Sequential:
+    modules: list[nn.Module] = []
+    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+        modules += [nn.Linear(inputs, outputs, dtype=torch.float64), activation]
+    network = nn.Sequential(*(modules if end else modules[:-1]))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(scale)
+    return network
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("end", [False, True])
+@pytest.mark.parametrize("sizes", [[3, 5, 2], [4, 7, 6, 5, 3], [2, 3, 3, 3, 3, 3, 3, 1]], ids=str)
+def test_a_perceptron_is_reproduced_exactly(activation: nn.Module, end: bool, sizes: list[int]) -> None:
+    network = perceptron(sizes, activation, end=end, scale=3.0)
+    layer = from_sequential(network)
+    x = 3 * torch.randn(50, sizes[0], dtype=torch.float64)
+    expected = network(x)
+    assert float((layer(x) - expected).detach().abs().max() / expected.detach().abs().max()) < 1e-12
+    problem = layer.problem(x)
+    assert problem.operator is not None  # Condition 1 holds in the Λ that was found
+    assert layer.solve(x, stop=layer.stop).converged.all()
+
+
+def residual_blocks(width: int, sizes: list[int], bias: bool = True) -> list[tuple[nn.Linear, nn.Linear]]:
+    return [
+        (nn.Linear(width, m, dtype=torch.float64, bias=bias), nn.Linear(m, width, dtype=torch.float64, bias=bias))
+        for m in sizes
+    ]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("sizes", [[4], [4, 6], [5, 5, 5, 5, 5]], ids=str)
+def test_a_residual_network_is_reproduced_exactly(sizes: list[int], bias: bool) -> None:
+    blocks = residual_blocks(3, sizes, bias)
+    layer = from_residual(blocks, activation=nn.Tanh())
+    x = torch.randn(20, 3, dtype=torch.float64)
+    expected = x
+    for H, G in blocks:
+        expected = expected + G(torch.tanh(H(expected)))
+    assert float((layer(x) - expected).detach().abs().max()) < 1e-12
+    assert layer.problem(x).operator is not None
+
+
+def lipsdp_neuron(network: nn.Sequential) -> float:
+    """LipSDP-Neuron as its authors write it (arXiv 1906.04893, theorem 2), with slopes in [0, 1]."""
+    cp = pytest.importorskip("cvxpy")
+    pytest.importorskip("clarabel")
+    weights = [module.weight.detach().numpy() for module in network if isinstance(module, nn.Linear)]
+    sizes = [weights[0].shape[1]] + [w.shape[0] for w in weights[:-1]]
+    total, hidden = sum(sizes), sum(sizes[1:])
+    A, B = np.zeros((hidden, total)), np.zeros((hidden, total))
+    row = column = 0
+    for k, w in enumerate(weights[:-1]):
+        A[row : row + sizes[k + 1], column : column + sizes[k]] = w
+        B[row : row + sizes[k + 1], column + sizes[k] : column + sizes[k] + sizes[k + 1]] = np.eye(sizes[k + 1])
+        row, column = row + sizes[k + 1], column + sizes[k]
+    t, rho = cp.Variable(hidden, nonneg=True), cp.Variable()
+    T = cp.diag(t)
+    first = np.eye(sizes[0], total)
+    last = np.zeros((weights[-1].shape[0], total))
+    last[:, total - sizes[-1] :] = weights[-1]
+    M = A.T @ T @ B + B.T @ T @ A - 2 * B.T @ T @ B - rho * first.T @ first + last.T @ last
+    cp.Problem(cp.Minimize(rho), [M << 0]).solve(solver=cp.CLARABEL)
+    return float(rho.value) ** 0.5
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("sizes", [[3, 6, 2], [4, 8, 8, 3], [2, 5, 5, 5, 2]], ids=str)
+def test_the_certified_constant_is_that_of_lipsdp_neuron(sizes: list[int]) -> None:
+    network = perceptron(sizes, nn.ReLU(), scale=2.0)
+    layer = from_sequential(network)
+    certificate = certified_lipschitz(layer)
+    assert certificate.bound == pytest.approx(lipsdp_neuron(network), rel=1e-3)
+    assert MatrixInequality().bound(lipschitz_system(layer)).bound == pytest.approx(certificate.bound, rel=1e-3)
+    assert certificate.bound < norm_product(network)
+    assert attained_lipschitz(layer, searches=[PatternSearch()]).ratio <= certificate.bound * (1 + 1e-9)
+
+
+def test_a_deep_network_with_large_norms_gets_a_metric() -> None:
+    network = perceptron([3] + 12 * [10] + [2], nn.ReLU(), scale=6.0)
+    layer = from_sequential(network)
+    assert layer.problem(torch.randn(2, 3, dtype=torch.float64)).operator is not None
+    assert certified_lipschitz(layer).bound < norm_product(network)
+
+
+def test_the_residual_bound_beats_the_product_of_norms() -> None:
+    blocks = residual_blocks(4, [6, 6, 6])
+    layer = from_residual(blocks)
+    certificate = certified_lipschitz(layer)
+    attained = attained_lipschitz(layer, searches=[PatternSearch()])
+    assert attained.ratio <= certificate.bound < residual_norm_product(blocks)
+    assert attained.ratio > 0.6 * certificate.bound
+
+
+def test_a_contracting_gradient_step_is_certified_below_the_triangle_inequality() -> None:
+    """x − Hᵀσ(Hx) with ‖H‖ ≤ 1 is non-expansive: only a bound that couples D and W_o can see it."""
+    H = torch.randn(6, 4, dtype=torch.float64)
+    H /= torch.linalg.matrix_norm(H, 2)
+    first, second = nn.Linear(4, 6, bias=False, dtype=torch.float64), nn.Linear(6, 4, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        first.weight.copy_(H)
+        second.weight.copy_(-H.mT)
+    assert certified_lipschitz(from_residual([(first, second)])).bound == pytest.approx(1, abs=1e-4)
+    assert residual_norm_product([(first, second)]) == pytest.approx(2)
+
+
+def test_the_layer_is_fixed_and_can_be_copied_saved_and_differentiated_in_its_input() -> None:
+    layer = from_sequential(perceptron([3, 5, 2], nn.Tanh()))
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
+    other = from_sequential(perceptron([3, 5, 2], nn.Tanh(), scale=2.0))
+    other.load_state_dict(layer.state_dict())
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(other(x), layer(x)) and torch.equal(copy.deepcopy(layer)(x), layer(x))
+    assert torch.autograd.gradcheck(layer, (x,))
+    assert from_weights(layer.weights(), activation=nn.Tanh())(x).allclose(layer(x))
+    with pytest.raises(PreconditionError, match="given"):
+        layer.parameterization.reset_parameters()  # type: ignore[operator]
+
+
+def bad_networks() -> list[tuple[nn.Module, str]]:
+    return [
+        (nn.Linear(3, 2), "nn.Sequential"),
+        (nn.Sequential(), "nn.Sequential"),
+        (nn.Sequential(nn.Linear(3, 2)), "hidden layer"),
+        (nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), "module 0"),
+        (nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), "activation"),
+        (nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(4, 2)), "module 2"),
+        (nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2), nn.Tanh()), "one activation must"),
+        (nn.Sequential(nn.Linear(3, 2), nn.GELU(), nn.Linear(2, 2)), "GELU"),
+    ]
+
+
+@pytest.mark.parametrize(("network", "message"), bad_networks(), ids=lambda value: str(value)[:20])
+def test_other_networks_are_refused(network: nn.Sequential, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        from_sequential(network)
+
+
+def test_bad_residual_blocks_are_refused() -> None:
+    with pytest.raises(InputError, match="at least one"):
+        from_residual([])
+    with pytest.raises(InputError, match="G in block 0"):
+        from_residual([(nn.Linear(3, 4), nn.Linear(4, 2))])
+    with pytest.raises(InputError, match="pair"):
+        from_residual([(nn.Linear(3, 4),)])  # type: ignore[list-item]
+
+

@@ -1,0 +1,77 @@
+"""Attained ratios: real pairs of inputs, never above the certificate, at least what the authors' attacks reached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from contracting.errors import InputError
+from equilibrium import LBEN, load_reference
+from equilibrium.lipschitz import (
+    PairAscent,
+    PatternSearch,
+    RegionWalk,
+    attained_lipschitz,
+    certified_lipschitz,
+    lipschitz_report,
+    pair_ratio,
+)
+
+CHECKPOINTS = [
+    ("fc_lip0.3_w80", 0.3, 0.2825),
+    ("fc_lip1.0_w80", 1.0, 0.8252),
+    ("fc_lip5.0_w80", 5.0, 2.912),
+    ("lben_w80", None, 9.80),
+    ("mondeq_w80", None, 7.75),
+]
+
+
+@pytest.mark.parametrize(("name", "gamma", "reported"), CHECKPOINTS, ids=lambda v: str(v))
+def test_attained_is_at_least_what_the_authors_report(
+    shared_data: Path, name: str, gamma: float | None, reported: float
+) -> None:
+    layer = load_reference(shared_data / "lben-checkpoints" / f"{name}.pt", lipschitz=gamma)
+    report = lipschitz_report(layer, searches=[PatternSearch(restarts=12, rounds=2)])
+    assert reported <= report.attained <= report.certified
+    assert gamma is None or report.certified <= gamma
+    assert report.ratio > 0.85
+    assert pair_ratio(layer, *report.pair) == pytest.approx(report.attained, rel=1e-6)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.Tanh(), nn.LeakyReLU(0.2), nn.Sigmoid()], ids=repr)
+@pytest.mark.parametrize("sizes", [(8, 6, 3), (2, 6, 3)], ids=str)
+@pytest.mark.parametrize("feedthrough", [False, True])
+def test_every_search_stays_below_the_certificate(
+    activation: nn.Module, sizes: tuple[int, int, int], feedthrough: bool
+) -> None:
+    layer = LBEN(*sizes, lipschitz=1.0, feedthrough=feedthrough, activation=activation, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(0.5 * torch.randn_like(parameter))
+    bound = certified_lipschitz(layer).bound
+    found = [
+        attained_lipschitz(layer, searches=[search], starts=6).ratio
+        for search in (PatternSearch(restarts=6, rounds=2), RegionWalk(steps=6), PairAscent(steps=15))
+    ]
+    assert 0 < min(found) and max(found) <= bound * (1 + 1e-8)
+    assert max(found) > 0.3 * bound
+
+
+def test_the_same_seed_gives_the_same_pair() -> None:
+    layer = LBEN(5, 6, 2, lipschitz=1.0)
+    searches = [PatternSearch(restarts=4, rounds=1)]
+    one, other = (attained_lipschitz(layer, searches=searches, seed=3) for _ in range(2))
+    assert one.ratio == other.ratio and torch.equal(one.first, other.first)
+
+
+def test_bad_arguments_are_refused_by_name() -> None:
+    layer = LBEN(5, 6, 2)
+    with pytest.raises(InputError, match="searches"):
+        attained_lipschitz(layer, searches=[])
+    with pytest.raises(InputError, match="x must have 5"):
+        attained_lipschitz(layer, torch.randn(3, 4))
+    with pytest.raises(InputError, match="restarts"):
+        PatternSearch(restarts=0)
