@@ -26,8 +26,8 @@ class Iteration(ABC):
     Attributes:
         factor: predicted contraction factor per step, or None. For splittings, and for Euler and Heun on the
             forward–backward and Peaceman–Rachford flows, it is proved in the metric of the problem, from any start. For
-            RK4, and for every integrator on the firing-rate and Hopfield flows, it bounds the linearised iteration, that
-            is the rate close to the equilibrium.
+            RK4, and for every integrator on the firing-rate and Hopfield flows, it bounds the linearised iteration: the
+            rate close to the equilibrium.
         step_size: what the method chose or was given (α of a splitting, h of an integrator), or None where it varies.
         map_evals: applications of W (or of a resolvent of W) to the whole batch so far.
         check_every: steps between two checks that this method suggests.
