@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import InputError
 from contracting.linear import LinearMap
-from contracting.operator import StepChoice
+from contracting.operator import MonotoneOperator, StepChoice
 from contracting.problem import EquilibriumProblem
 from contracting.proximal import Step
 from contracting.vector_fields import Time, VectorField
@@ -149,7 +149,7 @@ class ForwardBackwardFlow:
     def __post_init__(self) -> None:
         _check_step(self.step)
 
-    def bind(self, problem: EquilibriumProblem) -> BoundFlow:
+    def bind(self, problem: EquilibriumProblem) -> BoundSplitting:
         """The flow on a problem."""
         return BoundForwardBackward(problem, self.step)
 
@@ -171,7 +171,7 @@ class PeacemanRachfordFlow:
     def __post_init__(self) -> None:
         _check_step(self.step)
 
-    def bind(self, problem: EquilibriumProblem) -> BoundFlow:
+    def bind(self, problem: EquilibriumProblem) -> BoundSplitting:
         """The flow on a problem."""
         return BoundPeacemanRachford(problem, self.step)
 
@@ -244,14 +244,52 @@ class BoundHopfield(BoundFiringRate):
         return self.problem.linear.apply(self.problem.activation.derivative(state) * direction)
 
 
-class BoundForwardBackward(BoundFlow):
-    """z' = −z + prox_{αf}(z − α((I − W)z − q)) on one problem; ``step`` is α."""
+class BoundSplitting(BoundFlow):
+    """A flow whose map T is a splitting with step α: what the steps and the factors of all of them have in common."""
+
+    name: ClassVar[str]
 
     def __init__(self, problem: EquilibriumProblem, step: Step | None):
         super().__init__(problem)
-        self.step: Step = (
-            problem.require_operator("the forward–backward flow").best_forward.step if step is None else step
-        )
+        self.step: Step = self._best(problem.require_operator(self.name)).step if step is None else step
+
+    @staticmethod
+    @abstractmethod
+    def _best(operator: MonotoneOperator) -> StepChoice: ...
+
+    @staticmethod
+    @abstractmethod
+    def _factor(operator: MonotoneOperator, step: float) -> float: ...
+
+    @property
+    def factor(self) -> float | None:
+        """Lipschitz constant of T in the metric of the problem; None without a certificate or with a diagonal step."""
+        operator = self.problem.operator
+        return None if operator is None or isinstance(self.step, Tensor) else self._factor(operator, self.step)
+
+    @property
+    def euler_step(self) -> StepChoice:
+        # with unit step, Euler is the splitting itself
+        self.problem.require_operator(f"explicit Euler on {self.name}")
+        return StepChoice(step=1.0, factor=self.factor)
+
+    @property
+    def rate(self) -> float | None:
+        return _if_positive(self.contraction_rate)
+
+
+class BoundForwardBackward(BoundSplitting):
+    """z' = −z + prox_{αf}(z − α((I − W)z − q)) on one problem, ‖I − αÃ‖ the Lipschitz constant of its map."""
+
+    name: ClassVar[str] = "the forward–backward flow"
+
+    @staticmethod
+    def _best(operator: MonotoneOperator) -> StepChoice:
+        return operator.best_forward
+
+    @staticmethod
+    def _factor(operator: MonotoneOperator, step: float) -> float:
+        return operator.forward_factor(step)
 
     def _forward(self, state: Tensor) -> Tensor:
         return state + self.step * (self.problem.preactivation(state) - state)
@@ -279,42 +317,30 @@ class BoundForwardBackward(BoundFlow):
         return BoundForwardBackward(replace(self.problem, q=q), self.step)
 
     @property
-    def factor(self) -> float | None:
-        """‖I − αÃ‖, the Lipschitz constant of T in the metric; None without a certificate or with a diagonal step."""
-        operator = self.problem.operator
-        if operator is None or isinstance(self.step, Tensor):
-            return None
-        return operator.forward_factor(self.step)
-
-    @property
-    def euler_step(self) -> StepChoice:
-        factor = self.factor
-        if factor is None:
-            self.problem.require_operator("explicit Euler on the forward–backward flow")
-        return StepChoice(step=1.0, factor=float("inf") if factor is None else factor)
-
-    @property
-    def rate(self) -> float | None:
-        return _if_positive(self.contraction_rate)
-
-    @property
     def contraction_rate(self) -> float | None:
         factor = self.factor
         if factor is None:
             return None
         assert not isinstance(self.step, Tensor)
-        operator = self.problem.require_operator("the forward–backward flow")
+        operator = self.problem.require_operator(self.name)
         return _slope_rate(self.step * operator.bounds.monotonicity, factor)
 
 
-class BoundPeacemanRachford(BoundFlow):
-    """u' = −u + R_A R_f u on one problem; ``step`` is α."""
+class BoundPeacemanRachford(BoundSplitting):
+    """u' = −u + R_A R_f u on one problem, ‖(I − αÃ)(I + αÃ)⁻¹‖ the Lipschitz constant of its map."""
+
+    name: ClassVar[str] = "the Peaceman–Rachford flow"
+
+    @staticmethod
+    def _best(operator: MonotoneOperator) -> StepChoice:
+        return operator.best_reflected
+
+    @staticmethod
+    def _factor(operator: MonotoneOperator, step: float) -> float:
+        return operator.reflected_factor(step)
 
     def __init__(self, problem: EquilibriumProblem, step: Step | None):
-        super().__init__(problem)
-        self.step: Step = (
-            problem.require_operator("the Peaceman–Rachford flow").best_reflected.step if step is None else step
-        )
+        super().__init__(problem, step)
         self.resolvent: LinearMap = problem.linear.resolvent(self.step)
         # R_A(h) = (2K − I)h + 2K(αq): the part that does not change is computed once
         self.offset = 2 * self.resolvent.apply(self.step * problem.q)
@@ -345,25 +371,6 @@ class BoundPeacemanRachford(BoundFlow):
         flow.problem = replace(self.problem, q=q)
         flow.offset = 2 * self.resolvent.apply(self.step * q)
         return flow
-
-    @property
-    def factor(self) -> float | None:
-        """‖(I − αÃ)(I + αÃ)⁻¹‖, the Lipschitz constant of T in the metric; None without a certificate."""
-        operator = self.problem.operator
-        if operator is None or isinstance(self.step, Tensor):
-            return None
-        return operator.reflected_factor(self.step)
-
-    @property
-    def euler_step(self) -> StepChoice:
-        factor = self.factor
-        if factor is None:
-            self.problem.require_operator("explicit Euler on the Peaceman–Rachford flow")
-        return StepChoice(step=1.0, factor=float("inf") if factor is None else factor)
-
-    @property
-    def rate(self) -> float | None:
-        return _if_positive(self.contraction_rate)
 
     @property
     def contraction_rate(self) -> float | None:

@@ -52,7 +52,7 @@ class StepChoice:
     """A step and its contraction factor per iteration, in the sense of the function that the choice minimises."""
 
     step: float
-    factor: float
+    factor: float | None
 
 
 @dataclass(frozen=True, eq=False)

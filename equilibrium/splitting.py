@@ -7,26 +7,25 @@ with half a step for Douglas–Rachford. The step α of the splitting is chosen 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 from torch import Tensor
 
 from contracting import checks
-from contracting.flows import BoundFlow, ForwardBackwardFlow, PeacemanRachfordFlow
+from contracting.flows import BoundSplitting, ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.problem import EquilibriumProblem
-from contracting.proximal import Step
 from contracting.solve import Iteration, Method, State, Stop
 
 
 class _RelaxedIteration(Iteration):
     """s ← s + θ(T(s) − s), contracting with factor |1 − θ| + θρ where T contracts with factor ρ."""
 
-    def __init__(self, flow: BoundFlow, step: Step, factor: float | None, relaxation: float):
+    def __init__(self, flow: BoundSplitting, relaxation: float):
         super().__init__()
         self.flow, self.relaxation = flow, relaxation
-        self.step_size = None if isinstance(step, Tensor) else step
-        if factor is not None:
-            relaxed = abs(1 - relaxation) + relaxation * factor
+        self.step_size = None if isinstance(flow.step, Tensor) else flow.step
+        if flow.factor is not None:
+            relaxed = abs(1 - relaxation) + relaxation * flow.factor
             self.factor = relaxed if relaxed < 1 else None
 
     def init(self, z0: Tensor) -> State:
@@ -44,7 +43,25 @@ class _RelaxedIteration(Iteration):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForwardBackward(Method):
+class _Splitting(Method):
+    step: float | Tensor | None = None
+    flow_of: ClassVar[type[ForwardBackwardFlow] | type[PeacemanRachfordFlow]] = PeacemanRachfordFlow
+
+    def __post_init__(self) -> None:
+        self.flow_of(step=self.step)  # which checks the step
+
+    @property
+    def share(self) -> float:
+        """θ in s ← s + θ(T(s) − s)."""
+        return 1.0
+
+    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+        """The iteration on one problem."""
+        return _RelaxedIteration(self.flow_of(step=self.step).bind(problem), self.share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardBackward(_Splitting):
     r"""z ← prox_{αf}(z − α((I − W)z − q)): one product with W per step, no resolvent.
 
     Factor ‖I − αÃ‖ in ‖·‖_Λ; needs 0 < α < 2m/L². Not for strongly skewed or ill-conditioned W: the factor is then
@@ -57,19 +74,11 @@ class ForwardBackward(Method):
         PreconditionError: on binding, if α is automatic and Condition 1 is not certified.
     """
 
-    step: float | Tensor | None = None
-
-    def __post_init__(self) -> None:
-        ForwardBackwardFlow(step=self.step)
-
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
-        """The iteration on one problem."""
-        flow: Any = ForwardBackwardFlow(step=self.step).bind(problem)
-        return _RelaxedIteration(flow, flow.step, flow.factor, 1.0)
+    flow_of: ClassVar[type[ForwardBackwardFlow]] = ForwardBackwardFlow
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeacemanRachford(Method):
+class PeacemanRachford(_Splitting):
     r"""u ← R_A R_f u, z = prox_{αf}(u): one product with the resolvent (I + α(I − W))⁻¹ per step.
 
     Factor ‖(I − αÃ)(I + αÃ)⁻¹‖ in ‖·‖_Λ, below one for every α > 0 under Condition 1. The default solver: the inverse
@@ -82,19 +91,11 @@ class PeacemanRachford(Method):
         PreconditionError: on binding, if α is automatic and Condition 1 is not certified.
     """
 
-    step: float | Tensor | None = None
-
-    def __post_init__(self) -> None:
-        PeacemanRachfordFlow(step=self.step)
-
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
-        """The iteration on one problem."""
-        flow: Any = PeacemanRachfordFlow(step=self.step).bind(problem)
-        return _RelaxedIteration(flow, flow.step, flow.factor, 1.0)
+    flow_of: ClassVar[type[PeacemanRachfordFlow]] = PeacemanRachfordFlow
 
 
 @dataclass(frozen=True, kw_only=True)
-class DouglasRachford(Method):
+class DouglasRachford(_Splitting):
     r"""u ← u + (θ/2)(R_A R_f u − u), z = prox_{αf}(u), with relaxation θ in (0, 2); θ = 1 is the classical method.
 
     Factor |1 − θ/2| + (θ/2)ρ with ρ that of Peaceman–Rachford. Steadier than Peaceman–Rachford where I − W is barely
@@ -109,14 +110,13 @@ class DouglasRachford(Method):
         PreconditionError: on binding, if α is automatic and Condition 1 is not certified.
     """
 
-    step: float | Tensor | None = None
     relaxation: float = 1.0
 
     def __post_init__(self) -> None:
-        PeacemanRachfordFlow(step=self.step)
+        super().__post_init__()
         checks.number("relaxation", self.relaxation, low=0, low_open=True, high=2, high_open=True)
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
-        """The iteration on one problem."""
-        flow: Any = PeacemanRachfordFlow(step=self.step).bind(problem)
-        return _RelaxedIteration(flow, flow.step, flow.factor, self.relaxation / 2)
+    @property
+    def share(self) -> float:
+        """θ/2."""
+        return self.relaxation / 2

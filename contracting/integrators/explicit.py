@@ -177,7 +177,8 @@ class _FixedStepIteration(Iteration):
         if step is None:
             choice = flow.euler_step
             step = choice.step
-            self.factor = sum(c * choice.factor**k for k, c in enumerate(_EULER_POWERS[tableau]))
+            if choice.factor is not None:
+                self.factor = sum(c * choice.factor**k for k, c in enumerate(_EULER_POWERS[tableau]))
         self.step_size = step
         # a check costs one map; so does each stage
         self.check_every = 1 if self.factor is None else _checks_per_solve(self.factor)
