@@ -56,7 +56,7 @@ class EquilibriumLayer(nn.Module):
         self.stop = _checked("stop", Stop() if stop is None else stop, Stop, "Stop(rtol=1e-6)")
         self.backward: Backward = Implicit() if backward is None else backward
         if not callable(getattr(self.backward, "equilibrium", None)):
-            raise InputError(f"backward must be Implicit() or Unrolled(), got {backward!r}")
+            raise InputError(f"backward must be Implicit(), Unrolled() or TorchDiffEqAdjoint(), got {backward!r}")
 
     @property
     def in_features(self) -> int:
@@ -180,7 +180,7 @@ class LBEN(EquilibriumLayer):
         activation: σ, monotone with slopes in [0, 1].
         solver: any splitting method or ODE integrator; changes neither weights nor gradient.
         stop: tolerances and limits of the solve.
-        backward: ``Implicit()`` or, for comparison, ``Unrolled()``.
+        backward: ``Implicit()`` or, for comparison, ``Unrolled()`` and ``TorchDiffEqAdjoint()``.
         device: device of the parameters.
         dtype: floating-point type of the parameters.
 

@@ -425,5 +425,5 @@ def _advice(settings: TorchDiffEq, dtype: torch.dtype, error: Exception | None) 
         return f"{what}: leave step out, so that it is computed, or make it smaller"
     return (
         f"{what}: where the flow is stiff, use TorchDiffEq('BDF') or flow=PeacemanRachfordFlow(); where the residual "
-        f"is at the rounding error of {dtype}, use float64 or a larger Stop(rtol=...)"
+        f"is at the rounding error of {dtype}, use float64, polish=PeacemanRachford() or a larger Stop(rtol=...)"
     )
