@@ -183,6 +183,14 @@ def _check_step(step: Step | None) -> None:
         checks.number("step", step, low=0, low_open=True, high=float("inf"), high_open=True)
 
 
+def _fitting(step: Step, problem: EquilibriumProblem) -> Step:
+    """The step in the form that the problem can use: a number, or a tensor (n,) of its dtype and device."""
+    if isinstance(step, Tensor):
+        checks.same_kind("step", step, "q", problem.q)
+        return checks.shape("step", step, (problem.size,)) if step.ndim else float(step)
+    return step
+
+
 def _rows(step: Step, matrix: Tensor) -> Tensor:
     """Scale row i of a matrix by the step of neuron i."""
     return (step[:, None] if isinstance(step, Tensor) and step.ndim else step) * matrix
@@ -251,7 +259,9 @@ class BoundSplitting(BoundFlow):
 
     def __init__(self, problem: EquilibriumProblem, step: Step | None):
         super().__init__(problem)
-        self.step: Step = self._best(problem.require_operator(self.name)).step if step is None else step
+        if step is None:
+            step = self._best(problem.require_operator(self.name)).step
+        self.step: Step = _fitting(step, problem)
 
     @staticmethod
     @abstractmethod

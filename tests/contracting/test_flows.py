@@ -278,3 +278,16 @@ def test_neural_flows_have_jacobians_by_autograd() -> None:
 def test_a_field_that_ignores_its_state_has_no_jacobian() -> None:
     flow, state = NeuralFlow(lambda t, s: torch.ones_like(s) * t), torch.zeros(2, 3, dtype=torch.float64)
     assert not flow.jacobian(state).any() and not flow.jvp(state, state + 1).any()
+
+
+@pytest.mark.parametrize("method", [ForwardBackward, PeacemanRachford, DouglasRachford])
+def test_a_diagonal_step_must_fit_the_problem(method: type) -> None:
+    W, lam = monotone_weight(5, seed=11)
+    problem, z = planted(Tanh(), W, lam, batch=2, seed=12)
+    with pytest.raises(InputError, match=r"step must have shape \(5,\), got \(3,\)"):
+        method(step=torch.ones(3, dtype=torch.float64)).solve(problem)
+    with pytest.raises(InputError, match="step has dtype torch.float32 but q has torch.float64"):
+        method(step=torch.ones(5)).solve(problem)
+    scalar = method(step=torch.tensor(0.2, dtype=torch.float64)).solve(problem)
+    assert torch.equal(scalar.z, method(step=0.2).solve(problem).z)
+    assert torch.allclose(scalar.z, z, atol=1e-6)
