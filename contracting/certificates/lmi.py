@@ -22,6 +22,7 @@ from contracting.certificates.systems import FiringRateSystem, System, vertices
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP, WeightedL2
 
+MOST_VERTICES = 10  # largest n for 2ⁿ inequalities
 _FLOOR = 1e-6  # smallest eigenvalue of P and entry of Q, where their traces are n
 
 
@@ -139,8 +140,9 @@ class VertexInequalities(_Inequality):
         return "vertex inequalities, full P"
 
     def _program(self, view: FiringRateSystem) -> Any:
-        if view.size > 10:
-            raise PreconditionError(f"2ⁿ inequalities need n ≤ 10, got {view.size}; use SectorInequality()")
+        if view.size > MOST_VERTICES:
+            limit = f"n ≤ {MOST_VERTICES}, got {view.size}"
+            raise PreconditionError(f"2ⁿ inequalities need {limit}; use SectorInequality()")
         cp, n = _cvxpy(), view.size
         P, slack, rate_parameter = cp.Variable((n, n), symmetric=True), cp.Variable(), cp.Parameter()
         eye = torch.eye(n, dtype=torch.float64).numpy()
