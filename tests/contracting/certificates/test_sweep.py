@@ -14,14 +14,14 @@ REAL = judges._certificates
 
 
 def test_random_networks_keep_what_is_certified() -> None:
-    result = judges.sweep(range(100), seed=1)
-    assert result.networks == 100 and result.large == 10 and result.pairs == 800 and result.judged > 3000
+    result = judges.sweep(range(45), seed=1)
+    assert result.networks == 45 and result.large == 4 and result.pairs == 360 and result.judged > 1500
     assert result.violations == []
-    assert result.kept_rates == result.kept_lipschitz == result.asked == 34
+    assert result.kept_rates == result.kept_lipschitz == result.asked == 15
     assert 0 <= result.smallest_gap < 0.05 and 0.95 < result.tightest <= 1 + 1e-6  # tight somewhere: not vacuous
     assert "violations                   0" in str(result)
-    again = judges.sweep(range(50), seed=1) + judges.sweep(range(50, 100), seed=1)
-    assert (again.certificates, again.tightest, again.ratios) == (result.certificates, result.tightest, result.ratios)
+    parts = judges.sweep(range(3), seed=1) + judges.sweep(range(3, 6), seed=1)
+    assert parts.networks == 6 and parts.ratios == result.ratios[: len(parts.ratios)]
 
 
 def test_rates_that_are_too_high_are_seen_by_every_judge(monkeypatch: pytest.MonkeyPatch) -> None:
