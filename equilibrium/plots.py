@@ -326,7 +326,7 @@ def draw_contraction_cost(layers: Sequence[TrainedLayer], *, width: float = FULL
     """
     groups = by_rate(layers)
     places, names = range(len(groups)), ["none" if rate is None else f"{rate:g}" for rate in groups]
-    figure = matplotlib.figure.Figure(figsize=(width, 0.45 * width), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(width, 0.55 * width), layout="constrained")
     left, right = figure.subplots(1, 2)
 
     def draw(axes: Axes, attribute: str, colour: str, marker: str, label: str | None = None, shift: float = 0) -> None:
@@ -345,17 +345,15 @@ def draw_contraction_cost(layers: Sequence[TrainedLayer], *, width: float = FULL
         if rate is not None:
             label = "asked for" if rate == max(r for r in groups if r is not None) else None
             right.plot([place - 0.3, place + 0.3], [rate, rate], color="0.4", linestyle="--", linewidth=1, label=label)
-    for axes, y in ((left, "test error (%)"), (right, "contraction rate (per unit of time)")):
+    for axes, y in ((left, "test error (%)"), (right, "rate (per unit of time)")):
         axes.set_xticks(list(places), names)
         axes.margins(x=0.2)
-        _finish(axes, x="contraction rate c asked for in training", y=y, title="")
+        _label(axes, x="contraction rate c asked for", y=y, title="")
     left.set_ylim(bottom=0)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
-    for axes in (left, right):
-        legend = axes.get_legend()
-        if legend is not None:
-            legend.remove()
-    figure.suptitle("What a certified contraction rate costs", fontsize=10)
+    size = 8 if width < _NARROW else 9
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=size - 1, frameon=False)
+    figure.suptitle("What a certified contraction rate costs", fontsize=size + 1)
     return figure
 
 
@@ -366,18 +364,25 @@ def _power(value: float) -> str:
 
 def _finish(axes: Axes, *, x: str, y: str, title: str) -> None:
     """Labels, a light grid, and a legend outside the axes."""
+    size = _label(axes, x=x, y=y, title=title)
+    narrow = size < 10
+    for axis in (axes.xaxis, axes.yaxis):  # labels between the powers of ten only cost time to place
+        axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+    if narrow:
+        place = {"loc": "upper center", "bbox_to_anchor": (0.42, -0.2), "ncols": 2}
+    axes.legend(fontsize=size - 1.5, frameon=False, handlelength=1.8, labelspacing=0.3, columnspacing=1.0, **place)
+
+
+def _label(axes: Axes, *, x: str, y: str, title: str) -> int:
+    """Labels and a light grid; returns the size of the letters, which depends on the width."""
     narrow = _figure(axes).get_figwidth() < _NARROW
     size = 8 if narrow else 10
     axes.set_xlabel(x, fontsize=size)
     axes.set_ylabel(y, fontsize=size)
     axes.set_title(textwrap.fill(title, 46 if narrow else 76), fontsize=size, loc="left")
     axes.tick_params(labelsize=size - 1)
-    for axis in (axes.xaxis, axes.yaxis):  # labels between the powers of ten only cost time to place
-        axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes.grid(True, color="0.9", linewidth=0.5)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
-    if narrow:
-        place = {"loc": "upper center", "bbox_to_anchor": (0.42, -0.2), "ncols": 2}
-    axes.legend(fontsize=size - 1.5, frameon=False, handlelength=1.8, labelspacing=0.3, columnspacing=1.0, **place)
+    return size
