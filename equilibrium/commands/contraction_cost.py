@@ -31,12 +31,16 @@ def command(typer: ModuleType) -> Callable[..., None]:
         threads: Annotated[int, option(help=THREADS_HELP)] = 1,
         out: Annotated[Path, option(help="Folder for the figure, results.json and table.md.")] = Path("out"),
         small: Annotated[bool, option("--small", help=SMALL_HELP)] = False,
-        redraw: Annotated[Path | None, option(help="Only draw the figure of this results.json again.")] = None,
+        redraw: Annotated[
+            list[Path] | None, option(help="Only tabulate and draw this results.json again; several are joined.")
+        ] = None,
     ) -> None:
         """Train on digits with and without a certified contraction rate: errors, certificates, measured decay."""
-        if redraw is not None:
+        if redraw:
+            layers = tuple(layer for source in redraw for layer in _read(source))
+            print(cost_table(layers))
             with clean_output(out) as folder:
-                report([], _figure(_read(redraw), folder))
+                report([], _figure(layers, folder))
             return
         settings = CostSettings(
             rates=_rates(rates),
