@@ -14,9 +14,10 @@ from contracting.proximal import Activation
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
 from equilibrium.lipschitz.checker import checked
 from equilibrium.lipschitz.elementwise import elementwise_bound
-from equilibrium.lipschitz.first_order import FirstOrder, starting_multiplier
+from equilibrium.lipschitz.first_order import FirstOrder
 from equilibrium.lipschitz.gain import certified_by, compressed
 from equilibrium.lipschitz.interior import InteriorPoint
+from equilibrium.lipschitz.start import starting_multiplier
 from equilibrium.lipschitz.system import LipschitzSystem, Model, lipschitz_system
 
 _LARGEST_INTERIOR = 800  # n + in after compression, up to which the optimum is affordable (seconds to a minute)
