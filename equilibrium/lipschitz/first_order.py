@@ -36,7 +36,7 @@ class FirstOrder:
     """
 
     steps: int = 500
-    tolerance: float = 5e-4
+    tolerance: float = 1.5e-3
 
     def __post_init__(self) -> None:
         checks.whole_number("steps", self.steps, low=0)

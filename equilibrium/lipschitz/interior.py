@@ -19,8 +19,8 @@ from equilibrium.lipschitz.gain import certified_by, compressed, gain
 from equilibrium.lipschitz.start import best_scale, starting_multiplier
 from equilibrium.lipschitz.system import LipschitzSystem
 
-_FACTOR = 10.0  # growth of the weight t of the objective
-_MOST_NEWTON = 60  # Newton steps per value of t
+_FACTOR = 3.0  # growth of the weight t of the objective
+_MOST_NEWTON = 40  # Newton steps per value of t
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +60,11 @@ class InteriorPoint:
         if not 0 < value < float("inf") or system.slopes[0] == system.slopes[1]:
             return lam
         barrier = Barrier(system, lam, value)
-        point = barrier.first_point()
+        point = before = barrier.first_point()
         t = barrier.parameter
         while True:
-            point = _centre(barrier, point, t)
+            # the path of centres is about linear in 1/t
+            before, point = point, _centre(barrier, (point, point + (point - before) / _FACTOR), t)
             if barrier.parameter / t <= self.tolerance * float(point[-1]):
                 break
             t *= _FACTOR
@@ -71,9 +72,10 @@ class InteriorPoint:
         return solved if float(gain(system, solved)) < value else lam
 
 
-def _centre(barrier: Barrier, point: Tensor, t: float) -> Tensor:
-    """Damped Newton on tρ + barrier until the decrement is small; every point it visits is strictly inside."""
-    value, R = barrier.value(point)
+def _centre(barrier: Barrier, guesses: tuple[Tensor, Tensor], t: float) -> Tensor:
+    """Damped Newton on tρ + barrier from the better guess until the decrement is small; it never leaves the inside."""
+    rated = [(*barrier.value(guess), guess) for guess in guesses]
+    value, R, point = min(rated, key=lambda entry: entry[0] + t * float(entry[2][-1]))
     if R is None:
         return point
     value += t * float(point[-1])
