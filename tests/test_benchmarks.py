@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_lipschitz_bounds_small(tmp_path: Path) -> None:
     pytest.importorskip("clarabel")
     done = subprocess.run(

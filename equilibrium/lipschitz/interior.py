@@ -20,6 +20,7 @@ from equilibrium.lipschitz.start import best_scale, starting_multiplier
 from equilibrium.lipschitz.system import LipschitzSystem
 
 _FACTOR = 3.0  # growth of the weight t of the objective
+_ZERO = 1e-24  # of γ² relative to the start: the map is constant
 _MOST_NEWTON = 40  # Newton steps per value of t
 
 
@@ -65,7 +66,8 @@ class InteriorPoint:
         while True:
             # the path of centres is about linear in 1/t
             before, point = point, _centre(barrier, (point, point + (point - before) / _FACTOR), t)
-            if barrier.parameter / t <= self.tolerance * float(point[-1]):
+            rho = float(point[-1])
+            if barrier.parameter / t <= self.tolerance * rho or rho < _ZERO:
                 break
             t *= _FACTOR
         solved = barrier.multiplier(point)

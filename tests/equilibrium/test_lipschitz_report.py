@@ -40,6 +40,7 @@ def test_a_checkpoint_is_reported_and_its_claims_verified(
     assert main(verify) == 2
 
 
+@pytest.mark.slow
 def test_every_search_and_a_trained_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["lipschitz-report", "--small", "--thorough", "--lipschitz", "0.5", "--out", str(tmp_path)]
     assert main(arguments) == 0
