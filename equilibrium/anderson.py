@@ -18,7 +18,7 @@ from equilibrium.splitting import PeacemanRachford
 class Anderson(Method):
     r"""s ← T(s) − Σ γⱼ ΔT(s)ⱼ with γ = argmin ‖f − Σ γⱼ Δfⱼ‖, f = T(s) − s, where T is one step of another method.
 
-    Every row has its own coefficients, from its own last ``window`` steps, by a small regularised least-squares problem.
+    Every row has its own coefficients, from its own last ``window`` steps, by a small regularised least-squares fit.
     A row takes the extrapolated state only if the residual z − σ(Wz + q) there is no larger than after the plain step:
     it is never behind the step that it would have made. Both residuals cost a product with W each, so a step costs two
     products more than that of the method inside; it pays where that method needs several hundred steps.
@@ -57,11 +57,14 @@ class _AndersonIteration(Iteration):
         super().__init__()
         self.problem, self.inner = problem, inner
         self.window = min(window, problem.size)
-        self.step_size, self.advice = inner.step_size, inner.advice
+        self.map_evals = inner.map_evals
+        self.step_size, self.advice, self.separable = inner.step_size, inner.advice, inner.separable
 
     def init(self, z0: Tensor) -> State:
+        self.inner.cold_start = self.cold_start
+        evals = self.inner.map_evals
         inner = self.inner.init(z0)
-        self.map_evals += self.inner.map_evals
+        self.map_evals += self.inner.map_evals - evals
         history = z0.new_zeros(z0.shape[0], self.window, z0.shape[1])
         return (*inner, history, history, z0, z0, z0.new_zeros(z0.shape[0]), self.inner.read(inner))
 

@@ -15,6 +15,7 @@ from contracting.flows import (
     BoundFiringRate,
     BoundFlow,
     BoundForwardBackward,
+    BoundPeacemanRachford,
     BoundSplitting,
     FiringRate,
     Flow,
@@ -35,10 +36,10 @@ class NewtonKrylov(Method):
     r"""s ← s + td with (I − T'(s))d ≈ T(s) − s by GMRES: inexact Newton on the map T of a flow, without matrices.
 
     The linear system of a row is solved to ‖T(s) − s − (I − T'(s))d‖ ≤ η‖T(s) − s‖, with η following the fall of
-    ‖T(s) − s‖ (Eisenstat and Walker), by a Krylov space of its own that uses only the action of T'. The step length t is
-    halved, per row, until the residual z − σ(Wz + q) is below the best so far; where no length helps, the row takes
-    Peaceman–Rachford steps, which converge globally under Condition 1, until it is. Without a metric such a row takes the
-    undamped step, and convergence is not guaranteed: the status tells.
+    ‖T(s) − s‖ (Eisenstat and Walker), by a Krylov space of its own that uses only the action of T'. The length t is halved,
+    per row, until the residual z − σ(Wz + q) is below the best so far; where no length helps, the row takes
+    Peaceman–Rachford steps, which converge globally under Condition 1, until it is. Without a metric such a row takes
+    the undamped step, and convergence is not guaranteed: the status tells.
 
     The Peaceman–Rachford flow is a preconditioner: its T' has norm below one, so that the Krylov method converges at
     least as fast as the splitting, and much faster where κ is large. The firing-rate flow needs no resolvent and no
@@ -52,7 +53,7 @@ class NewtonKrylov(Method):
         halvings: how often t may be halved.
         memory: bytes that the Krylov spaces of one chunk of rows may take.
 
-    Source: Eisenstat and Walker, Choosing the forcing terms in an inexact Newton method, SIAM J. Sci. Comput. 17 (1996);
+    Source: Eisenstat and Walker, Forcing terms in an inexact Newton method, SIAM J. Sci. Comput. 17 (1996);
     Jiránek and Rozložník, Adaptive version of Simpler GMRES, Numer. Algorithms 53 (2010).
     """
 
@@ -74,7 +75,7 @@ class NewtonKrylov(Method):
         """The iteration on one problem."""
         flow = self.flow
         if flow is None:
-            flow = FiringRate() if problem.operator is None else PeacemanRachfordFlow()
+            flow = PeacemanRachfordFlow() if problem.well_posed else FiringRate()
         bound = as_flow(flow).bind(problem)
         while isinstance(bound, ScaledFlow):  # Newton's method knows no speed
             bound = bound.inner
@@ -91,9 +92,12 @@ class _NewtonKrylovIteration(Iteration):
     @cached_property
     def fallback(self) -> BoundFlow | None:
         """A flow whose map contracts; found when a row first needs it, because it may cost a factorisation."""
-        if isinstance(self.flow, BoundSplitting) and self.flow.factor is not None and self.flow.factor < 1:
+        if not self.problem.well_posed:
+            return None
+        automatic = isinstance(self.flow, BoundSplitting) and self.flow.choice is not None
+        if automatic or isinstance(self.flow, BoundPeacemanRachford):  # which contracts with every step
             return self.flow
-        return None if self.problem.operator is None else PeacemanRachfordFlow().bind(self.problem)
+        return PeacemanRachfordFlow().bind(self.problem)
 
     def init(self, z0: Tensor) -> State:
         self.map_evals += 1 if isinstance(self.flow, BoundSplitting) else 0

@@ -15,6 +15,7 @@ from contracting import checks
 from contracting.flows import BoundPeacemanRachford, BoundSplitting, ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Iteration, Method, State, Stop
+from equilibrium.diagonal_step import DiagonalStep
 from equilibrium.folded import FoldedIteration, planned_interval, relaxed
 
 
@@ -45,11 +46,12 @@ class _RelaxedIteration(Iteration):
 
 @dataclass(frozen=True, kw_only=True)
 class _Splitting(Method):
-    step: float | Tensor | None = None
+    step: float | Tensor | DiagonalStep | None = None
     flow_of: ClassVar[type[ForwardBackwardFlow] | type[PeacemanRachfordFlow]] = PeacemanRachfordFlow
 
     def __post_init__(self) -> None:
-        self.flow_of(step=self.step)  # which checks the step
+        if not isinstance(self.step, DiagonalStep):
+            self.flow_of(step=self.step)  # which checks the step
 
     @property
     def share(self) -> float:
@@ -58,7 +60,10 @@ class _Splitting(Method):
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
-        flow = self.flow_of(step=self.step).bind(problem)
+        if isinstance(self.step, DiagonalStep):
+            flow = self.step.bind(problem, self.flow_of)
+        else:
+            flow = self.flow_of(step=self.step).bind(problem)
         if isinstance(flow, BoundPeacemanRachford):
             return FoldedIteration(flow, self.share, stop)
         return _RelaxedIteration(flow, self.share, stop)
@@ -72,7 +77,7 @@ class ForwardBackward(_Splitting):
     close to one, and PeacemanRachford or SemismoothNewton takes far fewer steps.
 
     Args:
-        step: α, a number or one per neuron; None minimises the factor exactly.
+        step: α, a number, one per neuron, or DiagonalStep(); None minimises the factor exactly.
 
     Raises:
         PreconditionError: on binding, if α is automatic and Condition 1 is not certified.
@@ -89,7 +94,7 @@ class PeacemanRachford(_Splitting):
     is computed once per weight, and few steps are needed. For n in the thousands prefer a method without a resolvent.
 
     Args:
-        step: α, a number or one per neuron; None minimises the factor exactly.
+        step: α, a number, one per neuron, or DiagonalStep(); None minimises the factor exactly.
 
     Raises:
         PreconditionError: on binding, if α is automatic and Condition 1 is not certified.
@@ -106,7 +111,7 @@ class DouglasRachford(_Splitting):
     monotone, otherwise slower.
 
     Args:
-        step: α, a number or one per neuron; None minimises ρ exactly.
+        step: α, a number, one per neuron, or DiagonalStep(); None minimises ρ exactly.
         relaxation: θ; 2 would be Peaceman–Rachford.
 
     Raises:

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from contracting import checks
+from contracting.operator import StepChoice
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Iteration, Method, State, Stop
+
+_SHARE = 0.7  # of 1/L, where L is only estimated, and from below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,14 +19,15 @@ class Tseng(Method):
     r"""z̄ = prox_{αf}(z − α((I − W)z − q)), z ← z̄ − α(I − W)(z̄ − z): forward–backward–forward, two products per step.
 
     The second forward step undoes the rotation of a skew part. 1 − factor is then of the order of 1/κ where that of
-    forward–backward is of the order of 1/κ². For W that is close to self-adjoint the second product is wasted, and where
-    a resolvent (I + α(I − W))⁻¹ is affordable, PeacemanRachford takes fewer steps.
+    forward–backward is of the order of 1/κ². For W that is close to self-adjoint the second product is wasted, and
+    where a resolvent (I + α(I − W))⁻¹ is affordable, PeacemanRachford takes fewer steps.
 
     The predicted factor √(1 − 1/λmax((I − α²ÃᵀÃ)⁻¹ + (2αH)⁻¹)), H the symmetric part of Ã, is a proved bound on
     ‖z⁺ − z*‖_Λ/‖z − z*‖_Λ for the distance to the solution, not between any two points.
 
     Args:
-        step: α, proved to contract below 1/L; None minimises the bound on the factor exactly.
+        step: α, proved to contract below 1/L; None minimises the bound on the factor exactly, or takes 0.7/L with an
+            estimate of L where W changes in every step or is large.
 
     Raises:
         PreconditionError: on binding, if α is automatic and Condition 1 is not certified.
@@ -47,12 +51,9 @@ class _TsengIteration(Iteration):
     def __init__(self, problem: EquilibriumProblem, step: float | None):
         super().__init__()
         self.problem = problem
-        if step is None:
-            step = problem.require_operator("Tseng's splitting").best_tseng.step
-        self.alpha = self.step_size = step
-        if problem.operator is not None:
-            factor = problem.operator.tseng_factor(step)
-            self.factor = factor if factor < 1 else None
+        choice = _choice(problem) if step is None else _prediction(problem, step)
+        self.alpha = self.step_size = choice.step
+        self.factor = choice.factor if choice.factor is not None and choice.factor < 1 else None
 
     def init(self, z0: Tensor) -> State:
         return (z0,)
@@ -66,3 +67,20 @@ class _TsengIteration(Iteration):
 
     def read(self, state: State) -> Tensor:
         return state[0]
+
+
+def _exactly_analysed(problem: EquilibriumProblem) -> bool:
+    return problem.metric is not None and problem.linear.exactly_analysed(problem.metric)
+
+
+def _choice(problem: EquilibriumProblem) -> StepChoice:
+    if not _exactly_analysed(problem) and problem.metric is not None and problem.well_posed:
+        estimates = problem.linear.estimates(problem.metric)
+        assert estimates is not None
+        return StepChoice(step=_SHARE / estimates.lipschitz, factor=None)
+    return problem.require_operator("Tseng's splitting").best_tseng
+
+
+def _prediction(problem: EquilibriumProblem, step: float) -> StepChoice:
+    operator = problem.operator if _exactly_analysed(problem) else None
+    return StepChoice(step=step, factor=None if operator is None else operator.tseng_factor(step))

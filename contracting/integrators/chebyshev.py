@@ -17,7 +17,15 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
-from contracting.flows import BoundFiringRate, BoundFlow, BoundForwardBackward, BoundSplitting, FiringRate, Flow, as_flow
+from contracting.flows import (
+    BoundFiringRate,
+    BoundFlow,
+    BoundForwardBackward,
+    BoundSplitting,
+    FiringRate,
+    Flow,
+    as_flow,
+)
 from contracting.operator import Bounds
 from contracting.problem import EquilibriumProblem
 from contracting.scaled_flows import ScaledFlow
@@ -146,7 +154,7 @@ def _rectangle(bounds: Bounds, step: float) -> tuple[complex, ...]:
 
 
 def growth(hull: tuple[complex, ...], center: float, focal: float, stages: int) -> float:
-    """A bound on |T_s((d − x)/φ)/T_s(d/φ)| over the hull: its value on the smallest ellipse with these foci around it."""
+    """A bound on |T_s((d − x)/φ)/T_s(d/φ)| over the hull: its value on the smallest such ellipse around it."""
     outer = max(abs(_far_root(center - corner, focal)) for corner in hull)
     origin = abs(_far_root(center, focal))
     sign = 1 if focal >= 0 or stages % 2 == 0 else -1
@@ -183,14 +191,14 @@ def best_ellipse(hull: tuple[complex, ...]) -> tuple[float, float]:
 class RungeKuttaChebyshev(Method):
     r"""An explicit step of s stages with T_s for its stability polynomial: steps ∝ s² for the price of s fields.
 
-    For stiff flows whose Jacobians have nearly real spectra: symmetric or slightly skewed W with large ‖I − W‖. There it
-    needs about √κ stages where Euler's method needs κ. The automatic step, for steady states, takes the foci and the
+    For stiff flows whose Jacobians have nearly real spectra: symmetric or slightly skewed W with large ‖I − W‖. There
+    it needs about √κ stages where Euler's method needs κ. The automatic step, for steady states, takes the foci and the
     number of stages from a region that contains the spectrum of every Jacobian of the flow (``spectral_hull``); for a
     tall region the foci leave the real axis, so that a skew part costs stages but not stability.
 
     Not for an accurate trajectory of a strongly skewed W: a given step is made stable by damping, which costs stages.
-    Not for the Peaceman–Rachford flow, which is not stiff: the steps are then s steps of Euler. And the predicted factor
-    is that of the spectrum of the linearised flow: Jacobians far from normal grow before they decay.
+    Not for the Peaceman–Rachford flow, which is not stiff: the steps are then s steps of Euler. And the predicted
+    factor is that of the spectrum of the linearised flow: Jacobians far from normal grow before they decay.
 
     Args:
         flow: which flow to integrate.
@@ -204,7 +212,7 @@ class RungeKuttaChebyshev(Method):
         InputError: if a setting is out of range, or ``stages`` or ``damping`` come without ``step``.
         PreconditionError: on binding, where something is automatic and nothing is known of the spectrum.
 
-    Source: Sommeijer, Shampine and Verwer, RKC: an explicit solver for parabolic PDEs, J. Comput. Appl. Math. 88 (1998);
+    Source: Sommeijer, Shampine and Verwer, RKC: an explicit solver for parabolic PDEs, J. Comput. Appl. Math. 88, 1998;
     Manteuffel, The Tchebychev iteration for nonsymmetric linear systems, Numer. Math. 28 (1977), for the foci.
     """
 
@@ -251,8 +259,8 @@ class RungeKuttaChebyshev(Method):
             factor = growth(hull, center, focal, stages)
             return first_order(center, focal, stages), factor if factor < 1 else None
         damping, stages = self._damping_and_stages(hull, self.step)
-        factor = None if hull is None else self._growth(hull, self.step, stages, damping)
-        return damped(self.order, self.step, stages, damping), factor if factor is not None and factor < 1 else None
+        bound = 1.0 if hull is None else self._growth(hull, self.step, stages, damping)
+        return damped(self.order, self.step, stages, damping), bound if bound < 1 else None
 
     def _damping_and_stages(self, hull: tuple[complex, ...] | None, step: float) -> tuple[float, int]:
         customary = _DAMPING[self.order]

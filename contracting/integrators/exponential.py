@@ -21,7 +21,7 @@ class ExponentialEuler(Method):
     r"""s⁺ = e^{−h}s + (1 − e^{−h})T(s) for a flow s' = −s + T(s): order 1, exact where T is constant.
 
     The linear part −s, the leak of a firing-rate or Hopfield network, is integrated exactly; for a flow of speed a (see
-    ``contracting.scaled_flows``) it is −as, and h is multiplied by a. The step is Euler's with 1 − e^{−h} in place of h,
+    ``contracting.scaled_flows``) it is −as, and h is multiplied by a. It is Euler's step with 1 − e^{−h} in place of h,
     which never exceeds one: no step size overshoots the map T, so that every h is stable where T is a contraction. It
     cannot solve what explicit Euler with a step below one cannot; for a stiff T take an implicit integrator.
 
@@ -52,16 +52,16 @@ class ExponentialEuler(Method):
 class _ExponentialIteration(Iteration):
     def __init__(self, flow: BoundFlow, step: float | None):
         super().__init__()
-        self.flow, speed = flow, 1.0
-        while isinstance(flow, ScaledFlow):
-            flow, speed = flow.inner, speed * flow.speed
-        self.unscaled = flow
+        self.flow, speed, unscaled = flow, 1.0, flow
+        while isinstance(unscaled, ScaledFlow):
+            unscaled, speed = unscaled.inner, speed * unscaled.speed
+        self.unscaled = unscaled
         if step is None:
-            best = flow.euler_step.step
+            best = unscaled.euler_step.step
             step = (-math.log1p(-best) if best < 1 else _ROUNDING_TIME) / speed
         self.step_size = step
         self.share = -math.expm1(-speed * step)
-        self.factor = _euler_factor(flow, self.share)
+        self.factor = _euler_factor(unscaled, self.share)
 
     def init(self, z0: Tensor) -> State:
         return (self.flow.init(z0),)
