@@ -26,8 +26,8 @@ class FISTA(Method):
     part the momentum turns into an instability (the iteration stalls or diverges), so such weights are refused.
 
     Without restart the distance ‖z − z*‖_Λ falls like (1 − 1/√κ)^{k/2}. The adaptive restart drops the momentum of a
-    row that moves against its own step, at most every 2√κ·log 2 steps; each restart at most doubles the gap, so the rate
-    that is then still proved is (1 − 1/√κ)^{k/4}, while the usual effect is to save steps.
+    row that moves against its own step, at most every 2√κ·log 2 steps; each restart at most doubles the gap, so the
+    rate that is then still proved is (1 − 1/√κ)^{k/4}, while the usual effect is to save steps.
 
     Args:
         restart: whether rows restart.

@@ -36,8 +36,8 @@ class NewtonKrylov(Method):
     r"""s ← s + td with (I − T'(s))d ≈ T(s) − s by GMRES: inexact Newton on the map T of a flow, without matrices.
 
     The linear system of a row is solved to ‖T(s) − s − (I − T'(s))d‖ ≤ η‖T(s) − s‖, with η following the fall of
-    ‖T(s) − s‖ (Eisenstat and Walker), by a Krylov space of its own that uses only the action of T'. The length t is halved,
-    per row, until the residual z − σ(Wz + q) is below the best so far; where no length helps, the row takes
+    ‖T(s) − s‖ (Eisenstat and Walker), by a Krylov space of its own that uses only the action of T'. The length t is
+    halved, per row, until the residual z − σ(Wz + q) is below the best so far; where no length helps, the row takes
     Peaceman–Rachford steps, which converge globally under Condition 1, until it is. Without a metric such a row takes
     the undamped step, and convergence is not guaranteed: the status tells.
 

@@ -52,9 +52,12 @@ class ExponentialEuler(Method):
 class _ExponentialIteration(Iteration):
     def __init__(self, flow: BoundFlow, step: float | None):
         super().__init__()
-        self.flow, speed, unscaled = flow, 1.0, flow
+        self.flow = flow
+        speed = 1.0
+        unscaled = flow
         while isinstance(unscaled, ScaledFlow):
-            unscaled, speed = unscaled.inner, speed * unscaled.speed
+            speed *= unscaled.speed
+            unscaled = unscaled.inner
         self.unscaled = unscaled
         if step is None:
             best = unscaled.euler_step.step
