@@ -107,7 +107,7 @@ def damped(order: int, step: float, stages: int, damping: float) -> Scheme:
 
 
 def stability_limit(order: int, stages: int, damping: float) -> float:
-    """The largest −hλ, λ real and negative, for which the damped scheme is stable."""
+    """The damped scheme is stable for real hλ from −limit to 0; with strong damping also a little beyond."""
     w0 = 1 + damping / stages**2
     T, dT, ddT = _chebyshev(w0, stages)
     return (1 + w0) * (dT[-1] / T[-1] if order == 1 else ddT[-1] / dT[-1])
