@@ -5,6 +5,7 @@ from equilibrium.automatic import Automatic, Choice
 from equilibrium.checkpoints import load_reference, save_reference
 from equilibrium.diagonal_step import DiagonalStep
 from equilibrium.fista import FISTA
+from equilibrium.fixed import FixedIterations
 from equilibrium.implicit import Implicit, Unrolled
 from equilibrium.krylov import NewtonKrylov
 from equilibrium.layers import LBEN, EquilibriumLayer
@@ -23,6 +24,7 @@ __all__ = [
     "DiagonalStep",
     "DouglasRachford",
     "EquilibriumLayer",
+    "FixedIterations",
     "ForwardBackward",
     "Implicit",
     "MonDEQ",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import textwrap
 from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import matplotlib.ticker
 
 from contracting.errors import InputError
 from equilibrium.comparison import Comparison, Curve, Measurement
+from equilibrium.contraction_cost import TrainedLayer, by_rate
 from equilibrium.solvers import FAMILIES
 
 if TYPE_CHECKING:
@@ -315,6 +317,46 @@ def _work_title(comparison: Comparison, count_maps: bool) -> str:
     return f"{first.solver} is {ratio} times as fast as {second.solver}"
 
 
+def draw_contraction_cost(layers: Sequence[TrainedLayer], *, width: float = FULL_WIDTH) -> Figure:
+    """Test error against the rate that training asked for, and beside it the rates: certified, bounded, measured.
+
+    Args:
+        layers: what ``contraction_cost`` returned; every point is a mean over seeds, every bar a standard deviation.
+        width: of the figure, in inches.
+    """
+    groups = by_rate(layers)
+    places, names = range(len(groups)), ["none" if rate is None else f"{rate:g}" for rate in groups]
+    figure = matplotlib.figure.Figure(figsize=(width, 0.55 * width), layout="constrained")
+    left, right = figure.subplots(1, 2)
+
+    def draw(axes: Axes, attribute: str, colour: str, marker: str, label: str | None = None, shift: float = 0) -> None:
+        values = [[getattr(layer, attribute) for layer in group] for group in groups.values()]
+        means = [statistics.fmean(v) for v in values]
+        spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+        at = [place + shift for place in places]
+        axes.errorbar(at, means, spread, color=colour, marker=marker, capsize=3, linewidth=1.3, label=label)
+
+    draw(left, "test_error", "#000000", "o")
+    draw(right, "bound", "#E69F00", "v", "upper bound, any metric", 0.06)
+    draw(right, "slowest", "#009E73", "D", "slowest pair of trajectories", 0.02)
+    draw(right, "certified", "#0072B2", "s", "certified, best found", -0.02)
+    draw(right, "explicit", "#56B4E9", "^", "certified, explicit metric", -0.06)
+    for place, rate in enumerate(groups):
+        if rate is not None:
+            label = "asked for" if rate == max(r for r in groups if r is not None) else None
+            right.plot([place - 0.3, place + 0.3], [rate, rate], color="0.4", linestyle="--", linewidth=1, label=label)
+    for axes, y in ((left, "test error (%)"), (right, "rate (per unit of time)")):
+        axes.set_xticks(list(places), names)
+        axes.margins(x=0.2)
+        _label(axes, x="contraction rate c asked for", y=y, title="")
+    left.set_ylim(bottom=0)
+    size = 8 if width < _NARROW else 9
+    handles, labels = right.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=size - 1, frameon=False)
+    figure.suptitle("What a certified contraction rate costs", fontsize=size + 1)
+    return figure
+
+
 def _power(value: float) -> str:
     exponent = round(math.log10(value))
     return f"$10^{{{exponent}}}$" if math.isclose(value, 10.0**exponent) else f"{value:g}"
@@ -322,18 +364,25 @@ def _power(value: float) -> str:
 
 def _finish(axes: Axes, *, x: str, y: str, title: str) -> None:
     """Labels, a light grid, and a legend outside the axes."""
+    size = _label(axes, x=x, y=y, title=title)
+    narrow = size < 10
+    for axis in (axes.xaxis, axes.yaxis):  # labels between the powers of ten only cost time to place
+        axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
+    if narrow:
+        place = {"loc": "upper center", "bbox_to_anchor": (0.42, -0.2), "ncols": 2}
+    axes.legend(fontsize=size - 1.5, frameon=False, handlelength=1.8, labelspacing=0.3, columnspacing=1.0, **place)
+
+
+def _label(axes: Axes, *, x: str, y: str, title: str) -> int:
+    """Labels and a light grid; returns the size of the letters, which depends on the width."""
     narrow = _figure(axes).get_figwidth() < _NARROW
     size = 8 if narrow else 10
     axes.set_xlabel(x, fontsize=size)
     axes.set_ylabel(y, fontsize=size)
     axes.set_title(textwrap.fill(title, 46 if narrow else 76), fontsize=size, loc="left")
     axes.tick_params(labelsize=size - 1)
-    for axis in (axes.xaxis, axes.yaxis):  # labels between the powers of ten only cost time to place
-        axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes.grid(True, color="0.9", linewidth=0.5)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
-    if narrow:
-        place = {"loc": "upper center", "bbox_to_anchor": (0.42, -0.2), "ncols": 2}
-    axes.legend(fontsize=size - 1.5, frameon=False, handlelength=1.8, labelspacing=0.3, columnspacing=1.0, **place)
+    return size

@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
-from equilibrium.commands import compare_solvers, ode_layer
+from equilibrium.commands import compare_solvers, contraction_cost, lipschitz_report, ode_layer
 
 COMMANDS: dict[str, Callable[[ModuleType], Callable[..., None]]] = {
     "compare-solvers": compare_solvers.command,
+    "contraction-cost": contraction_cost.command,
+    "lipschitz-report": lipschitz_report.command,
     "ode-layer": ode_layer.command,
 }
