@@ -16,6 +16,7 @@ from tests.problems import KNOWN, KnownProblem, monotone_weight, planted
 INNER = [method for method in ALL_METHODS if not isinstance(method, Anderson)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", INNER, ids=name)
 @pytest.mark.parametrize("known", KNOWN, ids=str)
 def test_never_ends_worse_than_its_inner_method(known: KnownProblem, method: Method) -> None:
