@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from equilibrium import LBEN, EquilibriumLayer, Unconstrained, cli, save_reference
+from equilibrium.commands import compare_solvers
 from equilibrium.comparison import Comparison
 from equilibrium.plots import FIGURES
 from equilibrium.solvers import default_solvers
@@ -40,13 +41,13 @@ def idle(monkeypatch):
         raise AssertionError("work was started")
 
     for name in ("train", "compare"):
-        monkeypatch.setattr(cli, name, work)
+        monkeypatch.setattr(compare_solvers, name, work)
 
 
 @pytest.fixture
 def no_figures(monkeypatch):
     """Saves time where the figures are not what is tested."""
-    monkeypatch.setattr(cli, "_figures", lambda comparison, *, small: {})
+    monkeypatch.setattr(compare_solvers, "_figures", lambda comparison, *, small: {})
 
 
 def strict(text):
@@ -124,7 +125,7 @@ def test_same_seed_gives_the_same_numbers(tmp_path, no_figures):
 
 
 def test_checkpoint_is_used_instead_of_training(checkpoint, tmp_path, no_figures, monkeypatch):
-    monkeypatch.setattr(cli, "train", None)
+    monkeypatch.setattr(compare_solvers, "train", None)
     arguments = ["--checkpoint", str(checkpoint), "--lipschitz", "2", "--small", "--solvers", "PeacemanRachford"]
     assert cli.main(["compare-solvers", *arguments, "--out", str(tmp_path)]) == 0
     results = strict((tmp_path / "results.json").read_text())
@@ -201,7 +202,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, checkpoint, idle
 
 @pytest.mark.parametrize("redraw", [False, True])
 def test_output_folder_is_checked_before_any_work(finished, tmp_path, idle, monkeypatch, capsys, redraw):
-    monkeypatch.setattr(cli, "digits", None)
+    monkeypatch.setattr(compare_solvers, "digits", None)
     (tmp_path / "file").write_text("kept")
     arguments = ["--redraw", str(finished / "results.json")] if redraw else []
     assert cli.main(["compare-solvers", *arguments, "--out", str(tmp_path / "file" / "below")]) == 2
@@ -220,7 +221,7 @@ def test_interrupt_is_quiet_and_leaves_nothing(tmp_path, monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "train", interrupted)
+    monkeypatch.setattr(compare_solvers, "train", interrupted)
     assert cli.main(["compare-solvers", "--small", "--out", str(tmp_path / "out")]) == 130
     assert "interrupted" in one_sentence(capsys)
     assert files(tmp_path) == set()

@@ -1,0 +1,16 @@
+"""The commands of the command line, one module each.
+
+A module has ``command(typer)``, which returns the command as a function whose annotated parameters are its options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import ModuleType
+
+from equilibrium.commands import compare_solvers, ode_layer
+
+COMMANDS: dict[str, Callable[[ModuleType], Callable[..., None]]] = {
+    "compare-solvers": compare_solvers.command,
+    "ode-layer": ode_layer.command,
+}
