@@ -20,7 +20,6 @@ from contracting.plots.style import (
     BLUE,
     FULL_WIDTH,
     GREEN,
-    HALF_WIDTH,
     NARROW,
     ORANGE,
     SKY,
