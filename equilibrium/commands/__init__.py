@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
-from equilibrium.commands import compare_solvers, counterexample, ode_layer, phase_portrait
+from equilibrium.commands import compare_solvers, contraction_rates, counterexample, ode_layer, phase_portrait, tracking
 
 COMMANDS: dict[str, Callable[[ModuleType], Callable[..., None]]] = {
     "compare-solvers": compare_solvers.command,
+    "contraction-rates": contraction_rates.command,
     "counterexample": counterexample.command,
     "ode-layer": ode_layer.command,
     "phase-portrait": phase_portrait.command,
+    "tracking": tracking.command,
 }
