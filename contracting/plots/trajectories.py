@@ -57,6 +57,7 @@ def plot_distance(
     d = checks.floating_tensor("distances", distances).detach().reshape(len(times), -1)
     checks.positive_tensor("the first distances", d[0])
     axes = new_axes() if axes is None else axes
+    shared, limits = bool(axes.lines), axes.get_ylim()  # another flow may be there already
     elapsed = (times - times[0]).detach()
     relative = (d / d[0]).clamp_min(_LEAST)
     of = f" ({flow})" if flow else ""
@@ -73,9 +74,12 @@ def plot_distance(
     if bound is not None:
         line = [1.0, float(torch.exp(torch.tensor(-bound * span, dtype=torch.float64)))]
         axes.semilogy(ends, line, label=f"bound {shown(bound)}{of}", **BOUND)
-    # a steep bound would press everything else against the top
-    heights = [y for line in axes.lines if line.get_color() != BOUND["color"] for y in line.get_ydata()]
-    axes.set_ylim(max(_LEAST, min(heights)) / 1.5, 1.5 * max(heights))
+    # not the bound, which would press everything else against the top where it is steep
+    heights = torch.cat([relative.flatten().to(proved), proved])
+    low, high = max(_LEAST, float(heights.min())) / 1.5, 1.5 * float(heights.max())
+    if shared:
+        low, high = min(low, limits[0]), max(high, limits[1])
+    axes.set_ylim(low, high)
     kept = bool((relative <= proved[:, None].to(relative) * (1 + _SLACK) + 2 * _LEAST).all())
     said = f"Every pair keeps to the certified rate {shown(certified)}"
     finish(

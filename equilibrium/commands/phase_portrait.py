@@ -1,4 +1,4 @@
-"""``phase-portrait``: two units in the plane, with balls that shrink as certified, and the energy of the convex case."""
+"""``phase-portrait``: two units in the plane, balls that shrink as certified, and the energy of the convex case."""
 
 # no postponed annotations here: typer reads the annotations of the commands, which exist only once typer is imported
 
@@ -60,7 +60,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
         out: Annotated[Path, option(help="Folder for figures, film, results.json and table.txt.")] = Path("out"),
         small: Annotated[bool, option("--small", help=SMALL_HELP)] = False,
     ) -> None:
-        """Two units in the plane: streamlines, nullclines, shrinking certified balls, and an energy with its descent."""
+        """Two units in the plane: streamlines, nullclines, shrinking certified balls, an energy and its descent."""
         if film is not _Film.NONE:
             check_film(f"film.{film.value}")
         with running_with(checks.whole_number("--threads", threads)), clean_output(out) as folder:
