@@ -214,6 +214,7 @@ class Segments(Iteration):
         self.rate = self.flow.rate or _RATE
         if self.kind.fixed:
             self.step_size = self.kind.disc * self.flow.euler_step.step if settings.step is None else settings.step
+        self.separable = False  # segments are planned with the residual as the loop sees it
         self.per_row = self.kind.scipy if settings.per_row is None else settings.per_row
         self.segments: list[tuple[float, int]] = []
         self._calls = 0.0
