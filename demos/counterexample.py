@@ -1,4 +1,4 @@
-"""Condition 1 holds, yet two trajectories diverge under one bounded input: a table and figures (--help tells the options)."""
+"""Condition 1 holds, yet two trajectories diverge under one input: a table and figures (--help tells the options)."""
 
 import sys
 

@@ -215,6 +215,9 @@ def plot_predicted_iterations(comparison: Comparison, axes: Axes | None = None) 
         y="measured",
         title=f"{below} of {len(points)} solvers need no more iterations than predicted",
     )
+    for axis in (axes.xaxis, axes.yaxis):  # the points may all lie between two powers of ten
+        axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
     return axes
 
 

@@ -1,4 +1,4 @@
-"""Certified rates beside the truth over families of flows: as the skew part grows, and from firing rate to inclusion."""
+"""Certified rates beside the truth over families of flows: growing skew part, and firing rate to inclusion."""
 
 from __future__ import annotations
 

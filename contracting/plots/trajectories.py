@@ -1,4 +1,4 @@
-"""Figures of trajectories in time: their distance beside the certified rate, and how they follow a moving equilibrium."""
+"""Figures of trajectories: their distance beside the certified rate, and how they follow a moving equilibrium."""
 
 from __future__ import annotations
 

@@ -223,9 +223,9 @@ def _table(records: Sequence[RateRecord]) -> list[str]:
         lines += [network, "", *aligned(columns, rows, left=3), ""]
     return [
         *lines,
-        "certified: holds for every input and state; pairs: slowest mean decay of simulated pairs, and sampled: rate of",
-        "the Jacobian at the states they visit, both in the norm of the certificate and never below it; bound: no",
-        "certificate in any norm can exceed it. Rates per time constant of each flow.",
+        "certified: for every input and state; pairs: slowest mean decay of simulated pairs, sampled: rate of the",
+        "Jacobian at states they visit, both in the norm of the certificate and never below it; bound: no certificate",
+        "in any norm can exceed it. Rates per time constant of each flow.",
     ]
 
 

@@ -194,10 +194,10 @@ def _table(records: list[GainRecord]) -> list[str]:
         "",
         *aligned(_COLUMNS, rows),
         "",
-        "certified ≤ best P ≤ bound: rates of the firing-rate flow. best P: of the best constant quadratic metric there",
-        "is, from all vertices of the slopes (– without cvxpy); bound: in any norm. exponent, simulated: growth of the",
-        "distance of two trajectories under one bounded periodic input. FB: rate of the forward–backward flow with step",
-        "α under the same input, certified and slowest pair seen, in time t/α.",
+        "certified ≤ best P ≤ bound: rates of the firing-rate flow. best P: of the best constant quadratic metric",
+        "there is, from all vertices of the slopes (– without cvxpy); bound: in any norm. exponent, simulated: growth",
+        "of the distance of two trajectories under one bounded periodic input. FB: rate of the forward–backward flow",
+        "with step α under the same input, certified and slowest pair seen, in time t/α.",
     ]
 
 
