@@ -236,7 +236,7 @@ def test_the_range_touches_the_parabola_of_its_certificate():
     certificate = ParabolaTest(optimise=5).certify(FiringRateSystem(W=W))
     points = boundary(scaled(W, certificate.multiplier), points=1441)
     axes = plot_numerical_range({"W": points}, rate=certificate.rate)
-    x, y = line(axes, "contracts at").get_data()
+    x, y = line(axes, "parabola of rate").get_data()
     s = 1 - certificate.rate
     assert np.allclose(x, s - y**2 / (4 * s))
     # g(ω) = ½(|ω| + Re ω) is s on the parabola

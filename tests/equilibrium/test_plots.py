@@ -95,7 +95,8 @@ def test_predicted_factor_is_the_slope_of_the_dashed_line(comparison):
 
 def test_solvers_are_told_apart_without_colour(comparison):
     axes = plot_work_precision(comparison)
-    looks = {(line.get_marker(), line.get_markerfacecolor() == "white") for line in axes.lines if line.get_label() in NAMES}
+    solvers = [line for line in axes.lines if line.get_label() in NAMES]
+    looks = {(line.get_marker(), line.get_markerfacecolor() == "white") for line in solvers}
     assert len(looks) == len(NAMES)
 
 
