@@ -31,8 +31,8 @@ def plot_distance(
 ) -> Axes:
     """Distance between pairs of trajectories, relative to its start, with the lines e^{−ct} of two rates.
 
-    No pair may lie above the certified line; in any norm, some pair lies above the line of the upper bound in the long
-    run, apart from a constant factor.
+    No pair may lie above the certified line. No certificate, in any norm, may have a line steeper than the bound's; that
+    is about the worst slopes of the activation, which these pairs need not meet.
 
     Args:
         times: (T,), increasing.
@@ -68,12 +68,11 @@ def plot_distance(
             **({"color": "black", "linewidth": 1.4} if relative.shape[1] == 1 else {"color": SEEN, "linewidth": 0.8}),
         )  # fmt: skip
     ends = [float(times[0]), float(times[-1])]
-    span = float(elapsed[-1])
     proved = torch.exp(-certified * elapsed.to(torch.float64))
     axes.semilogy(ends, [1.0, float(proved[-1])], label=f"certified {shown(certified)}{of}", **CERTIFIED)
     if bound is not None:
-        line = [1.0, float(torch.exp(torch.tensor(-bound * span, dtype=torch.float64)))]
-        axes.semilogy(ends, line, label=f"bound {shown(bound)}{of}", **BOUND)
+        steepest = torch.exp(-bound * elapsed[-1:].to(torch.float64))
+        axes.semilogy(ends, [1.0, float(steepest)], label=f"bound {shown(bound)}{of}", **BOUND)
     # not the bound, which would press everything else against the top where it is steep
     heights = torch.cat([relative.flatten().to(proved), proved])
     low, high = max(_LEAST, float(heights.min())) / 1.5, 1.5 * float(heights.max())

@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from equilibrium.artifacts import output_directory, write_figure
 from equilibrium.data import Dataset
 from equilibrium.layers import LBEN
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 DPI = 200
 NARROW = "-half-width"
@@ -82,7 +79,7 @@ def draw_figures(
 
     Args:
         folder: of the results.
-        draws: functions that draw on axes, by name of the figure.
+        draws: functions from axes to axes that draw on them, by name of the figure.
         small: leave out the figures of half width; those of an earlier run go, for they show other numbers.
         tall: names of figures whose axes are about square.
     """
