@@ -293,7 +293,7 @@ def plot_every_solver(
 
 def draw_all(comparison: Comparison, *, width: float = FULL_WIDTH, panels: bool = True) -> dict[str, Figure]:
     """The figures that have something to show, ``width`` inches wide, by file name; ``PANELS`` where there is room."""
-    curves, scatter = (0.6 * width, 0.6 * width) if width >= NARROW else (0.9 * width, 1.25 * width)
+    curves, scatter = (0.6 * width, 0.7 * width) if width >= NARROW else (0.9 * width, 1.25 * width)
     by_iteration, by_time, work, maps, iterations = FIGURES
     chosen = _chosen(comparison, None)
     drawn: dict[str, Axes] = {}

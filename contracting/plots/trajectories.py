@@ -31,8 +31,8 @@ def plot_distance(
 ) -> Axes:
     """Distance between pairs of trajectories, relative to its start, with the lines e^{−ct} of two rates.
 
-    No pair may lie above the certified line. No certificate, in any norm, may have a line steeper than the bound's; that
-    is about the worst slopes of the activation, which these pairs need not meet.
+    No pair may lie above the certified line. No certificate, in any norm, may have a steeper line than the bound, which
+    is about the worst slopes of the activation; these pairs need not meet them.
 
     Args:
         times: (T,), increasing.

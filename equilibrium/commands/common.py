@@ -73,7 +73,7 @@ def number(value: float | None, form: str = ".4f") -> str:
 
 
 def draw_figures(
-    folder: Path, draws: Mapping[str, Callable[[Axes], Axes]], *, small: bool, tall: Sequence[str] = ()
+    folder: Path, draws: Mapping[str, Callable[[Any], Any]], *, small: bool, tall: Sequence[str] = ()
 ) -> list[Path]:
     """Draw each figure for the full width of a page and for half of it, into ``folder/figures``.
 
