@@ -30,6 +30,7 @@ from contracting.certificates.finders import (
 )
 from contracting.certificates.lmi import SectorInequality, VertexInequalities
 from contracting.certificates.records import Certificate, CertificateError, Convergence
+from contracting.certificates.sweeps import SkewnessSweep, StepSweep, sweep_skewness, sweep_steps
 from contracting.certificates.systems import (
     FiringRateSystem,
     HopfieldSystem,
@@ -59,6 +60,8 @@ __all__ = [
     "PolyhedralMetric",
     "Report",
     "SectorInequality",
+    "SkewnessSweep",
+    "StepSweep",
     "System",
     "UpperBound",
     "VertexInequalities",
@@ -78,6 +81,8 @@ __all__ = [
     "report",
     "rules_out",
     "splitting_rates",
+    "sweep_skewness",
+    "sweep_steps",
     "switching_bound",
     "system_of",
     "upper_bound",
