@@ -128,7 +128,7 @@ def _ball(flow: BoundFlow, certificate: Certificate, times: Tensor, points: int)
     unit = float(certificate.metric.norm(torch.tensor([1.0, 0.0], dtype=torch.float64)))
     centre = torch.tensor([-0.65, -0.65], dtype=torch.float64)
     return carry_ball(
-        flow, centre, 0.35 * unit, times, metric=certificate.metric, rate=certificate.rate, points=points
+        flow, centre, 0.3 * unit, times, metric=certificate.metric, rate=certificate.rate, points=points
     )
 
 
