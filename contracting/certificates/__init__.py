@@ -9,11 +9,11 @@ that need not contract. "Contraction" is about any two trajectories under the sa
 from contracting.certificates.candidates import Candidate
 from contracting.certificates.certification import (
     Report,
+    applicable,
     best_forward_backward_step,
     best_peaceman_rachford_step,
     certificates,
     certify,
-    halved,
     report,
     splitting_rates,
 )
@@ -29,12 +29,14 @@ from contracting.certificates.finders import (
     PolyhedralMetric,
 )
 from contracting.certificates.lmi import SectorInequality, VertexInequalities
+from contracting.certificates.lyapunov import LyapunovMetric
 from contracting.certificates.records import Certificate, CertificateError, Convergence
 from contracting.certificates.sweeps import SkewnessSweep, StepSweep, sweep_skewness, sweep_steps
 from contracting.certificates.systems import (
     FiringRateSystem,
     HopfieldSystem,
     InclusionSystem,
+    LinearSystem,
     System,
     forward_backward_system,
     peaceman_rachford_system,
@@ -56,6 +58,8 @@ __all__ = [
     "HopfieldSystem",
     "InclusionMetric",
     "InclusionSystem",
+    "LinearSystem",
+    "LyapunovMetric",
     "ParabolaTest",
     "PolyhedralMetric",
     "Report",
@@ -67,6 +71,7 @@ __all__ = [
     "VertexInequalities",
     "Wellposedness",
     "abscissa_bound",
+    "applicable",
     "best_forward_backward_step",
     "best_peaceman_rachford_step",
     "certificates",
@@ -75,7 +80,6 @@ __all__ = [
     "check_convergence",
     "find_metric",
     "fixed_input_convergence",
-    "halved",
     "forward_backward_system",
     "peaceman_rachford_system",
     "report",

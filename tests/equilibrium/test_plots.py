@@ -12,8 +12,9 @@ import torch
 from matplotlib.figure import Figure
 
 from contracting.errors import InputError
+from contracting.plots import style
 from contracting.plots.style import CERTIFIED, FULL_WIDTH, HALF_WIDTH
-from equilibrium import LBEN, plots
+from equilibrium import LBEN
 from equilibrium.comparison import compare
 from equilibrium.plots import (
     FIGURES,
@@ -26,6 +27,8 @@ from equilibrium.plots import (
     plot_residual_against_time,
     plot_work_precision,
 )
+from equilibrium.plots import comparison as comparison_plots
+from equilibrium.plots import contraction_cost as contraction_cost_plots
 from equilibrium.solvers import default_solvers
 
 NAMES = ("SemismoothNewton", "PeacemanRachford", "ForwardBackward", "ExplicitEuler", "DormandPrince/Hopfield")
@@ -153,4 +156,5 @@ def test_nothing_to_draw_is_said(comparison):
 
 
 def test_pyplot_is_not_used():
-    assert "pyplot" not in inspect.getsource(plots)
+    for module in (comparison_plots, contraction_cost_plots, style):
+        assert "pyplot" not in inspect.getsource(module)
