@@ -132,7 +132,7 @@ def _study(gain: float, pairs: int) -> tuple[GainRecord, _Curves]:
     fit = decay_rate(times[::2], apart[::2], skip=2 * trap.dwell, floor=1e-15)
 
     step = best_forward_backward_step(W, euclidean).step
-    system = forward_backward_system(W, step=step, hint=euclidean.weights)
+    system = forward_backward_system(W, step=step, hint=euclidean.weights).at_speed(1 / step)
     generator = torch.Generator().manual_seed(0)
     first, second = torch.rand(2, pairs, 2, dtype=torch.float64, generator=generator)
     together = simulate_pairs(
@@ -151,7 +151,7 @@ def _study(gain: float, pairs: int) -> tuple[GainRecord, _Curves]:
         measured=-float(fit.rate),
         uncertainty=float(fit.uncertainty),
         step=step,
-        forward_certified=DiagonalMetric().certify(system).rate / step,
+        forward_certified=DiagonalMetric().certify(system).rate,
         forward_measured=float(decay_rate(times, closer).slowest.min()),
     )
     return record, _Curves(times=times, diverging=apart, contracting=closer)
