@@ -49,10 +49,21 @@ class Bounds:
 
 @dataclass(frozen=True, kw_only=True)
 class StepChoice:
-    """A step and its contraction factor per iteration, in the sense of the function that the choice minimises."""
+    """A step and its contraction factor per iteration, in the sense of the function that the choice minimises.
+
+    Attributes:
+        step: the step.
+        factor: its factor, or None where nothing was computed.
+        expected: the reduction per iteration to plan with; no bound. The factor where there is one.
+    """
 
     step: float
     factor: float | None
+    expected: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.expected is None:
+            object.__setattr__(self, "expected", self.factor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +107,14 @@ class MonotoneOperator:
 
     def reflected_factor(self, step: float) -> float:
         """‖(I − αÃ)(I + αÃ)⁻¹‖₂, the contraction factor of Peaceman–Rachford with step α."""
-        reflected = torch.linalg.solve(self._identity + step * self.blocks, self._identity - step * self.blocks)
-        return float(torch.linalg.svdvals(reflected).max())
+        if step not in self._reflected_factors:
+            reflected = torch.linalg.solve(self._identity + step * self.blocks, self._identity - step * self.blocks)
+            self._reflected_factors[step] = float(torch.linalg.svdvals(reflected).max())
+        return self._reflected_factors[step]
+
+    @cached_property
+    def _reflected_factors(self) -> dict[float, float]:
+        return {}
 
     def euler_factor(self, step: float) -> float:
         r"""Local contraction factor of explicit Euler with step h on z' = −z + σ(Wz + q), over all slopes in [0, 1].

@@ -41,7 +41,7 @@ class Rows:
     def __init__(self, problem: EquilibriumProblem, stop: Stop, method: Method, z0: Tensor | None):
         self.whole, self.problem, self.stop, self.method = problem, problem, stop, method
         self.iteration: Iteration = method.bind(problem, stop)
-        self.iteration.warm_start = z0 is not None
+        self.iteration.cold_start = z0 is None
         self.state: State = self.iteration.init(problem.zeros() if z0 is None else z0)
         self.place: Tensor | None = None  # of each row at work in the whole batch; None: all are there, in order
         self.answers: _Answers | None = None
@@ -133,7 +133,7 @@ class Rows:
         self.place = index if self.place is None else self.place[index]
         before, self.problem = self.iteration, self.problem.rows(index)
         self.iteration = self.method.bind(self.problem, self.stop)
-        self.iteration.map_evals, self.iteration.warm_start = before.map_evals, before.warm_start
+        self.iteration.map_evals, self.iteration.cold_start = before.map_evals, before.cold_start
         self.state = tuple(entry[index] for entry in self.state)
         for name in ("z", "residual", "scale", "best", "best_step", "running"):
             setattr(self, name, getattr(self, name)[index])

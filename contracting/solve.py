@@ -34,7 +34,7 @@ class Iteration(ABC):
         check_every: steps between two checks that this method suggests.
         advice: why the method gave rows up, and what to do; part of the error that the loop raises.
         separable: whether the iteration on some rows is this method bound to the problem of those rows.
-        warm_start: whether the caller gave a starting point; set by the loop.
+        cold_start: whether z0 = 0 because nobody knew better; set by the loop.
     """
 
     factor: float | None = None
@@ -42,7 +42,7 @@ class Iteration(ABC):
     check_every: int = 1
     advice: str | None = None
     separable: bool = True
-    warm_start: bool = False
+    cold_start: bool = False
 
     def __init__(self) -> None:
         self.map_evals = 0
