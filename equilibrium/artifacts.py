@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 from contracting.errors import InputError
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
+FILM_SUFFIXES = (".gif", ".mp4")
 
 
 class Figure(Protocol):
@@ -90,6 +91,46 @@ def write_figure(path: str | os.PathLike[str], figure: Figure, *, dpi: float = 1
     return _write(path, lambda file: figure.savefig(file, format=suffix[1:], dpi=dpi, bbox_inches="tight"))
 
 
+class Animation(Protocol):
+    """What ``write_animation`` needs of a matplotlib animation."""
+
+    def save(self, filename: Any, writer: Any, *, dpi: float) -> None:
+        """Draw every frame and let ``writer`` put them into the file ``filename``."""
+
+
+def check_film(path: str | os.PathLike[str]) -> None:
+    """Whether ``write_animation`` can write this file here: to be asked before the work starts.
+
+    Raises:
+        InputError: For another suffix than .gif or .mp4, or an .mp4 where matplotlib finds no ffmpeg.
+    """
+    from matplotlib import animation
+
+    suffix = Path(path).suffix
+    if suffix not in FILM_SUFFIXES:
+        raise InputError(f"a film's file name must end in one of {', '.join(FILM_SUFFIXES)}, got {str(path)!r}")
+    if suffix == ".mp4" and not animation.writers.is_available("ffmpeg"):
+        raise InputError("an .mp4 needs the program ffmpeg, which is not installed: install it, or write a .gif")
+
+
+def write_animation(
+    path: str | os.PathLike[str], film: Animation, *, dpi: float = 100, frames_per_second: int = 10
+) -> Path:
+    """Draw an animation into a .gif (by pillow) or .mp4 (by ffmpeg) file; a failure leaves what was there before.
+
+    Raises:
+        InputError: As ``check_film`` does, or if the file cannot be written.
+    """
+    from matplotlib import animation
+
+    check_film(path)
+    suffix = Path(path).suffix
+    kind = animation.PillowWriter if suffix == ".gif" else animation.FFMpegWriter
+    with _complete(path, suffix) as temporary:
+        film.save(temporary, kind(fps=frames_per_second), dpi=dpi)
+    return Path(path)
+
+
 def environment() -> dict[str, str | int]:
     """Versions and threads that a measured time depends on, without host names or paths."""
     return {
@@ -113,12 +154,19 @@ def _version(distribution: str) -> str:
 
 def _write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step."""
+    with _complete(path, ".tmp") as temporary, open(temporary, "xb") as file:
+        write(file)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def _complete(path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
+    """A temporary name beside ``path``; the file written there takes its place in one step, or disappears."""
     path = Path(path)
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    temporary = path.parent / f".{secrets.token_hex(8)}{suffix}"
     try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())  # else a power cut could leave the new name with no content
         os.replace(temporary, path)
     except OSError as error:
@@ -129,7 +177,6 @@ def _write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) ->
         # Already gone after a success; removed after an error or an interrupt, whose own message must get through.
         with contextlib.suppress(OSError):
             temporary.unlink()
-    return path
 
 
 def plain(value: Any, where: str = "obj") -> Any:

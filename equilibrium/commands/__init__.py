@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
-from equilibrium.commands import compare_solvers, ode_layer
+from equilibrium.commands import compare_solvers, counterexample, ode_layer, phase_portrait
 
 COMMANDS: dict[str, Callable[[ModuleType], Callable[..., None]]] = {
     "compare-solvers": compare_solvers.command,
+    "counterexample": counterexample.command,
     "ode-layer": ode_layer.command,
+    "phase-portrait": phase_portrait.command,
 }

@@ -1,18 +1,24 @@
-"""What the commands share: threads, output folders that appear complete or not at all, data sets, reports."""
+"""What the commands share: threads, output folders that appear complete or not at all, tables, figures, reports."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from equilibrium.artifacts import output_directory
+from equilibrium.artifacts import output_directory, write_figure
 from equilibrium.data import Dataset
 from equilibrium.layers import LBEN
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+DPI = 200
+NARROW = "-half-width"
+"""Ends the file names of figures for half the width of a page."""
 THREADS_HELP = "Threads; for matrices this small more than one rarely helps."
 SMALL_HELP = "A few seconds' version of everything."
 
@@ -48,6 +54,52 @@ def report(files: Sequence[Path], figures: Sequence[Path]) -> None:
         print(f"wrote {path}")
     if figures:
         print(f"wrote {len(figures)} figures into {figures[0].parent}")
+
+
+def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
+    """A table as lines of text, the first ``left`` columns aligned to the left, the others to the right."""
+    lines = [tuple(columns), *(tuple(row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    made = [
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return [made[0], "-" * len(made[0]), *made[1:]]
+
+
+def number(value: float | None, form: str = ".4f") -> str:
+    """A number in a table; a dash where there is none."""
+    return "–" if value is None else f"{value:{form}}"
+
+
+def draw_figures(
+    folder: Path, draws: Mapping[str, Callable[["Axes"], "Axes"]], *, small: bool, tall: Sequence[str] = ()
+) -> list[Path]:
+    """Draw each figure for the full width of a page and for half of it, into ``folder/figures``.
+
+    Args:
+        folder: of the results.
+        draws: functions that draw on axes, by name of the figure.
+        small: leave out the figures of half width; those of an earlier run go, for they show other numbers.
+        tall: names of figures whose axes are about square.
+    """
+    from contracting.plots import FULL_WIDTH, HALF_WIDTH, new_axes
+    from contracting.plots.style import figure_of
+
+    below = output_directory(folder / "figures")
+    written = []
+    for name, draw in draws.items():
+        full, narrow = (0.7, 1.3) if name in tall else (0.6, 1.0)
+        written.append(write_figure(below / f"{name}.png", figure_of(draw(new_axes(FULL_WIDTH, full * FULL_WIDTH))), dpi=DPI))
+        half = below / f"{name}{NARROW}.png"
+        if small:
+            half.unlink(missing_ok=True)
+        else:
+            written.append(write_figure(half, figure_of(draw(new_axes(HALF_WIDTH, narrow * HALF_WIDTH))), dpi=DPI))
+    return written
 
 
 def new_layer(dataset: Dataset, hidden: int, seed: int, **options: Any) -> LBEN:

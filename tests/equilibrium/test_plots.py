@@ -12,12 +12,11 @@ import torch
 from matplotlib.figure import Figure
 
 from contracting.errors import InputError
+from contracting.plots import FULL_WIDTH, HALF_WIDTH
 from equilibrium import LBEN, plots
 from equilibrium.comparison import compare
 from equilibrium.plots import (
     FIGURES,
-    FULL_WIDTH,
-    HALF_WIDTH,
     PANELS,
     SHOWN,
     draw_all,
