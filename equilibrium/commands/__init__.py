@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
-from equilibrium.commands import compare_solvers, counterexample, ode_layer, phase_portrait
+from equilibrium.commands import compare_solvers, counterexample, mnist_robustness, ode_layer, phase_portrait
 
 COMMANDS: dict[str, Callable[[ModuleType], Callable[..., None]]] = {
     "compare-solvers": compare_solvers.command,
     "counterexample": counterexample.command,
+    "mnist-robustness": mnist_robustness.command,
     "ode-layer": ode_layer.command,
     "phase-portrait": phase_portrait.command,
 }
