@@ -53,7 +53,8 @@ class Rows:
         # a row that is not finite before the first step never had an answer
         self.z = torch.full_like(problem.q, float("nan"))
         self.residual = self.scale = torch.full_like(self.best, float("nan"))
-        self.check(self.state, 0)
+        if self.iteration.check_start or stop.max_steps == 0:
+            self.check(self.state, 0)
 
     def assess(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Residual norm and its scale ‖σ(Wz + q)‖ of the rows at work, each (rows,)."""
@@ -75,36 +76,39 @@ class Rows:
             self.running = torch.zeros_like(self.running)
             self.answers = _Answers(z=z, residual=residual, scale=scale, status=status, steps=steps)
             return
-        code = self._judge(state, residual, converged, taken)
-        ended = self.running & (code != Status.RUNNING)
+        lost = ~torch.isfinite(residual)
+        stalled = self._stalled(state, residual, taken)
+        ended = converged | lost if stalled is None else converged | lost | stalled
+        if taken >= self.stop.max_steps:
+            ended = torch.ones_like(ended)
+        ended &= self.running
         if bool(ended.any()):
-            # a row whose new state is not finite keeps its last finite answer
-            gone = code == Status.NONFINITE
-            lost = (gone[:, None], gone, gone)
-            pairs = zip(lost, (z, residual, scale), (self.z, self.residual, self.scale), strict=True)
-            self._record(ended, code, [torch.where(gone, old, new) for gone, new, old in pairs], taken)
+            code = torch.full_like(residual, Status.MAX_STEPS, dtype=torch.int8)
+            if stalled is not None and taken < self.stop.max_steps:
+                code[stalled] = Status.STALLED
+            code[converged] = Status.CONVERGED
+            code[lost] = Status.NONFINITE
+            self._record(ended, lost, code, (z, residual, scale), taken)
             self.running = self.running & ~ended
             self.any_running = bool(self.running.any())
         self.state, self.z, self.residual, self.scale = state, z, residual, scale
         self._compact()
 
-    def _judge(self, state: State, residual: Tensor, converged: Tensor, taken: int) -> Tensor:
+    def _stalled(self, state: State, residual: Tensor, taken: int) -> Tensor | None:
         better = residual < self.best
-        self.best_step = torch.where(better, taken, self.best_step)
         self.best = torch.where(better, residual, self.best)
-        code = torch.full_like(residual, Status.RUNNING, dtype=torch.int8)
+        self.best_step.masked_fill_(better, taken)
         given_up = self.iteration.given_up(state)
-        if given_up is not None:
-            code[given_up] = Status.STALLED
-        code[taken - self.best_step >= self.stop.patience] = Status.STALLED
-        if taken >= self.stop.max_steps:
-            code.fill_(Status.MAX_STEPS)
-        code[converged] = Status.CONVERGED
-        code[~torch.isfinite(residual)] = Status.NONFINITE
-        return code
+        if taken < self.stop.patience:  # no row can have waited so long
+            return given_up
+        waiting = taken - self.best_step >= self.stop.patience
+        return waiting if given_up is None else waiting | given_up
 
-    def _record(self, ended: Tensor, code: Tensor, values: list[Tensor], taken: int) -> None:
-        z, residual, scale = values
+    def _record(self, ended: Tensor, lost: Tensor, code: Tensor, now: tuple[Tensor, ...], taken: int) -> None:
+        z, residual, scale = now
+        if bool(lost.any()):  # a row whose new state is not finite keeps its last finite answer
+            z = torch.where(lost[:, None], self.z, z)
+            residual, scale = torch.where(lost, self.residual, residual), torch.where(lost, self.scale, scale)
         if self.answers is None:
             batch = self.whole.batch
             self.answers = _Answers(

@@ -34,6 +34,7 @@ class Iteration(ABC):
         check_every: steps between two checks that this method suggests.
         advice: why the method gave rows up, and what to do; part of the error that the loop raises.
         separable: whether the iteration on some rows is this method bound to the problem of those rows.
+        check_start: whether the residual is worth a look before the first step.
         cold_start: whether z0 = 0 because nobody knew better; set by the loop.
     """
 
@@ -42,6 +43,7 @@ class Iteration(ABC):
     check_every: int = 1
     advice: str | None = None
     separable: bool = True
+    check_start: bool = True
     cold_start: bool = False
 
     def __init__(self) -> None:
@@ -129,7 +131,7 @@ def solve(
     stop = (stop or Stop()).resolved(problem)
     watch = _Watch(trace)
     rows = Rows(problem, stop, method, None if z0 is None else _starting_point(z0, problem))
-    watch.see(0, rows)
+    watch.see(0, rows, None if rows.checks else rows.state)
     taken = 0
     while rows.any_running and taken < stop.max_steps:
         block = min(stop.check_every or rows.iteration.check_after(taken), stop.max_steps - taken)

@@ -68,6 +68,11 @@ class FoldedIteration(Iteration):
         reachable = max(stop.rtol or 0.0, _SINGLE_FLOOR * (1 + problem.linear.rough_norm))
         return math.floor(_SINGLE_SHARE * (planned_steps(expected, reachable) or 0.0))
 
+    @property
+    def check_start(self) -> bool:  # type: ignore[override]
+        """A given starting point may be the solution; zeros hardly are."""
+        return not self.cold_start
+
     def init(self, z0: Tensor) -> State:
         self.map_evals += not self.cold_start
         return (self.flow.init_at_zero() if self.cold_start else self.flow.init(z0),)
