@@ -143,7 +143,8 @@ def fast_gradient(
 ) -> FastGradient:
     """x' = clip(x + ε∇/‖∇‖₂), ∇ the gradient of the cross-entropy in x: foolbox's L2FastGradientAttack at all sizes.
 
-    The direction does not depend on ε, so it is asked for once.
+    The direction does not depend on ε, so it is asked for once, and brought to length one where foolbox's is shorter. In
+    float32 confident rows have no gradient left; use float64.
 
     Args:
         model: (batch, in) -> (batch, classes), differentiable.
@@ -167,8 +168,10 @@ def fast_gradient(
     fooled, sizes = [], []
     for x, y in _batches(inputs, labels, batch_size):
         with _Attacked(model, temperature) as call:
-            # without clipping, x' − x is the direction
+            # without clipping, x' − x is the direction; foolbox divides by max(‖∇‖, 1e-12), and so it falls short of
+            # length one where the class is beyond doubt and the gradient tiny
             direction = attack.run(_wrapped(foolbox, call, (-math.inf, math.inf)), x, y, epsilon=1.0) - x
+            direction = torch.nn.functional.normalize(direction, dim=-1, eps=torch.finfo(x.dtype).tiny)
             moved = [(x + size * direction).clamp(low, high) for size in allowed]
             fooled.append(torch.stack([_classes(call, rows) != y for rows in moved]))
         sizes.append(torch.stack([_distance(rows, x) for rows in moved]))
@@ -186,7 +189,7 @@ def smallest_perturbation(
     *,
     bounds: tuple[float, float],
     verify: nn.Module | None = None,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     steps: int = 40,
     seed: int = 0,
     batch_size: int = _BATCH,
@@ -203,7 +206,8 @@ def smallest_perturbation(
         labels: (count,).
         bounds: smallest and largest value of an input, to which x' is clipped.
         verify: the model that must be fooled; None takes ``model``. An attack on a float32 copy is faster.
-        temperature: of the cross-entropy.
+        temperature: of the cross-entropy; None takes a fifth of the median lead over the second class, at which no
+            gradient is too small to be followed, and the nearest class counts most.
         steps: gradients per input.
         seed: of the directions that replace a gradient of zero.
         batch_size: inputs per call of the model.
@@ -221,6 +225,8 @@ def smallest_perturbation(
     attack = foolbox.attacks.DDNAttack(steps=steps, init_epsilon=3.0, gamma=0.1)
     judge = model if verify is None else verify
     kind = next(model.parameters())
+    if temperature is None:
+        temperature = _lead(model, inputs[:batch_size]) / 5 or 1.0
     found, sizes = [], []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(checks.whole_number("seed", seed, low=0))
@@ -276,8 +282,15 @@ class _Attacked(nn.Module):
 
 @torch.no_grad()
 def _classes(call: nn.Module, inputs: Tensor) -> Tensor:
-    outputs: Tensor = call(inputs)
+    outputs: Tensor = call(inputs.to(next(call.parameters())))
     return outputs.argmax(-1)
+
+
+def _lead(model: nn.Module, inputs: Tensor) -> float:
+    """The median lead of the largest output over the second."""
+    with torch.no_grad():
+        top = model(inputs.to(next(model.parameters()))).topk(2, -1).values
+    return float((top[:, 0] - top[:, 1]).median())
 
 
 def _distance(moved: Tensor, x: Tensor) -> Tensor:

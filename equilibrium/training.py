@@ -56,6 +56,7 @@ class TrainingRecord:
     batch_size: int
     learning_rate: float
     temperature: float
+    noise: float
     seed: int
     epochs: tuple[Epoch, ...]
 
@@ -78,6 +79,7 @@ def train(
     batch_size: int = 64,
     learning_rate: float = 0.03,
     temperature: float = 1.0,
+    noise: float = 0.0,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
@@ -96,7 +98,9 @@ def train(
         learning_rate: the largest learning rate.
         temperature: τ > 0. A map with Lipschitz constant γ cannot reach a small loss unless γ/τ is large: τ/γ is the
             distance in the inputs over which training looks for a margin.
-        seed: of the order of the images; the model's start is the caller's.
+        noise: standard deviation of the normal noise that is added to every training input, drawn anew each time. It
+            smooths the classes, and so helps against attacks and against overfitting.
+        seed: of the order of the images and of the noise; the model's start is the caller's.
         checkpoint: file that holds, after every epoch, everything that the rest of the training depends on. If it
             exists, training continues from there and ends with the same weights, bit for bit, as without a break.
         progress: show a bar where standard error is a terminal.
@@ -114,6 +118,7 @@ def train(
     checks.whole_number("batch_size", batch_size)
     checks.number("learning_rate", learning_rate, low=0, low_open=True, high=math.inf, high_open=True)
     checks.number("temperature", temperature, low=0, low_open=True, high=math.inf, high_open=True)
+    checks.number("noise", noise, low=0, high=math.inf, high_open=True)
     generator = torch.Generator().manual_seed(checks.whole_number("seed", seed, low=0))
     if isinstance(model, EquilibriumLayer):
         checks.last_size("train_inputs", dataset.train_inputs, model.in_features)
@@ -128,6 +133,7 @@ def train(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "temperature": temperature,
+        "noise": noise,
         "seed": seed,
     }
     progress_file = None if checkpoint is None else _Checkpoint(Path(checkpoint), settings)
@@ -141,6 +147,8 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * schedule(epoch * batches + batch)
                 inputs, labels = dataset.train_inputs[rows], dataset.train_labels[rows]
+                if noise > 0:
+                    inputs = inputs + noise * torch.randn(inputs.shape, generator=generator).to(inputs)
                 where = f"epoch {epoch + 1} of {epochs}"
                 loss, outputs = _step(model, optimizer, inputs, labels, temperature, where)
                 loss_sum += loss * len(rows)
@@ -164,6 +172,7 @@ def train(
         batch_size=batch_size,
         learning_rate=learning_rate,
         temperature=temperature,
+        noise=noise,
         seed=seed,
         epochs=tuple(records),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
-from equilibrium.commands import compare_solvers, counterexample, mnist_robustness, ode_layer, phase_portrait
+from equilibrium.commands import compare_solvers, counterexample, mnist_robustness, ode_layer, phase_portrait, square_wave
 
 COMMANDS: dict[str, Callable[[ModuleType], Callable[..., None]]] = {
     "compare-solvers": compare_solvers.command,
@@ -16,4 +16,5 @@ COMMANDS: dict[str, Callable[[ModuleType], Callable[..., None]]] = {
     "mnist-robustness": mnist_robustness.command,
     "ode-layer": ode_layer.command,
     "phase-portrait": phase_portrait.command,
+    "square-wave": square_wave.command,
 }

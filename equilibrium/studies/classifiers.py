@@ -80,7 +80,8 @@ class ModelSettings:
         epochs: passes over the training images.
         batch_size: images per step.
         learning_rate: the largest of the schedule.
-        temperature: of the cross-entropy, in training and of the attacks.
+        temperature: of the cross-entropy, in training and of the fast-gradient attack.
+        noise: standard deviation of the noise on the training inputs.
         tolerance: relative residual of the solves in training.
         seed: of the weights and of the order of the images.
         attacked: the last so many test images are attacked by the fast gradient (and all by the strong attack, if
@@ -101,6 +102,7 @@ class ModelSettings:
     batch_size: int
     learning_rate: float
     temperature: float
+    noise: float
     tolerance: float
     seed: int
     attacked: int
@@ -178,6 +180,7 @@ def run_model(settings: ModelSettings, workspace: Workspace, *, data_dir: Path |
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
         temperature=settings.temperature,
+        noise=settings.noise,
         seed=settings.seed,
         checkpoint=workspace.folder / "training.pt",
         progress=workspace.progress,
@@ -301,7 +304,6 @@ def _perturbations(
             exact.labels,
             bounds=exact.bounds,
             verify=judge,
-            temperature=settings.temperature,
             steps=settings.attack_steps,
             seed=settings.seed,
             batch_size=_BATCH,

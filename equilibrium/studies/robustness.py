@@ -87,6 +87,7 @@ def catalogue(plan: Plan) -> dict[str, ModelSettings]:
         batch_size=64 if plan.small else 256,
         learning_rate=0.01,
         temperature=1.0,
+        noise=0.3,
         tolerance=1e-3,
         seed=plan.seed,
         attacked=100 if plan.small else 2000,
