@@ -8,7 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
-from equilibrium.commands import compare_solvers, counterexample, mnist_robustness, ode_layer, phase_portrait, square_wave
+from equilibrium.commands import (
+    compare_solvers,
+    counterexample,
+    mnist_robustness,
+    ode_layer,
+    phase_portrait,
+    square_wave,
+)
 
 COMMANDS: dict[str, Callable[[ModuleType], Callable[..., None]]] = {
     "compare-solvers": compare_solvers.command,

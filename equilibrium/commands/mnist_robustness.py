@@ -17,7 +17,7 @@ from equilibrium.studies.robustness import CHECKPOINTS, PAPER_ERROR, Plan, run_e
 
 _SHOWN_SIZES = (1.5, 3.0, 5.0, 8.0)  # of the fast-gradient columns, the nearest of those that were tried
 _RADIUS = 1.58
-_EPOCHS = 12
+_EPOCHS = 20
 
 
 def command(typer: ModuleType) -> Callable[..., None]:
