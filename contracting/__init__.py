@@ -14,7 +14,14 @@ from contracting.flows import FiringRate, ForwardBackwardFlow, Hopfield, Peacema
 from contracting.linear import Dense, LinearMap
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
 from contracting.problem import EquilibriumProblem
-from contracting.sampled import SampledRate, fit_metric, sampled_rate, sampled_rate_along, worst_point
+from contracting.sampled import (
+    SampledRate,
+    fit_metric,
+    fit_metric_by_inequalities,
+    sampled_rate,
+    sampled_rate_along,
+    worst_point,
+)
 from contracting.scaled_flows import DouglasRachfordFlow, TimeScaledForwardBackward
 from contracting.solve import Iteration, Method, Solution, Stop, Trace, solve
 from contracting.tracking import Tracking, track, tracking_bound
@@ -71,6 +78,7 @@ __all__ = [
     "decay_rate",
     "distance",
     "fit_metric",
+    "fit_metric_by_inequalities",
     "sampled_rate",
     "sampled_rate_along",
     "simulate",

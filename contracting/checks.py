@@ -53,7 +53,9 @@ def same_kind(name: str, value: Tensor, reference_name: str, reference: Tensor) 
 
 
 def finite(name: str, value: Tensor) -> Tensor:
-    """Return ``value`` if every entry is finite, else raise InputError."""
+    """Return ``value`` if every entry is finite, else raise InputError; taken on trust while a graph is traced."""
+    if torch.compiler.is_compiling():
+        return value
     bad = int((~torch.isfinite(value.detach())).sum())
     if bad:
         raise InputError(f"{name} has {bad} entries that are NaN or infinite; it must be finite")
@@ -61,7 +63,9 @@ def finite(name: str, value: Tensor) -> Tensor:
 
 
 def positive_tensor(name: str, value: Tensor) -> Tensor:
-    """Return ``value`` if every entry is finite and > 0, else raise InputError."""
+    """Return ``value`` if every entry is finite and > 0, else raise InputError; as ``finite`` while traced."""
+    if torch.compiler.is_compiling():
+        return value
     finite(name, value)
     if bool((value.detach() <= 0).any()):
         raise InputError(f"{name} must be positive, its smallest entry is {float(value.detach().min()):.3g}")

@@ -1,6 +1,7 @@
 """Networks whose output is an equilibrium: parameterisations, layers, splittings and their gradients."""
 
 from equilibrium.checkpoints import load_reference, save_reference
+from equilibrium.fixed import FixedIterations
 from equilibrium.implicit import Implicit, Unrolled
 from equilibrium.layers import LBEN, EquilibriumLayer
 from equilibrium.newton import SemismoothNewton
@@ -12,6 +13,7 @@ __all__ = [
     "LBEN",
     "DouglasRachford",
     "EquilibriumLayer",
+    "FixedIterations",
     "ForwardBackward",
     "Implicit",
     "MonDEQ",

@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from contracting import checks
-from contracting.flows import BoundPeacemanRachford, BoundSplitting, ForwardBackwardFlow, PeacemanRachfordFlow
+from contracting.flows import BoundSplitting, ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Iteration, Method, State, Stop
 from equilibrium.folded import FoldedIteration, planned_interval, relaxed
@@ -58,10 +58,17 @@ class _Splitting(Method):
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
-        flow = self.flow_of(step=self.step).bind(problem)
-        if isinstance(flow, BoundPeacemanRachford):
-            return FoldedIteration(flow, self.share, stop)
-        return _RelaxedIteration(flow, self.share, stop)
+        return _RelaxedIteration(self.flow_of(step=self.step).bind(problem), self.share, stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReflectedSplitting(_Splitting):
+    mixed_precision: bool = True
+
+    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+        """The iteration on one problem."""
+        flow = PeacemanRachfordFlow(step=self.step).bind(problem)
+        return FoldedIteration(flow, self.share, stop, mixed_precision=self.mixed_precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,14 +89,16 @@ class ForwardBackward(_Splitting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeacemanRachford(_Splitting):
+class PeacemanRachford(_ReflectedSplitting):
     r"""u ← R_A R_f u, z = prox_{αf}(u): one product with the resolvent (I + α(I − W))⁻¹ per step.
 
     Factor ‖(I − αÃ)(I + αÃ)⁻¹‖ in ‖·‖_Λ, below one for every α > 0 under Condition 1. The default solver: the inverse
     is computed once per weight, and few steps are needed. For n in the thousands prefer a method without a resolvent.
 
     Args:
-        step: α, a number or one per neuron; None minimises the factor exactly.
+        step: α, a number or one per neuron; None minimises the factor exactly, or nearly so for weights in training.
+        mixed_precision: take the first steps of a float64 problem in float32. What is returned is as accurate, but two
+            solves of a row in batches of different size then agree to the tolerance, not to the last digits.
 
     Raises:
         PreconditionError: on binding, if α is automatic and Condition 1 is not certified.
@@ -99,14 +108,15 @@ class PeacemanRachford(_Splitting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DouglasRachford(_Splitting):
+class DouglasRachford(_ReflectedSplitting):
     r"""u ← u + (θ/2)(R_A R_f u − u), z = prox_{αf}(u), with relaxation θ in (0, 2); θ = 1 is the classical method.
 
     Factor |1 − θ/2| + (θ/2)ρ with ρ that of Peaceman–Rachford. Steadier than Peaceman–Rachford where I − W is barely
     monotone, otherwise slower.
 
     Args:
-        step: α, a number or one per neuron; None minimises ρ exactly.
+        step: α, a number or one per neuron; None minimises ρ exactly, or nearly so for weights in training.
+        mixed_precision: as for ``PeacemanRachford``.
         relaxation: θ; 2 would be Peaceman–Rachford.
 
     Raises:

@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DEMOS = sorted((ROOT / "demos").glob("*.py"))
 # every solver runs in tests/equilibrium/test_cli.py; here a few will do
-ALSO = {"compare_solvers": ["--solvers", "PeacemanRachford,SemismoothNewton,DormandPrince,torchdiffeq-rk4"]}
+ALSO = {
+    "compare_solvers": ["--solvers", "PeacemanRachford,SemismoothNewton,DormandPrince,torchdiffeq-rk4"],
+    "contraction_cost": ["--seeds", "1", "--hidden", "8"],
+}
 
 
 def run(demo, folder, *arguments):

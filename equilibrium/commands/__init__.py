@@ -10,7 +10,9 @@ from types import ModuleType
 
 from equilibrium.commands import (
     compare_solvers,
+    contraction_cost,
     counterexample,
+    lipschitz_report,
     mnist_robustness,
     ode_layer,
     phase_portrait,
@@ -19,7 +21,9 @@ from equilibrium.commands import (
 
 COMMANDS: dict[str, Callable[[ModuleType], Callable[..., None]]] = {
     "compare-solvers": compare_solvers.command,
+    "contraction-cost": contraction_cost.command,
     "counterexample": counterexample.command,
+    "lipschitz-report": lipschitz_report.command,
     "mnist-robustness": mnist_robustness.command,
     "ode-layer": ode_layer.command,
     "phase-portrait": phase_portrait.command,
