@@ -193,9 +193,15 @@ def _in_processes(tasks: Sequence[Task], folders: Sequence[Path], jobs: int, pro
             pool.submit(_work, task, folder, progress): index
             for index, (task, folder) in enumerate(zip(tasks, folders, strict=True))
         }
+        failed: TaskError | None = None
         try:
             for future in as_completed(futures):
-                yield futures[future], future.result()
+                try:
+                    yield futures[future], future.result()
+                except TaskError as error:
+                    failed = failed or error  # the others can finish nevertheless
+            if failed is not None:
+                raise failed
         except BrokenProcessPool as error:
             raise TaskError(
                 "a process of the experiment died, perhaps for lack of memory; run the same command again to continue, "

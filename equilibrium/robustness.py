@@ -143,8 +143,8 @@ def fast_gradient(
 ) -> FastGradient:
     """x' = clip(x + ε∇/‖∇‖₂), ∇ the gradient of the cross-entropy in x: foolbox's L2FastGradientAttack at all sizes.
 
-    The direction does not depend on ε, so it is asked for once, and brought to length one where foolbox's is shorter. In
-    float32 confident rows have no gradient left; use float64.
+    The direction does not depend on ε, so it is asked for once, and brought to length one where foolbox's is shorter.
+    In float32 confident rows have no gradient left; use float64.
 
     Args:
         model: (batch, in) -> (batch, classes), differentiable.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,21 @@ def train(
     )
 
 
+def last_complete_epoch(checkpoint: str | os.PathLike[str], model: nn.Module) -> tuple[Epoch, ...]:
+    """Put the weights of a checkpoint of ``train`` into the model: those of a training that could not go on.
+
+    Returns:
+        The records of the epochs that were completed.
+
+    Raises:
+        InputError: if there is no such checkpoint, or it is of another model.
+    """
+    content = _read_checkpoint(Path(checkpoint))
+    with _refusing(Path(checkpoint)):
+        model.load_state_dict(content["model"])
+        return tuple(Epoch(**record) for record in content["epochs"])
+
+
 @torch.no_grad()
 def error_percent(layer: nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: int = _TEST_BATCH) -> float:
     """Misclassified inputs in percent, the class being the largest output.
@@ -232,23 +248,37 @@ class _Checkpoint:
         """Put everything back; the records of the epochs that are over."""
         if not self.path.exists():
             return []
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-            found = content["settings"]
-            if found == self.settings:
+        content = _read_checkpoint(self.path)
+        found = content["settings"]
+        if found == self.settings:
+            with _refusing(self.path):
                 model.load_state_dict(content["model"])
                 optimizer.load_state_dict(content["optimizer"])
                 generator.set_state(content["generator"])
                 return [Epoch(**record) for record in content["epochs"]]
-        except Exception as error:  # a damaged pickle can raise anything
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{str(self.path)!r} is no checkpoint of this training ({type(error).__name__}: {reason}); remove it"
-            ) from error
         differ = [f"{k} = {found.get(k)!r}, now {v!r}" for k, v in self.settings.items() if found.get(k) != v]
         raise InputError(
             f"{str(self.path)!r} belongs to a training with {', '.join(differ)}; repeat that or name another file"
         )
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    with _refusing(path):
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if content["settings"].keys() and content["epochs"]:
+            return content
+        raise ValueError("it holds no epoch")
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{str(path)!r} is no checkpoint of this training ({type(error).__name__}: {reason}); remove it"
+        ) from error
 
 
 def _step(

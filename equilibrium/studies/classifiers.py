@@ -38,7 +38,7 @@ from equilibrium.robustness import (
     fast_gradient,
     smallest_perturbation,
 )
-from equilibrium.training import error_percent, train
+from equilibrium.training import TrainingError, error_percent, last_complete_epoch, train
 
 _EXACT = Stop(rtol=1e-8, atol=1e-12)
 _ATTACK = 1e-4  # relative tolerance of the float32 solves that an attack makes; what it finds is verified in float64
@@ -142,6 +142,8 @@ def new_model(settings: ModelSettings, dataset: Dataset) -> nn.Module:
         if settings.kind is Kind.PERCEPTRON:
             return _perceptron(*sizes)
         if settings.kind is Kind.UNCONSTRAINED:
+            # Newton's method finds an equilibrium within a few steps, or there may be none
+            stop = dataclasses.replace(stop, max_steps=50)
             return EquilibriumLayer(Unconstrained(*sizes), stop=stop, backward=Implicit(stop=stop))
         return LBEN(
             *sizes,
@@ -173,25 +175,34 @@ def run_model(settings: ModelSettings, workspace: Workspace, *, data_dir: Path |
     """
     dataset = load_images(settings.images, data_dir)
     model = new_model(settings, dataset)
-    record = train(
-        model,
-        dataset,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        temperature=settings.temperature,
-        noise=settings.noise,
-        seed=settings.seed,
-        checkpoint=workspace.folder / "training.pt",
-        progress=workspace.progress,
-        place=workspace.place,
-    )
-    epochs = [{name: value for name, value in asdict(e).items() if name != "seconds"} for e in record.epochs]
+    checkpoint = workspace.folder / "training.pt"
+    stopped: str | None = None
+    try:
+        records = train(
+            model,
+            dataset,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            temperature=settings.temperature,
+            noise=settings.noise,
+            seed=settings.seed,
+            checkpoint=checkpoint,
+            progress=workspace.progress,
+            place=workspace.place,
+        ).epochs
+    except TrainingError as error:
+        # without Condition 1 an equilibrium need not exist; with it this is a defect
+        if settings.kind.certified or not checkpoint.exists():
+            raise
+        stopped, records = str(error), last_complete_epoch(checkpoint, model)
+    epochs = [{name: value for name, value in asdict(e).items() if name != "seconds"} for e in records]
     return {
         "settings": settings,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training": epochs,
-        "training_seconds": record.seconds,
+        "stopped": stopped,
+        "training_seconds": sum(epoch.seconds for epoch in records),
         **_measured(model, dataset, settings, workspace),
     }
 
@@ -237,6 +248,8 @@ def _measured(model: nn.Module, dataset: Dataset, settings: ModelSettings, works
     judge = copy.deepcopy(model).double()
     layer = judge if isinstance(judge, EquilibriumLayer) else from_sequential(cast(nn.Sequential, judge))
     layer.stop = dataclasses.replace(layer.stop, rtol=_EXACT.rtol, atol=_EXACT.atol)
+    if not settings.kind.certified:
+        judge = _WithoutCertificate(layer)
     temperature = settings.temperature
     measured = {
         "test_error": workspace.once("accuracy", lambda: error_percent(judge, exact.inputs, exact.labels)),
@@ -252,6 +265,21 @@ def _measured(model: nn.Module, dataset: Dataset, settings: ModelSettings, works
         "lipschitz": attained | certified,
         "robustness": _robustness(radii, _tensor(sizes), measured["fast_gradient"].pop("smallest"), settings),
     }
+
+
+class _WithoutCertificate(nn.Module):
+    """A layer whose equilibria need not exist: where none is found, the last iterate counts, without gradient."""
+
+    def __init__(self, layer: EquilibriumLayer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        solution = self.layer.solve(x, throw=False)
+        outputs = self.layer.weights().readout(solution.z, x).detach()
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return outputs
+        return outputs.index_put((solution.converged,), self.layer(x[solution.converged]))
 
 
 def _fast_gradient(

@@ -99,6 +99,14 @@ def test_a_failing_task_is_named(tmp_path, jobs):
         run_tasks([Task(name="broken", settings=Sum(1), run=fail)], tmp_path, jobs=jobs)
 
 
+def test_the_others_finish_when_one_fails(tmp_path):
+    tasks = [Task(name=f"t{n}", settings=Sum(n), run=add) for n in (1, 2)]
+    tasks.insert(0, Task(name="broken", settings=Sum(1), run=fail))
+    with pytest.raises(TaskError, match="broken"):
+        run_tasks(tasks, tmp_path, jobs=2)
+    assert all((tmp_path / name / "result.step.json").exists() for name in ("t1", "t2"))
+
+
 def test_damaged_files_and_double_names_are_refused(tmp_path):
     task = Task(name="a", settings=Sum(1), run=add)
     with pytest.raises(InputError, match="different names"):

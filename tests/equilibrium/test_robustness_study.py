@@ -8,11 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from equilibrium import cli
+from contracting import Stop
+from equilibrium import EquilibriumLayer, Unconstrained, cli
 from equilibrium.commands import mnist_robustness
-from equilibrium.studies.classifiers import Images, Kind, load_images, new_model
+from equilibrium.experiment import Workspace
+from equilibrium.studies import classifiers
+from equilibrium.studies.classifiers import Images, Kind, load_images, new_model, run_model
 from equilibrium.studies.robustness import CHECKPOINTS, LIPSCHITZ, PAPER_ERROR, SIZES, Plan, catalogue
 from equilibrium.studies.square_wave import WaveSettings, fit, shown_points, square_wave
+from equilibrium.training import TrainingError
 
 SMALL = Plan(images=Images.DIGITS, epochs=1, seed=0, small=True)
 MODELS = ("lipschitz-0.3", "contracting", "perceptron", "unconstrained")
@@ -87,6 +91,41 @@ def test_the_perceptron_has_as_many_parameters_as_the_network():
         for kind in (Kind.LBEN, Kind.PERCEPTRON)
     }
     assert 0.97 < counts[Kind.PERCEPTRON] / counts[Kind.LBEN] <= 1
+
+
+def test_rows_without_equilibrium_count_without_gradient():
+    layer = EquilibriumLayer(Unconstrained(1, 1, 2, dtype=torch.float64), stop=Stop(max_steps=50))
+    free = layer.parameterization
+    with torch.no_grad():
+        for parameter, value in ((free.W, 2.0), (free.U, 1.0), (free.bias, 0.0), (free.output_bias, 0.0)):
+            parameter.fill_(value)
+        free.output.copy_(torch.tensor([[1.0], [-1.0]]))
+    model = classifiers._WithoutCertificate(layer)
+    # z = max(0, 2z + x) has no root for x > 0
+    x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64, requires_grad=True)
+    outputs = model(x)
+    assert outputs[0].tolist() == [0.0, 0.0] and bool(torch.isfinite(outputs).all())
+    (gradient,) = torch.autograd.grad(outputs[:, 0].sum(), x)
+    assert gradient.tolist() == [[0.0], [0.0]]
+
+
+@pytest.mark.parametrize("name", ["unconstrained", "lipschitz-1"])
+def test_only_an_unconstrained_network_may_stop_training(tmp_path, monkeypatch, name):
+    real = classifiers.train
+
+    def stops(model, dataset, **options):
+        real(model, dataset, **options)
+        raise TrainingError("no equilibrium in epoch 2")
+
+    monkeypatch.setattr(classifiers, "train", stops)
+    settings = replace(catalogue(SMALL)[name], epochs=1)
+    if name != "unconstrained":
+        with pytest.raises(TrainingError):
+            run_model(settings, Workspace(folder=tmp_path))
+        return
+    result = run_model(settings, Workspace(folder=tmp_path))
+    assert result["stopped"] == "no equilibrium in epoch 2" and len(result["training"]) == 1
+    assert result["training"][0]["test_error"] == pytest.approx(result["test_error"], abs=1)
 
 
 @pytest.mark.parametrize(
