@@ -36,8 +36,8 @@ class WaveSettings:
     """
 
     hidden: int = 40
-    steps: int = 1500
-    points: int = 300
+    steps: int = 1000
+    points: int = 200
     grid: int = 30_000
     learning_rate: float = 0.02
     epsilon: float = 0.1
