@@ -70,8 +70,13 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> Path:
     Raises:
         InputError: If ``obj`` holds something JSON cannot say, named by its place; or if the file cannot be written.
     """
-    text = json.dumps(_plain(obj, "obj"), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
     return write_text(path, text + "\n")
+
+
+def write_tensors(path: str | os.PathLike[str], content: Any) -> Path:
+    """Write tensors, in dicts and lists with numbers and text, by ``torch.save``; a failure leaves what was there."""
+    return _write(path, lambda file: torch.save(content, file))
 
 
 def write_figure(path: str | os.PathLike[str], figure: Figure, *, dpi: float = 150) -> Path:
@@ -174,8 +179,12 @@ def _complete(path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _plain(value: Any, where: str) -> Any:
-    """``value`` in the types of JSON; ``where`` names its place for the error message."""
+def plain(value: Any, where: str = "obj") -> Any:
+    """``value`` in the types of JSON, as ``write_json`` writes it; ``where`` names its place for the error message.
+
+    Raises:
+        InputError: If it holds something JSON cannot say.
+    """
     if isinstance(value, Enum):
         return value.name
     if value is None or isinstance(value, bool | int | str):
@@ -183,16 +192,16 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Tensor):
-        return _plain(value.detach().cpu().tolist(), where)
+        return plain(value.detach().cpu().tolist(), where)
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist(), where)
+        return plain(value.tolist(), where)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 raise InputError(f"{where} has the key {key!r}; JSON needs text, use str(...)")
-        return {key: _plain(entry, f"{where}[{key!r}]") for key, entry in value.items()}
+        return {key: plain(entry, f"{where}[{key!r}]") for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
+        return [plain(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
     raise InputError(f"{where} is of type {type(value).__name__}, which JSON cannot say; convert it to text or numbers")

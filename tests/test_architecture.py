@@ -20,7 +20,7 @@ PACKAGES = (contracting, equilibrium)
 MODULES = sorted(
     info.name for package in PACKAGES for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
 )
-OPTIONAL = {"scipy", "sklearn", "pooch", "tqdm", "typer", "cvxpy", "clarabel", "mpmath", "rich", "click"}
+OPTIONAL = {"foolbox", "scipy", "sklearn", "pooch", "tqdm", "typer", "cvxpy", "clarabel", "mpmath", "rich", "click"}
 
 
 def source(module: str) -> Path:

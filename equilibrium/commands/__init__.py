@@ -14,8 +14,10 @@ from equilibrium.commands import (
     contraction_rates,
     counterexample,
     lipschitz_report,
+    mnist_robustness,
     ode_layer,
     phase_portrait,
+    square_wave,
     tracking,
 )
 
@@ -25,7 +27,9 @@ COMMANDS: dict[str, Callable[[ModuleType], Callable[..., None]]] = {
     "contraction-rates": contraction_rates.command,
     "counterexample": counterexample.command,
     "lipschitz-report": lipschitz_report.command,
+    "mnist-robustness": mnist_robustness.command,
     "ode-layer": ode_layer.command,
     "phase-portrait": phase_portrait.command,
+    "square-wave": square_wave.command,
     "tracking": tracking.command,
 }
