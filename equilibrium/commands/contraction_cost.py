@@ -11,11 +11,9 @@ from typing import Annotated
 from contracting import checks
 from contracting.errors import InputError
 from equilibrium.artifacts import environment, output_directory, write_figure, write_json, write_text
-from equilibrium.commands.common import SMALL_HELP, THREADS_HELP, clean_output, report, running_with
+from equilibrium.commands.common import DPI, NARROW, SMALL_HELP, THREADS_HELP, clean_output, report, running_with
 from equilibrium.contraction_cost import CostSettings, TrainedLayer, contraction_cost, cost_table
 from equilibrium.data import digits, subset
-
-_DPI = 200
 
 
 def command(typer: ModuleType) -> Callable[..., None]:
@@ -93,7 +91,12 @@ def _read(source: Path) -> tuple[TrainedLayer, ...]:
 
 
 def _figure(layers: tuple[TrainedLayer, ...], folder: Path) -> list[Path]:
+    from contracting.plots import FULL_WIDTH, HALF_WIDTH
     from equilibrium.plots import draw_contraction_cost
 
     below = output_directory(folder / "figures")
-    return [write_figure(below / "contraction-cost.png", draw_contraction_cost(layers), dpi=_DPI)]
+    widths = {"": FULL_WIDTH, NARROW: HALF_WIDTH}
+    return [
+        write_figure(below / f"contraction-cost{suffix}.png", draw_contraction_cost(layers, width=width), dpi=DPI)
+        for suffix, width in widths.items()
+    ]
