@@ -24,7 +24,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
         rates: Annotated[str, option(help="Rates to ask for, by commas; none asks for none.")] = "none,0.2,0.5",
         seeds: Annotated[int | None, option(help="Trainings per rate (default 5).")] = None,
         hidden: Annotated[int | None, option(help="Neurons (default 64).")] = None,
-        epochs: Annotated[int | None, option(help="Passes over the training images (default 6).")] = None,
+        epochs: Annotated[int | None, option(help="Passes over the training images (default 15).")] = None,
         lipschitz: Annotated[float, option(help="Certified Lipschitz constant of every layer.")] = 1.0,
         threads: Annotated[int, option(help=THREADS_HELP)] = 1,
         out: Annotated[Path, option(help="Folder for the figure, results.json and table.md.")] = Path("out"),
@@ -44,7 +44,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
             rates=_rates(rates),
             seeds=(2 if small else 5) if seeds is None else seeds,
             hidden=(12 if small else 64) if hidden is None else hidden,
-            epochs=(1 if small else 6) if epochs is None else epochs,
+            epochs=(1 if small else 15) if epochs is None else epochs,
             lipschitz=lipschitz,
         )
         with running_with(checks.whole_number("--threads", threads)), clean_output(out) as folder:
