@@ -1,5 +1,6 @@
 """Contracting flows and their steady states: problems, flows, metrics, integrators and the one loop that solves."""
 
+from contracting.balls import CarriedBall, carry_ball
 from contracting.decay import DecayFit, decay_rate
 from contracting.energy import Energy
 from contracting.errors import (
@@ -39,6 +40,7 @@ from contracting.vector_fields import LinearFlow, NeuralFlow, VectorField
 
 __all__ = [
     "AdaptiveStep",
+    "CarriedBall",
     "ContractingError",
     "DecayFit",
     "Dense",
@@ -75,6 +77,7 @@ __all__ = [
     "WeightedL1",
     "WeightedL2",
     "WeightedLinf",
+    "carry_ball",
     "decay_rate",
     "distance",
     "fit_metric",

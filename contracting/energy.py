@@ -93,6 +93,7 @@ class Energy:
         checks.number("step", step, low=0, low_open=True)
         if step > (1 + 1e-12) / self.smoothness:
             raise PreconditionError(
-                f"the energy is proved to fall by a factor for steps up to 1/L = {1 / self.smoothness:.3g}, got {step:.3g}"
+                f"the energy is proved to fall by a factor for steps up to 1/L = {1 / self.smoothness:.3g}, "
+                f"got {step:.3g}"
             )
         return 1 - step * self.strong_convexity

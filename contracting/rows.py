@@ -79,7 +79,8 @@ class Rows:
         z = self.iteration.read(state)
         residual, scale = self.assess(z)
         self.checks += 1
-        converged = residual <= self.stop.tolerance(scale)
+        # an iteration that blew up has an infinite residual and an infinite scale
+        converged = (residual <= self.stop.tolerance(scale)) & torch.isfinite(residual)
         if self.answers is None and self.place is None and bool(converged.all()):  # all at once, as small batches do
             status = torch.full_like(residual, Status.CONVERGED, dtype=torch.int8)
             steps = torch.full_like(self.best_step, taken)

@@ -12,9 +12,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from contracting import checks
-from contracting.flows import BoundSplitting, ForwardBackwardFlow, PeacemanRachfordFlow
+from contracting.flows import BoundPeacemanRachford, BoundSplitting, ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Iteration, Method, State, Stop
+from equilibrium.diagonal_step import DiagonalStep
 from equilibrium.folded import FoldedIteration, planned_interval, relaxed
 
 
@@ -45,11 +46,12 @@ class _RelaxedIteration(Iteration):
 
 @dataclass(frozen=True, kw_only=True)
 class _Splitting(Method):
-    step: float | Tensor | None = None
+    step: float | Tensor | DiagonalStep | None = None
     flow_of: ClassVar[type[ForwardBackwardFlow] | type[PeacemanRachfordFlow]] = PeacemanRachfordFlow
 
     def __post_init__(self) -> None:
-        self.flow_of(step=self.step)  # which checks the step
+        if not isinstance(self.step, DiagonalStep):
+            self.flow_of(step=self.step)  # which checks the step
 
     @property
     def share(self) -> float:
@@ -58,7 +60,12 @@ class _Splitting(Method):
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
-        return _RelaxedIteration(self.flow_of(step=self.step).bind(problem), self.share, stop)
+        return _RelaxedIteration(self._flow(problem), self.share, stop)
+
+    def _flow(self, problem: EquilibriumProblem) -> BoundSplitting:
+        if isinstance(self.step, DiagonalStep):
+            return self.step.bind(problem, self.flow_of)
+        return self.flow_of(step=self.step).bind(problem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +74,8 @@ class _ReflectedSplitting(_Splitting):
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
-        flow = PeacemanRachfordFlow(step=self.step).bind(problem)
+        flow = self._flow(problem)
+        assert isinstance(flow, BoundPeacemanRachford)
         return FoldedIteration(flow, self.share, stop, mixed_precision=self.mixed_precision)
 
 
@@ -79,7 +87,7 @@ class ForwardBackward(_Splitting):
     close to one, and PeacemanRachford or SemismoothNewton takes far fewer steps.
 
     Args:
-        step: α, a number or one per neuron; None minimises the factor exactly.
+        step: α, a number, one per neuron, or DiagonalStep(); None minimises the factor exactly.
 
     Raises:
         PreconditionError: on binding, if α is automatic and Condition 1 is not certified.
@@ -96,7 +104,8 @@ class PeacemanRachford(_ReflectedSplitting):
     is computed once per weight, and few steps are needed. For n in the thousands prefer a method without a resolvent.
 
     Args:
-        step: α, a number or one per neuron; None minimises the factor exactly, or nearly so for weights in training.
+        step: α, a number, one per neuron, or DiagonalStep(); None minimises the factor exactly, or nearly so for
+            weights in training.
         mixed_precision: take the first steps of a float64 problem in float32. What is returned is as accurate, but two
             solves of a row in batches of different size then agree to the tolerance, not to the last digits.
 
@@ -115,7 +124,8 @@ class DouglasRachford(_ReflectedSplitting):
     monotone, otherwise slower.
 
     Args:
-        step: α, a number or one per neuron; None minimises ρ exactly, or nearly so for weights in training.
+        step: α, a number, one per neuron, or DiagonalStep(); None minimises ρ exactly, or nearly so for weights in
+            training.
         mixed_precision: as for ``PeacemanRachford``.
         relaxation: θ; 2 would be Peaceman–Rachford.
 

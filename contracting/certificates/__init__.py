@@ -31,6 +31,7 @@ from contracting.certificates.finders import (
 from contracting.certificates.lmi import SectorInequality, VertexInequalities
 from contracting.certificates.lyapunov import LyapunovMetric
 from contracting.certificates.records import Certificate, CertificateError, Convergence
+from contracting.certificates.sweeps import SkewnessSweep, StepSweep, sweep_skewness, sweep_steps
 from contracting.certificates.systems import (
     FiringRateSystem,
     HopfieldSystem,
@@ -63,6 +64,8 @@ __all__ = [
     "PolyhedralMetric",
     "Report",
     "SectorInequality",
+    "SkewnessSweep",
+    "StepSweep",
     "System",
     "UpperBound",
     "VertexInequalities",
@@ -82,6 +85,8 @@ __all__ = [
     "report",
     "rules_out",
     "splitting_rates",
+    "sweep_skewness",
+    "sweep_steps",
     "switching_bound",
     "system_of",
     "upper_bound",

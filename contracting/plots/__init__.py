@@ -1,6 +1,6 @@
 """Figures of contraction: each takes data, draws on the axes it is given or on new ones, and returns them.
 
-What is proved is a blue dashed line, what bounds every proof from above a vermilion dotted one, what was simulated grey.
+What is proved is a blue dashed line, what bounds every proof from above a vermilion dotted one; grey was simulated.
 """
 
 from contracting.plots.energy import plot_energy_contours, plot_energy_descent

@@ -143,9 +143,8 @@ def _draw_steps(axes: Axes, energy: Energy, iterates: Tensor, step: float) -> No
     half = iterates - step * energy.smooth_gradient(iterates)
     for index in range(len(iterates) - 1):
         before, middle, after = iterates[index], half[index], iterates[index + 1]
-        axes.annotate(
-            "", middle.tolist(), before.tolist(), arrowprops={"arrowstyle": "->", "color": BLUE, "linewidth": 0.9}
-        )
+        tip, tail = ((float(point[0]), float(point[1])) for point in (middle, before))
+        axes.annotate("", tip, tail, arrowprops={"arrowstyle": "->", "color": BLUE, "linewidth": 0.9})
         axes.plot(*torch.stack([middle, after]).mT.tolist(), color=BLUE, linewidth=2.2, alpha=0.5)
     axes.plot(*iterates.mT.tolist(), "o", color=BLUE, markersize=3.5, linestyle="none", label="iterates")
     axes.plot([], [], color=BLUE, linewidth=0.9, label="gradient step")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contracting.balls import CarriedBall, unit_sphere
 from contracting.errors import InputError
-from contracting.plots.style import BLUE, GREEN, PURPLE, SEEN, SKY, VERMILION, figure_of, finish, new_axes, shown
+from contracting.plots.style import BLUE, GREEN, SKY, VERMILION, figure_of, finish, new_axes, shown
 from contracting.vector_fields import VectorField
 
 if TYPE_CHECKING:

@@ -92,8 +92,9 @@ def plot_rate_against_step(sweep: StepSweep, axes: Axes | None = None) -> Axes:
     certified, diagonal, bound = (x[order].tolist() for x in (sweep.certified, sweep.diagonal, sweep.bound))
     axes.fill_between(steps, certified, bound, color="0.85", linewidth=0, label="true rate")
     axes.semilogx(steps, bound, label="upper bound", **BOUND)
-    axes.semilogx(steps, certified, color=BLUE, marker="o", markersize=3.5, linewidth=1.5, label="certified, best metric")
-    axes.semilogx(steps, diagonal, color=GREEN, marker="s", markersize=3.5, linewidth=1.5, label="certified in Λ")
+    marks = {"markersize": 3.5, "linewidth": 1.5}
+    axes.semilogx(steps, certified, color=BLUE, marker="o", label="certified, best metric", **marks)
+    axes.semilogx(steps, diagonal, color=GREEN, marker="s", label="certified in Λ", **marks)
     limit = sweep.inclusion.rate
     axes.axhline(limit, color=BLUE, linewidth=0.9, linestyle="--", label=f"inclusion, best Λ: {shown(limit)}")
     m = sweep.monotonicity

@@ -58,15 +58,15 @@ def plot_numerical_range(
         real, imaginary = points.real.tolist(), points.imag.tolist()
         flat = float(points.real.max() - points.real.min()) < 0.02 * float(points.abs().max())
         axes.fill(
-            real, imaginary, facecolor=colour, edgecolor=colour, alpha=0.7 if flat else 0.4,
+            real, imaginary, facecolor=colour, edgecolor=colour, alpha=1.0 if flat else 0.4,
             linewidth=5 if flat else 1.5, label=name,
             zorder=1 + 1 / (1 + float(points.abs().max())),  # a small one is not hidden by a large one
         )  # fmt: skip
     tallest = max(float(points.imag.abs().max()) for points in ranges.values())
     height = 1.15 * max(tallest, 2 * s)
     im = torch.linspace(-height, height, 241, dtype=torch.float64)
-    axes.plot((s - im**2 / (4 * s)).tolist(), im.tolist(), label=f"contracts at {shown(rate)}", **CERTIFIED)
-    axes.axvline(1.0, color="black", linewidth=1.0, linestyle="-.", label="Condition 1")
+    axes.plot((s - im**2 / (4 * s)).tolist(), im.tolist(), label=f"parabola of rate {shown(rate)}", **CERTIFIED)
+    axes.axvline(1.0, color="black", linewidth=1.0, linestyle="-.", label="half-plane (Condition 1)")
     left = min(float(points.real.min()) for points in ranges.values())
     axes.set_xlim(min(left, -0.5 * s) - 0.2 * s, max(1.0, s) + 0.3)
     axes.set_ylim(-height, height)

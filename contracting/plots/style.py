@@ -68,7 +68,7 @@ def finish(axes: Axes, *, x: str, y: str, title: str, legend: bool = True) -> No
     axes.tick_params(labelsize=size - 1)
     for axis in (axes.xaxis, axes.yaxis):  # labels between the powers of ten only cost time to place
         axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-        if narrow and axis.get_scale() == "linear":
+        if narrow and isinstance(axis.get_major_locator(), matplotlib.ticker.AutoLocator):
             axis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
     axes.grid(True, color="0.9", linewidth=0.5)
     axes.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""Figures of trajectories in time: their distance beside the certified rate, and how they follow a moving equilibrium."""
+"""Figures of trajectories: their distance beside the certified rate, and how they follow a moving equilibrium."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def plot_distance(
 ) -> Axes:
     """Distance between pairs of trajectories, relative to its start, with the lines e^{−ct} of two rates.
 
-    No pair may lie above the certified line; in any norm, some pair lies above the line of the upper bound in the long
-    run, apart from a constant factor.
+    No pair may lie above the certified line. No certificate, in any norm, may have a steeper line than the bound, which
+    is about the worst slopes of the activation; these pairs need not meet them.
 
     Args:
         times: (T,), increasing.
@@ -57,6 +57,7 @@ def plot_distance(
     d = checks.floating_tensor("distances", distances).detach().reshape(len(times), -1)
     checks.positive_tensor("the first distances", d[0])
     axes = new_axes() if axes is None else axes
+    shared, limits = bool(axes.lines), axes.get_ylim()  # another flow may be there already
     elapsed = (times - times[0]).detach()
     relative = (d / d[0]).clamp_min(_LEAST)
     of = f" ({flow})" if flow else ""
@@ -67,15 +68,17 @@ def plot_distance(
             **({"color": "black", "linewidth": 1.4} if relative.shape[1] == 1 else {"color": SEEN, "linewidth": 0.8}),
         )  # fmt: skip
     ends = [float(times[0]), float(times[-1])]
-    span = float(elapsed[-1])
     proved = torch.exp(-certified * elapsed.to(torch.float64))
     axes.semilogy(ends, [1.0, float(proved[-1])], label=f"certified {shown(certified)}{of}", **CERTIFIED)
     if bound is not None:
-        line = [1.0, float(torch.exp(torch.tensor(-bound * span, dtype=torch.float64)))]
-        axes.semilogy(ends, line, label=f"bound {shown(bound)}{of}", **BOUND)
-    # a steep bound would press everything else against the top
-    heights = [y for line in axes.lines if line.get_color() != BOUND["color"] for y in line.get_ydata()]
-    axes.set_ylim(max(_LEAST, min(heights)) / 1.5, 1.5 * max(heights))
+        steepest = torch.exp(-bound * elapsed[-1:].to(torch.float64))
+        axes.semilogy(ends, [1.0, float(steepest)], label=f"bound {shown(bound)}{of}", **BOUND)
+    # not the bound, which would press everything else against the top where it is steep
+    heights = torch.cat([relative.flatten().to(proved), proved])
+    low, high = max(_LEAST, float(heights.min())) / 1.5, 1.5 * float(heights.max())
+    if shared:
+        low, high = min(low, limits[0]), max(high, limits[1])
+    axes.set_ylim(low, high)
     kept = bool((relative <= proved[:, None].to(relative) * (1 + _SLACK) + 2 * _LEAST).all())
     said = f"Every pair keeps to the certified rate {shown(certified)}"
     finish(

@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from equilibrium.artifacts import output_directory, write_figure
 from equilibrium.data import Dataset
 from equilibrium.layers import LBEN
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 DPI = 200
 NARROW = "-half-width"
@@ -76,13 +73,13 @@ def number(value: float | None, form: str = ".4f") -> str:
 
 
 def draw_figures(
-    folder: Path, draws: Mapping[str, Callable[["Axes"], "Axes"]], *, small: bool, tall: Sequence[str] = ()
+    folder: Path, draws: Mapping[str, Callable[[Any], Any]], *, small: bool, tall: Sequence[str] = ()
 ) -> list[Path]:
     """Draw each figure for the full width of a page and for half of it, into ``folder/figures``.
 
     Args:
         folder: of the results.
-        draws: functions that draw on axes, by name of the figure.
+        draws: functions from axes to axes that draw on them, by name of the figure.
         small: leave out the figures of half width; those of an earlier run go, for they show other numbers.
         tall: names of figures whose axes are about square.
     """
@@ -92,13 +89,14 @@ def draw_figures(
     below = output_directory(folder / "figures")
     written = []
     for name, draw in draws.items():
-        full, narrow = (0.7, 1.3) if name in tall else (0.6, 1.0)
-        written.append(write_figure(below / f"{name}.png", figure_of(draw(new_axes(FULL_WIDTH, full * FULL_WIDTH))), dpi=DPI))
-        half = below / f"{name}{NARROW}.png"
-        if small:
-            half.unlink(missing_ok=True)
-        else:
-            written.append(write_figure(half, figure_of(draw(new_axes(HALF_WIDTH, narrow * HALF_WIDTH))), dpi=DPI))
+        heights = (0.7, 1.3) if name in tall else (0.6, 1.0)
+        for width, height, suffix in zip((FULL_WIDTH, HALF_WIDTH), heights, ("", NARROW), strict=True):
+            path = below / f"{name}{suffix}.png"
+            if small and suffix:
+                path.unlink(missing_ok=True)
+            else:
+                figure = figure_of(draw(new_axes(width, height * width)))
+                written.append(write_figure(path, figure, dpi=DPI))
     return written
 
 

@@ -1,4 +1,4 @@
-"""``phase-portrait``: two units in the plane, with balls that shrink as certified, and the energy of the convex case."""
+"""``phase-portrait``: two units in the plane, balls that shrink as certified, and the energy of the convex case."""
 
 # no postponed annotations here: typer reads the annotations of the commands, which exist only once typer is imported
 
@@ -60,7 +60,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
         out: Annotated[Path, option(help="Folder for figures, film, results.json and table.txt.")] = Path("out"),
         small: Annotated[bool, option("--small", help=SMALL_HELP)] = False,
     ) -> None:
-        """Two units in the plane: streamlines, nullclines, shrinking certified balls, and an energy with its descent."""
+        """Two units in the plane: streamlines, nullclines, shrinking certified balls, an energy and its descent."""
         if film is not _Film.NONE:
             check_film(f"film.{film.value}")
         with running_with(checks.whole_number("--threads", threads)), clean_output(out) as folder:
@@ -89,17 +89,18 @@ def _run(film: _Film, folder: Path, small: bool) -> None:
     times = torch.linspace(0, 5, 51 if small else 251, dtype=torch.float64)
     ball = _ball(flow, certificate, times, 40 if small else 120)
     pairs = _pairs(flow, certificate, times, 8 if small else 40)
-    energy, descent = _Descent(), {}
+    energy = _Descent()
     descent = energy.measured(times=torch.linspace(0, 12, 61, dtype=torch.float64))
-    fills = float((ball.reached / ball.radius).amax())
+    late = times >= 1
+    fills = float((ball.reached / ball.radius)[late].amax())
+    slowest = float((pairs / pairs[0] * torch.exp(certificate.rate * times)[:, None])[late].amax())
     text = "\n".join(
         [
             str(rates),
             "",
             f"drawn: {certificate}",
-            f"the image of the ball reaches at most {fills:.4f} of the radius of its certified ball, at any time",
-            f"slowest of {pairs.shape[1]} pairs: their distance is at most "
-            f"{float((pairs / pairs[0] * torch.exp(certificate.rate * times)[:, None]).amax()):.4f} of the certified one",
+            f"the image of the ball reaches at most {fills:.4f} of the radius of its certified ball, for t ≥ 1",
+            f"slowest of {pairs.shape[1]} pairs: a distance of at most {slowest:.4f} of the certified one, for t ≥ 1",
             "",
             f"convex case: m = {energy.energy.strong_convexity:.4f}, L = {energy.energy.smoothness:.4f}; "
             "largest E(t) − E* relative to its bound e^(−mt):",
@@ -127,7 +128,7 @@ def _ball(flow: BoundFlow, certificate: Certificate, times: Tensor, points: int)
     unit = float(certificate.metric.norm(torch.tensor([1.0, 0.0], dtype=torch.float64)))
     centre = torch.tensor([-0.65, -0.65], dtype=torch.float64)
     return carry_ball(
-        flow, centre, 0.35 * unit, times, metric=certificate.metric, rate=certificate.rate, points=points
+        flow, centre, 0.3 * unit, times, metric=certificate.metric, rate=certificate.rate, points=points
     )
 
 

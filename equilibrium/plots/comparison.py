@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
 from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import matplotlib.ticker
 from contracting.errors import InputError
 from contracting.plots.style import (
     BLUE,
+    CERTIFIED,
     FULL_WIDTH,
     GREEN,
     NARROW,
@@ -31,14 +31,19 @@ from contracting.plots.style import (
     power_of_ten,
 )
 from equilibrium.comparison import Comparison, Curve, Measurement
-from equilibrium.contraction_cost import TrainedLayer, by_rate
 from equilibrium.solvers import FAMILIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FIGURES = ("residual-against-iteration", "residual-against-time", "work-precision", "work-precision-in-maps")
+FIGURES = (
+    "residual-against-iteration",
+    "residual-against-time",
+    "work-precision",
+    "work-precision-in-maps",
+    "predicted-iterations",
+)
 """The names of what ``draw_all`` draws at any width."""
 PANELS = ("every-solver-against-iteration", "every-solver-against-time")
 """The names of what it draws at full width only: one small panel for each solver."""
@@ -138,6 +143,8 @@ def plot_residual_against_time(
 def plot_work_precision(comparison: Comparison, axes: Axes | None = None, *, count_maps: bool = False) -> Axes:
     """Relative distance to the reference equilibrium against the cost, every solver and every tolerance it reaches.
 
+    A dashed line for each tolerance is the largest certified bound on the distance that a solver returned there.
+
     Args:
         comparison: what ``compare`` returned.
         axes: where to draw; None makes a figure of full width.
@@ -158,6 +165,16 @@ def plot_work_precision(comparison: Comparison, axes: Axes | None = None, *, cou
         x = [m.map_evals if count_maps else 1e3 * m.seconds / m.rows for m in points]
         y = [max(m.distance or 0.0, _FLOOR) for m in points]
         axes.loglog(x, y, label=name, linewidth=0.5, **styles[name])
+    label: str | None = "certified distance"
+    for tolerance in comparison.tolerances:
+        here = [m for points in reached.values() for m in points if m.tolerance == tolerance]
+        bounds = [m.error_bound for m in here if m.error_bound is not None]
+        if bounds:
+            costs = [m.map_evals if count_maps else 1e3 * m.seconds / m.rows for m in here]
+            # wider than its points, so that a single one still has a line
+            ends = [min(costs) / 1.3, 1.3 * max(costs)]
+            axes.loglog(ends, [max(bounds)] * 2, label=label, **(CERTIFIED | {"linewidth": 0.9}))
+            label = None
     finish(
         axes,
         x="applications of W or its resolvent" if count_maps else "wall time per input (ms)",
@@ -165,6 +182,56 @@ def plot_work_precision(comparison: Comparison, axes: Axes | None = None, *, cou
         title=_work_title(comparison, count_maps),
     )
     return axes
+
+
+def plot_predicted_iterations(comparison: Comparison, axes: Axes | None = None) -> Axes:
+    """Iterations to the tightest tolerance: measured against what the predicted factor allows, on a diagonal.
+
+    The prediction starts from the first residual of the worst row. Points below the diagonal are faster than predicted;
+    solvers without a predicted factor (adaptive steps, Newton) and those that did not converge are left out.
+
+    Args:
+        comparison: what ``compare`` returned.
+        axes: where to draw; None makes a figure of full width.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: if no solver has a prediction.
+    """
+    axes = new_axes() if axes is None else axes
+    points = _predicted(comparison)
+    _require(points)
+    styles = _styles(comparison, list(points))
+    for name, (predicted, measured) in points.items():
+        axes.loglog([predicted], [measured], label=name, linestyle="none", **styles[name])
+    ends = [min(map(min, points.values())) / 1.5, 1.5 * max(map(max, points.values()))]
+    axes.loglog(ends, ends, label="as predicted", **(CERTIFIED | {"zorder": 1}))
+    below = sum(measured <= predicted for predicted, measured in points.values())
+    finish(
+        axes,
+        x="iterations or time steps, predicted",
+        y="measured",
+        title=f"{below} of {len(points)} solvers need no more iterations than predicted",
+    )
+    for axis in (axes.xaxis, axes.yaxis):  # the points may all lie between two powers of ten
+        axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
+    return axes
+
+
+def _predicted(comparison: Comparison) -> dict[str, tuple[float, float]]:
+    """Predicted and measured iterations by solver, family by family."""
+    found = {}
+    for name in _by_family(comparison):
+        factor, last = comparison.solver(name).factor, comparison.of(name)[-1:]
+        first = next((c.worst[0] for c in comparison.curves if c.solver == name), None)
+        if factor is None or not 0 < factor < 1 or first is None or not all(m.converged for m in last) or not last:
+            continue
+        if last[0].tolerance == comparison.tightest and first > comparison.tightest:
+            found[name] = (math.log(comparison.tightest / first) / math.log(factor), float(last[0].steps_max))
+    return found
 
 
 def plot_every_solver(
@@ -226,8 +293,8 @@ def plot_every_solver(
 
 def draw_all(comparison: Comparison, *, width: float = FULL_WIDTH, panels: bool = True) -> dict[str, Figure]:
     """The figures that have something to show, ``width`` inches wide, by file name; ``PANELS`` where there is room."""
-    curves, scatter = (0.6 * width, 0.6 * width) if width >= NARROW else (0.9 * width, 1.25 * width)
-    by_iteration, by_time, work, maps = FIGURES
+    curves, scatter = (0.6 * width, 0.7 * width) if width >= NARROW else (0.9 * width, 1.25 * width)
+    by_iteration, by_time, work, maps, iterations = FIGURES
     chosen = _chosen(comparison, None)
     drawn: dict[str, Axes] = {}
     if _by_iteration(comparison, chosen):
@@ -237,6 +304,8 @@ def draw_all(comparison: Comparison, *, width: float = FULL_WIDTH, panels: bool 
     if _reached(comparison):
         drawn[work] = plot_work_precision(comparison, new_axes(width, scatter))
         drawn[maps] = plot_work_precision(comparison, new_axes(width, scatter), count_maps=True)
+    if _predicted(comparison):
+        drawn[iterations] = plot_predicted_iterations(comparison, new_axes(width, scatter))
     if panels and width >= NARROW:
         for name, against_time, select in zip(PANELS, (False, True), (_by_iteration, _by_time), strict=True):
             if select(comparison, list(comparison.curves)):
@@ -261,10 +330,14 @@ def _by_time(comparison: Comparison, curves: Sequence[Curve]) -> list[Curve]:
 
 def _reached(comparison: Comparison) -> dict[str, list[Measurement]]:
     """What every solver achieved, family by family; solvers that achieved nothing are left out."""
-    names = [record.name for record in comparison.solvers]
-    names.sort(key=lambda name: FAMILIES.index(comparison.solver(name).family))
+    names = _by_family(comparison)
     achieved = {n: [m for m in comparison.of(n) if m.converged and m.distance is not None] for n in names}
     return {name: points for name, points in achieved.items() if points}
+
+
+def _by_family(comparison: Comparison) -> list[str]:
+    names = [record.name for record in comparison.solvers]
+    return sorted(names, key=lambda name: FAMILIES.index(comparison.solver(name).family))
 
 
 def _require(something: Sized) -> None:
@@ -313,43 +386,3 @@ def _work_title(comparison: Comparison, count_maps: bool) -> str:
     if count_maps:
         return f"Without linear solves: {first.solver} needs {ratio} times fewer maps than {second.solver}"
     return f"{first.solver} is {ratio} times as fast as {second.solver}"
-
-
-def draw_contraction_cost(layers: Sequence[TrainedLayer], *, width: float = FULL_WIDTH) -> Figure:
-    """Test error against the rate that training asked for, and beside it the rates: certified, bounded, measured.
-
-    Args:
-        layers: what ``contraction_cost`` returned; every point is a mean over seeds, every bar a standard deviation.
-        width: of the figure, in inches.
-    """
-    groups = by_rate(layers)
-    places, names = range(len(groups)), ["none" if rate is None else f"{rate:g}" for rate in groups]
-    figure = matplotlib.figure.Figure(figsize=(width, 0.55 * width), layout="constrained")
-    left, right = figure.subplots(1, 2)
-
-    def draw(axes: Axes, attribute: str, colour: str, marker: str, label: str | None = None, shift: float = 0) -> None:
-        values = [[getattr(layer, attribute) for layer in group] for group in groups.values()]
-        means = [statistics.fmean(v) for v in values]
-        spread = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
-        at = [place + shift for place in places]
-        axes.errorbar(at, means, spread, color=colour, marker=marker, capsize=3, linewidth=1.3, label=label)
-
-    draw(left, "test_error", "#000000", "o")
-    draw(right, "bound", "#E69F00", "v", "upper bound, any metric", 0.06)
-    draw(right, "slowest", "#009E73", "D", "slowest pair of trajectories", 0.02)
-    draw(right, "certified", "#0072B2", "s", "certified, best found", -0.02)
-    draw(right, "explicit", "#56B4E9", "^", "certified, explicit metric", -0.06)
-    for place, rate in enumerate(groups):
-        if rate is not None:
-            label = "asked for" if rate == max(r for r in groups if r is not None) else None
-            right.plot([place - 0.3, place + 0.3], [rate, rate], color="0.4", linestyle="--", linewidth=1, label=label)
-    for axes, y in ((left, "test error (%)"), (right, "rate (per unit of time)")):
-        finish(axes, x="contraction rate c asked for", y=y, title="", legend=False)
-        axes.set_xticks(list(places), names)
-        axes.margins(x=0.2)
-    left.set_ylim(bottom=0)
-    size = 8 if width < NARROW else 9
-    handles, labels = right.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=size - 1, frameon=False)
-    figure.suptitle("What a certified contraction rate costs", fontsize=size + 1)
-    return figure
