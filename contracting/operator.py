@@ -15,6 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from contracting.proximal import Step
 from contracting.spectra import largest_eigenvalue
 
 _GAP = 1e-4  # of 1 − factor², at which a step counts as the best
@@ -51,9 +52,12 @@ class Bounds:
 
 @dataclass(frozen=True, kw_only=True)
 class StepChoice:
-    """A step and its contraction factor per iteration, in the sense of the function that the choice minimises."""
+    """A step and its contraction factor per iteration, in the sense of the function that the choice minimises.
 
-    step: float
+    The step of a splitting may be one per neuron, (n,), where the operator knows that to be best.
+    """
+
+    step: Step
     factor: float | None
 
 

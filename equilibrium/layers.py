@@ -18,7 +18,7 @@ from equilibrium.implicit import Backward, Implicit
 from equilibrium.newton import SemismoothNewton
 from equilibrium.parameterizations import Monotone, Parameterization, Unconstrained
 from equilibrium.splitting import PeacemanRachford
-from equilibrium.weights import Weights
+from equilibrium.weights import NetworkWeights
 
 
 class EquilibriumLayer(nn.Module):
@@ -130,7 +130,7 @@ class EquilibriumLayer(nn.Module):
             )
         return solution.reshape(*lead)
 
-    def weights(self) -> Weights:
+    def weights(self) -> NetworkWeights:
         """The explicit weights of the present parameters."""
         return self.parameterization.explicit()
 
@@ -148,12 +148,12 @@ class EquilibriumLayer(nn.Module):
             x: inputs (..., in), rows flattened; None means one row of zeros.
         """
         if x is None:
-            x = self.parameterization.U.new_zeros(1, self.in_features)
+            x = self.parameterization.bias.new_zeros(1, self.in_features)
         return as_flow(flow).bind(self.problem(x))
 
     def _rows(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         checks.last_size("x", checks.floating_tensor("x", x), self.in_features)
-        checks.same_kind("x", x, "the layer", self.parameterization.U)
+        checks.same_kind("x", x, "the layer", self.parameterization.bias)
         return x.reshape(-1, self.in_features), tuple(x.shape[:-1])
 
     def extra_repr(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,57 @@ from contracting.problem import EquilibriumProblem
 from contracting.proximal import Activation
 
 
+class NetworkWeights(ABC):
+    """z = σ(Wz + Ux + b), y = W_o z + Dx + b_o, whatever U and W_o are: matrices, convolutions, pooling.
+
+    Attributes:
+        state: W as a map on Rⁿ.
+        metric: Λ such that 2Λ − ΛW − WᵀΛ ≻ 0 by construction, or None where nothing is certified.
+        lipschitz: γ, a certified ℓ2 Lipschitz constant of x ↦ y, as a 0-dim tensor (it may be learnt), or None.
+        contraction_rate: c, a certified contraction rate of the firing-rate and Hopfield flows, or None.
+    """
+
+    state: LinearMap
+    metric: WeightedL2 | None
+    lipschitz: Tensor | None
+    contraction_rate: float | None
+
+    @property
+    @abstractmethod
+    def in_features(self) -> int:
+        """Number of inputs."""
+
+    @property
+    @abstractmethod
+    def out_features(self) -> int:
+        """Number of outputs."""
+
+    @property
+    def hidden_features(self) -> int:
+        """Dimension n of the state."""
+        return self.state.size
+
+    @abstractmethod
+    def input_term(self, x: Tensor) -> Tensor:
+        """q = Ux + b: (batch, in) -> (batch, n)."""
+
+    @abstractmethod
+    def readout(self, z: Tensor, x: Tensor) -> Tensor:
+        """y = W_o z + Dx + b_o: (..., n), (..., in) -> (..., out)."""
+
+    @abstractmethod
+    def dense(self) -> Weights:
+        """The same network with every map written as a matrix; meant for small n."""
+
+    def problem(self, x: Tensor, activation: Activation) -> EquilibriumProblem:
+        """The equilibrium problem of inputs x, (batch, in)."""
+        return EquilibriumProblem(
+            linear=self.state, q=self.input_term(x), activation=activation, metric=self.metric
+        )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Weights:
+class Weights(NetworkWeights):
     r"""z = σ(Wz + Ux + b), y = W_o z + Dx + b_o, together with what the parameterisation certifies by construction.
 
     Attributes:
@@ -45,17 +95,10 @@ class Weights:
 
     @property
     def in_features(self) -> int:
-        """Number of inputs."""
         return self.input.shape[1]
 
     @property
-    def hidden_features(self) -> int:
-        """Dimension n of the state."""
-        return self.input.shape[0]
-
-    @property
     def out_features(self) -> int:
-        """Number of outputs."""
         return self.output.shape[0]
 
     @property
@@ -76,13 +119,13 @@ class Weights:
         P = lam @ torch.linalg.solve(self.contraction_matrix.detach(), lam)
         return FullP((P + P.mT) / 2)
 
-    def problem(self, x: Tensor, activation: Activation) -> EquilibriumProblem:
-        """The equilibrium problem of inputs x, (batch, in)."""
-        q = torch.nn.functional.linear(x, self.input, self.bias)
-        return EquilibriumProblem(linear=self.state, q=q, activation=activation, metric=self.metric)
+    def input_term(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, self.input, self.bias)
+
+    def dense(self) -> Weights:
+        return self
 
     def readout(self, z: Tensor, x: Tensor) -> Tensor:
-        """y = W_o z + Dx + b_o: (..., n), (..., in) -> (..., out)."""
         y = torch.nn.functional.linear(z, self.output, self.output_bias)
         return y if self.feedthrough is None else y + torch.nn.functional.linear(x, self.feedthrough)
 

@@ -213,7 +213,8 @@ class Segments(Iteration):
         self.flow = as_flow(settings.flow).bind(self.ode_problem)
         self.rate = self.flow.rate or _RATE
         if self.kind.fixed:
-            self.step_size = self.kind.disc * self.flow.euler_step.step if settings.step is None else settings.step
+            automatic = float(self.flow.euler_step.step) if settings.step is None else None
+            self.step_size = settings.step if automatic is None else self.kind.disc * automatic
         self.per_row = self.kind.scipy if settings.per_row is None else settings.per_row
         self.segments: list[tuple[float, int]] = []
         self._calls = 0.0

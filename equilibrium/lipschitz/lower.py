@@ -25,7 +25,7 @@ from contracting.solve import Stop, solve
 from equilibrium.implicit import Implicit
 from equilibrium.lipschitz.system import as_double
 from equilibrium.newton import SemismoothNewton
-from equilibrium.weights import Weights, explicit_weights
+from equilibrium.weights import NetworkWeights, explicit_weights
 
 _TIGHT = Stop(rtol=1e-12, atol=1e-14, max_steps=500, patience=100)
 
@@ -50,7 +50,8 @@ class AttainedRatio:
 class Network:
     """Explicit weights and an activation in float64, with the quantities the searches need."""
 
-    def __init__(self, weights: Weights, activation: Activation):
+    def __init__(self, network: NetworkWeights, activation: Activation):
+        weights = network.dense()
         self.activation = activation.with_tensors([as_double(t) for t in activation.tensors()])
         metric = weights.metric
         self.weights = explicit_weights(
