@@ -1,9 +1,10 @@
 r"""Circular convolution on an image seen frequency by frequency: one small matrix per frequency, its *symbol*.
 
 A kernel k of odd side 2r + 1 acts as torch's convolution with circular padding does,
-(k ∗ z)[o, p] = Σ_{c,d} k[o, c, d + r] z[c, p + d], d ∈ {−r … r}, positions modulo the grid. The discrete Fourier transform
-makes it a product per frequency, ŷ(f) = K̂(f)ẑ(f) with K̂(f) = Σ_d k[·, ·, d + r] e^{2πi f·d/N}. For real images half of
-the frequencies say it all (the others are their conjugates): those of the real transform, here flattened to one axis.
+(k ∗ z)[o, p] = Σ_{c,d} k[o, c, d + r] z[c, p + d], d ∈ {−r … r}, positions modulo the grid. The discrete Fourier
+transform makes it a product per frequency, ŷ(f) = K̂(f)ẑ(f) with K̂(f) = Σ_d k[·, ·, d + r] e^{2πi f·d/N}. For real
+images half of the frequencies say it all (the others are their conjugates): those of the real transform, here flattened
+to one axis.
 
 Images travel as rows, (batch, channels · positions), row-major as ``Tensor.flatten`` makes them.
 """

@@ -5,8 +5,8 @@ convolution and Ψ varies over the image, ΨM is no convolution and has no block
 *one step per neuron*, D = α(LR)⁻¹, the product D(I − W) = R⁻¹(αM)R is similar to αM. So
 
 * the resolvent is (I + D(I − W))⁻¹ = R⁻¹(I + αM)⁻¹R, as cheap as that of M;
-* D^½ÃD^½ = αM where the metric is Euclidean, so that every worst-case factor is that of M with the number α, exact, in the
-  metric ΛD⁻¹; the best α is the best one for M;
+* D^½ÃD^½ = αM where the metric is Euclidean, so that every worst-case factor is that of M with the number α, exact, in
+  the metric ΛD⁻¹; the best α is the best one for M;
 * the prox is elementwise and takes one step per neuron as easily as one for all.
 
 The bounds in Λ itself, which error bounds use, follow from those of M: with S = RΛ^−½ (and ΛLR⁻¹ constant, = t)
@@ -100,7 +100,9 @@ class Scaled(LinearMap):
         product = step * self.left * self.right
         low, high = float(product.detach().min()), float(product.detach().max())
         if high - low <= 16 * torch.finfo(product.dtype).eps * high:
-            inverse = self.inner.resolvent(float(product.detach().mean()) if not product.requires_grad else product.mean())
+            inverse = self.inner.resolvent(
+                float(product.detach().mean()) if not product.requires_grad else product.mean()
+            )
         else:
             inverse = self.inner.resolvent(product)
         return _Similar(inverse, self.right)

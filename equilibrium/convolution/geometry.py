@@ -17,9 +17,9 @@ from contracting.frequencies import Grid, convolve_by_symbol, convolve_directly,
 class Geometry:
     r"""The linear maps around an equilibrium on images that are not learnt: padding, sampling, pooling.
 
-    An image is padded with zeros by ``border`` · ``stride`` on every side, convolved *circularly* on that torus, and every
-    ``stride``-th position of the result is kept: the grid of the state, with a border of ``border``. The readout sees the
-    averages over cells of side ``pool``.
+    An image is padded with zeros by ``border`` · ``stride`` on every side, convolved *circularly* on that torus, and
+    every ``stride``-th position of the result is kept: the grid of the state, with a border of ``border``. The readout
+    sees the averages over cells of side ``pool``.
 
     Args:
         in_channels: channels of the image.
@@ -112,3 +112,10 @@ class Geometry:
         images = z.reshape(-1, self.channels, *self.grid)
         pooling = torch.nn.functional.avg_pool1d if len(self.grid) == 1 else torch.nn.functional.avg_pool2d
         return pooling(images, self.pool).reshape(*z.shape[:-1], self.cell_features)
+
+    def average_adjoint(self, cells: Tensor) -> Tensor:
+        """The transpose of ``average``: (..., cell features) -> (..., n)."""
+        images = cells.reshape(*cells.shape[:-1], self.channels, *self.cells)
+        for axis in range(-len(self.grid), 0):
+            images = images.repeat_interleave(self.pool, axis)
+        return images.flatten(-1 - len(self.grid)) / self.cell_size

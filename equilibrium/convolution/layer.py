@@ -21,8 +21,8 @@ from equilibrium.layers import EquilibriumLayer
 class ConvolutionalLayer(EquilibriumLayer):
     r"""z = σ(Wz + Ux + b), y = W_o P z + b_o on images, with σ = 0 on the border of the state, for any weights.
 
-    Inputs are images (..., channels, height, width), or rows (..., in_features) of their entries; states are rows of n =
-    channels · positions entries, ``as_image`` reshapes them.
+    Inputs are images (..., channels, height, width), or rows (..., in_features) of their entries; states are rows of n
+    = channels · positions entries, ``as_image`` reshapes them.
 
     Args:
         parameterization: free parameters with ``explicit() -> ConvolutionalWeights``.
@@ -79,11 +79,11 @@ class ConvolutionalLayer(EquilibriumLayer):
 
 
 class LBENConv2d(ConvolutionalLayer):
-    r"""Lipschitz-bounded equilibrium network on images: circular 3×3 convolutions with a zero border (arXiv 2010.01732).
+    r"""Lipschitz-bounded equilibrium network on images: circular convolutions, zero border (arXiv 2010.01732).
 
-    For every value of the parameters the equilibrium exists and is unique; with ``lipschitz`` the whole map from the image
-    to y — padding, input convolution, equilibrium, border, average pooling and readout — has that ℓ2 Lipschitz constant.
-    A convolutional classifier is this layer: y are the logits.
+    For every value of the parameters the equilibrium exists and is unique; with ``lipschitz`` the whole map from the
+    image to y — padding, input convolution, equilibrium, border, average pooling and readout — has that ℓ2 Lipschitz
+    constant. A convolutional classifier is this layer: y are the logits.
 
     Args:
         in_channels: channels of the image.

@@ -3,8 +3,8 @@ r"""Free parameters → explicit weights of an equilibrium network on images: an
 W = I − Ψ( εI + g ÂᵀÂ + h(B̂ᵀ − B̂) + Q_γ + Q_c ),   Â = A/‖A‖_F, B̂ = B/‖B‖_F, g = exp(log g), h = exp(log h),
 
 with circular convolutions A and B, transposes as their adjoints, and Ψ = diag(exp ψ). This is the form of the reference
-code of arXiv 2010.01732 and 2006.08591, with ε and the two gains kept positive without projection. Q_γ and Q_c are *upper
-bounds* that are convolutions, of terms that are none, so that everything stays one block per frequency:
+code of arXiv 2010.01732 and 2006.08591, with ε and the two gains kept positive without projection. Q_γ and Q_c are
+*upper bounds* that are convolutions, of terms that are none, so that everything stays one block per frequency:
 
 * Q_γ ⪰ ((W_oP)ᵀW_oP + Ψ⁻¹UUᵀΨ⁻¹)/(2γ) makes x ↦ y γ-Lipschitz (the inequality of arXiv 2010.01732, Theorem 5; it only
   asks for ⪰). Its two parts are
@@ -13,9 +13,9 @@ bounds* that are convolutions, of terms that are none, so that everything stays 
     diagonal D > 0 with one entry per channel (equal at all positions, so that D commutes with P)
     ‖W_oPz‖² = ‖W_oD^−½ P D^½z‖² ≤ λmax(W_oD⁻¹W_oᵀ)/p · zᵀDz. Any D is valid; taken is D_c = ‖W_o restricted to c‖_F.
   - input: U = SCE is zero padding E, circular convolution C and sampling S. EEᵀ ⪯ I, so UUᵀ ⪯ SCCᵀSᵀ, a convolution on
-    the grid of the state: the kernel of CCᵀ at multiples of the stride. With Ψ one number per channel Ψ⁻¹UUᵀΨ⁻¹ follows.
-    With a Ψ that varies over the image, write Ψ⁻¹ = NT, N = the largest of Ψ⁻¹ in each channel, 0 < T ≤ I; then
-    ΨUUᵀΨ-wise T(N UUᵀ N)T ⪯ ‖NSC‖²T² ⪯ ‖NSC‖²I, a norm found per frequency.
+    the grid of the state: the kernel of CCᵀ at multiples of the stride. With Ψ one number per channel Ψ⁻¹UUᵀΨ⁻¹
+    follows. With a Ψ that varies over the image, write Ψ⁻¹ = NT, N = the largest of Ψ⁻¹ in each channel, 0 < T ≤ I;
+    then Ψ⁻¹UUᵀΨ⁻¹ = T(NUUᵀN)T ⪯ ‖NSC‖²T² ⪯ ‖NSC‖²I, a norm found per frequency.
 
   A border held at zero by the activation needs nothing: its slope 0 is one of those in [0, 1].
 * Q_c = cΨ⁻¹ + S̃ᵀΨS̃/(4(1 − c)), S̃ = h(B̂ᵀ − B̂): the firing-rate and Hopfield flows contract at rate ≥ c, as in
@@ -68,9 +68,9 @@ class MetricShape(Enum):
 class Initialization(Enum):
     """Where training starts.
 
-    DEFAULT draws all kernels at random. IDENTITY starts as a network that treats every pixel alike: A is the identity of
-    each channel, the skew part is almost absent, and the input convolution passes the pixel itself to every channel with
-    a random weight.
+    DEFAULT draws all kernels at random. IDENTITY starts as a network that treats every pixel alike: A is the identity
+    of each channel, the skew part is almost absent, and the input convolution passes the pixel itself to every channel
+    with a random weight.
     """
 
     DEFAULT = "default"
@@ -78,7 +78,7 @@ class Initialization(Enum):
 
 
 class ConvolutionalMonotone(Parameterization):
-    """The LBEN parameterisation on images: well-posed for every parameter value, on request γ-Lipschitz and contracting.
+    """The LBEN parameterisation on images: well-posed for every value, on request γ-Lipschitz and contracting.
 
     Args:
         geometry: sizes, border, stride, cells of the readout.
@@ -124,7 +124,9 @@ class ConvolutionalMonotone(Parameterization):
         if not isinstance(metric, MetricShape):
             raise InputError(f"metric must be one of {', '.join(map(str, MetricShape))}, got {metric!r}")
         if not isinstance(initialization, Initialization):
-            raise InputError(f"initialization must be one of {', '.join(map(str, Initialization))}, got {initialization!r}")
+            raise InputError(
+                f"initialization must be one of {', '.join(map(str, Initialization))}, got {initialization!r}"
+            )
         if contraction_rate is not None and metric.varies_over_space:
             raise InputError("contraction_rate needs a metric that is constant over the image: MetricShape.CHANNEL")
         super().__init__(geometry.in_features, geometry.hidden_features, out_features, device=device, dtype=dtype)

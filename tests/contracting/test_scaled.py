@@ -20,12 +20,12 @@ from equilibrium.splitting import DouglasRachford, ForwardBackward, PeacemanRach
 GRID = (4, 3)
 
 
-def monotone_kernel(seed: int, *, channels: int = 2, sides: tuple[int, ...] = (3, 3), skew: float = 1.0) -> torch.Tensor:
+def monotone_kernel(
+    seed: int, *, channels: int = 2, sides: tuple[int, ...] = (3, 3), skew: float = 1.0
+) -> torch.Tensor:
     """V with I − V = 0.3 I + AᵀA + skew: monotone with m ≥ 0.3."""
     generator = torch.Generator().manual_seed(seed)
-    A, B = (
-        torch.randn(channels, channels, *sides, generator=generator, dtype=torch.float64) / 3 for _ in range(2)
-    )
+    A, B = (torch.randn(channels, channels, *sides, generator=generator, dtype=torch.float64) / 3 for _ in range(2))
     identity = 0.7 * torch.eye(channels, dtype=torch.float64).reshape(channels, channels, *[1] * len(sides))
     return centred_sum([identity, -gram(A), skew * B, -skew * transposed(B)])
 
@@ -69,9 +69,10 @@ def test_bounds_hold_and_factors_per_neuron_are_exact(transpose: bool) -> None:
         for step in (0.05, 0.4, 2.0):
             for factor in ("forward_factor", "reflected_factor", "euler_factor"):
                 assert getattr(found, factor)(step) >= getattr(exact, factor)(step) - 1e-9
-        assert found.euler_factor(float(found.best_euler.step)) <= min(
-            found.euler_factor(h) for h in torch.linspace(0.01, 1, 100).tolist()
-        ) + 1e-9
+        assert (
+            found.euler_factor(float(found.best_euler.step))
+            <= min(found.euler_factor(h) for h in torch.linspace(0.01, 1, 100).tolist()) + 1e-9
+        )
         A = torch.eye(linear.size, dtype=torch.float64) - linear.to_dense()
         for choice, reflect in ((found.best_forward, False), (found.best_reflected, True)):
             step = choice.step
@@ -81,11 +82,15 @@ def test_bounds_hold_and_factors_per_neuron_are_exact(transpose: bool) -> None:
             T = identity - step[:, None] * A
             if reflect:
                 T = T @ torch.linalg.inv(identity + step[:, None] * A)
-            assert float(torch.linalg.matrix_norm(root[:, None] * T / root, 2)) == pytest.approx(choice.factor, abs=1e-8)
+            assert float(torch.linalg.matrix_norm(root[:, None] * T / root, 2)) == pytest.approx(
+                choice.factor, abs=1e-8
+            )
 
 
 @pytest.mark.parametrize("activation", [ReLU(), Tanh(), LeakyReLU(negative_slope=0.3)], ids=lambda a: type(a).__name__)
-@pytest.mark.parametrize("method", [PeacemanRachford(), DouglasRachford(), ForwardBackward()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "method", [PeacemanRachford(), DouglasRachford(), ForwardBackward()], ids=lambda m: type(m).__name__
+)
 def test_automatic_steps_solve_as_fast_as_without_the_scaling(method: object, activation: object) -> None:
     scaled, metric = make(5, spread=2.0)
     v = torch.randn(3, scaled.size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -104,11 +109,16 @@ def test_the_flows_contract_as_said_in_their_own_metric() -> None:
     q = torch.randn(2, scaled.size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     problem = EquilibriumProblem(linear=scaled, q=q, activation=Tanh(), metric=metric)
     operator = scaled.operator(metric)
-    for flow, choice in ((ForwardBackwardFlow(), operator.best_forward), (PeacemanRachfordFlow(), operator.best_reflected)):
+    for flow, choice in (
+        (ForwardBackwardFlow(), operator.best_forward),
+        (PeacemanRachfordFlow(), operator.best_reflected),
+    ):
         bound = flow.bind(problem)
         assert isinstance(choice.step, torch.Tensor) and choice.factor is not None
         own = WeightedL2(metric.weights / choice.step)
-        s, t = (torch.randn(2, scaled.size, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in (3, 4))
+        s, t = (
+            torch.randn(2, scaled.size, generator=torch.Generator().manual_seed(k), dtype=torch.float64) for k in (3, 4)
+        )
         assert (own.norm(bound.map(s) - bound.map(t)) <= choice.factor * own.norm(s - t) * (1 + 1e-9)).all()
 
 
