@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from contracting import checks
 from contracting.errors import InputError
-from contracting.proximal import Activation, Curved, PiecewiseLinear, Step
+from contracting.proximal import Activation, Curved, PiecewiseLinear, Reflection, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +128,18 @@ class Identity(PiecewiseLinear):
 class ReLU(PiecewiseLinear):
     """σ(v) = max(v, 0), f the indicator of [0, ∞): prox_{αf} = σ for every α. At 0 the derivative is 0."""
 
+    def reflection(self, step: Step) -> Reflection:
+        return _absolute
+
     def _prox(self, x: Tensor, step: Step) -> Tensor:
         return torch.relu(x)
 
     def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
         return (x > 0).to(x.dtype)
+
+
+def _absolute(x: Tensor, out: Tensor | None = None) -> Tensor:
+    return torch.abs(x, out=out)  # 2 max(x, 0) − x
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,9 +271,17 @@ class Slope(PiecewiseLinear):
             raise InputError(f"tensors must hold the slopes alone, got {len(tensors)}")
         return Slope(slopes=tensors[0])
 
-    def rows(self, index: Tensor) -> Slope:
+    def rows(self, index: Tensor | slice) -> Slope:
         """The slopes of some rows; slopes of shape (n,) serve every row."""
         return self if self.values.ndim == 1 else Slope(slopes=self.values[index])
+
+    def reflection(self, step: Step) -> Reflection:
+        factor = 2 * self._ratio(step) - 1
+
+        def reflect(x: Tensor, out: Tensor | None = None) -> Tensor:
+            return torch.mul(factor, x, out=out)
+
+        return reflect
 
     def _prox(self, x: Tensor, step: Step) -> Tensor:
         return self._ratio(step) * x

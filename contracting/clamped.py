@@ -12,7 +12,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import InputError
 from contracting.frequencies import Grid, checked_grid
-from contracting.proximal import Activation, Step
+from contracting.proximal import Activation, Reflection, Step
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -52,8 +52,21 @@ class Clamped(Activation):
     def with_tensors(self, tensors: Sequence[Tensor]) -> Clamped:
         return Clamped(inner=self.inner.with_tensors(tensors), free=self.free)
 
-    def rows(self, index: Tensor) -> Clamped:
+    def rows(self, index: Tensor | slice) -> Clamped:
         return Clamped(inner=self.inner.rows(index), free=self.free)
+
+    def reflection(self, step: Step) -> Reflection:
+        inner, sign = self.inner.reflection(step), self.free
+
+        def reflect(x: Tensor, out: Tensor | None = None) -> Tensor:
+            # R_f of the indicator of {0} is −x
+            return (
+                torch.where(sign.to(x.device), inner(x), -x, out=out)
+                if out is not None
+                else torch.where(sign.to(x.device), inner(x), -x)
+            )
+
+        return reflect
 
     def _hold(self, values: Tensor, x: Tensor) -> Tensor:
         checks.last_size("v", x, len(self.free))

@@ -18,14 +18,17 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
+from contracting.estimates import Estimates
 from contracting.frequencies import (
     Grid,
+    centred_sum,
     checked_grid,
     checked_kernel,
     convolve_by_symbol,
     convolve_directly,
     frequencies,
     per_channel,
+    pointwise,
     symbol_of,
     transposed,
 )
@@ -91,11 +94,29 @@ class TranslationInvariant(LinearMap):
     def untransposed(self) -> LinearMap:
         return self.detached if self._transposed_from is None else self._transposed_from.untransposed
 
+    @property
+    def block_size(self) -> int:
+        return self.channels
+
+    @property
+    def changing(self) -> bool:
+        return super().changing if self._transposed_from is None else self._transposed_from.changing
+
     def operator(self, metric: Metric) -> MonotoneOperator:
         # Ã and Ãᵀ have the same norms, so forward and adjoint solves share one analysis
         if self._transposed_from is not None:
             return self._transposed_from.operator(metric.dual())
         return super().operator(metric)
+
+    def estimates(self, metric: Metric) -> Estimates | None:
+        if self._transposed_from is not None:
+            return self._transposed_from.estimates(metric.dual())
+        return super().estimates(metric)
+
+    def reflection(self, step: Step) -> LinearMap:
+        if self._transposed_from is not None and not isinstance(step, Tensor):
+            return self._transposed_from.reflection(step).adjoint
+        return super().reflection(step)
 
     def resolvent(self, step: Step) -> Spectral:
         if self._transposed_from is not None and not isinstance(step, Tensor):
@@ -180,6 +201,11 @@ class CircularConvolution(TranslationInvariant):
         (kernel,) = tensors
         return CircularConvolution(kernel, grid=self.grid)
 
+    def combined(self, scale: float, shift: float) -> CircularConvolution:
+        identity = torch.eye(self.channels, dtype=self.dtype, device=self.device)
+        centre = pointwise(shift * identity, len(self.grid))
+        return CircularConvolution(centred_sum([scale * self.kernel, centre]), grid=self.grid)
+
     def _make_symbol(self) -> Tensor:
         return symbol_of(self.kernel, self.grid)
 
@@ -229,6 +255,10 @@ class Spectral(TranslationInvariant):
     def with_tensors(self, tensors: Sequence[Tensor]) -> Spectral:
         (values,) = tensors
         return Spectral(torch.view_as_complex(values.contiguous()), grid=self.grid)
+
+    def combined(self, scale: float, shift: float) -> Spectral:
+        identity = torch.eye(self.channels, dtype=self.values.dtype, device=self.device)
+        return Spectral(scale * self.values + shift * identity, grid=self.grid)
 
     def _make_symbol(self) -> Tensor:
         return self.values

@@ -12,9 +12,10 @@ Hopfield flows contract: that is a separate property with its own certificates.
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -259,13 +260,12 @@ class BoundSplitting(BoundFlow):
 
     def __init__(self, problem: EquilibriumProblem, step: Step | None):
         super().__init__(problem)
-        if step is None:
-            step = self._best(problem.require_operator(self.name)).step
-        self.step: Step = _fitting(step, problem)
+        self.choice = self._best(problem) if step is None else None
+        self.step: Step = self.choice.step if self.choice is not None else _fitting(cast(Step, step), problem)
 
-    @staticmethod
+    @classmethod
     @abstractmethod
-    def _best(operator: MonotoneOperator) -> StepChoice: ...
+    def _best(cls, problem: EquilibriumProblem) -> StepChoice: ...
 
     @staticmethod
     @abstractmethod
@@ -276,6 +276,16 @@ class BoundSplitting(BoundFlow):
         """Lipschitz constant of T in the metric of the problem; None without a certificate or with a diagonal step."""
         operator = self.problem.operator
         return None if operator is None or isinstance(self.step, Tensor) else self._factor(operator, self.step)
+
+    @property
+    def prediction(self) -> StepChoice:
+        """The step with its factor, or what else to expect of it, as far as that costs little."""
+        if self.choice is not None:
+            return self.choice
+        return StepChoice(step=math.nan, factor=None) if isinstance(self.step, Tensor) else self._predict(self.step)
+
+    def _predict(self, step: float) -> StepChoice:
+        return StepChoice(step=step, factor=self.factor)
 
     @property
     def euler_step(self) -> StepChoice:
@@ -293,9 +303,9 @@ class BoundForwardBackward(BoundSplitting):
 
     name: ClassVar[str] = "the forward–backward flow"
 
-    @staticmethod
-    def _best(operator: MonotoneOperator) -> StepChoice:
-        return operator.best_forward
+    @classmethod
+    def _best(cls, problem: EquilibriumProblem) -> StepChoice:
+        return problem.require_operator(cls.name).best_forward
 
     @staticmethod
     def _factor(operator: MonotoneOperator, step: float) -> float:
@@ -341,9 +351,9 @@ class BoundPeacemanRachford(BoundSplitting):
 
     name: ClassVar[str] = "the Peaceman–Rachford flow"
 
-    @staticmethod
-    def _best(operator: MonotoneOperator) -> StepChoice:
-        return operator.best_reflected
+    @classmethod
+    def _best(cls, problem: EquilibriumProblem) -> StepChoice:
+        return problem.reflected_step(cls.name)
 
     @staticmethod
     def _factor(operator: MonotoneOperator, step: float) -> float:
@@ -351,35 +361,45 @@ class BoundPeacemanRachford(BoundSplitting):
 
     def __init__(self, problem: EquilibriumProblem, step: Step | None):
         super().__init__(problem, step)
-        self.resolvent: LinearMap = problem.linear.resolvent(self.step)
-        # R_A(h) = (2K − I)h + 2K(αq): the part that does not change is computed once
-        self.offset = 2 * self.resolvent.apply(self.step * problem.q)
+        self.reflection: LinearMap = problem.linear.reflection(self.step)
+        self.offset = self._constant(problem.q)
+
+    def _constant(self, q: Tensor) -> Tensor:
+        # R_A(h) = (2K − I)h + 2K(αq): the part that does not change is computed once, and 2K = (2K − I) + I
+        scaled = self.step * q
+        return self.reflection.affine(scaled, scaled)
+
+    def _predict(self, step: float) -> StepChoice:
+        return StepChoice(step=step, factor=self.problem.reflected_factor(step))
 
     def map(self, state: Tensor) -> Tensor:
         reflected = 2 * self.read(state) - state
-        return 2 * self.resolvent.apply(reflected) - reflected + self.offset
+        if reflected.shape == self.offset.shape:
+            return self.reflection.affine(reflected, self.offset)
+        return self.reflection.apply(reflected) + self.offset
 
     def init(self, z: Tensor) -> Tensor:
         # at the equilibrium v − z ∈ ∂f(z) for v = Wz + q, and u − z ∈ α∂f(z)
         return z + self.step * (self.problem.preactivation(z) - z)
 
+    def init_at_zero(self) -> Tensor:
+        """``init`` of z = 0, without a product."""
+        return self.step * self.problem.q
+
     def read(self, state: Tensor) -> Tensor:
         return self.problem.activation.prox(state, self.step)
 
     def map_jacobian(self, state: Tensor) -> Tensor:
-        K = self.resolvent.to_dense()
-        identity = torch.eye(K.shape[0], dtype=K.dtype, device=K.device)
         slopes = self.problem.activation.prox_derivative(state, self.step)
-        return (2 * K - identity) * (2 * slopes - 1)[:, None, :]
+        return self.reflection.to_dense() * (2 * slopes - 1)[:, None, :]
 
     def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
-        reflected = (2 * self.problem.activation.prox_derivative(state, self.step) - 1) * direction
-        return 2 * self.resolvent.apply(reflected) - reflected
+        return self.reflection.apply((2 * self.problem.activation.prox_derivative(state, self.step) - 1) * direction)
 
     def with_input(self, q: Tensor) -> BoundFlow:
         flow = copy.copy(self)  # the resolvent stays
         flow.problem = replace(self.problem, q=q)
-        flow.offset = 2 * self.resolvent.apply(self.step * q)
+        flow.offset = self._constant(q)
         return flow
 
     @property

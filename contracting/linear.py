@@ -17,13 +17,14 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
+from contracting.estimates import Estimates, estimate
 from contracting.metrics import Metric, WeightedL2
 from contracting.operator import MonotoneOperator
 from contracting.proximal import Step
 
 T = TypeVar("T")
 
-
+_EXACT_LIMIT = 300  # the largest block whose eigenvalues are computed where nobody asked for them
 
 class LinearMap(ABC):
     r"""A linear map W on Rⁿ acting on rows: (batch, n) ↦ (batch, n).
@@ -76,6 +77,38 @@ class LinearMap(ABC):
     def to_dense(self) -> Tensor:
         """The matrix of W, shape (n, n)."""
 
+    @abstractmethod
+    def combined(self, scale: float, shift: float) -> LinearMap:
+        """scale·W + shift·I, as a map of the same kind."""
+
+    def affine(self, z: Tensor, offset: Tensor, out: Tensor | None = None) -> Tensor:
+        """Rows of W z + offset: (batch, n) -> (batch, n), into ``out`` where that is given (no gradient then)."""
+        return torch.add(self.apply(z), offset, out=out)
+
+    def reflection(self, step: Step) -> LinearMap:
+        """2(I + α(I − W))⁻¹ − I, the reflected resolvent; α as in ``resolvent``."""
+        if any(t.requires_grad for t in self.tensors()):
+            return self.resolvent(step).combined(2.0, -1.0)
+        return self.remember("reflection", step, lambda: self.resolvent(step).combined(2.0, -1.0))
+
+    @property
+    def changing(self) -> bool:
+        """Whether W is part of a graph or was cut from one: the next optimiser step will bring other values."""
+        return self._momentary or any(t.requires_grad for t in self.tensors())
+
+    @cached_property
+    def _momentary(self) -> bool:
+        return False
+
+    def exactly_analysed(self, metric: Metric) -> bool:
+        """Whether ``operator`` is worth its eigenvalues: W will stay, and its blocks are of moderate size."""
+        return not self.changing and self.block_size <= _EXACT_LIMIT
+
+    @property
+    def block_size(self) -> int:
+        """Size k of the blocks of ``blocks``."""
+        return self.size
+
     @property
     def dtype(self) -> torch.dtype:
         """The floating-point type of the map."""
@@ -106,7 +139,16 @@ class LinearMap(ABC):
         """The same map cut from the autograd graph, made once so that its analyses are shared by all who detach it."""
         if not any(t.requires_grad for t in self.tensors()):
             return self
-        return self.remember("detached", None, lambda: self.with_tensors([t.detach() for t in self.tensors()]))
+        return self.remember("detached", None, self._cut)
+
+    def _cut(self) -> LinearMap:
+        values = self.with_tensors([t.detach() for t in self.tensors()])
+        values.__dict__["_momentary"] = True
+        return values
+
+    def to(self, dtype: torch.dtype) -> LinearMap:
+        """The same map in another precision."""
+        return self.with_tensors([t.to(dtype) for t in self.tensors()])
 
     @property
     def untransposed(self) -> LinearMap:
@@ -135,6 +177,15 @@ class LinearMap(ABC):
         """A = I − W seen in ``metric``: its bounds, contraction factors and best steps, computed once."""
         values = self.detached
         return values.remember("operator", metric, lambda: MonotoneOperator(values.blocks(metric)))
+
+    def estimates(self, metric: Metric) -> Estimates | None:
+        """Cheap estimates of m and L in ``metric``, computed once; None where A is not strongly monotone there.
+
+        Raises:
+            PreconditionError: as ``blocks``.
+        """
+        values = self.detached
+        return values.remember("estimates", metric, lambda: estimate(values.blocks(metric)))
 
 
 class _Memory:
@@ -197,6 +248,13 @@ class Dense(LinearMap):
     def apply(self, z: Tensor) -> Tensor:
         return z @ self.weight.mT
 
+    def affine(self, z: Tensor, offset: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.addmm(offset, z, self.weight.mT, out=out) if z.ndim == 2 else self.apply(z) + offset
+
+    def combined(self, scale: float, shift: float) -> Dense:
+        matrix = scale * self.weight
+        return Dense(matrix + shift * torch.eye(self.size, dtype=matrix.dtype, device=matrix.device))
+
     @property
     def adjoint(self) -> Dense:
         return self._transposed_from or Dense(self.weight.mT, _transposed_from=self)
@@ -218,6 +276,20 @@ class Dense(LinearMap):
         if self._transposed_from is not None:
             return self._transposed_from.operator(metric.dual())
         return super().operator(metric)
+
+    def estimates(self, metric: Metric) -> Estimates | None:
+        if self._transposed_from is not None:
+            return self._transposed_from.estimates(metric.dual())
+        return super().estimates(metric)
+
+    @property
+    def changing(self) -> bool:
+        return super().changing if self._transposed_from is None else self._transposed_from.changing
+
+    def reflection(self, step: Step) -> LinearMap:
+        if self._transposed_from is not None and not isinstance(step, Tensor):
+            return self._transposed_from.reflection(step).adjoint
+        return super().reflection(step)
 
     def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
         return (cotangent.mT @ z,)

@@ -54,11 +54,19 @@ class Bounds:
 class StepChoice:
     """A step and its contraction factor per iteration, in the sense of the function that the choice minimises.
 
-    The step of a splitting may be one per neuron, (n,), where the operator knows that to be best.
+    Attributes:
+        step: the step; for a splitting it may be one per neuron, (n,), where the operator knows that to be best.
+        factor: its factor, or None where nothing was computed.
+        expected: the reduction per iteration to plan with; no bound. The factor where there is one.
     """
 
     step: Step
     factor: float | None
+    expected: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.expected is None:
+            object.__setattr__(self, "expected", self.factor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +109,14 @@ class MonotoneOperator:
 
     def reflected_factor(self, step: float) -> float:
         """‖(I − αÃ)(I + αÃ)⁻¹‖₂, the contraction factor of Peaceman–Rachford with step α."""
-        reflected = torch.linalg.solve(self._identity + step * self.blocks, self._identity - step * self.blocks)
-        return _largest_singular_value(reflected)
+        if step not in self._reflected_factors:
+            reflected = torch.linalg.solve(self._identity + step * self.blocks, self._identity - step * self.blocks)
+            self._reflected_factors[step] = _largest_singular_value(reflected)
+        return self._reflected_factors[step]
+
+    @cached_property
+    def _reflected_factors(self) -> dict[float, float]:
+        return {}
 
     def euler_factor(self, step: float) -> float:
         r"""Local contraction factor of explicit Euler with step h on z' = −z + σ(Wz + q), over all slopes in [0, 1].

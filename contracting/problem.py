@@ -12,9 +12,10 @@ from torch import Tensor
 from contracting import checks
 from contracting.activations import Slope
 from contracting.errors import InputError, PreconditionError
+from contracting.estimates import Estimates
 from contracting.linear import LinearMap
 from contracting.metrics import Metric
-from contracting.operator import MonotoneOperator
+from contracting.operator import MonotoneOperator, StepChoice
 from contracting.proximal import Activation
 
 
@@ -65,7 +66,7 @@ class EquilibriumProblem:
 
     def preactivation(self, z: Tensor) -> Tensor:
         """Wz + q: (batch, n) -> (batch, n)."""
-        return self.linear.apply(z) + self.q
+        return self.linear.affine(z, self.q) if z.shape == self.q.shape else self.linear.apply(z) + self.q
 
     def map(self, z: Tensor) -> Tensor:
         """σ(Wz + q), whose fixed point is the equilibrium: (batch, n) -> (batch, n)."""
@@ -90,6 +91,38 @@ class EquilibriumProblem:
             return None
         return operator if operator.bounds.strongly_monotone else None
 
+    @property
+    def well_posed(self) -> bool:
+        """Whether Condition 1 holds in the claimed metric: exactly where W stays, by a Cholesky where it changes."""
+        return self._analysed_exactly and self.operator is not None or self._estimates is not None
+
+    def reflected_step(self, method: str) -> StepChoice:
+        """The step of Peaceman–Rachford: of the smallest factor for weights that stay, otherwise from estimates.
+
+        Raises:
+            PreconditionError: as ``require_operator``.
+        """
+        if self._analysed_exactly:
+            return self.require_operator(method).best_reflected
+        if self._estimates is None:
+            raise self._refusal(method)
+        return StepChoice(step=self._estimates.reflected_step, factor=None, expected=self._estimates.reflected_decay)
+
+    def reflected_factor(self, step: float) -> float | None:
+        """The contraction factor of Peaceman–Rachford with a given step, where its computation is worth while."""
+        return None if not self._analysed_exactly or self.operator is None else self.operator.reflected_factor(step)
+
+    @property
+    def _analysed_exactly(self) -> bool:
+        return self.metric is not None and self.linear.exactly_analysed(self.metric)
+
+    @cached_property
+    def _estimates(self) -> Estimates | None:
+        try:
+            return None if self.metric is None else self.linear.estimates(self.metric)
+        except PreconditionError:
+            return None
+
     def require_operator(self, method: str) -> MonotoneOperator:
         """The verified operator, or a refusal that names ``method``.
 
@@ -98,11 +131,14 @@ class EquilibriumProblem:
         """
         if self.operator is not None:
             return self.operator
+        raise self._refusal(method)
+
+    def _refusal(self, method: str) -> PreconditionError:
         if self.metric is None:
             reason = "no metric is claimed for this weight (Condition 1 is not certified)"
         else:
             reason = "I − W is not strongly monotone in the metric of this problem (Condition 1 fails)"
-        raise PreconditionError(
+        return PreconditionError(
             f"{method} cannot choose its step: {reason}. Use a well-posed parameterisation, pass an explicit step, "
             "or use SemismoothNewton(), which needs no metric"
         )
@@ -131,7 +167,7 @@ class EquilibriumProblem:
             activation=self.activation.with_tensors([t.detach() for t in self.activation.tensors()]),
         )
 
-    def rows(self, index: Tensor) -> EquilibriumProblem:
+    def rows(self, index: Tensor | slice) -> EquilibriumProblem:
         """The problem of some rows only."""
         return replace(self, q=self.q[index], activation=self.activation.rows(index))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import InputError
 
+Reflection = Callable[..., Tensor]
 Step = float | Tensor  # α > 0: a number, or a tensor broadcastable to x, such as (n,): one per neuron
 
 
@@ -60,6 +61,17 @@ class Activation(ABC):
         """Slope d prox_{αf}(x) / dx, in [0, 1]: (..., n) -> (..., n); arguments and errors as in ``prox``."""
         return self._prox_slope(checks.floating_tensor("x", x), _check_step(step, x))
 
+    def reflection(self, step: Step) -> Reflection:
+        """R_f = 2prox_{αf} − I as a function (x, out): (..., n) -> (..., n) of its own, for many calls.
+
+        With an ``out`` other than x the result is written there, and nothing is differentiated.
+        """
+
+        def reflect(x: Tensor, out: Tensor | None = None) -> Tensor:
+            return torch.sub(2 * self._prox(x, step), x, out=out)
+
+        return reflect
+
     @property
     def slopes(self) -> tuple[float, float]:
         """The smallest interval [lowest, highest] that contains every slope of σ."""
@@ -75,7 +87,7 @@ class Activation(ABC):
             raise InputError(f"tensors must be empty: {self!r} depends on none, got {len(tensors)}")
         return self
 
-    def rows(self, index: Tensor) -> Activation:
+    def rows(self, index: Tensor | slice) -> Activation:
         """The activation of some rows of the batch only."""
         return self
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import PreconditionError
+from contracting.estimates import Estimates
 from contracting.linear import LinearMap
 from contracting.metrics import Metric, WeightedL2
 from contracting.operator import Bounds, MonotoneOperator, StepChoice
@@ -107,6 +108,35 @@ class Scaled(LinearMap):
             inverse = self.inner.resolvent(product)
         return _Similar(inverse, self.right)
 
+    def combined(self, scale: float, shift: float) -> Scaled:
+        # sI − sLMR + tI = (s + t)I − L(sM)R, and only s + t = 1 leaves the form
+        if scale + shift != 1:
+            raise PreconditionError("of a weight with a metric of its own for every neuron, only sW + (1 − s)I is one")
+        return Scaled(self.inner.combined(scale, shift), self.left, self.right)
+
+    @property
+    def block_size(self) -> int:
+        return self.inner.block_size
+
+    @property
+    def changing(self) -> bool:
+        return super().changing if self._transposed_from is None else self._transposed_from.changing
+
+    def estimates(self, metric: Metric) -> Estimates | None:
+        if self._transposed_from is not None:
+            return self._transposed_from.estimates(metric.dual())
+        values = self.detached
+        return values.remember("estimates", metric, lambda: values._estimates(metric))
+
+    def _estimates(self, metric: Metric) -> Estimates | None:
+        squares, unit_step = self._congruence(metric)
+        found = self.inner.estimates(WeightedL2.identity(self.size, dtype=torch.float64))
+        return (
+            None
+            if found is None
+            else ScaledEstimates(monotonicity=found.monotonicity, lipschitz=found.lipschitz, unit_step=unit_step)
+        )
+
     def blocks(self, metric: Metric) -> Tensor:
         raise PreconditionError(
             "a weight with a metric of its own for every neuron has no blocks; operator(metric) gives bounds in the "
@@ -120,28 +150,35 @@ class Scaled(LinearMap):
         return values.remember("operator", metric, lambda: values._operator(metric))
 
     def _operator(self, metric: Metric) -> MonotoneOperator:
+        squares, unit_step = self._congruence(metric)
+        operator = self.inner.operator(WeightedL2.identity(self.size, dtype=torch.float64))
+        tolerance = 2 * self._tolerance
+        return ScaledOperator(
+            blocks=operator.blocks,
+            inner=operator,
+            smallest=float(squares.min()) * (1 - tolerance),
+            largest=float(squares.max()) * (1 + tolerance),
+            unit_step=unit_step,
+        )
+
+    @property
+    def _tolerance(self) -> float:
+        """What the weights of a metric may be off from its own: the rounding of two products."""
+        return 64 * torch.finfo(self.dtype).eps
+
+    def _congruence(self, metric: Metric) -> tuple[Tensor, Tensor]:
+        """TS² in float64, the spread of T being rounding, and the step (LR)⁻¹ that stands for α = 1."""
         left, right = (t.detach().to("cpu", torch.float64) for t in (self.left, self.right))
         ratio = None
         if isinstance(metric, WeightedL2):
             weights = metric.weights.detach().to("cpu", torch.float64)
             ratio = weights * left / right
-        tolerance = 64 * torch.finfo(self.dtype).eps
-        if ratio is None or float(ratio.max() - ratio.min()) > tolerance * float(ratio.max()):
+        if ratio is None or float(ratio.max() - ratio.min()) > self._tolerance * float(ratio.max()):
             raise PreconditionError(
                 "bounds of this weight are known only in the metric it was made for: WeightedL2 with weights "
                 "proportional to right/left"
             )
-        euclidean = WeightedL2.identity(self.size, dtype=torch.float64)
-        # the spread of the ratio is rounding of the weights; it is charged to the bounds
-        squares = ratio * right.square() / weights
-        operator = self.inner.operator(euclidean)
-        return ScaledOperator(
-            blocks=operator.blocks,
-            inner=operator,
-            smallest=float(squares.min()) * (1 - 2 * tolerance),
-            largest=float(squares.max()) * (1 + 2 * tolerance),
-            unit_step=(1 / (left * right)).to(self.left),
-        )
+        return ratio * right.square() / weights, (1 / (left * right)).to(self.left.detach())
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +211,26 @@ class _Similar(LinearMap):
             raise PreconditionError("a resolvent has no resolvent for one step per neuron; pass a number")
         return _Similar(self.inner.resolvent(step), self.scale)
 
+    def combined(self, scale: float, shift: float) -> _Similar:
+        return _Similar(self.inner.combined(scale, shift), self.scale)
+
     def blocks(self, metric: Metric) -> Tensor:
         raise PreconditionError("a resolvent in a metric of its own for every neuron has no blocks")
 
     def to_dense(self) -> Tensor:
         return self.inner.to_dense() * self.scale / self.scale[:, None]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ScaledEstimates(Estimates):
+    """m and L of M, and the step per neuron that stands for α = 1."""
+
+    unit_step: Tensor = field(repr=False)
+
+    @property
+    def reflected_step(self) -> Tensor:
+        """α(LR)⁻¹ with α = 1/√(mL) for M."""
+        return self.unit_step / math.sqrt(self.monotonicity * self.lipschitz)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import InputError, SolveError, Status
 from contracting.problem import EquilibriumProblem
+from contracting.rows import Rows
 from contracting.solution import Solution as Solution
 from contracting.solution import Stop as Stop
 from contracting.solution import Trace as Trace
@@ -32,12 +33,18 @@ class Iteration(ABC):
         map_evals: applications of W (or of a resolvent of W) to the whole batch so far.
         check_every: steps between two checks that this method suggests.
         advice: why the method gave rows up, and what to do; part of the error that the loop raises.
+        separable: whether the iteration on some rows is this method bound to the problem of those rows.
+        check_start: whether the residual is worth a look before the first step.
+        cold_start: whether z0 = 0 because nobody knew better; set by the loop.
     """
 
     factor: float | None = None
     step_size: float | None = None
     check_every: int = 1
     advice: str | None = None
+    separable: bool = True
+    check_start: bool = True
+    cold_start: bool = False
 
     def __init__(self) -> None:
         self.map_evals = 0
@@ -49,6 +56,16 @@ class Iteration(ABC):
     @abstractmethod
     def step(self, state: State) -> State:
         """One iteration, or one time step."""
+
+    def advance(self, state: State, taken: int, steps: int) -> State:
+        """``steps`` iterations after the first ``taken``; a method may fuse them."""
+        for _ in range(steps):
+            state = self.step(state)
+        return state
+
+    def check_after(self, taken: int) -> int:
+        """How many steps after ``taken`` the residual is looked at again; may depend on nothing else of the run."""
+        return self.check_every
 
     @abstractmethod
     def read(self, state: State) -> Tensor:
@@ -113,101 +130,26 @@ def solve(
         raise InputError(f"solver must be a method such as PeacemanRachford(), got {method!r}")
     stop = (stop or Stop()).resolved(problem)
     watch = _Watch(trace)
-    z0 = problem.zeros() if z0 is None else _starting_point(z0, problem)
-    iteration = method.bind(problem, stop)
-    rows = _Rows(problem, stop, iteration.init(z0), iteration)
-    watch.see(0, rows)
-    interval = stop.check_every or iteration.check_every
+    rows = Rows(problem, stop, method, None if z0 is None else _starting_point(z0, problem))
+    watch.see(0, rows, None if rows.checks else rows.state)
     taken = 0
-    while rows.any_active and taken < stop.max_steps:
-        block = min(interval, stop.max_steps - taken)
+    while rows.any_running and taken < stop.max_steps:
+        block = min(stop.check_every or rows.iteration.check_after(taken), stop.max_steps - taken)
         state = rows.state
-        for offset in range(1, block + 1):
-            state = iteration.step(state)
-            if offset < block:
-                watch.peek(taken + offset, rows, state)
-        taken += block
-        rows.update(state, taken)
-        watch.see(taken, rows)
-    solution = rows.solution(watch)
-    if throw and not bool(solution.converged.all()):
-        raise SolveError(_failure(method, solution, iteration.advice), solution)
-    return solution
-
-
-class _Rows:
-    """The state of every row, and the only place where a row's status changes."""
-
-    def __init__(self, problem: EquilibriumProblem, stop: Stop, state: State, iteration: Iteration):
-        self.problem, self.stop, self.iteration = problem, stop, iteration
-        self.checks = 0
-        self.state = state
-        self.z = iteration.read(state)
-        self.residual, self.scale = self.assess(self.z)
-        self.best = torch.full_like(self.residual, float("inf"))
-        self.best_step = torch.zeros_like(self.residual, dtype=torch.int64)
-        self.steps = torch.zeros_like(self.best_step)
-        self.status = torch.full_like(self.residual, Status.RUNNING, dtype=torch.int8)
-        self._judge(self.residual, self.scale, 0)
-        # a row that is not finite before the first step never had an answer
-        lost = self.status == Status.NONFINITE
-        if bool(lost.any()):
-            self.z = torch.where(lost[:, None], torch.full_like(self.z, float("nan")), self.z)
-        self.any_active = bool((self.status == Status.RUNNING).any())
-
-    def assess(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Residual norm and its scale ‖σ(Wz + q)‖, each (batch,)."""
-        with torch.no_grad():
-            image = self.problem.map(z)
-            return torch.linalg.vector_norm(z - image, dim=-1), torch.linalg.vector_norm(image, dim=-1)
-
-    def update(self, state: State, taken: int) -> None:
-        """Take over the new state of the active rows and judge them."""
-        active = self.status == Status.RUNNING
-        z = self.iteration.read(state)
-        residual, scale = self.assess(z)
-        self.checks += 1
-        # a row whose new state is not finite keeps its last finite one
-        keep = active & torch.isfinite(residual) & torch.isfinite(z).all(-1)
-        self.steps = torch.where(active, taken, self.steps)
-        if bool(keep.all()):
-            self.state, self.z, self.residual, self.scale = state, z, residual, scale
+        if trace is None:
+            state = rows.iteration.advance(state, taken, block)
         else:
-            self.state = tuple(_select(keep, new, old) for new, old in zip(state, self.state, strict=True))
-            self.z = _select(keep, z, self.z)
-            self.residual = torch.where(keep, residual, self.residual)
-            self.scale = torch.where(keep, scale, self.scale)
-        self._judge(torch.where(active & ~keep, float("nan"), self.residual), self.scale, taken)
-        self.any_active = bool((self.status == Status.RUNNING).any())
-
-    def _judge(self, residual: Tensor, scale: Tensor, taken: int) -> None:
-        active = self.status == Status.RUNNING
-        better = residual < self.best
-        self.best_step = torch.where(better, taken, self.best_step)
-        self.best = torch.where(better, residual, self.best)
-        code = self.status.clone()
-        given_up = self.iteration.given_up(self.state)
-        if given_up is not None:
-            code[active & given_up] = Status.STALLED
-        code[active & (taken - self.best_step >= self.stop.patience)] = Status.STALLED
-        if taken >= self.stop.max_steps:
-            code[active] = Status.MAX_STEPS
-        code[active & (residual <= self.stop.tolerance(scale))] = Status.CONVERGED
-        code[active & ~torch.isfinite(residual)] = Status.NONFINITE
-        self.status = code
-
-    def solution(self, watch: _Watch) -> Solution:
-        return Solution(
-            z=self.z,
-            status=self.status,
-            residual=self.residual,
-            relative_residual=self.residual / self.scale.clamp_min(torch.finfo(self.scale.dtype).tiny),
-            steps=self.steps,
-            map_evals=self.iteration.map_evals + self.checks + 1,
-            seconds=watch.elapsed(),
-            problem=self.problem.detach(),
-            trace=watch.trace,
-        )
+            for step in range(taken, taken + block):
+                state = rows.iteration.advance(state, step, 1)
+                if step + 1 < taken + block:
+                    watch.see(step + 1, rows, state)
+        taken += block
+        rows.check(state, taken)
+        watch.see(taken, rows)
+    solution = rows.solution(watch.elapsed(), trace)
+    if throw and not bool(solution.converged.all()):
+        raise SolveError(_failure(method, solution, rows.iteration.advice), solution)
+    return solution
 
 
 class _Watch:
@@ -222,27 +164,13 @@ class _Watch:
     def elapsed(self) -> float:
         return time.perf_counter() - self.started
 
-    def see(self, step: int, rows: _Rows) -> None:
-        """Record a checked step."""
+    def see(self, step: int, rows: Rows, state: State | None = None) -> None:
+        """Record a checked step, or the state between two checks."""
         if self.trace is not None and step % self.trace.every == 0:
             now = time.perf_counter()
-            self.trace.record(step, now - self.started, rows.residual, rows.steps == step, rows.z)
+            residual, active, z = rows.view(step, state)
+            self.trace.record(step, now - self.started, residual, active, z)
             self.started += time.perf_counter() - now
-
-    def peek(self, step: int, rows: _Rows, state: State) -> None:
-        """Record a step between two checks."""
-        if self.trace is not None and step % self.trace.every == 0:
-            now = time.perf_counter()
-            evals = rows.iteration.map_evals
-            active = rows.status == Status.RUNNING
-            z = _select(active, rows.iteration.read(state), rows.z)
-            self.trace.record(step, now - self.started, rows.assess(z)[0], active, z)
-            rows.iteration.map_evals = evals
-            self.started += time.perf_counter() - now
-
-
-def _select(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 
 def _starting_point(z0: Tensor, problem: EquilibriumProblem) -> Tensor:

@@ -60,7 +60,7 @@ class Implicit:
         """The method that solves an adjoint problem."""
         if self.solver is not None:
             return self.solver
-        return PeacemanRachford() if problem.operator is not None else SemismoothNewton()
+        return PeacemanRachford() if problem.well_posed else SemismoothNewton()
 
 
 @dataclass(frozen=True, kw_only=True)

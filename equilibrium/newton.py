@@ -48,7 +48,7 @@ class _NewtonIteration(Iteration):
     def __init__(self, problem: EquilibriumProblem, settings: SemismoothNewton):
         super().__init__()
         self.problem, self.settings = problem, settings
-        fallback = problem.operator is not None
+        fallback = problem.well_posed
         self.fallback: BoundFlow | None = PeacemanRachfordFlow().bind(problem) if fallback else None
 
     def init(self, z0: Tensor) -> State:

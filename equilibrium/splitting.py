@@ -12,21 +12,22 @@ from typing import ClassVar
 from torch import Tensor
 
 from contracting import checks
-from contracting.flows import BoundSplitting, ForwardBackwardFlow, PeacemanRachfordFlow
+from contracting.flows import BoundPeacemanRachford, BoundSplitting, ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Iteration, Method, State, Stop
+from equilibrium.folded import FoldedIteration, planned_interval, relaxed
 
 
 class _RelaxedIteration(Iteration):
     """s ← s + θ(T(s) − s), contracting with factor |1 − θ| + θρ where T contracts with factor ρ."""
 
-    def __init__(self, flow: BoundSplitting, relaxation: float):
+    def __init__(self, flow: BoundSplitting, relaxation: float, stop: Stop):
         super().__init__()
         self.flow, self.relaxation = flow, relaxation
+        prediction = flow.prediction
         self.step_size = None if isinstance(flow.step, Tensor) else flow.step
-        if flow.factor is not None:
-            relaxed = abs(1 - relaxation) + relaxation * flow.factor
-            self.factor = relaxed if relaxed < 1 else None
+        self.factor = relaxed(prediction.factor, relaxation)
+        self.check_every = planned_interval(relaxed(prediction.expected, relaxation), stop)
 
     def init(self, z0: Tensor) -> State:
         self.map_evals += 1
@@ -57,7 +58,10 @@ class _Splitting(Method):
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
-        return _RelaxedIteration(self.flow_of(step=self.step).bind(problem), self.share)
+        flow = self.flow_of(step=self.step).bind(problem)
+        if isinstance(flow, BoundPeacemanRachford):
+            return FoldedIteration(flow, self.share, stop)
+        return _RelaxedIteration(flow, self.share, stop)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -215,6 +215,7 @@ class Segments(Iteration):
         if self.kind.fixed:
             automatic = float(self.flow.euler_step.step) if settings.step is None else None
             self.step_size = settings.step if automatic is None else self.kind.disc * automatic
+        self.separable = False  # segments are planned with the residual as the loop sees it
         self.per_row = self.kind.scipy if settings.per_row is None else settings.per_row
         self.segments: list[tuple[float, int]] = []
         self._calls = 0.0

@@ -290,7 +290,7 @@ def test_the_layer_has_the_interface_of_the_dense_one() -> None:
     newton = layer.solve(x, SemismoothNewton())
     assert torch.allclose(newton.z, solution.z, atol=1e-6)
     field = layer.flow(FiringRate, x)
-    assert float(field(0.0, solution.z.flatten(0, 1)).abs().max()) <= 1e-6
+    assert float(field(0.0, solution.z.flatten(0, 1)).detach().abs().max()) <= 1e-6
     assert torch.equal(copy.deepcopy(layer)(x), layer(x))
     other = make(5, lipschitz=1.0, image=_image(layer))
     other.load_state_dict(layer.state_dict())

@@ -1,0 +1,133 @@
+r"""Peaceman–Rachford near the hardware: a reflection and a product per step, in place, in blocks that stay in cache.
+
+u ← (2K − I)h + 2αKq with h = R_f u and K = (I + α(I − W))⁻¹. For ReLU, R_f u = |u|, so that a step is one ``abs`` and
+one ``addmm``. In float64 the first steps, whose accuracy will be forgotten, are taken in float32; the residuals that
+decide, and the steps to the end of a solve, are float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from contracting.flows import BoundPeacemanRachford
+from contracting.linear import LinearMap
+from contracting.proximal import Reflection
+from contracting.solve import Iteration, State, Stop
+
+_BLOCK_BYTES = 640_000  # of the state of a block of rows; three such arrays are at work
+_CHECKS = 8  # in the number of steps that the factor predicts
+_FEWEST = 3  # steps between two checks, since a check costs more than a step
+_UNKNOWN = 5  # steps between two checks where nothing is predicted
+_SINGLE_SHARE = 0.7  # of the steps predicted down to the accuracy of float32: predictions are for the worst case
+_SINGLE_FLOOR = 10 * torch.finfo(torch.float32).eps
+
+
+def relaxed(factor: float | None, relaxation: float) -> float | None:
+    """|1 − θ| + θρ, the factor of s ← s + θ(T(s) − s) where T contracts with ρ; None where that is not below one."""
+    if factor is None:
+        return None
+    value = abs(1 - relaxation) + relaxation * factor
+    return value if value < 1 else None
+
+
+def planned_steps(expected: float | None, reduction: float) -> float | None:
+    """How many steps reduce the error to ``reduction`` at the expected factor; None where nothing is expected."""
+    if expected is None or not 0 < reduction < 1:
+        return None
+    return math.log(reduction) / math.log(min(max(expected, 1e-3), 1 - 1e-9))
+
+
+def planned_interval(expected: float | None, stop: Stop) -> int:
+    """Steps between two checks of the residual; a function of the weights and the tolerance alone."""
+    steps = planned_steps(expected, max(stop.rtol or 0.0, 1e-15))
+    return _UNKNOWN if steps is None else min(50, max(_FEWEST, round(steps / _CHECKS)))
+
+
+class FoldedIteration(Iteration):
+    """u ← u + θ(R_A R_f u − u), contracting with factor |1 − θ| + θρ where R_A R_f contracts with factor ρ."""
+
+    def __init__(self, flow: BoundPeacemanRachford, relaxation: float, stop: Stop):
+        super().__init__()
+        self.flow, self.relaxation = flow, relaxation
+        prediction = flow.prediction
+        self.step_size = None if isinstance(flow.step, Tensor) else flow.step
+        self.factor = relaxed(prediction.factor, relaxation)
+        expected = relaxed(prediction.expected, relaxation)
+        self.check_every = planned_interval(expected, stop)
+        self._single_steps = self._planned_single_steps(expected, stop)
+        self.map_evals += 1  # of the offset
+
+    def _planned_single_steps(self, expected: float | None, stop: Stop) -> int:
+        problem = self.flow.problem
+        if problem.q.dtype != torch.float64 or expected is None:
+            return 0
+        reachable = max(stop.rtol or 0.0, _SINGLE_FLOOR * (1 + problem.linear.rough_norm))
+        return math.floor(_SINGLE_SHARE * (planned_steps(expected, reachable) or 0.0))
+
+    @property
+    def check_start(self) -> bool:  # type: ignore[override]
+        """A given starting point may be the solution; zeros hardly are."""
+        return not self.cold_start
+
+    def init(self, z0: Tensor) -> State:
+        self.map_evals += not self.cold_start
+        return (self.flow.init_at_zero() if self.cold_start else self.flow.init(z0),)
+
+    def step(self, state: State) -> State:
+        self.map_evals += 1
+        (u,) = state
+        mapped = self.flow.map(u)
+        return (mapped if self.relaxation == 1 else u + self.relaxation * (mapped - u),)
+
+    def read(self, state: State) -> Tensor:
+        return self.flow.read(state[0])
+
+    def check_after(self, taken: int) -> int:
+        single = self._single_steps - taken if self.cold_start else 0
+        return max(single, self.check_every)
+
+    def advance(self, state: State, taken: int, steps: int) -> State:
+        (u,) = state
+        if torch.is_grad_enabled() and (u.requires_grad or self.flow.offset.requires_grad):
+            return super().advance(state, taken, steps)
+        self.map_evals += steps
+        single = min(max(self._single_steps - taken, 0), steps) if self.cold_start else 0
+        with torch.no_grad():
+            new = torch.empty_like(u)
+            for rows in _blocks(u):
+                block = u[rows]
+                if single:
+                    block = self._run(torch.float32, rows, block.to(torch.float32), single).to(u.dtype)
+                new[rows] = self._run(u.dtype, rows, block, steps - single) if steps > single else block
+        return (new,)
+
+    def _run(self, dtype: torch.dtype, rows: slice, u: Tensor, steps: int) -> Tensor:
+        """``steps`` steps of a block of rows in a precision."""
+        linear, offset, reflect = self._kernel(dtype, rows)
+        reflected = torch.empty_like(u)
+        for step in range(steps):
+            reflect(u, out=reflected)
+            if self.relaxation == 1:
+                u = linear.affine(reflected, offset, out=u if step else None)
+            else:
+                u = linear.affine(reflected, torch.add(offset, u, alpha=1 - self.relaxation))
+        return u
+
+    def _kernel(self, dtype: torch.dtype, rows: slice) -> tuple[LinearMap, Tensor, Reflection]:
+        flow, owner = self.flow, self.flow.reflection
+        linear = owner if dtype == owner.dtype else owner.remember("other precision", None, lambda: owner.to(dtype))
+        offset = flow.offset[rows].to(dtype)
+        step = flow.step.to(dtype) if isinstance(flow.step, Tensor) else flow.step
+        if self.relaxation != 1:
+            linear, offset = linear.combined(self.relaxation, 0.0), self.relaxation * offset
+        activation = flow.problem.activation.rows(rows)
+        return linear, offset, activation.with_tensors([t.to(dtype) for t in activation.tensors()]).reflection(step)
+
+
+def _blocks(state: Tensor) -> Iterator[slice]:
+    rows = max(64, _BLOCK_BYTES // (state.shape[-1] * state.element_size()))
+    return (slice(start, start + rows) for start in range(0, state.shape[0], rows))
