@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from contracting.frequencies import over_space
 from contracting.linear import Dense, LinearMap
 from contracting.metrics import FullP, WeightedL2
+from contracting.scaled import Scaled
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.weights import NetworkWeights, Weights
 
@@ -67,6 +68,29 @@ class ConvolutionalWeights(NetworkWeights):
     def hopfield_metric(self) -> FullP | None:
         """ΛP⁻¹Λ as a matrix, in which the Hopfield flow contracts at that rate; meant for small n."""
         return self.dense().hopfield_metric
+
+    def double(self) -> ConvolutionalWeights:
+        """The same numbers in float64 on the CPU, without history."""
+
+        def exact(tensor: Tensor) -> Tensor:
+            return tensor.detach().to("cpu", torch.float64)
+
+        state = self.state.with_tensors([exact(tensor) for tensor in self.state.tensors()])
+        metric = None if self.metric is None else exact(self.metric.weights)
+        if metric is not None and isinstance(state, Scaled):
+            metric = state.right / state.left * (metric * state.left / state.right).mean()  # not its rounded inverse
+        return replace(
+            self,
+            state=state,
+            input_kernel=exact(self.input_kernel),
+            bias=exact(self.bias),
+            output=exact(self.output),
+            output_bias=exact(self.output_bias),
+            metric=None if metric is None else WeightedL2(metric),
+            lipschitz=None if self.lipschitz is None else exact(self.lipschitz),
+            contraction_map=None,
+            contraction_rate=None,
+        )
 
     def dense(self) -> Weights:
         like = self.input_kernel

@@ -21,17 +21,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from contracting import checks
 from contracting.certificates.records import CertificateError
 from contracting.convolution import CircularConvolution
 from contracting.errors import PreconditionError
 from contracting.frequencies import over_space, per_channel, symbol_of
+from contracting.linear import Dense
 from contracting.scaled import Scaled
 from equilibrium.convolution.parameterization import sampled_gram
 from equilibrium.convolution.weights import ConvolutionalWeights
+from equilibrium.layers import EquilibriumLayer
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
-from equilibrium.lipschitz.system import as_double
+from equilibrium.lipschitz.system import Model, as_double
 
 _ROUNDING = 1e-12  # of the size of a symbol: what its transform and assembly in float64 may be wrong by, generously
 _INFLATION = 1e-9
@@ -67,6 +70,28 @@ class FrequencySystem:
         factor = torch.linalg.cholesky(N)
         half = torch.linalg.solve_triangular(factor, self.G, upper=False)
         return torch.einsum("f,fki,fkj->ij", self.share.to(half.dtype), half.conj(), half).real
+
+
+def image_weights(model: Model, following: Tensor | nn.Linear | None = None) -> ConvolutionalWeights | None:
+    """The explicit weights of ``following ∘ model`` if the model is a network on images, else None.
+
+    Raises:
+        InputError: if ``following`` does not fit.
+    """
+    if isinstance(model, EquilibriumLayer):
+        with torch.no_grad():
+            weights = model.weights()
+    else:
+        weights = model
+    if not isinstance(weights, ConvolutionalWeights) or isinstance(weights.state, Dense):
+        return None
+    if following is None:
+        return weights
+    rows = (following.weight if isinstance(following, nn.Linear) else following).detach().to(weights.output)
+    checks.last_size("following", rows, weights.out_features)
+    # in float64, where the product is exact to a rounding that the proof allows for
+    exact = weights.double()
+    return replace(exact, output=rows.double() @ exact.output, output_bias=rows.new_zeros(len(rows)).double())
 
 
 def frequency_system(weights: ConvolutionalWeights) -> FrequencySystem:

@@ -25,7 +25,15 @@ from equilibrium.convolution import (
     MetricShape,
 )
 from equilibrium.convolution.parameterization import readout_bound, sampled_gram
-from equilibrium.lipschitz import built_in_bound, check_lipschitz, lipschitz_system
+from equilibrium.lipschitz import (
+    built_in_bound,
+    certified_lipschitz,
+    check_lipschitz,
+    lipschitz_report,
+    lipschitz_system,
+    pair_ratio,
+    pairwise_lipschitz,
+)
 from equilibrium.lipschitz.frequencies import check_frequencies, frequency_bound
 from equilibrium.newton import SemismoothNewton
 
@@ -333,3 +341,23 @@ def test_what_does_not_fit_is_refused() -> None:
         layer(torch.randn(2, 4, 5))
     with pytest.raises(InputError, match="dtype"):
         layer(torch.randn(2, 1, 4, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("metric", [MetricShape.CHANNEL, MetricShape.FULL])
+def test_the_lipschitz_report_needs_no_matrix(metric: MetricShape, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = make(2, metric, lipschitz=1.0).float()
+    head = torch.randn(2, 3)
+    dense = certified_lipschitz(layer.weights().dense()).bound
+    monkeypatch.setattr(ConvolutionalWeights, "dense", None)
+    monkeypatch.setattr("contracting.linear.LinearMap.to_dense", None)
+    report = lipschitz_report(layer, starts=4)
+    assert dense * 0.3 <= report.attained <= report.certified <= 1.0
+    assert report.certificate.method == "per frequency"
+    assert pair_ratio(layer, *report.pair) == pytest.approx(report.attained, rel=1e-6)
+    pairs = pairwise_lipschitz(layer)
+    assert len(pairs.certificates) == 3
+    assert float(pairs.bounds.max()) <= 2**0.5 * report.certified * 1.05
+    rows = torch.tensor([[1.0, -1.0, 0.0]])
+    assert certified_lipschitz(layer, following=rows).bound == pytest.approx(float(pairs.bounds[0, 1]), rel=0.1)
+    following = certified_lipschitz(layer, following=head).bound
+    assert following <= float(torch.linalg.matrix_norm(head, 2)) * report.certified * 1.01
