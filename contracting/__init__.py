@@ -1,5 +1,7 @@
 """Contracting flows and their steady states: problems, flows, metrics, integrators and the one loop that solves."""
 
+from contracting.balls import CarriedBall, carry_ball
+from contracting.convolution import CircularConvolution
 from contracting.decay import DecayFit, decay_rate
 from contracting.energy import Energy
 from contracting.errors import (
@@ -14,7 +16,14 @@ from contracting.flows import FiringRate, ForwardBackwardFlow, Hopfield, Peacema
 from contracting.linear import Dense, LinearMap
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
 from contracting.problem import EquilibriumProblem
-from contracting.sampled import SampledRate, fit_metric, sampled_rate, sampled_rate_along, worst_point
+from contracting.sampled import (
+    SampledRate,
+    fit_metric,
+    fit_metric_by_inequalities,
+    sampled_rate,
+    sampled_rate_along,
+    worst_point,
+)
 from contracting.scaled_flows import DouglasRachfordFlow, TimeScaledForwardBackward
 from contracting.solve import Iteration, Method, Solution, Stop, Trace, solve
 from contracting.tracking import Tracking, track, tracking_bound
@@ -32,6 +41,8 @@ from contracting.vector_fields import LinearFlow, NeuralFlow, VectorField
 
 __all__ = [
     "AdaptiveStep",
+    "CircularConvolution",
+    "CarriedBall",
     "ContractingError",
     "DecayFit",
     "Dense",
@@ -68,9 +79,11 @@ __all__ = [
     "WeightedL1",
     "WeightedL2",
     "WeightedLinf",
+    "carry_ball",
     "decay_rate",
     "distance",
     "fit_metric",
+    "fit_metric_by_inequalities",
     "sampled_rate",
     "sampled_rate_along",
     "simulate",

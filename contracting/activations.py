@@ -290,7 +290,12 @@ class Slope(PiecewiseLinear):
         return self._ratio(step).expand_as(x)
 
     def _ratio(self, step: Step) -> Tensor:
-        return self.values / (step + (1 - step) * self.values)
+        if isinstance(step, Tensor) or self.values.requires_grad:
+            return self.values / (step + (1 - step) * self.values)
+        known: dict[float, Tensor] = self.__dict__.setdefault("_ratios", {})  # asked for in every step of a solve
+        if step not in known:
+            known[step] = self.values / (step + (1 - step) * self.values)
+        return known[step]
 
 
 ADMISSIBLE: tuple[Activation, ...] = (

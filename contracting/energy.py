@@ -79,3 +79,21 @@ class Energy:
         """
         checks.number("step", step, low=0, low_open=True)
         return (1 / step - self.smoothness / 2) * self.metric.norm(after - before).square()
+
+    def guaranteed_factor(self, step: float) -> float:
+        """1 − αm for 0 < α ≤ 1/L: a forward–backward step brings E − E* down by it at least, whatever the start.
+
+        E(z⁺) is at most the value at any y of E's model with the term ‖y − z‖²_Λ/(2α), and y = z + αm(z* − z) shows it.
+        By convexity E − E* therefore falls at least like e^{−mt} along z' = (T(z) − z)/α, in particular along the
+        firing-rate flow where L ≤ 1.
+
+        Raises:
+            PreconditionError: if the step is longer than 1/L, or I − W is not positive definite.
+        """
+        checks.number("step", step, low=0, low_open=True)
+        if step > (1 + 1e-12) / self.smoothness:
+            raise PreconditionError(
+                f"the energy is proved to fall by a factor for steps up to 1/L = {1 / self.smoothness:.3g}, "
+                f"got {step:.3g}"
+            )
+        return 1 - step * self.strong_convexity

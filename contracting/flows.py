@@ -172,7 +172,7 @@ class PeacemanRachfordFlow:
     def __post_init__(self) -> None:
         _check_step(self.step)
 
-    def bind(self, problem: EquilibriumProblem) -> BoundSplitting:
+    def bind(self, problem: EquilibriumProblem) -> BoundPeacemanRachford:
         """The flow on a problem."""
         return BoundPeacemanRachford(problem, self.step)
 

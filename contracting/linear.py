@@ -289,7 +289,9 @@ class Dense(LinearMap):
     def reflection(self, step: Step) -> LinearMap:
         if self._transposed_from is not None and not isinstance(step, Tensor):
             return self._transposed_from.reflection(step).adjoint
-        return super().reflection(step)
+        if self.weight.requires_grad:
+            return super().reflection(step)
+        return self.remember("reflection", step, lambda: Dense(_doubled_less_one(_inverse(self.weight, step))))
 
     def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
         return (cotangent.mT @ z,)
@@ -307,18 +309,26 @@ class Dense(LinearMap):
                 f"bounds of a dense map need a WeightedL2 metric, got {type(metric).__name__}; "
                 "the splitting methods and their rates live in a diagonal metric"
             )
-        weights = metric.weights.detach().to("cpu", torch.float64)
-        W = self.weight.detach().to("cpu", torch.float64)
-        return (torch.eye(self.size, dtype=torch.float64) - WeightedL2(weights).whiten(W))[None]
+        root = metric.weights.detach().to("cpu", torch.float64).sqrt()
+        blocks = (self.weight.detach().to("cpu", torch.float64) * root[:, None]).div_(root).neg_()
+        blocks.diagonal().add_(1)
+        return blocks[None]
 
     def to_dense(self) -> Tensor:
         return self.weight
 
 
+def _doubled_less_one(matrix: Tensor) -> Tensor:
+    """2M − I in the memory of M."""
+    matrix.mul_(2).diagonal().sub_(1)
+    return matrix
+
+
 def _inverse(W: Tensor, step: Step) -> Tensor:
-    identity = torch.eye(W.shape[0], dtype=W.dtype, device=W.device)
     scale = step[:, None] if isinstance(step, Tensor) and step.ndim else step
-    inverse, info = torch.linalg.inv_ex(identity + scale * (identity - W))
+    shifted = -scale * W
+    shifted.diagonal().add_(1 + step)
+    inverse, info = torch.linalg.inv_ex(shifted)
     if bool((info != 0).any()):
         raise PreconditionError(f"I + step·(I − W) is singular for step = {step}: I − W is not monotone")
     return inverse

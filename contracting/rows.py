@@ -7,7 +7,8 @@ smaller batch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +35,16 @@ class _Answers:
     status: Tensor
     steps: Tensor
 
+    def map(self, merge: Callable[[Tensor, Tensor], Tensor], new: _Answers) -> _Answers:
+        return _Answers(**{field.name: merge(getattr(self, field.name), getattr(new, field.name)) for field in _FIELDS})
+
+
+_FIELDS = fields(_Answers)
+
+
+def _select(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(rows[:, None] if new.ndim == 2 else rows, new, old)
+
 
 class Rows:
     """The state of every row at work, and the only place where a row's status changes."""
@@ -48,11 +59,11 @@ class Rows:
         self.checks = 0
         self.running = torch.ones(problem.batch, dtype=torch.bool, device=problem.q.device)
         self.any_running = problem.batch > 0
-        self.best = torch.full_like(problem.q[:, 0], float("inf"))
+        self.best = problem.q.new_full((problem.batch,), float("inf"))
         self.best_step = torch.zeros_like(self.best, dtype=torch.int64)
         # a row that is not finite before the first step never had an answer
-        self.z = torch.full_like(problem.q, float("nan"))
-        self.residual = self.scale = torch.full_like(self.best, float("nan"))
+        self.residual = self.scale = self.best * float("nan")
+        self.z = self.residual[:, None].expand(problem.q.shape)
         if self.iteration.check_start or stop.max_steps == 0:
             self.check(self.state, 0)
 
@@ -68,7 +79,8 @@ class Rows:
         z = self.iteration.read(state)
         residual, scale = self.assess(z)
         self.checks += 1
-        converged = residual <= self.stop.tolerance(scale)
+        # an iteration that blew up has an infinite residual and an infinite scale
+        converged = (residual <= self.stop.tolerance(scale)) & torch.isfinite(residual)
         if self.answers is None and self.place is None and bool(converged.all()):  # all at once, as small batches do
             status = torch.full_like(residual, Status.CONVERGED, dtype=torch.int8)
             steps = torch.full_like(self.best_step, taken)
@@ -76,21 +88,17 @@ class Rows:
             self.running = torch.zeros_like(self.running)
             self.answers = _Answers(z=z, residual=residual, scale=scale, status=status, steps=steps)
             return
-        lost = ~torch.isfinite(residual)
+        lost = ~(residual < float("inf"))
+        ended = converged | lost
         stalled = self._stalled(state, residual, taken)
-        ended = converged | lost if stalled is None else converged | lost | stalled
-        if taken >= self.stop.max_steps:
-            ended = torch.ones_like(ended)
-        ended &= self.running
-        if bool(ended.any()):
-            code = torch.full_like(residual, Status.MAX_STEPS, dtype=torch.int8)
-            if stalled is not None and taken < self.stop.max_steps:
-                code[stalled] = Status.STALLED
-            code[converged] = Status.CONVERGED
-            code[lost] = Status.NONFINITE
-            self._record(ended, lost, code, (z, residual, scale), taken)
-            self.running = self.running & ~ended
-            self.any_running = bool(self.running.any())
+        if stalled is not None:
+            ended |= stalled
+        last = taken >= self.stop.max_steps
+        running = torch.zeros_like(ended) if last else self.running & ~ended
+        if last or bool((running != self.running).any()):
+            code = torch.where(lost, int(Status.NONFINITE), int(Status.MAX_STEPS if last else Status.STALLED))
+            self._record(lost, torch.where(converged, int(Status.CONVERGED), code), (z, residual, scale), taken)
+            self.running, self.any_running = running, bool(running.any())
         self.state, self.z, self.residual, self.scale = state, z, residual, scale
         self._compact()
 
@@ -104,27 +112,22 @@ class Rows:
         waiting = taken - self.best_step >= self.stop.patience
         return waiting if given_up is None else waiting | given_up
 
-    def _record(self, ended: Tensor, lost: Tensor, code: Tensor, now: tuple[Tensor, ...], taken: int) -> None:
+    def _record(self, lost: Tensor, code: Tensor, now: tuple[Tensor, Tensor, Tensor], taken: int) -> None:
+        """Overwrite the answers of the rows that were running; those that go on will be overwritten again."""
         z, residual, scale = now
         if bool(lost.any()):  # a row whose new state is not finite keeps its last finite answer
             z = torch.where(lost[:, None], self.z, z)
             residual, scale = torch.where(lost, self.residual, residual), torch.where(lost, self.scale, scale)
+        status, steps = code.to(torch.int8), torch.full_like(self.best_step, taken)
+        new = _Answers(z=z, residual=residual, scale=scale, status=status, steps=steps)
         if self.answers is None:
-            batch = self.whole.batch
-            self.answers = _Answers(
-                z=z.new_zeros(batch, z.shape[1]),
-                residual=residual.new_zeros(batch),
-                scale=scale.new_zeros(batch),
-                status=torch.full((batch,), Status.RUNNING, dtype=torch.int8, device=z.device),
-                steps=torch.zeros(batch, dtype=torch.int64, device=z.device),
-            )
-        index = torch.nonzero(ended).flatten()
-        there = index if self.place is None else self.place[index]
-        self.answers.z[there] = z[index]
-        self.answers.residual[there] = residual[index]
-        self.answers.scale[there] = scale[index]
-        self.answers.status[there] = code[index]
-        self.answers.steps[there] = taken
+            self.answers = new
+        elif self.place is None:
+            self.answers = self.answers.map(lambda old, entry: _select(self.running, entry, old), new)
+        else:
+            here = torch.nonzero(self.running).flatten()
+            there = self.place[here]
+            self.answers = self.answers.map(lambda old, entry: old.index_copy(0, there, entry[here]), new)
 
     def _compact(self) -> None:
         """Let the finished rows leave the batch where that pays."""
@@ -158,7 +161,7 @@ class Rows:
         if self.answers is None:
             return residual, active, z
         if state is None:
-            active |= (self.answers.steps == step) & (self.answers.status != Status.RUNNING)
+            active |= self.answers.steps == step
         whole_residual, whole_z = self.answers.residual.clone(), self.answers.z.detach().clone()
         whole_residual[there], whole_z[there] = residual[index], z.detach()[index]
         return whole_residual, active, whole_z

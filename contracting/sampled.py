@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.certificates.lmi import common_metric
 from contracting.errors import InputError
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
 from contracting.trajectories import Trajectory
@@ -164,9 +165,8 @@ def fit_metric(
     if family not in families:
         raise InputError(f"family must be one of {', '.join(f.__name__ for f in families)}, got {family!r}")
     checks.whole_number("steps", steps)
-    n = checks.finite("points", checks.floating_tensor("points", points)).shape[-1]
-    with torch.no_grad():
-        jacobians = checks.finite("the Jacobian", flow.jacobian(points.detach(), t)).detach().to("cpu", torch.float64)
+    jacobians = _jacobians(flow, points, t)
+    n = jacobians.shape[-1]
     logs = torch.zeros(n, dtype=torch.float64, requires_grad=True)
     lower = torch.zeros(n, n, dtype=torch.float64, requires_grad=family is FullP)
     optimiser = torch.optim.Adam([logs, lower] if family is FullP else [logs], lr=learning_rate)
@@ -201,6 +201,47 @@ def fit_metric(
     with torch.no_grad():
         measures = metric.matrix_measure(jacobians)
     return _record(measures, points, metric, [t] * len(points), "metric trained on the samples")
+
+
+def fit_metric_by_inequalities(
+    flow: VectorField, points: Tensor, *, family: type[FullP] | type[WeightedL2] = FullP, tolerance: float = 1e-4,
+    t: float = 0.0,
+) -> SampledRate:
+    r"""The best constant metric at given samples, by semidefinite programs: JᵀP + PJ ⪯ −2cP at each, largest c.
+
+    What ``fit_metric`` approaches by gradients, here up to a tolerance; for tens of neurons and thousands of samples.
+    It is as little a certificate: test it on *other* points.
+
+    Args:
+        flow: any vector field.
+        points: (batch, n) samples; the Jacobians there are computed once.
+        family: ``FullP`` or ``WeightedL2``.
+        tolerance: of the rate, relative to the largest norm of a Jacobian, or to 1 if that is larger.
+        t: the time at which a time-varying field is looked at.
+
+    Raises:
+        InputError: if the family is neither, or the Jacobians are not finite.
+        MissingExtraError: without cvxpy and clarabel, the extra ``certificates``.
+    """
+    if family not in (FullP, WeightedL2):
+        raise InputError(f"family must be FullP or WeightedL2, got {family!r}; fit_metric has the others")
+    checks.number("tolerance", tolerance, low=0, high=1, low_open=True)
+    jacobians = _jacobians(flow, points, t)
+    metric = common_metric(jacobians, diagonal=family is WeightedL2, tolerance=tolerance)
+    if family is FullP and isinstance(metric, WeightedL2):
+        metric = FullP(torch.diag(metric.weights))
+    measures = metric.matrix_measure(jacobians)
+    return _record(measures, points, metric, [t] * len(points), "metric by matrix inequalities on the samples")
+
+
+def _jacobians(flow: VectorField, points: Tensor, t: float) -> Tensor:
+    """At the samples, float64 on the CPU: (batch, n, n)."""
+    if not isinstance(flow, VectorField):
+        raise InputError(f"flow must be a vector field such as NeuralFlow(module), got {flow!r}")
+    if checks.finite("points", checks.floating_tensor("points", points)).ndim != 2:
+        raise InputError(f"points must have shape (batch, n), got {tuple(points.shape)}")
+    with torch.no_grad():
+        return checks.finite("the Jacobian", flow.jacobian(points.detach(), t)).detach().to("cpu", torch.float64)
 
 
 def _detached(metric: Metric) -> Metric:

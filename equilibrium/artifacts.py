@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 from contracting.errors import InputError
 
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
+FILM_SUFFIXES = (".gif", ".mp4")
 
 
 class Figure(Protocol):
@@ -69,8 +70,13 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> Path:
     Raises:
         InputError: If ``obj`` holds something JSON cannot say, named by its place; or if the file cannot be written.
     """
-    text = json.dumps(_plain(obj, "obj"), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
     return write_text(path, text + "\n")
+
+
+def write_tensors(path: str | os.PathLike[str], content: Any) -> Path:
+    """Write tensors, in dicts and lists with numbers and text, by ``torch.save``; a failure leaves what was there."""
+    return _write(path, lambda file: torch.save(content, file))
 
 
 def write_figure(path: str | os.PathLike[str], figure: Figure, *, dpi: float = 150) -> Path:
@@ -83,6 +89,46 @@ def write_figure(path: str | os.PathLike[str], figure: Figure, *, dpi: float = 1
     if suffix not in FIGURE_SUFFIXES:
         raise InputError(f"a figure's file name must end in one of {', '.join(FIGURE_SUFFIXES)}, got {str(path)!r}")
     return _write(path, lambda file: figure.savefig(file, format=suffix[1:], dpi=dpi, bbox_inches="tight"))
+
+
+class Animation(Protocol):
+    """What ``write_animation`` needs of a matplotlib animation."""
+
+    def save(self, filename: Any, writer: Any, *, dpi: float) -> None:
+        """Draw every frame and let ``writer`` put them into the file ``filename``."""
+
+
+def check_film(path: str | os.PathLike[str]) -> None:
+    """Whether ``write_animation`` can write this file here: to be asked before the work starts.
+
+    Raises:
+        InputError: For another suffix than .gif or .mp4, or an .mp4 where matplotlib finds no ffmpeg.
+    """
+    from matplotlib import animation
+
+    suffix = Path(path).suffix
+    if suffix not in FILM_SUFFIXES:
+        raise InputError(f"a film's file name must end in one of {', '.join(FILM_SUFFIXES)}, got {str(path)!r}")
+    if suffix == ".mp4" and not animation.writers.is_available("ffmpeg"):
+        raise InputError("an .mp4 needs the program ffmpeg, which is not installed: install it, or write a .gif")
+
+
+def write_animation(
+    path: str | os.PathLike[str], film: Animation, *, dpi: float = 100, frames_per_second: int = 10
+) -> Path:
+    """Draw an animation into a .gif (by pillow) or .mp4 (by ffmpeg) file; a failure leaves what was there before.
+
+    Raises:
+        InputError: As ``check_film`` does, or if the file cannot be written.
+    """
+    from matplotlib import animation
+
+    check_film(path)
+    suffix = Path(path).suffix
+    kind = animation.PillowWriter if suffix == ".gif" else animation.FFMpegWriter
+    with _complete(path, suffix) as temporary:
+        film.save(temporary, kind(fps=frames_per_second), dpi=dpi)
+    return Path(path)
 
 
 def environment() -> dict[str, str | int]:
@@ -108,12 +154,19 @@ def _version(distribution: str) -> str:
 
 def _write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step."""
+    with _complete(path, ".tmp") as temporary, open(temporary, "xb") as file:
+        write(file)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def _complete(path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
+    """A temporary name beside ``path``; the file written there takes its place in one step, or disappears."""
     path = Path(path)
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    temporary = path.parent / f".{secrets.token_hex(8)}{suffix}"
     try:
-        with open(temporary, "xb") as file:
-            write(file)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())  # else a power cut could leave the new name with no content
         os.replace(temporary, path)
     except OSError as error:
@@ -124,11 +177,14 @@ def _write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) ->
         # Already gone after a success; removed after an error or an interrupt, whose own message must get through.
         with contextlib.suppress(OSError):
             temporary.unlink()
-    return path
 
 
-def _plain(value: Any, where: str) -> Any:
-    """``value`` in the types of JSON; ``where`` names its place for the error message."""
+def plain(value: Any, where: str = "obj") -> Any:
+    """``value`` in the types of JSON, as ``write_json`` writes it; ``where`` names its place for the error message.
+
+    Raises:
+        InputError: If it holds something JSON cannot say.
+    """
     if isinstance(value, Enum):
         return value.name
     if value is None or isinstance(value, bool | int | str):
@@ -136,16 +192,16 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Tensor):
-        return _plain(value.detach().cpu().tolist(), where)
+        return plain(value.detach().cpu().tolist(), where)
     if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist(), where)
+        return plain(value.tolist(), where)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
                 raise InputError(f"{where} has the key {key!r}; JSON needs text, use str(...)")
-        return {key: _plain(entry, f"{where}[{key!r}]") for key, entry in value.items()}
+        return {key: plain(entry, f"{where}[{key!r}]") for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
+        return [plain(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
     raise InputError(f"{where} is of type {type(value).__name__}, which JSON cannot say; convert it to text or numbers")

@@ -21,9 +21,9 @@ from contracting.problem import EquilibriumProblem
 from contracting.solve import Method, Solution, Stop, Trace, solve
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.newton import SemismoothNewton
+from equilibrium.progress import progress_bar
 from equilibrium.solvers import ROW_LIMITS, family, solves_linear_systems
 from equilibrium.splitting import PeacemanRachford
-from equilibrium.training import progress_bar
 
 TOLERANCES = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
 

@@ -22,8 +22,9 @@ _BLOCK_BYTES = 640_000  # of the state of a block of rows; three such arrays are
 _CHECKS = 8  # in the number of steps that the factor predicts
 _FEWEST = 3  # steps between two checks, since a check costs more than a step
 _UNKNOWN = 5  # steps between two checks where nothing is predicted
-_SINGLE_SHARE = 0.7  # of the steps predicted down to the accuracy of float32: predictions are for the worst case
-_SINGLE_FLOOR = 10 * torch.finfo(torch.float32).eps
+_FIRST_SHARE = 0.6  # of the steps before the first check that a factor, which is for the worst case, predicts
+_SINGLE_SHARE = 0.75  # of the steps predicted down to the accuracy of float32: predictions are for the worst case
+_SINGLE_FLOOR = torch.finfo(torch.float32).eps  # times 1 + ‖W‖: the residual that float32 reaches, and a little more
 
 
 def relaxed(factor: float | None, relaxation: float) -> float | None:
@@ -50,7 +51,7 @@ def planned_interval(expected: float | None, stop: Stop) -> int:
 class FoldedIteration(Iteration):
     """u ← u + θ(R_A R_f u − u), contracting with factor |1 − θ| + θρ where R_A R_f contracts with factor ρ."""
 
-    def __init__(self, flow: BoundPeacemanRachford, relaxation: float, stop: Stop):
+    def __init__(self, flow: BoundPeacemanRachford, relaxation: float, stop: Stop, *, mixed_precision: bool):
         super().__init__()
         self.flow, self.relaxation = flow, relaxation
         prediction = flow.prediction
@@ -58,7 +59,9 @@ class FoldedIteration(Iteration):
         self.factor = relaxed(prediction.factor, relaxation)
         expected = relaxed(prediction.expected, relaxation)
         self.check_every = planned_interval(expected, stop)
-        self._single_steps = self._planned_single_steps(expected, stop)
+        self._single_steps = self._planned_single_steps(expected, stop) if mixed_precision else 0
+        planned = planned_steps(expected, max(stop.rtol or 0.0, 1e-15)) or 0.0
+        self._first_check = self._single_steps or math.floor((1.0 if self.factor is None else _FIRST_SHARE) * planned)
         self.map_evals += 1  # of the offset
 
     def _planned_single_steps(self, expected: float | None, stop: Stop) -> int:
@@ -87,8 +90,8 @@ class FoldedIteration(Iteration):
         return self.flow.read(state[0])
 
     def check_after(self, taken: int) -> int:
-        single = self._single_steps - taken if self.cold_start else 0
-        return max(single, self.check_every)
+        first = self._first_check - taken if self.cold_start else 0
+        return max(first, self.check_every)
 
     def advance(self, state: State, taken: int, steps: int) -> State:
         (u,) = state
@@ -97,13 +100,14 @@ class FoldedIteration(Iteration):
         self.map_evals += steps
         single = min(max(self._single_steps - taken, 0), steps) if self.cold_start else 0
         with torch.no_grad():
-            new = torch.empty_like(u)
-            for rows in _blocks(u):
-                block = u[rows]
-                if single:
-                    block = self._run(torch.float32, rows, block.to(torch.float32), single).to(u.dtype)
-                new[rows] = self._run(u.dtype, rows, block, steps - single) if steps > single else block
-        return (new,)
+            blocks = [self._in_both(rows, u[rows], single, steps - single) for rows in _blocks(u)]
+            return (blocks[0] if len(blocks) == 1 else torch.cat(blocks),)
+
+    def _in_both(self, rows: slice, u: Tensor, single: int, double: int) -> Tensor:
+        """The steps of a block in float32, then those in the precision of the problem."""
+        if single:
+            u = self._run(torch.float32, rows, u.to(torch.float32), single).to(u.dtype)
+        return self._run(u.dtype, rows, u, double) if double else u
 
     def _run(self, dtype: torch.dtype, rows: slice, u: Tensor, steps: int) -> Tensor:
         """``steps`` steps of a block of rows in a precision."""

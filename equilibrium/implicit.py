@@ -10,7 +10,7 @@ in [0, 1]; at a kink of σ the activation says which element of the Clarke set i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -40,21 +40,26 @@ class Implicit:
     Args:
         solver: method for the adjoint problem; None takes PeacemanRachford where Condition 1 is certified (the step and
             the factorisation of the forward solve serve again) and one direct solve per row otherwise.
-        stop: tolerance of the adjoint solve; the default is that of ``Stop`` with no absolute part, because gradients
-            may be tiny.
+        stop: tolerance of the adjoint solve, for cotangents scaled to a largest entry of one. An ``atol`` below the
+            rounding error of that is raised to it.
 
     Raises:
         SolveError: in backward, if the adjoint solve of a row fails.
     """
 
     solver: Method | None = None
-    stop: Stop = field(default_factory=lambda: Stop(atol=0.0))
+    stop: Stop = field(default_factory=Stop)
 
     def equilibrium(self, problem: EquilibriumProblem, method: Method, stop: Stop, z0: Tensor | None = None) -> Tensor:
         """z with z = σ(Wz + q), (batch, n), differentiable in the tensors of the problem."""
         call = _Call(problem, method, stop, z0, self)
         z: Tensor = _Equilibrium.apply(call, *problem.tensors())  # type: ignore[no-untyped-call]
         return z
+
+    def adjoint_stop(self, problem: EquilibriumProblem) -> Stop:
+        """The tolerance of an adjoint problem; where the gradient vanishes, only rounding is left to compare with."""
+        stop = self.stop.resolved(problem)
+        return replace(stop, atol=max(stop.atol or 0.0, 8 * torch.finfo(problem.q.dtype).eps))
 
     def adjoint_solver(self, problem: EquilibriumProblem) -> Method:
         """The method that solves an adjoint problem."""
@@ -102,18 +107,22 @@ class _Equilibrium(torch.autograd.Function):
         settings = call.backward
         if not torch.is_grad_enabled():
             problem = problem.detach()
-        adjoint = problem.adjoint(problem.slopes(z), cotangent)
+        # of unit size, so that tolerances mean the same however small a gradient is
+        size = cotangent.detach().abs().amax(-1, keepdim=True)
+        size = torch.where(size == 0, 1.0, size)
+        adjoint = problem.adjoint(problem.slopes(z), cotangent / size)
         try:
-            w = settings.equilibrium(adjoint, settings.adjoint_solver(adjoint), settings.stop)
+            w = settings.equilibrium(adjoint, settings.adjoint_solver(adjoint), settings.adjoint_stop(adjoint))
         except SolveError as error:
             raise SolveError(f"the adjoint solve of the backward pass failed: {error}", error.solution) from None
-        gradients = [w, *problem.linear.pullback(z, w)]
-        gradients += _activation_gradients(problem, z, adjoint, w)
+        gradients = _activation_gradients(problem, z, adjoint, w, size)
+        w = size * w
+        gradients = [w, *problem.linear.pullback(z, w), *gradients]
         return None, *gradients
 
 
 def _activation_gradients(
-    problem: EquilibriumProblem, z: Tensor, adjoint: EquilibriumProblem, w: Tensor
+    problem: EquilibriumProblem, z: Tensor, adjoint: EquilibriumProblem, w: Tensor, size: Tensor
 ) -> list[Tensor]:
     """Gradients of σ's own tensors: the cotangent of σ's output at fixed Wz + q is u = Wᵀw + g."""
     activation = problem.activation
@@ -122,4 +131,4 @@ def _activation_gradients(
     v = problem.preactivation(z)
     vjp: Callable[[Tensor], tuple[Tensor, ...]]
     _, vjp = torch.func.vjp(lambda *tensors: activation.with_tensors(tensors)(v), *activation.tensors())  # type: ignore[misc]
-    return list(vjp(adjoint.preactivation(w)))
+    return list(vjp(size * adjoint.preactivation(w)))

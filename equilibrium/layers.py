@@ -18,7 +18,7 @@ from equilibrium.implicit import Backward, Implicit
 from equilibrium.newton import SemismoothNewton
 from equilibrium.parameterizations import Monotone, Parameterization, Unconstrained
 from equilibrium.splitting import PeacemanRachford
-from equilibrium.weights import NetworkWeights
+from equilibrium.weights import NetworkWeights, Weights
 
 
 class EquilibriumLayer(nn.Module):
@@ -46,6 +46,7 @@ class EquilibriumLayer(nn.Module):
         backward: Backward | None = None,
     ):
         super().__init__()
+        self._known: NetworkWeights | None = None  # the weights of the last evaluation
         if not isinstance(parameterization, Parameterization):
             raise InputError(f"parameterization must be a Parameterization, got {type(parameterization).__name__}")
         self.parameterization = parameterization
@@ -131,8 +132,19 @@ class EquilibriumLayer(nn.Module):
         return solution.reshape(*lead)
 
     def weights(self) -> NetworkWeights:
-        """The explicit weights of the present parameters."""
-        return self.parameterization.explicit()
+        """The explicit weights of the present parameters.
+
+        Without gradients, equal weights are given as the same object again, with all that is remembered of them: what
+        is compared are the values, so that nothing an optimiser or ``load_state_dict`` does can make it stale.
+        """
+        weights = self.parameterization.explicit()
+        if torch.is_grad_enabled() or any(t.requires_grad for t in weights.state.tensors()):
+            return weights
+        self._known = weights = weights.recalled_from(self._known)
+        return weights
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": None}  # copies and pickles find out again
 
     def problem(self, x: Tensor) -> EquilibriumProblem:
         """The equilibrium problem of inputs x, (..., in), its rows flattened."""
@@ -230,6 +242,12 @@ class LBEN(EquilibriumLayer):
             stop=stop,
             backward=backward,
         )
+
+    def weights(self) -> Weights:
+        """The explicit weights of the present parameters, as matrices; otherwise as in ``EquilibriumLayer``."""
+        weights = super().weights()
+        assert isinstance(weights, Weights)
+        return weights
 
 
 def _full_precision(x: Tensor) -> torch.autocast:

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from contracting.flows import ForwardBackwardFlow, Hopfield, PeacemanRachfordFlow
+from contracting.flows import FiringRate, ForwardBackwardFlow, Hopfield, PeacemanRachfordFlow
 from contracting.integrators import (
     RK4,
     BackwardEuler,
     BogackiShampine,
     DormandPrince,
     ExplicitEuler,
+    ExponentialEuler,
     Heun,
     PseudoTransient,
+    RungeKuttaChebyshev,
     TorchDiffEq,
 )
 from contracting.solve import Method
+from equilibrium.anderson import Anderson
+from equilibrium.automatic import Automatic
+from equilibrium.diagonal_step import DiagonalStep
+from equilibrium.fista import FISTA
+from equilibrium.krylov import NewtonKrylov
 from equilibrium.newton import SemismoothNewton
 from equilibrium.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
+from equilibrium.tseng import Tseng
 
 FAMILIES = ("splitting", "Newton", "ODE integrator", "torchdiffeq")
 ROW_LIMITS: Mapping[str, int] = {"torchdiffeq-BDF": 4}
@@ -31,10 +39,20 @@ def default_solvers() -> dict[str, Method]:
         "ForwardBackward": ForwardBackward(),
         "DouglasRachford": DouglasRachford(),
         "DouglasRachford-1.8": DouglasRachford(relaxation=1.8),
+        "PeacemanRachford-diagonal": PeacemanRachford(step=DiagonalStep()),
+        "Tseng": Tseng(),
+        "FISTA": FISTA(),
+        "Anderson/PeacemanRachford": Anderson(PeacemanRachford()),
+        "Anderson/ForwardBackward": Anderson(ForwardBackward()),
+        "Automatic": Automatic(),
         "SemismoothNewton": SemismoothNewton(),
+        "NewtonKrylov": NewtonKrylov(),
+        "NewtonKrylov/FiringRate": NewtonKrylov(flow=FiringRate()),
         "ExplicitEuler": ExplicitEuler(),
         "Heun": Heun(),
         "RK4": RK4(),
+        "RungeKuttaChebyshev": RungeKuttaChebyshev(),
+        "ExponentialEuler": ExponentialEuler(),
         "BogackiShampine": BogackiShampine(),
         "DormandPrince": DormandPrince(),
         "BackwardEuler": BackwardEuler(),
@@ -53,10 +71,12 @@ def default_solvers() -> dict[str, Method]:
 
 
 def family(method: Method) -> str:
-    """Which of ``FAMILIES`` a method belongs to."""
-    if isinstance(method, SemismoothNewton):
+    """Which of ``FAMILIES`` a method belongs to; Automatic counts as what it chooses most often."""
+    if isinstance(method, Anderson):
+        return family(method.method)
+    if isinstance(method, SemismoothNewton | NewtonKrylov):
         return "Newton"
-    if isinstance(method, PeacemanRachford | ForwardBackward | DouglasRachford):
+    if isinstance(method, PeacemanRachford | ForwardBackward | DouglasRachford | Tseng | FISTA | Automatic):
         return "splitting"
     return "torchdiffeq" if isinstance(method, TorchDiffEq) else "ODE integrator"
 

@@ -15,6 +15,7 @@ from contracting import checks
 from contracting.flows import BoundPeacemanRachford, BoundSplitting, ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Iteration, Method, State, Stop
+from equilibrium.diagonal_step import DiagonalStep
 from equilibrium.folded import FoldedIteration, planned_interval, relaxed
 
 
@@ -45,11 +46,12 @@ class _RelaxedIteration(Iteration):
 
 @dataclass(frozen=True, kw_only=True)
 class _Splitting(Method):
-    step: float | Tensor | None = None
+    step: float | Tensor | DiagonalStep | None = None
     flow_of: ClassVar[type[ForwardBackwardFlow] | type[PeacemanRachfordFlow]] = PeacemanRachfordFlow
 
     def __post_init__(self) -> None:
-        self.flow_of(step=self.step)  # which checks the step
+        if not isinstance(self.step, DiagonalStep):
+            self.flow_of(step=self.step)  # which checks the step
 
     @property
     def share(self) -> float:
@@ -58,10 +60,23 @@ class _Splitting(Method):
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
-        flow = self.flow_of(step=self.step).bind(problem)
-        if isinstance(flow, BoundPeacemanRachford):
-            return FoldedIteration(flow, self.share, stop)
-        return _RelaxedIteration(flow, self.share, stop)
+        return _RelaxedIteration(self._flow(problem), self.share, stop)
+
+    def _flow(self, problem: EquilibriumProblem) -> BoundSplitting:
+        if isinstance(self.step, DiagonalStep):
+            return self.step.bind(problem, self.flow_of)
+        return self.flow_of(step=self.step).bind(problem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReflectedSplitting(_Splitting):
+    mixed_precision: bool = True
+
+    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+        """The iteration on one problem."""
+        flow = self._flow(problem)
+        assert isinstance(flow, BoundPeacemanRachford)
+        return FoldedIteration(flow, self.share, stop, mixed_precision=self.mixed_precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +87,7 @@ class ForwardBackward(_Splitting):
     close to one, and PeacemanRachford or SemismoothNewton takes far fewer steps.
 
     Args:
-        step: α, a number or one per neuron; None minimises the factor exactly.
+        step: α, a number, one per neuron, or DiagonalStep(); None minimises the factor exactly.
 
     Raises:
         PreconditionError: on binding, if α is automatic and Condition 1 is not certified.
@@ -82,14 +97,17 @@ class ForwardBackward(_Splitting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeacemanRachford(_Splitting):
+class PeacemanRachford(_ReflectedSplitting):
     r"""u ← R_A R_f u, z = prox_{αf}(u): one product with the resolvent (I + α(I − W))⁻¹ per step.
 
     Factor ‖(I − αÃ)(I + αÃ)⁻¹‖ in ‖·‖_Λ, below one for every α > 0 under Condition 1. The default solver: the inverse
     is computed once per weight, and few steps are needed. For n in the thousands prefer a method without a resolvent.
 
     Args:
-        step: α, a number or one per neuron; None minimises the factor exactly.
+        step: α, a number, one per neuron, or DiagonalStep(); None minimises the factor exactly, or nearly so for
+            weights in training.
+        mixed_precision: take the first steps of a float64 problem in float32. What is returned is as accurate, but two
+            solves of a row in batches of different size then agree to the tolerance, not to the last digits.
 
     Raises:
         PreconditionError: on binding, if α is automatic and Condition 1 is not certified.
@@ -99,14 +117,16 @@ class PeacemanRachford(_Splitting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DouglasRachford(_Splitting):
+class DouglasRachford(_ReflectedSplitting):
     r"""u ← u + (θ/2)(R_A R_f u − u), z = prox_{αf}(u), with relaxation θ in (0, 2); θ = 1 is the classical method.
 
     Factor |1 − θ/2| + (θ/2)ρ with ρ that of Peaceman–Rachford. Steadier than Peaceman–Rachford where I − W is barely
     monotone, otherwise slower.
 
     Args:
-        step: α, a number or one per neuron; None minimises ρ exactly.
+        step: α, a number, one per neuron, or DiagonalStep(); None minimises ρ exactly, or nearly so for weights in
+            training.
+        mixed_precision: as for ``PeacemanRachford``.
         relaxation: θ; 2 would be Peaceman–Rachford.
 
     Raises:

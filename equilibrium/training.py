@@ -1,10 +1,14 @@
-"""Train an equilibrium layer as a classifier: cross-entropy, Adam, warm-up and cosine, a seeded order of batches."""
+"""Train a classifier: cross-entropy, Adam, warm-up and cosine, a seeded order of batches, checkpoints to go on from."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from contracting import checks
-from contracting.errors import ContractingError
+from contracting.errors import ContractingError, InputError
+from equilibrium.artifacts import write_tensors
 from equilibrium.data import Dataset
 from equilibrium.layers import EquilibriumLayer
+from equilibrium.progress import progress_bar
 
 _WARM_UP = 0.1  # share of all steps in which the learning rate rises to its full value
 _TEST_BATCH = 1000
@@ -33,23 +39,25 @@ class Epoch:
         train_error: misclassified training images in percent, over the epoch, while the weights moved.
         test_error: misclassified test images in percent at the end of the epoch.
         seconds: wall time of the epoch, with its test.
-        solver_steps: mean number of solver steps per test image at the end of the epoch.
+        solver_steps: mean number of solver steps per test image at the end of the epoch; None without a solver.
     """
 
     loss: float
     train_error: float
     test_error: float
     seconds: float
-    solver_steps: float
+    solver_steps: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:
-    """How a layer was trained, and what every epoch brought."""
+    """How a model was trained, and what every epoch brought."""
 
     dataset: str
     batch_size: int
     learning_rate: float
+    temperature: float
+    noise: float
     seed: int
     epochs: tuple[Epoch, ...]
 
@@ -65,59 +73,89 @@ class TrainingRecord:
 
 
 def train(
-    layer: EquilibriumLayer,
+    model: nn.Module,
     dataset: Dataset,
     *,
     epochs: int,
     batch_size: int = 64,
     learning_rate: float = 0.03,
+    temperature: float = 1.0,
+    noise: float = 0.0,
     seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
+    place: int = 0,
 ) -> TrainingRecord:
-    """Minimise the cross-entropy of the layer's output in place, with Adam.
+    """Minimise the cross-entropy of outputs/temperature in place, with Adam.
 
     The learning rate rises linearly over the first tenth of all steps and then falls to zero along a cosine. The same
-    seed, layer and data give the same weights on the same number of threads. Small layers train fastest on one thread.
+    seed, model and data give the same weights on the same number of threads. Small layers train fastest on one thread.
 
     Args:
-        layer: the classifier; its dtype and device are those of the data.
+        model: the classifier, (batch, in) -> (batch, classes); its dtype and device are those of the data.
         dataset: images and labels.
         epochs: passes over the training images.
         batch_size: images per step.
         learning_rate: the largest learning rate.
-        seed: of the order of the images; the layer's start is the caller's.
+        temperature: τ > 0. A map with Lipschitz constant γ cannot reach a small loss unless γ/τ is large: τ/γ is the
+            distance in the inputs over which training looks for a margin.
+        noise: standard deviation of the normal noise that is added to every training input, drawn anew each time. It
+            smooths the classes, and so helps against attacks and against overfitting.
+        seed: of the order of the images and of the noise; the model's start is the caller's.
+        checkpoint: file that holds, after every epoch, everything that the rest of the training depends on. If it
+            exists, training continues from there and ends with the same weights, bit for bit, as without a break.
         progress: show a bar where standard error is a terminal.
+        place: line of the bar.
 
     Returns:
         The record of all epochs.
 
     Raises:
-        InputError: on a setting out of range, or a layer that does not fit the data.
-        TrainingError: if the loss or the layer stops being finite.
+        InputError: on a setting out of range, a model that does not fit the data, or a checkpoint of another training.
+        TrainingError: if the loss or the model stops being finite.
         MissingExtraError: with ``progress`` but without tqdm, the extra ``cli``.
     """
     checks.whole_number("epochs", epochs)
     checks.whole_number("batch_size", batch_size)
     checks.number("learning_rate", learning_rate, low=0, low_open=True, high=math.inf, high_open=True)
+    checks.number("temperature", temperature, low=0, low_open=True, high=math.inf, high_open=True)
+    checks.number("noise", noise, low=0, high=math.inf, high_open=True)
     generator = torch.Generator().manual_seed(checks.whole_number("seed", seed, low=0))
-    checks.last_size("train_inputs", dataset.train_inputs, layer.in_features)
+    if isinstance(model, EquilibriumLayer):
+        checks.last_size("train_inputs", dataset.train_inputs, model.in_features)
     count = len(dataset.train_labels)
     batches = math.ceil(count / batch_size)
-    optimizer = torch.optim.Adam(layer.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _WarmUpThenCosine(epochs * batches))
-    records: list[Epoch] = []
-    with progress_bar(epochs * batches, "training", show=progress) as bar:
-        for epoch in range(epochs):
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    schedule = _WarmUpThenCosine(epochs * batches)
+    settings = {
+        "dataset": dataset.name,
+        "images": count,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "temperature": temperature,
+        "noise": noise,
+        "seed": seed,
+    }
+    progress_file = None if checkpoint is None else _Checkpoint(Path(checkpoint), settings)
+    records = [] if progress_file is None else progress_file.load(model, optimizer, generator)
+    done = len(records) * batches
+    with progress_bar(epochs * batches, "training", show=progress, place=place, start=done) as bar:
+        for epoch in range(len(records), epochs):
             started = time.perf_counter()
             loss_sum, wrong = 0.0, 0
-            for rows in torch.split(torch.randperm(count, generator=generator), batch_size):
+            for batch, rows in enumerate(torch.split(torch.randperm(count, generator=generator), batch_size)):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * schedule(epoch * batches + batch)
                 inputs, labels = dataset.train_inputs[rows], dataset.train_labels[rows]
-                loss, outputs = _step(layer, optimizer, inputs, labels, f"epoch {epoch + 1} of {epochs}")
-                schedule.step()
+                if noise > 0:
+                    inputs = inputs + noise * torch.randn(inputs.shape, generator=generator).to(inputs)
+                where = f"epoch {epoch + 1} of {epochs}"
+                loss, outputs = _step(model, optimizer, inputs, labels, temperature, where)
                 loss_sum += loss * len(rows)
                 wrong += int((outputs.argmax(-1) != labels).sum())
                 bar.update()
-            test_error, solver_steps = _test(layer, dataset)
+            test_error, solver_steps = _test(model, dataset)
             records.append(
                 Epoch(
                     loss=loss_sum / count,
@@ -127,10 +165,33 @@ def train(
                     solver_steps=solver_steps,
                 )
             )
+            if progress_file is not None:
+                progress_file.save(model, optimizer, generator, records)
             bar.set_postfix_str(f"loss {loss_sum / count:.3f}, test error {test_error:.1f} %")
     return TrainingRecord(
-        dataset=dataset.name, batch_size=batch_size, learning_rate=learning_rate, seed=seed, epochs=tuple(records)
+        dataset=dataset.name,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        temperature=temperature,
+        noise=noise,
+        seed=seed,
+        epochs=tuple(records),
     )
+
+
+def last_complete_epoch(checkpoint: str | os.PathLike[str], model: nn.Module) -> tuple[Epoch, ...]:
+    """Put the weights of a checkpoint of ``train`` into the model: those of a training that could not go on.
+
+    Returns:
+        The records of the epochs that were completed.
+
+    Raises:
+        InputError: if there is no such checkpoint, or it is of another model.
+    """
+    content = _read_checkpoint(Path(checkpoint))
+    with _refusing(Path(checkpoint)):
+        model.load_state_dict(content["model"])
+        return tuple(Epoch(**record) for record in content["epochs"])
 
 
 @torch.no_grad()
@@ -153,31 +214,6 @@ def error_percent(layer: nn.Module, inputs: Tensor, labels: Tensor, *, batch_siz
     return 100 * sum(int((layer(x).argmax(-1) != y).sum()) for x, y in parts) / count
 
 
-def progress_bar(total: int, description: str, *, show: bool) -> Any:
-    """A tqdm bar on standard error, silent where that is no terminal or ``show`` is off.
-
-    Raises:
-        MissingExtraError: with ``show`` but without tqdm, the extra ``cli``.
-    """
-    if not show:
-        return _Silent()
-    tqdm = checks.extra("tqdm", "cli", "the progress bar").tqdm
-    return tqdm(total=total, desc=description, disable=None, leave=False, dynamic_ncols=True)
-
-
-class _Silent:
-    """What this library asks of a tqdm bar, doing nothing."""
-
-    def __enter__(self) -> _Silent:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def update(self, n: int = 1) -> None: ...
-
-    def set_postfix_str(self, text: str) -> None: ...
-
-
 @dataclass(frozen=True)
 class _WarmUpThenCosine:
     steps: int
@@ -189,13 +225,74 @@ class _WarmUpThenCosine:
         return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (self.steps - warm_up)))
 
 
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A training between two epochs, in a file."""
+
+    path: Path
+    settings: dict[str, Any]
+
+    def save(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, records: Sequence[Epoch]
+    ) -> None:
+        content = {
+            "settings": self.settings,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "generator": generator.get_state(),
+            "epochs": [asdict(record) for record in records],
+        }
+        write_tensors(self.path, content)
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> list[Epoch]:
+        """Put everything back; the records of the epochs that are over."""
+        if not self.path.exists():
+            return []
+        content = _read_checkpoint(self.path)
+        found = content["settings"]
+        if found == self.settings:
+            with _refusing(self.path):
+                model.load_state_dict(content["model"])
+                optimizer.load_state_dict(content["optimizer"])
+                generator.set_state(content["generator"])
+                return [Epoch(**record) for record in content["epochs"]]
+        differ = [f"{k} = {found.get(k)!r}, now {v!r}" for k, v in self.settings.items() if found.get(k) != v]
+        raise InputError(
+            f"{str(self.path)!r} belongs to a training with {', '.join(differ)}; repeat that or name another file"
+        )
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    with _refusing(path):
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        if content["settings"].keys() and content["epochs"]:
+            return content
+        raise ValueError("it holds no epoch")
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{str(path)!r} is no checkpoint of this training ({type(error).__name__}: {reason}); remove it"
+        ) from error
+
+
 def _step(
-    layer: EquilibriumLayer, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, where: str
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    labels: Tensor,
+    temperature: float,
+    where: str,
 ) -> tuple[float, Tensor]:
     """One step of the optimiser: the loss before it, and the outputs."""
     try:
-        outputs = layer(inputs)
-        loss = cross_entropy(outputs, labels)
+        outputs = model(inputs)
+        loss = cross_entropy(outputs / temperature, labels)
         if not bool(torch.isfinite(loss)):
             raise TrainingError(f"the loss is {float(loss.detach()):g}")
         optimizer.zero_grad()
@@ -209,13 +306,15 @@ def _step(
 
 
 @torch.no_grad()
-def _test(layer: EquilibriumLayer, dataset: Dataset) -> tuple[float, float]:
+def _test(model: nn.Module, dataset: Dataset) -> tuple[float, float | None]:
     """Test error in percent and mean number of solver steps."""
-    weights, count = layer.weights(), len(dataset.test_labels)
+    if not isinstance(model, EquilibriumLayer):
+        return error_percent(model, dataset.test_inputs, dataset.test_labels), None
+    weights, count = model.weights(), len(dataset.test_labels)
     wrong, steps = 0, 0
     for rows in torch.split(torch.arange(count), _TEST_BATCH):
         inputs = dataset.test_inputs[rows]
-        solution = layer.solve(inputs)
+        solution = model.solve(inputs)
         wrong += int((weights.readout(solution.z, inputs).argmax(-1) != dataset.test_labels[rows]).sum())
         steps += int(solution.steps.sum())
     return 100 * wrong / count, steps / count

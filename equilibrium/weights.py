@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -46,6 +47,21 @@ class NetworkWeights(ABC):
         """Dimension n of the state."""
         return self.state.size
 
+    @property
+    @abstractmethod
+    def output_matrix(self) -> Tensor:
+        """W_o as a matrix on states, with all that comes before the readout: (out, n)."""
+
+    @property
+    @abstractmethod
+    def firing_rate_metric(self) -> FullP | None:
+        """P, in which the firing-rate flow contracts at ``contraction_rate``."""
+
+    @property
+    @abstractmethod
+    def hopfield_metric(self) -> FullP | None:
+        """ΛP⁻¹Λ, in which the Hopfield flow contracts at the same rate."""
+
     @abstractmethod
     def input_term(self, x: Tensor) -> Tensor:
         """q = Ux + b: (batch, in) -> (batch, n)."""
@@ -57,6 +73,16 @@ class NetworkWeights(ABC):
     @abstractmethod
     def dense(self) -> Weights:
         """The same network with every map written as a matrix; meant for small n."""
+
+    def recalled_from(self, known: NetworkWeights | None) -> Self:
+        """These weights, with W and the metric of ``known``, and what is remembered of them, where they are equal."""
+        if known is None or self.metric is None or known.metric is None:
+            return self
+        mine, theirs = self.state, known.state
+        pairs = [(self.metric.weights, known.metric.weights), *zip(mine.tensors(), theirs.tensors(), strict=False)]
+        if type(mine) is not type(theirs) or not all(_identical(a, b) for a, b in pairs):
+            return self
+        return cast(Self, replace(cast(Any, self), state=theirs, metric=known.metric))
 
     def problem(self, x: Tensor, activation: Activation) -> EquilibriumProblem:
         """The equilibrium problem of inputs x, (batch, in)."""
@@ -119,6 +145,10 @@ class Weights(NetworkWeights):
         P = lam @ torch.linalg.solve(self.contraction_matrix.detach(), lam)
         return FullP((P + P.mT) / 2)
 
+    @property
+    def output_matrix(self) -> Tensor:
+        return self.output
+
     def input_term(self, x: Tensor) -> Tensor:
         return torch.nn.functional.linear(x, self.input, self.bias)
 
@@ -128,6 +158,10 @@ class Weights(NetworkWeights):
     def readout(self, z: Tensor, x: Tensor) -> Tensor:
         y = torch.nn.functional.linear(z, self.output, self.output_bias)
         return y if self.feedthrough is None else y + torch.nn.functional.linear(x, self.feedthrough)
+
+
+def _identical(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def explicit_weights(

@@ -9,12 +9,20 @@ from contracting.integrators import (
     BogackiShampine,
     DormandPrince,
     ExplicitEuler,
+    ExponentialEuler,
     Heun,
     PseudoTransient,
+    RungeKuttaChebyshev,
 )
 from contracting.solve import Method
+from equilibrium.anderson import Anderson
+from equilibrium.automatic import Automatic
+from equilibrium.diagonal_step import DiagonalStep
+from equilibrium.fista import FISTA
+from equilibrium.krylov import NewtonKrylov
 from equilibrium.newton import SemismoothNewton
 from equilibrium.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
+from equilibrium.tseng import Tseng
 
 FLOWS = (FiringRate(), Hopfield(), ForwardBackwardFlow(), PeacemanRachfordFlow())
 
@@ -23,21 +31,49 @@ SPLITTINGS: tuple[Method, ...] = (
     PeacemanRachford(),
     DouglasRachford(),
     DouglasRachford(relaxation=1.7),
+    ForwardBackward(step=DiagonalStep()),
+    PeacemanRachford(step=DiagonalStep()),
+    Tseng(),
+    FISTA(),
+    Automatic(),
+)
+ACCELERATED: tuple[Method, ...] = (
+    Anderson(PeacemanRachford()),
+    Anderson(ForwardBackward()),
+    Anderson(ExplicitEuler()),
+    Anderson(DormandPrince()),
+)
+NEWTON: tuple[Method, ...] = (
+    SemismoothNewton(),
+    NewtonKrylov(),
+    NewtonKrylov(flow=FiringRate()),
+    NewtonKrylov(flow=ForwardBackwardFlow()),
 )
 EXPLICIT: tuple[Method, ...] = tuple(
     integrator(flow=flow)
     for integrator in (ExplicitEuler, Heun, RK4, BogackiShampine, DormandPrince)
     for flow in FLOWS
+) + (
+    RungeKuttaChebyshev(),
+    RungeKuttaChebyshev(flow=Hopfield()),
+    RungeKuttaChebyshev(flow=PeacemanRachfordFlow()),
+    ExponentialEuler(),
+    ExponentialEuler(flow=PeacemanRachfordFlow()),
 )
 IMPLICIT: tuple[Method, ...] = tuple(
     integrator(flow=flow) for integrator in (BackwardEuler, PseudoTransient) for flow in FLOWS
 )
-ALL_METHODS: tuple[Method, ...] = (*SPLITTINGS, SemismoothNewton(), *EXPLICIT, *IMPLICIT)
+ALL_METHODS: tuple[Method, ...] = (*SPLITTINGS, *ACCELERATED, *NEWTON, *EXPLICIT, *IMPLICIT)
+SELF_ADJOINT_ONLY = FISTA
 
 
 def name(method: object) -> str:
     """A short test id."""
+    if isinstance(method, Anderson):
+        return f"Anderson-{name(method.method)}"
     flow = getattr(method, "flow", None)
     relaxation = getattr(method, "relaxation", 1.0)
     suffix = f"-{type(flow).__name__}" if flow is not None else f"-{relaxation:g}" if relaxation != 1 else ""
+    if isinstance(getattr(method, "step", None), DiagonalStep):
+        suffix += "-diagonal"
     return type(method).__name__ + suffix

@@ -27,6 +27,7 @@ class KnownProblem:
     name: str
     make: Callable[[], tuple[EquilibriumProblem, Tensor]]
     hard_for_explicit: bool = False
+    self_adjoint: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -139,8 +140,8 @@ KNOWN = (
     KnownProblem(name="linear", make=_linear),
     KnownProblem(name="tanh in 40 digits", make=_tanh_by_mpmath),
     KnownProblem(name="ReLU", make=_planted(ReLU(), 6, 10)),
-    KnownProblem(name="ReLU, symmetric", make=_planted(ReLU(), 6, 20, skew=0.0, scale=4.0)),
-    KnownProblem(name="n = 1", make=_planted(ReLU(), 1, 30)),
+    KnownProblem(name="ReLU, symmetric", make=_planted(ReLU(), 6, 20, skew=0.0, scale=4.0), self_adjoint=True),
+    KnownProblem(name="n = 1", make=_planted(ReLU(), 1, 30), self_adjoint=True),
     KnownProblem(name="leaky ReLU", make=_planted(LeakyReLU(negative_slope=0.2), 6, 40)),
     KnownProblem(name="ReLU, strong skew", make=_planted(ReLU(), 6, 50, skew=5.0), hard_for_explicit=True),
     KnownProblem(name="tanh, strong skew", make=_planted(Tanh(), 6, 60, skew=5.0), hard_for_explicit=True),

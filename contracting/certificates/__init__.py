@@ -9,11 +9,11 @@ that need not contract. "Contraction" is about any two trajectories under the sa
 from contracting.certificates.candidates import Candidate
 from contracting.certificates.certification import (
     Report,
+    applicable,
     best_forward_backward_step,
     best_peaceman_rachford_step,
     certificates,
     certify,
-    halved,
     report,
     splitting_rates,
 )
@@ -29,11 +29,14 @@ from contracting.certificates.finders import (
     PolyhedralMetric,
 )
 from contracting.certificates.lmi import SectorInequality, VertexInequalities
+from contracting.certificates.lyapunov import LyapunovMetric
 from contracting.certificates.records import Certificate, CertificateError, Convergence
+from contracting.certificates.sweeps import SkewnessSweep, StepSweep, sweep_skewness, sweep_steps
 from contracting.certificates.systems import (
     FiringRateSystem,
     HopfieldSystem,
     InclusionSystem,
+    LinearSystem,
     System,
     forward_backward_system,
     peaceman_rachford_system,
@@ -55,15 +58,20 @@ __all__ = [
     "HopfieldSystem",
     "InclusionMetric",
     "InclusionSystem",
+    "LinearSystem",
+    "LyapunovMetric",
     "ParabolaTest",
     "PolyhedralMetric",
     "Report",
     "SectorInequality",
+    "SkewnessSweep",
+    "StepSweep",
     "System",
     "UpperBound",
     "VertexInequalities",
     "Wellposedness",
     "abscissa_bound",
+    "applicable",
     "best_forward_backward_step",
     "best_peaceman_rachford_step",
     "certificates",
@@ -72,12 +80,13 @@ __all__ = [
     "check_convergence",
     "find_metric",
     "fixed_input_convergence",
-    "halved",
     "forward_backward_system",
     "peaceman_rachford_system",
     "report",
     "rules_out",
     "splitting_rates",
+    "sweep_skewness",
+    "sweep_steps",
     "switching_bound",
     "system_of",
     "upper_bound",

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from contracting.certificates.checker import checked
-from contracting.certificates.records import Certificate, CertificateError
+from contracting.certificates.records import ANY_SLOPE, NO_SLOPE, Certificate, CertificateError
 from contracting.certificates.systems import (
     FiringRateSystem,
     HopfieldSystem,
     InclusionSystem,
+    LinearSystem,
     Slopes,
     System,
     vertices,
@@ -54,10 +55,10 @@ def certified(system: System, candidate: Candidate, *, method: str) -> Certifica
         CertificateError: if it accepts none.
     """
     slopes = candidate.slopes or system.slopes
-    rate = best_rate(system if isinstance(system, InclusionSystem) else system.with_slopes(slopes), candidate)
-    if isinstance(system, InclusionSystem):
-        slopes = (0.0, float("inf"))
-    scale = 1 + abs(rate) + float(torch.linalg.matrix_norm(system.W, 2))
+    rate = best_rate(system.with_slopes(slopes), candidate)
+    if isinstance(system, InclusionSystem | LinearSystem):
+        slopes = ANY_SLOPE if isinstance(system, InclusionSystem) else NO_SLOPE
+    scale = abs(rate) + system.speed * (1 + float(torch.linalg.matrix_norm(system.W, 2)))
     for back_off in _BACK_OFF:
         certificate = Certificate(
             rate=rate - back_off * scale,
@@ -82,6 +83,10 @@ def best_rate(system: System, candidate: Candidate) -> float:
         InputError: for a system and metric that do not go together.
     """
     metric, W = candidate.metric, system.W
+    if system.speed != 1:
+        return system.speed * best_rate(system.at_speed(1.0), candidate)
+    if isinstance(system, LinearSystem):
+        return -float(metric.matrix_measure(W))
     if isinstance(system, InclusionSystem):
         if not isinstance(metric, WeightedL2):
             raise InputError(f"the inclusion is certified in WeightedL2 only, got {type(metric).__name__}")
@@ -116,13 +121,16 @@ def _polyhedral_rate(system: FiringRateSystem | HopfieldSystem, metric: Weighted
 
 
 def firing_rate_view(system: System) -> tuple[FiringRateSystem, bool]:
-    """The firing-rate system that a finder works on, and whether its candidate must be turned into the dual one.
+    """The firing-rate system at unit speed that a finder works on, and whether its candidate must be made the dual one.
 
     Raises:
-        PreconditionError: for the inclusion, whose slopes are unbounded.
+        PreconditionError: for the inclusion, whose slopes are unbounded, and for linear flows, which have none.
     """
+    system = system.at_speed(1.0)
     if isinstance(system, FiringRateSystem):
         return system, False
     if isinstance(system, HopfieldSystem):
         return system.transposed(), True
+    if isinstance(system, LinearSystem):
+        raise PreconditionError("this certificate is about slopes; for a linear flow use LyapunovMetric()")
     raise PreconditionError("this certificate needs bounded slopes; for the inclusion use InclusionMetric()")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,12 +17,14 @@ from contracting.certificates.finders import (
     ParabolaTest,
     PolyhedralMetric,
 )
-from contracting.certificates.lmi import VertexInequalities
+from contracting.certificates.lmi import MOST_VERTICES, SectorInequality, VertexInequalities
+from contracting.certificates.lyapunov import LyapunovMetric
 from contracting.certificates.multipliers import perron_weights, scaled
 from contracting.certificates.numerical_range import reach
 from contracting.certificates.records import Certificate, CertificateError, Slopes
 from contracting.certificates.systems import (
     InclusionSystem,
+    LinearSystem,
     System,
     forward_backward_system,
     peaceman_rachford_system,
@@ -30,9 +32,9 @@ from contracting.certificates.systems import (
 )
 from contracting.certificates.upper_bounds import UpperBound, upper_bound
 from contracting.errors import InputError, PreconditionError
-from contracting.flows import BoundFlow
 from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
 from contracting.operator import MonotoneOperator, StepChoice
+from contracting.vector_fields import NeuralFlow, VectorField
 
 _LARGE = 400
 _VERTICES = 5  # largest n at which the best quadratic metric is found in passing
@@ -40,7 +42,7 @@ _OPTIMISED = ((40, 25), (120, 6))  # up to this n, so many gradients per level o
 
 
 def certify(
-    flow: BoundFlow | System, method: Finder | None = None, *, rate: str = "best", slopes: Slopes | None = None
+    flow: VectorField | System, method: Finder | None = None, *, rate: str = "best", slopes: Slopes | None = None
 ) -> Certificate:
     r"""A certified contraction rate of a flow, for every input, constant or not, and every state.
 
@@ -68,7 +70,7 @@ def certify(
     return max(certificates(system), key=lambda certificate: certificate.rate)
 
 
-def certificates(flow: BoundFlow | System) -> tuple[Certificate, ...]:
+def certificates(flow: VectorField | System) -> tuple[Certificate, ...]:
     """Every certificate that is affordable for the size of the flow.
 
     Raises:
@@ -86,9 +88,41 @@ def certificates(flow: BoundFlow | System) -> tuple[Certificate, ...]:
     return tuple(found)
 
 
+def applicable(flow: VectorField | System) -> tuple[Finder, ...]:
+    """Which certificates there are for a flow: every method that applies to it, whatever it costs; see its ``name``.
+
+    Empty for a ``NeuralFlow``, whose rates can only be sampled. ``GivenMetric(...)`` takes the flows with slopes and
+    n ≤ 14, and linear ones.
+
+    Raises:
+        InputError: if nothing is known of such a flow.
+    """
+    if isinstance(flow, NeuralFlow):
+        return ()
+    system = system_of(flow)
+    polyhedral = (PolyhedralMetric(norm=WeightedLinf), PolyhedralMetric(norm=WeightedL1))
+    if isinstance(system, InclusionSystem):
+        return (InclusionMetric(),)
+    if isinstance(system, LinearSystem):
+        return (LyapunovMetric(), *polyhedral)
+    finders: tuple[Finder, ...] = (
+        DiagonalMetric(),
+        *polyhedral,
+        ParabolaTest(),
+        ParabolaTest(optimise=25),
+        SectorInequality(diagonal=True),
+        SectorInequality(),
+    )
+    if system.slopes[0] >= 0:
+        finders += (ExplicitMetric(),)
+    return finders if system.size > MOST_VERTICES else (*finders, VertexInequalities())
+
+
 def _affordable(system: System) -> list[Finder]:
     if isinstance(system, InclusionSystem):
         return [InclusionMetric(optimise=25 if system.size <= 150 else 0)]
+    if isinstance(system, LinearSystem):
+        return [LyapunovMetric(), PolyhedralMetric(norm=WeightedLinf), PolyhedralMetric(norm=WeightedL1)]
     n = system.size
     try:
         Q = _starting_multiplier(system)
@@ -154,7 +188,7 @@ class Report:
         return "\n".join(rows)
 
 
-def report(flow: BoundFlow | System) -> Report:
+def report(flow: VectorField | System) -> Report:
     """Every affordable certificate of a flow beside the truth it is compared with.
 
     Raises:
@@ -217,14 +251,6 @@ def splitting_rates(W: Tensor, metric: WeightedL2, steps: Tensor) -> tuple[Tenso
         forward.append(DiagonalMetric().certify(forward_backward_system(W, step=step, hint=weights)).rate)
         reflected.append(DiagonalMetric().certify(peaceman_rachford_system(W, step=step, hint=weights)).rate)
     return torch.tensor(forward, dtype=torch.float64), torch.tensor(reflected, dtype=torch.float64)
-
-
-def halved(certificate: Certificate) -> Certificate:
-    """The Douglas–Rachford flow's certificate from the Peaceman–Rachford one: its field is exactly half as large."""
-    if not certificate.flow.startswith("Peaceman–Rachford"):
-        raise InputError(f"only a Peaceman–Rachford certificate can be halved, got one of {certificate.flow}")
-    name = certificate.flow.replace("Peaceman–Rachford", "Douglas–Rachford")
-    return replace(certificate, rate=certificate.rate / 2, flow=name)
 
 
 def _monotone(W: Tensor, metric: WeightedL2) -> MonotoneOperator:

@@ -1,13 +1,14 @@
 r"""The one judge of every certificate: explicit matrices in, yes or no out, in float64 with an allowance for rounding.
 
-It shares no formula with the finders beyond the Jacobian −I + DW or −I + WD itself. A positive definite matrix is
-proved positive definite by a Cholesky factorisation that succeeds after a shift: if it does, λmin ≥ shift − γ·trace
+It shares no formula with the finders beyond the Jacobian −I + DW, −I + WD or A itself, times the speed of the flow. A
+positive definite matrix is proved so by a Cholesky factorisation that succeeds after a shift: λmin ≥ shift − γ·trace
 with γ = (n + 1)u/(1 − (n + 1)u) (Rump, "Verification of positive definiteness", BIT 2006). The shift also covers the
 rounding of assembling the matrix, bounded entry by entry. Scaling to (almost) unit diagonal is by powers of two, exact.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -18,6 +19,7 @@ from contracting.certificates.systems import (
     FiringRateSystem,
     HopfieldSystem,
     InclusionSystem,
+    LinearSystem,
     SlopeSystem,
     System,
     vertices,
@@ -44,12 +46,14 @@ def check(certificate: Certificate, system: System) -> float:
     """
     if certificate.metric.size != system.size:
         raise CertificateError(f"the metric acts on {certificate.metric.size} entries, the flow on {system.size}")
-    if not isinstance(system, InclusionSystem):
+    if not isinstance(system, InclusionSystem | LinearSystem):
         low, high = certificate.slopes
         if system.slopes[0] < low or system.slopes[1] > high:
             raise CertificateError(f"the certificate needs {certificate.assumption}, the system has {system.slopes}")
         system = system.with_slopes(certificate.slopes)
-    margin = _margin(certificate, system)
+    # a field a·f contracts in a norm at rate c iff f does at c/a; the quotient is rounded up, against the certificate
+    unit_rate = certificate.rate if system.speed == 1 else math.nextafter(certificate.rate / system.speed, math.inf)
+    margin = _margin(replace(certificate, rate=unit_rate), system.at_speed(1.0))
     if not margin > 0:
         raise CertificateError(
             f"not certified: rate {certificate.rate:.6g} for {system.name} in {type(certificate.metric).__name__}; "
@@ -73,6 +77,8 @@ def _margin(certificate: Certificate, system: System) -> float:
         if not isinstance(metric, WeightedL2):
             raise CertificateError(f"the inclusion is certified in WeightedL2 only, got {type(metric).__name__}")
         return inclusion_margin(system.W, metric.weights, certificate.rate)
+    if isinstance(system, LinearSystem):
+        return _linear_margin(system.W, metric, certificate.rate)
     assert isinstance(system, FiringRateSystem | HopfieldSystem)
     if isinstance(metric, WeightedL1 | WeightedLinf):
         return _polyhedral_margin(system, metric, certificate.rate)
@@ -123,13 +129,28 @@ def _vertex_margin(system: SlopeSystem, P: Tensor, rate: float) -> float:
         raise CertificateError(f"a proof by vertices needs n ≤ {_MOST_VERTICES}, got {n}; give a multiplier")
     worst = definite_margin(P, torch.zeros_like(P))
     for block in vertices(system.slopes, n):
-        F = system.jacobians(block)
-        product = P @ F
-        half = P.abs() @ F.abs()
-        size = half + half.mT + 2 * abs(rate) * P.abs()
-        margins = _definite_margins(-(product + product.mT + 2 * rate * P), (n + _ASSEMBLY) * _UNIT * size)
-        worst = min(worst, float(margins.min()))
+        worst = min(worst, float(_lyapunov_margins(P, system.jacobians(block), rate).min()))
     return worst
+
+
+def _lyapunov_margins(P: Tensor, F: Tensor, rate: float) -> Tensor:
+    """Margins of −(FᵀP + PF + 2cP) ≻ 0 for each F: (batch, n, n) -> (batch,)."""
+    product = P @ F
+    half = P.abs() @ F.abs()
+    size = half + half.mT + 2 * abs(rate) * P.abs()
+    return _definite_margins(-(product + product.mT + 2 * rate * P), (P.shape[0] + _ASSEMBLY) * _UNIT * size)
+
+
+def _linear_margin(A: Tensor, metric: Metric, rate: float) -> float:
+    """Margin of μ(A) < −c: of −(AᵀP + PA + 2cP) ≻ 0, or of the row or column sums of a weighted ℓ∞ or ℓ1 norm."""
+    if isinstance(metric, WeightedL1 | WeightedLinf):
+        eta = metric.weights
+        scaled = A.abs() * eta[:, None] / eta[None, :]
+        off = scaled.sum(1 if isinstance(metric, WeightedLinf) else 0) - scaled.diagonal()
+        allowance = (A.shape[0] + _ASSEMBLY) * _UNIT * (off + 2 * A.diagonal().abs() + abs(rate))
+        return float((-A.diagonal() - off - rate - allowance).min())
+    P = _matrix_of(metric)
+    return min(definite_margin(P, torch.zeros_like(P)), float(_lyapunov_margins(P, A[None], rate)[0]))
 
 
 def inclusion_margin(W: Tensor, weights: Tensor, rate: float) -> float:

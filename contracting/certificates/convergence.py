@@ -44,6 +44,10 @@ def fixed_input_convergence(flow: BoundFlow | System, *, metric: WeightedL2 | No
     if not isinstance(system, FiringRateSystem | HopfieldSystem) or system.slopes[0] < 0:
         raise PreconditionError(f"this bound is about slopes in [0, 1]; certify() covers the {system.name} flow")
     W = system.slopes[1] * system.W
+    if system.speed != 1:
+        unit = fixed_input_convergence(system.at_speed(1.0), metric=metric)
+        scaled = replace(unit, rate=system.speed * unit.rate * (1 - _SAFETY), flow=system.name)
+        return replace(scaled, margin=check_convergence(scaled, system))
     if metric is None and system.hint is not None:
         metric = WeightedL2(system.hint)
     if metric is None:
@@ -83,6 +87,9 @@ def check_convergence(certificate: Convergence, system: System) -> float:
     """
     if not isinstance(system, FiringRateSystem | HopfieldSystem) or system.slopes[0] < 0:
         raise CertificateError(f"nothing is proved for the {system.name} flow")
+    if system.speed != 1:
+        unit_rate = math.nextafter(certificate.rate / system.speed, math.inf)
+        return check_convergence(replace(certificate, rate=unit_rate), system.at_speed(1.0))
     if system.slopes[1] > certificate.slopes[1] or certificate.metric.size != system.size:
         raise CertificateError("the certificate is about other slopes or another size")
     if not isinstance(certificate.metric, WeightedL2) or not 0 < certificate.rate <= 0.5:

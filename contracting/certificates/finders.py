@@ -20,7 +20,7 @@ from contracting.certificates.multipliers import (
 from contracting.certificates.numerical_range import reach
 from contracting.certificates.records import Certificate, CertificateError
 from contracting.certificates.riccati import hamiltonian_rate, riccati_metric
-from contracting.certificates.systems import FiringRateSystem, InclusionSystem, Slopes, System
+from contracting.certificates.systems import FiringRateSystem, InclusionSystem, LinearSystem, Slopes, System
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
 
@@ -195,7 +195,7 @@ class PolyhedralMetric(Finder):
     r"""Weighted ℓ∞ or ℓ1 norms with the Perron vector of ⌈W⌉ as weights: the best rate of the norm class.
 
     For slopes in [0, 1]: ℓ∞ for firing rate and ℓ1 for Hopfield give 1 − max(0, α(⌈W⌉)), ⌈W⌉ᵢᵢ = Wᵢᵢ, ⌈W⌉ᵢⱼ = |Wᵢⱼ|;
-    the other two the same with max(Wᵢᵢ, 0) on the diagonal. (The infimum is attained if ⌈W⌉ is irreducible.)
+    the other two the same with max(Wᵢᵢ, 0) on the diagonal; linear flows −α(⌈A⌉). (Attained if ⌈W⌉ is irreducible.)
 
     Args:
         norm: WeightedLinf or WeightedL1.
@@ -213,6 +213,9 @@ class PolyhedralMetric(Finder):
         return "Perron weights"
 
     def find(self, system: System) -> Candidate:
+        if isinstance(system, LinearSystem):
+            _, left, right = perron_weights(system.W)
+            return Candidate(metric=WeightedLinf(1 / right) if self.norm is WeightedLinf else WeightedL1(left))
         view, transposed = firing_rate_view(system)
         low, high = view.slopes
         by_rows = (self.norm is WeightedLinf) != transposed
@@ -228,7 +231,7 @@ class PolyhedralMetric(Finder):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GivenMetric(Finder):
-    """A metric of your own, judged at all 2ⁿ vertices of the slopes: exact for that metric, n ≤ 14.
+    """A metric of your own, judged at all 2ⁿ vertices of the slopes (n ≤ 14), or at A: exact for that metric.
 
     Args:
         metric: any metric on Rⁿ.
@@ -242,7 +245,8 @@ class GivenMetric(Finder):
         return "given metric, vertices"
 
     def find(self, system: System) -> Candidate:
-        if isinstance(self.metric, FullP | WeightedL2) and system.size > 14:
+        by_vertices = isinstance(self.metric, FullP | WeightedL2) and not isinstance(system, LinearSystem)
+        if by_vertices and system.size > 14:
             raise PreconditionError(f"vertex enumeration needs n ≤ 14, got {system.size}; use ParabolaTest()")
         return Candidate(metric=self.metric.to(system.W))
 

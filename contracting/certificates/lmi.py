@@ -6,8 +6,10 @@ the solver's status, is rated exactly, which often moves the bisection on by mor
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,8 @@ from contracting.certificates.systems import FiringRateSystem, System, vertices
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP, WeightedL2
 
+MOST_VERTICES = 10  # largest n for 2ⁿ inequalities
+_ADDED = 16  # matrices that enter a program at a time
 _FLOOR = 1e-6  # smallest eigenvalue of P and entry of Q, where their traces are n
 
 
@@ -139,28 +143,87 @@ class VertexInequalities(_Inequality):
         return "vertex inequalities, full P"
 
     def _program(self, view: FiringRateSystem) -> Any:
-        if view.size > 10:
-            raise PreconditionError(f"2ⁿ inequalities need n ≤ 10, got {view.size}; use SectorInequality()")
-        cp, n = _cvxpy(), view.size
-        P, slack, rate_parameter = cp.Variable((n, n), symmetric=True), cp.Variable(), cp.Parameter()
-        eye = torch.eye(n, dtype=torch.float64).numpy()
-        constraints = [P - _FLOOR * eye >> 0, cp.trace(P) == n]
-        for block in vertices(view.slopes, n):
-            for F in view.jacobians(block).numpy():
-                constraints.append(-(P @ F + F.T @ P) - 2 * rate_parameter * P - slack * eye >> 0)
-        problem = cp.Problem(cp.Maximize(slack), constraints)
+        if view.size > MOST_VERTICES:
+            limit = f"n ≤ {MOST_VERTICES}, got {view.size}"
+            raise PreconditionError(f"2ⁿ inequalities need {limit}; use SectorInequality()")
+        program = _lyapunov_program(torch.cat([view.jacobians(block) for block in vertices(view.slopes, view.size)]))
 
         def propose(rate: float) -> Candidate | None:
-            rate_parameter.value = rate
-            if not _solve(problem) or P.value is None:
-                return None
-            metric = _metric(P.value)
+            metric = program(rate)
             return None if metric is None else Candidate(metric=metric)
 
         return propose
 
 
-def _metric(value: Any) -> FullP | WeightedL2 | None:
+def common_metric(jacobians: Tensor, *, diagonal: bool = False, tolerance: float = 1e-4) -> FullP | WeightedL2:
+    r"""The P in which all of the given matrices contract fastest: FᵀP + PF ⪯ −2cP with the largest c.
+
+    Only the matrices that decide enter the programs: the worst ones, and those that turn out worst in the metric found.
+
+    Args:
+        jacobians: (count, n, n), float64.
+        diagonal: restrict P to be diagonal.
+        tolerance: of c, relative to the largest norm of a matrix, or to 1 if that is larger.
+    """
+    gap = tolerance * max(1.0, float(torch.linalg.matrix_norm(jacobians, 2).max()))
+    best: FullP | WeightedL2 = WeightedL2(torch.ones(jacobians.shape[-1], dtype=torch.float64))
+    measures, active = best.matrix_measure(jacobians), torch.zeros(len(jacobians), dtype=torch.bool)
+    rate = -float(measures.max())
+    while not bool(active.all()):
+        active[measures.topk(min(_ADDED, len(measures))).indices] = True
+        metric, reached = _bisected(jacobians[active], diagonal=diagonal, gap=gap)
+        measures = metric.matrix_measure(jacobians)
+        worst = -float(measures.max())
+        if worst > rate:
+            best, rate = metric, worst
+        if worst >= reached - gap:  # the others do not matter
+            break
+        if bool(active[int(measures.argmax())]):
+            break
+    return best
+
+
+def _bisected(jacobians: Tensor, *, diagonal: bool, gap: float) -> tuple[FullP | WeightedL2, float]:
+    """The best metric for a few matrices, and its rate for them."""
+    program = _lyapunov_program(jacobians, diagonal=diagonal)
+    best: FullP | WeightedL2 = WeightedL2(torch.ones(jacobians.shape[-1], dtype=torch.float64))
+    bottom = -float(best.matrix_measure(jacobians).max())
+    top = max(bottom, -float(torch.linalg.eigvals(jacobians).real.max()))
+    while top - bottom > gap:
+        rate = (top + bottom) / 2
+        metric = program(rate)
+        reached = -math.inf if metric is None else -float(metric.matrix_measure(jacobians).max())
+        if metric is not None and reached > bottom:
+            best, bottom = metric, reached
+        if reached < rate:
+            top = rate
+    return best, bottom
+
+
+def _lyapunov_program(jacobians: Tensor, *, diagonal: bool = False) -> Callable[[float], FullP | WeightedL2 | None]:
+    """A function from a rate c to the P with the most room in FᵀP + PF ⪯ −2cP for all given F, or None."""
+    cp, n = _cvxpy(), jacobians.shape[-1]
+    p, full = cp.Variable(n), cp.Variable((n, n), symmetric=True)
+    P, slack, rate_parameter = cp.diag(p) if diagonal else full, cp.Variable(), cp.Parameter()
+    eye = torch.eye(n, dtype=torch.float64).numpy()
+    constraints = [p >= _FLOOR if diagonal else P - _FLOOR * eye >> 0, cp.trace(P) == n]
+    for F in jacobians.numpy():
+        constraints.append(-(P @ F + F.T @ P) - 2 * rate_parameter * P - slack * eye >> 0)
+    problem = cp.Problem(cp.Maximize(slack), constraints)
+
+    def propose(rate: float) -> FullP | WeightedL2 | None:
+        rate_parameter.value = rate
+        if not _solve(problem) or P.value is None:
+            return None
+        if not diagonal:
+            return _metric(P.value)
+        weights = torch.as_tensor(p.value, dtype=torch.float64)
+        return WeightedL2(weights) if bool((weights > 0).all()) else None
+
+    return propose
+
+
+def _metric(value: Any) -> FullP | None:
     matrix = torch.as_tensor(value.todense() if hasattr(value, "todense") else value, dtype=torch.float64)
     try:
         return FullP((matrix + matrix.mT) / 2)

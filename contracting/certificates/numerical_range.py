@@ -40,6 +40,23 @@ def support(M: Tensor, angle: float) -> float:
     return float(torch.linalg.eigvalsh((rotated + rotated.mH) / 2)[-1])
 
 
+def boundary(M: Tensor, *, points: int = 361) -> Tensor:
+    """Points ω = xᴴMx on the boundary of the numerical range, in order around it: complex, (points,).
+
+    Each is the one farthest in its direction, x being the top eigenvector of the Hermitian part of e^{−jθ}M, so their
+    convex hull lies inside the range and touches its boundary everywhere.
+
+    Args:
+        M: (n, n), n ≥ 1.
+        points: directions θ in [0, 2π], the last the same as the first.
+    """
+    theta = torch.linspace(0, 2 * math.pi, points, dtype=torch.float64)
+    rotated = torch.polar(torch.ones_like(theta), -theta)[:, None, None] * M
+    _, vectors = torch.linalg.eigh((rotated + rotated.mH) / 2)
+    top = vectors[..., -1]
+    return (top.conj() * (M.to(top.dtype) @ top[..., None])[..., 0]).sum(-1)
+
+
 def swept_reach(M: Tensor, *, points: int = 512) -> Reach:
     """Maximum over a uniform grid of θ, with the error of the grid, ‖M‖Δθ/2, added to the upper bound.
 

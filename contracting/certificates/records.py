@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 Slopes = tuple[float, float]
 
+ANY_SLOPE: Slopes = (0.0, float("inf"))  # the inclusion: any monotone activation
+NO_SLOPE: Slopes = (1.0, 1.0)  # a linear flow: no activation at all
+
 
 class CertificateError(ContractingError, ArithmeticError):
     """A certificate does not hold for the system it is said to be about, or rounding hides whether it does."""
@@ -49,8 +52,10 @@ class Certificate:
     @property
     def assumption(self) -> str:
         """What is assumed of the activation, in words."""
-        if self.slopes == (0.0, float("inf")):
+        if self.slopes == ANY_SLOPE:
             return "any monotone activation, slopes in [0, 1]"
+        if self.slopes == NO_SLOPE:
+            return "no activation"
         return f"slopes in [{self.slopes[0]:g}, {self.slopes[1]:g}]"
 
     @property

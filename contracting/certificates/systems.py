@@ -5,7 +5,9 @@ flow is certified for all activations, all inputs (constant or not) and all stat
 
 * firing rate −I + DW, and with it forward–backward, whose map has the weight I − α(I − W);
 * Hopfield −I + WD, and with it Peaceman–Rachford, whose map is the reflection 2(I + αA)⁻¹ − I after one of the prox;
-* the inclusion z' ∈ −Az + q − ∂f(z), whose "slopes" range over [0, ∞).
+* the inclusion z' ∈ −Az + q − ∂f(z), whose "slopes" range over [0, ∞);
+* a linear flow s' = As + b, whose Jacobian is A;
+* any of them at another constant speed a, with a times the Jacobians: Douglas–Rachford is Peaceman–Rachford at ½.
 
 The Hopfield flow of W contracts at rate c in a norm iff the firing-rate flow of Wᵀ does in the dual norm, because
 −I + WD is the transpose of −I + DWᵀ. Finders therefore see firing-rate systems only; the checker never uses this.
@@ -14,6 +16,8 @@ The Hopfield flow of W contracts at rate c in a norm iff the firing-rate flow of
 from __future__ import annotations
 
 import itertools
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Self
@@ -32,6 +36,8 @@ from contracting.flows import (
 )
 from contracting.metrics import Metric, WeightedL2
 from contracting.proximal import Step
+from contracting.scaled_flows import ScaledFlow
+from contracting.vector_fields import LinearFlow, NeuralFlow, VectorField
 
 Slopes = tuple[float, float]
 
@@ -59,20 +65,23 @@ def vertices(slopes: Slopes, size: int) -> Iterator[Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class System:
+class System(ABC):
     """A flow given by explicit matrices.
 
     Attributes:
         W: weight, (n, n), float64 on the CPU after construction.
         slopes: interval [a, β] that holds every slope of the activation.
         hint: a diagonal metric λ > 0 that may be a good start for searches, (n,); trusted by nobody.
+        speed: a > 0; the field is a times that of the matrices, and so is every rate.
     """
 
     W: Tensor
     slopes: Slopes = (0.0, 1.0)
     hint: Tensor | None = None
+    speed: float = 1.0
 
     def __post_init__(self) -> None:
+        checks.number("speed", self.speed, low=0, low_open=True, high=math.inf, high_open=True)
         object.__setattr__(self, "W", as_matrix("W", self.W))
         low, high = (checks.number("slopes", s, low=-1.0, high=1.0) for s in self.slopes)
         if low > high:
@@ -88,50 +97,61 @@ class System:
         return self.W.shape[0]
 
     @property
+    @abstractmethod
+    def kind(self) -> str:
+        """The flow in words, whatever its speed."""
+
+    @property
     def name(self) -> str:
         """The flow in words."""
-        return type(self).__name__
+        return self.kind if self.speed == 1 else f"{self.kind}, at speed {self.speed:.4g}"
 
     def with_slopes(self, slopes: Slopes) -> Self:
         """The same system under another assumption on the slopes."""
         return replace(self, slopes=slopes)
 
+    def at_speed(self, speed: float) -> Self:
+        """The same system at another speed."""
+        return replace(self, speed=speed)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FiringRateSystem(System):
-    """Jacobians −I + DW with diagonal D, entries in ``slopes``."""
+    """Jacobians −I + DW with diagonal D, entries in ``slopes``, times the speed."""
 
     label: str = "firing rate"
 
     @property
-    def name(self) -> str:
-        """The flow in words."""
+    def kind(self) -> str:
+        """The flow in words, whatever its speed."""
         return self.label
 
     def jacobians(self, slopes: Tensor) -> Tensor:
         """Jacobians at diagonal slopes: (..., n) -> (..., n, n)."""
-        return slopes[..., :, None] * self.W - torch.eye(self.size, dtype=torch.float64)
+        return self.speed * (slopes[..., :, None] * self.W - torch.eye(self.size, dtype=torch.float64))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HopfieldSystem(System):
-    """Jacobians −I + WD with diagonal D, entries in ``slopes``."""
+    """Jacobians −I + WD with diagonal D, entries in ``slopes``, times the speed."""
 
     label: str = "Hopfield"
 
     @property
-    def name(self) -> str:
-        """The flow in words."""
+    def kind(self) -> str:
+        """The flow in words, whatever its speed."""
         return self.label
 
     def jacobians(self, slopes: Tensor) -> Tensor:
         """Jacobians at diagonal slopes: (..., n) -> (..., n, n)."""
-        return self.W * slopes[..., None, :] - torch.eye(self.size, dtype=torch.float64)
+        return self.speed * (self.W * slopes[..., None, :] - torch.eye(self.size, dtype=torch.float64))
 
     def transposed(self) -> FiringRateSystem:
         """The firing-rate system that contracts in the dual norm at the same rate."""
         hint = None if self.hint is None else 1 / self.hint
-        return FiringRateSystem(W=self.W.mT.contiguous(), slopes=self.slopes, hint=hint, label=self.label)
+        return FiringRateSystem(
+            W=self.W.mT.contiguous(), slopes=self.slopes, hint=hint, speed=self.speed, label=self.label
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -139,15 +159,25 @@ class InclusionSystem(System):
     """z' ∈ −(I − W)z + q − ∂f(z): the limit of the forward–backward flow as α → 0, with time measured in α."""
 
     @property
-    def name(self) -> str:
-        """The flow in words."""
+    def kind(self) -> str:
+        """The flow in words, whatever its speed."""
         return "inclusion"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LinearSystem(System):
+    """s' = As + b, with A in the place of ``W``: contracts in a norm at exactly −μ(A). Slopes mean nothing here."""
+
+    @property
+    def kind(self) -> str:
+        """The flow in words, whatever its speed."""
+        return "linear"
 
 
 SlopeSystem = FiringRateSystem | HopfieldSystem
 
 
-def system_of(flow: BoundFlow | System) -> System:
+def system_of(flow: VectorField | System) -> System:
     """The explicit matrices of a flow; a system is returned as it is.
 
     Raises:
@@ -155,6 +185,16 @@ def system_of(flow: BoundFlow | System) -> System:
     """
     if isinstance(flow, System):
         return flow
+    if isinstance(flow, ScaledFlow):
+        inner = system_of(flow.inner)
+        return inner.at_speed(inner.speed * flow.speed)
+    if isinstance(flow, LinearFlow):
+        return LinearSystem(W=flow.matrix)
+    if isinstance(flow, NeuralFlow):
+        raise InputError(
+            "flow is a NeuralFlow, of which nothing is known between samples, so there is no certificate; "
+            "contracting.sampled has sampled_rate, worst_point and fit_metric for it"
+        )
     if not isinstance(flow, BoundFlow):
         raise InputError(
             f"flow must be a flow on a problem, such as layer.flow(FiringRate) or FiringRate().bind(problem), "
@@ -172,8 +212,8 @@ def system_of(flow: BoundFlow | System) -> System:
     if isinstance(flow, BoundPeacemanRachford):
         return peaceman_rachford_system(W, step=flow.step, slopes=slopes, hint=hint)
     raise InputError(
-        f"no certificate is known for {type(flow).__name__}; known are the firing-rate, Hopfield, forward–backward and "
-        "Peaceman–Rachford flows"
+        f"no certificate is known for {type(flow).__name__}; known are the firing-rate, Hopfield, forward–backward, "
+        "Peaceman–Rachford and linear flows, at any constant speed"
     )
 
 

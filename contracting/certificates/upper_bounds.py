@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from contracting.certificates.candidates import firing_rate_view
-from contracting.certificates.systems import FiringRateSystem, InclusionSystem, System, vertices
+from contracting.certificates.systems import FiringRateSystem, InclusionSystem, LinearSystem, System, vertices
 from contracting.metrics import FullP, Metric, WeightedL2
 
 _MOST_VERTICES = 10
@@ -48,7 +48,7 @@ class UpperBound:
 def upper_bound(system: System, metric: Metric | None = None) -> UpperBound:
     """The smaller of the two bounds, switching for n ≤ 200; its search looks for words in ``metric`` if given."""
     constant = abscissa_bound(system)
-    if isinstance(system, InclusionSystem) or not 1 < system.size <= _LARGE:
+    if isinstance(system, InclusionSystem | LinearSystem) or not 1 < system.size <= _LARGE:
         return constant
     switching = switching_bound(system, metric)
     return min(constant, switching, key=lambda bound: bound.rate)
@@ -57,8 +57,17 @@ def upper_bound(system: System, metric: Metric | None = None) -> UpperBound:
 def abscissa_bound(system: System) -> UpperBound:
     """1 − max α(DW) over slopes: all vertices for n ≤ 10, a local search from several starts beyond.
 
-    For the inclusion, 1 − max α(W_SS) over principal submatrices.
+    For the inclusion, 1 − max α(W_SS) over principal submatrices; for a linear flow −α(A). Times the speed.
     """
+    if system.speed != 1:
+        return _at_speed(abscissa_bound(system.at_speed(1.0)), system.speed)
+    if isinstance(system, LinearSystem):
+        return UpperBound(
+            rate=-float(torch.linalg.eigvals(system.W).real.max()),
+            method="spectral abscissa",
+            slopes=torch.ones(1, system.size, dtype=torch.float64),
+            dwell=torch.tensor([math.inf], dtype=torch.float64),
+        )
     W, n = system.W, system.size
     low, high = (0.0, 1.0) if isinstance(system, InclusionSystem) else system.slopes
     if n <= _MOST_VERTICES:
@@ -79,6 +88,10 @@ def abscissa_bound(system: System) -> UpperBound:
     return UpperBound(
         rate=1 - value, method=method, slopes=slopes[None], dwell=torch.tensor([math.inf], dtype=torch.float64)
     )
+
+
+def _at_speed(bound: UpperBound, speed: float) -> UpperBound:
+    return replace(bound, rate=speed * bound.rate, dwell=bound.dwell / speed)
 
 
 def _abscissae(system: System, slopes: Tensor) -> Tensor:
@@ -130,8 +143,10 @@ def switching_bound(system: System, metric: Metric | None = None) -> UpperBound:
     ``metric`` and in the Euclidean norm: each slope is high where that drives the norm up. Dwell times are refined.
 
     Raises:
-        PreconditionError: for the inclusion.
+        PreconditionError: for the inclusion and for linear flows.
     """
+    if system.speed != 1:
+        return _at_speed(switching_bound(system.at_speed(1.0), metric), system.speed)
     view, transposed = firing_rate_view(system)
     words: list[tuple[Tensor, Tensor]] = []
     if view.size <= _MOST_PAIRS:

@@ -1,6 +1,8 @@
 """ODE integrators as methods on the one loop: explicit, implicit, and the adapter to torchdiffeq."""
 
+from contracting.integrators.chebyshev import RungeKuttaChebyshev
 from contracting.integrators.explicit import RK4, BogackiShampine, DormandPrince, ExplicitEuler, Heun
+from contracting.integrators.exponential import ExponentialEuler
 from contracting.integrators.implicit import BackwardEuler, PseudoTransient
 from contracting.integrators.torchdiffeq_adapter import TorchDiffEq
 from contracting.integrators.torchdiffeq_adjoint import TorchDiffEqAdjoint
@@ -11,8 +13,10 @@ __all__ = [
     "BogackiShampine",
     "DormandPrince",
     "ExplicitEuler",
+    "ExponentialEuler",
     "Heun",
     "PseudoTransient",
+    "RungeKuttaChebyshev",
     "TorchDiffEq",
     "TorchDiffEqAdjoint",
 ]

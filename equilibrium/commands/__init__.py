@@ -8,9 +8,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
-from equilibrium.commands import compare_solvers, ode_layer
+from equilibrium.commands import (
+    compare_solvers,
+    contraction_cost,
+    contraction_rates,
+    counterexample,
+    lipschitz_report,
+    mnist_robustness,
+    ode_layer,
+    phase_portrait,
+    square_wave,
+    tracking,
+)
 
 COMMANDS: dict[str, Callable[[ModuleType], Callable[..., None]]] = {
     "compare-solvers": compare_solvers.command,
+    "contraction-cost": contraction_cost.command,
+    "contraction-rates": contraction_rates.command,
+    "counterexample": counterexample.command,
+    "lipschitz-report": lipschitz_report.command,
+    "mnist-robustness": mnist_robustness.command,
     "ode-layer": ode_layer.command,
+    "phase-portrait": phase_portrait.command,
+    "square-wave": square_wave.command,
+    "tracking": tracking.command,
 }

@@ -15,16 +15,22 @@ from contracting.errors import InputError
 from contracting.solve import Method
 from equilibrium.artifacts import environment, output_directory, write_figure, write_json, write_text
 from equilibrium.checkpoints import load_reference
-from equilibrium.commands.common import SMALL_HELP, THREADS_HELP, clean_output, new_layer, report, running_with
+from equilibrium.commands.common import (
+    DPI,
+    NARROW,
+    SMALL_HELP,
+    THREADS_HELP,
+    clean_output,
+    new_layer,
+    report,
+    running_with,
+)
 from equilibrium.commands.comparison_table import table
 from equilibrium.comparison import TOLERANCES, Comparison, compare
 from equilibrium.data import Dataset, digits, mnist, subset
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.solvers import ROW_LIMITS, default_solvers
 from equilibrium.training import TrainingRecord, error_percent, train
-
-_DPI = 200
-_NARROW = "-half-width"  # ends the file names of figures for half the width of a page
 
 
 class _Data(StrEnum):
@@ -212,12 +218,13 @@ def _redraw(source: Path, out: Path, small: bool) -> None:
 
 def _figures(comparison: Comparison, *, small: bool = False) -> dict[str, Any]:
     """The figures by file name; ``small`` leaves out those for half the width of a page and the many-panelled ones."""
+    from contracting.plots import HALF_WIDTH
     from equilibrium import plots
 
     figures = {f"{name}.png": figure for name, figure in plots.draw_all(comparison, panels=not small).items()}
     if not small:
-        narrow = plots.draw_all(comparison, width=plots.HALF_WIDTH)
-        figures |= {f"{name}{_NARROW}.png": figure for name, figure in narrow.items()}
+        narrow = plots.draw_all(comparison, width=HALF_WIDTH)
+        figures |= {f"{name}{NARROW}.png": figure for name, figure in narrow.items()}
     return figures
 
 
@@ -226,8 +233,8 @@ def _write_figures(figures: dict[str, Any], folder: Path) -> list[Path]:
     from equilibrium.plots import FIGURES, PANELS
 
     below = output_directory(folder / "figures")
-    written = [write_figure(below / name, figure, dpi=_DPI) for name, figure in figures.items()]
+    written = [write_figure(below / name, figure, dpi=DPI) for name, figure in figures.items()]
     for name in FIGURES + PANELS:
-        for stale in {below / f"{name}.png", below / f"{name}{_NARROW}.png"} - set(written):
+        for stale in {below / f"{name}.png", below / f"{name}{NARROW}.png"} - set(written):
             stale.unlink(missing_ok=True)
     return written

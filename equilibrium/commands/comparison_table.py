@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from equilibrium.commands.common import aligned, number
 from equilibrium.comparison import Comparison, Measurement
 
 _COLUMNS = ("solver", "family", "status", "steps", "maps", "ms/input", "residual", "distance", "predicted", "measured")
@@ -14,21 +15,12 @@ def table(comparison: Comparison) -> str:
     """One line per solver at the tightest tolerance, fastest first, with what the columns mean and who refused."""
     tightest = [m for m in comparison.measurements if m.tolerance == comparison.tightest]
     tightest.sort(key=lambda m: (not m.converged, m.seconds / m.rows))
-    lines = [_COLUMNS, *(_line(comparison, m) for m in tightest)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [
-        "  ".join(
-            cell.ljust(width) if place < _LEFT else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    aligned.insert(1, "-" * len(aligned[0]))
+    lines = aligned(_COLUMNS, [_line(comparison, m) for m in tightest], left=_LEFT)
     title = (
         f"{comparison.rows} equilibria of {comparison.hidden_features} neurons, "
         f"every input to a relative residual of {comparison.tightest:g}"
     )
-    return "\n".join([title, "", *aligned, "", *_notes(comparison, tightest)])
+    return "\n".join([title, "", *lines, "", *_notes(comparison, tightest)])
 
 
 def _line(comparison: Comparison, m: Measurement) -> tuple[str, ...]:
@@ -41,15 +33,11 @@ def _line(comparison: Comparison, m: Measurement) -> tuple[str, ...]:
         str(m.steps_max),
         str(m.map_evals),
         f"{1e3 * m.seconds / m.rows:.3g}",
-        _number(m.relative_residual, ".0e"),
-        _number(m.distance, ".0e"),
-        _number(record.factor, ".3f"),
-        _number(record.measured_factor, ".3f"),
+        number(m.relative_residual, ".0e"),
+        number(m.distance, ".0e"),
+        number(record.factor, ".3f"),
+        number(record.measured_factor, ".3f"),
     )
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else f"{value:{form}}"
 
 
 def _notes(comparison: Comparison, shown: Sequence[Measurement]) -> list[str]:

@@ -54,8 +54,10 @@ class ConvolutionalLayer(EquilibriumLayer):
         return self.parameterization.geometry
 
     def weights(self) -> ConvolutionalWeights:
-        """The explicit weights of the present parameters."""
-        return self.parameterization.explicit()
+        """The explicit weights of the present parameters; equal ones are recalled, as in ``EquilibriumLayer``."""
+        weights = super().weights()
+        assert isinstance(weights, ConvolutionalWeights)
+        return weights
 
     def as_image(self, z: Tensor) -> Tensor:
         """States as images: (..., n) -> (..., channels, *grid), border included."""

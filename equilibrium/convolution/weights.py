@@ -60,6 +60,10 @@ class ConvolutionalWeights(NetworkWeights):
         return torch.nn.functional.linear(self.geometry.average(z), self.output, self.output_bias)
 
     @property
+    def output_matrix(self) -> Tensor:
+        return self.geometry.average_adjoint(self.output)
+
+    @property
     def firing_rate_metric(self) -> FullP | None:
         """P as a matrix, in which the firing-rate flow contracts at ``contraction_rate``; meant for small n."""
         return self.dense().firing_rate_metric

@@ -14,7 +14,13 @@ from equilibrium.lipschitz.first_order import FirstOrder
 from equilibrium.lipschitz.interior import InteriorPoint
 from equilibrium.lipschitz.lmi import MatrixInequality
 from equilibrium.lipschitz.lower import AttainedRatio, PairAscent, PatternSearch, RegionWalk
-from equilibrium.lipschitz.report import LipschitzReport, attained_lipschitz, lipschitz_report, pair_ratio
+from equilibrium.lipschitz.report import (
+    LipschitzReport,
+    attained_lipschitz,
+    lipschitz_report,
+    pair_ratio,
+    verify_report,
+)
 from equilibrium.lipschitz.system import LipschitzSystem, lipschitz_system
 
 __all__ = [
@@ -40,4 +46,5 @@ __all__ = [
     "lipschitz_system",
     "pair_ratio",
     "pairwise_lipschitz",
+    "verify_report",
 ]

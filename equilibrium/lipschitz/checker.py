@@ -112,10 +112,11 @@ def definite_margin(matrix: Tensor, error: Tensor) -> float:
     trace = float(scaled.diagonal().sum())
     spread = float(torch.linalg.matrix_norm(error * scale[:, None] * scale[None, :]))
     allowance = 1.01 * ((gamma + 4 * UNIT) * trace + spread)
-    identity = torch.eye(size, dtype=torch.float64)
     margin = _FAIL
-    for extra in (0.0, 1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2):
-        if int(torch.linalg.cholesky_ex(scaled - (allowance + extra) * identity)[1]) != 0:
+    for extra in (0.0, 1e-9, 1e-5):  # each is a factorisation
+        shifted = scaled.clone()
+        shifted.diagonal().sub_(allowance + extra)
+        if int(torch.linalg.cholesky_ex(shifted)[1]) != 0:
             break
         margin = max(extra, torch.finfo(torch.float64).tiny)
     return margin

@@ -1,4 +1,4 @@
-"""The scalable bound: first-order descent of γ(Λ) over log Λ. Whatever iterate it stops at is a certificate."""
+"""The scalable bound: gradients of the barrier only. Whatever point it stops at is a certificate."""
 
 from __future__ import annotations
 
@@ -8,32 +8,39 @@ import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.errors import InputError, PreconditionError
+from equilibrium.lipschitz.barrier import Barrier
 from equilibrium.lipschitz.certificate import LipschitzCertificate
-from equilibrium.lipschitz.gain import certified_by, compressed, gain, gain_matrix
+from equilibrium.lipschitz.gain import certified_by, compressed, gain
+from equilibrium.lipschitz.start import best_scale, starting_multiplier
 from equilibrium.lipschitz.system import LipschitzSystem
 
-_SMOOTHING = (0.03, 1e-4)  # first and last temperature of the smoothed largest eigenvalue, relative to γ
+_FACTOR = 3.0  # first value and growth of the weight t of the objective
+_MEMORY = 30  # pairs of steps and changes of the gradient that are kept
+_LONGEST = 2.0  # of one step in log Λ
+_CENTRED = 1e-2  # predicted decrease at which t grows
 
 
 @dataclass(frozen=True, kw_only=True)
 class FirstOrder:
-    r"""Adam on log Λ for γ(Λ), one Cholesky factorisation and one symmetric eigenvalue problem per step.
+    r"""Limited-memory BFGS on log Λ, a few Cholesky factorisations per step and no Hessian.
 
-    The largest eigenvalue, which is multiple at the optimum, is smoothed by a softmax that gets sharper. A step at
-    which Condition 1 fails is not accepted: it goes back to the best Λ with a shorter step.
+    It minimises tN log ρ(Λ) − log det S + Σ log λᵢ for growing t, where ρ is the best one for Λ and t, so that every
+    point lies strictly inside the set of certificates. Without log det S, the way to the optimum runs along the
+    boundary of Condition 1 and any descent stalls. The diagonal of the Hessian is the preconditioner.
+
+    ``InteriorPoint`` takes fewer steps and is usually the faster one; both end at the same optimum.
 
     Args:
-        steps: number of steps.
-        learning_rate: the first step in log Λ; it decays to a hundredth.
+        steps: most evaluations of the gradient.
+        tolerance: 1/t at which it stops: about the relative gap of γ² to the optimum.
     """
 
-    steps: int = 300
-    learning_rate: float = 0.1
+    steps: int = 500
+    tolerance: float = 1.5e-3
 
     def __post_init__(self) -> None:
         checks.whole_number("steps", self.steps, low=0)
-        checks.number("learning_rate", self.learning_rate, low=0, low_open=True)
+        checks.number("tolerance", self.tolerance, low=1e-8, high=1)
 
     def bound(self, system: LipschitzSystem, *, start: Tensor | None = None) -> LipschitzCertificate:
         """The checked certificate at the best Λ.
@@ -45,104 +52,102 @@ class FirstOrder:
         Raises:
             PreconditionError: if no Λ is found in which Condition 1 holds.
         """
-        return certified_by(system, self.multiplier(system, start=start), "first-order descent on Λ")
+        start = starting_multiplier(system) if start is None else start
+        return certified_by(system, self.multiplier(system, start), "first-order descent on Λ")
 
-    def multiplier(self, system: LipschitzSystem, *, start: Tensor | None = None) -> Tensor:
-        """The best Λ found, (n,); arguments as for ``bound``."""
-        return self.multipliers(compressed(system), (starting_multiplier(system) if start is None else start)[None])[0]
-
-    def multipliers(self, system: LipschitzSystem, starts: Tensor) -> Tensor:
-        """One Λ for each of a batch of outputs.
-
-        Args:
-            system: a compressed one, C of shape (out, n) or (batch, out, n), D likewise.
-            starts: (batch, n), Condition 1 holds in each.
-        """
-        log_lam = best_scale(system, starts).log()
-        best, best_value = log_lam.clone(), gain(system, log_lam.exp())
-        first, second = torch.zeros_like(log_lam), torch.zeros_like(log_lam)
-        shrink = torch.ones_like(best_value)
-        for step in range(self.steps):
-            progress = step / self.steps
-            temperature = _SMOOTHING[0] * (_SMOOTHING[1] / _SMOOTHING[0]) ** progress
-            value, slope, good = _smoothed(system, log_lam, temperature)
-            better = good & (value < best_value)
-            best = torch.where(better[:, None], log_lam, best)
-            best_value = torch.where(better, value, best_value)
-            shrink = torch.where(good, (1.1 * shrink).clamp_max(1.0), shrink / 2)
-            log_lam = torch.where(good[:, None], log_lam, best)
-            slope = torch.where(good[:, None], slope, torch.zeros_like(slope))
-            first = torch.where(good[:, None], 0.9 * first + 0.1 * slope, torch.zeros_like(first))
-            second = torch.where(good[:, None], 0.99 * second + 0.01 * slope.square(), 0.5 * second)
-            corrected = (first / (1 - 0.9 ** (step + 1))) / ((second / (1 - 0.99 ** (step + 1))).sqrt() + 1e-12)
-            rate = self.learning_rate * 0.01**progress
-            log_lam = log_lam - rate * shrink[:, None] * corrected
-        last = gain(system, log_lam.exp())
-        return torch.where((last < best_value)[:, None], log_lam, best).exp()
-
-
-def _smoothed(system: LipschitzSystem, log_lam: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """γ(Λ), the gradient in log Λ of its smoothed logarithm, and which rows Condition 1 holds in."""
-    with torch.enable_grad():
-        variable = log_lam.detach().requires_grad_()
-        matrix, info = gain_matrix(system, variable.exp())
-        with torch.no_grad():
-            good = (info == 0) & torch.isfinite(matrix).all(-1).all(-1)
-            safe = torch.where(good[:, None, None], matrix, torch.zeros_like(matrix))
-            values, vectors = torch.linalg.eigh(safe)
-            top = values[:, -1:].clamp_min(1e-300)
-            weights = torch.softmax(values / (temperature * top), -1)
-            weighted = (vectors * (weights / top)[:, None, :]) @ vectors.mT
-        (slope,) = torch.autograd.grad(matrix, variable, weighted)
-    return values[:, -1], torch.nan_to_num(slope), good
-
-
-def best_scale(system: LipschitzSystem, lam: Tensor) -> Tensor:
-    """tΛ with the best t > 0: γ(tΛ) is convex in t and grows at both ends, so a ladder and a refinement find it."""
-    scales = torch.logspace(-6, 6, 25, dtype=torch.float64)
-    for width in (10**0.25, 10**0.06):
-        values = torch.stack([gain(system, t * lam) for t in scales])
-        lam = lam * scales[values.argmin(0)][:, None]
-        scales = torch.logspace(-1, 1, 7, dtype=torch.float64, base=width)
-    return lam
-
-
-def starting_multiplier(system: LipschitzSystem) -> Tensor:
-    """A Λ in which Condition 1 holds: the metric of the system, or the identity, or one found by descent.
-
-    Raises:
-        PreconditionError: if none is found.
-    """
-    identity = torch.ones(system.size, dtype=torch.float64)
-    for lam in (system.metric, identity):
-        if lam is not None and bool(torch.isfinite(gain(system, lam))):
+    def multiplier(self, system: LipschitzSystem, start: Tensor) -> Tensor:
+        """The best Λ found, (n,), in the normalisation of γ(Λ); Condition 1 holds in ``start``."""
+        system = compressed(system)
+        lam = best_scale(system, start)
+        value = float(gain(system, lam))
+        if not 0 < value < float("inf") or system.slopes[0] == system.slopes[1] or self.steps == 0:
             return lam
-    if not bool(torch.isfinite(system.W).all()):
-        raise InputError("W has entries that are NaN or infinite; it must be finite")
-    found = _monotone(system, identity)
-    if found is None:
-        raise PreconditionError(
-            "no diagonal Λ was found in which I − W is strongly monotone (Condition 1): nothing can be certified in ℓ2"
+        barrier = Barrier(system, lam, value)
+        log_s, left, t = torch.full_like(lam, 0.2), self.steps, _FACTOR
+        while True:
+            here = _Inside.at(barrier, log_s, t)
+            if here is None:
+                return lam
+            here, used = _descend(barrier, here, t, left)
+            log_s, left = here.log_s, left - used
+            if left <= 0 or 1 / t <= self.tolerance:
+                break
+            t *= _FACTOR
+        solved = barrier.multiplier(here.point)
+        return solved if float(gain(system, solved)) < value else lam
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Inside:
+    """log s, its point (s, ρ), and the objective with its gradient and the reciprocal diagonal of its curvature."""
+
+    log_s: Tensor
+    point: Tensor
+    value: float
+    slope: Tensor
+    scale: Tensor
+
+    @classmethod
+    def at(cls, barrier: Barrier, log_s: Tensor, t: float) -> _Inside | None:
+        """The objective at log s, or None outside."""
+        s = log_s.exp()
+        weight = t * (barrier.size + len(barrier.identity))
+        rho = barrier.best_rho(s, weight)
+        if rho is None:
+            return None
+        point = torch.cat([s, rho[None]])
+        R = barrier.factor(point)
+        if R is None:
+            return None
+        gradient, parts = barrier.gradient(point, R)
+        return cls(
+            log_s=log_s,
+            point=point,
+            value=float(weight * rho.log() - 2 * R.diagonal().log().sum() + log_s.sum()),
+            slope=s * gradient[:-1] + 2,  # the gradient has −Σ log s, the objective +Σ log s
+            scale=1 / (s.square() * barrier.curvature(point, parts)),
         )
-    return found
 
 
-def _monotone(system: LipschitzSystem, start: Tensor, steps: int = 500) -> Tensor | None:
-    """Ascent of λmin of P at unit diagonal of Λ, up to the first Λ that a Cholesky factorisation accepts."""
-    low, high = system.slopes
-    W = system.W
-    log_lam = start.log().requires_grad_()
-    optimiser = torch.optim.Adam([log_lam], lr=0.05)
-    for _ in range(steps):
-        with torch.enable_grad():
-            root = (log_lam / 2).exp()
-            scaled = root[:, None] * W / root
-            P = 2 * torch.eye(system.size, dtype=torch.float64) - (low + high) * (scaled + scaled.mT)
-            P = P + 2 * low * high * scaled.mT @ scaled
-            smallest = torch.linalg.eigvalsh(P)[0]
-            if float(smallest.detach()) > 1e-9 and bool(torch.isfinite(gain(system, log_lam.detach().exp()))):
-                return log_lam.detach().exp()
-            optimiser.zero_grad()
-            (-smallest).backward()
-        optimiser.step()
-    return None
+def _descend(barrier: Barrier, here: _Inside, t: float, most: int) -> tuple[_Inside, int]:
+    """Minimise the objective of weight t; where it ends, and the number of evaluations."""
+    pairs: list[tuple[Tensor, Tensor]] = []
+    used = 1
+    while used < most:
+        step = _quasi_newton(pairs, here.slope, here.scale)
+        descent = float(step @ here.slope)
+        if not descent < -_CENTRED:
+            break
+        length = min(1.0, _LONGEST / float(step.abs().max()))
+        there = None
+        while used < most and length > 1e-8:
+            there = _Inside.at(barrier, here.log_s + length * step, t)
+            used += 1
+            if there is not None and there.value <= here.value + 1e-4 * length * descent:
+                break
+            there, length = None, length / 2.5
+        if there is None:
+            break
+        moved, change = there.log_s - here.log_s, there.slope - here.slope
+        if float(moved @ change) > 1e-12 * float(change.square().sum()):
+            pairs = [*pairs[1 - _MEMORY :], (moved, change)]
+        here = there
+    return here, used
+
+
+def _quasi_newton(pairs: list[tuple[Tensor, Tensor]], slope: Tensor, scale: Tensor) -> Tensor:
+    """The step −Hg of L-BFGS by the two-loop recursion, from a diagonal inverse Hessian."""
+    result = -slope
+    shares = []
+    for moved, change in reversed(pairs):
+        share = (moved @ result) / (moved @ change)
+        shares.append(share)
+        result = result - share * change
+    if pairs:
+        moved, change = pairs[-1]
+        result = result * scale * ((moved @ change) / (change @ (scale * change)))
+    else:
+        result = 0.3 * result * scale
+    for (moved, change), share in zip(pairs, reversed(shares), strict=True):
+        result = result + (share - (change @ result) / (moved @ change)) * moved
+    return result

@@ -14,8 +14,8 @@ from contracting import checks
 from contracting.certificates.records import CertificateError
 from contracting.errors import PreconditionError
 from equilibrium.lipschitz.certificate import LipschitzCertificate
-from equilibrium.lipschitz.first_order import best_scale, starting_multiplier
 from equilibrium.lipschitz.gain import certified_by, compressed, gain
+from equilibrium.lipschitz.start import best_scale, starting_multiplier
 from equilibrium.lipschitz.system import LipschitzSystem
 
 _BLENDS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # towards an interior point, if the solver stopped on the boundary
@@ -43,7 +43,7 @@ class MatrixInequality:
         """
         small = compressed(system)
         lam = starting_multiplier(system) if start is None else start
-        lam = best_scale(small, lam[None])[0]
+        lam = best_scale(small, lam)
         value = float(gain(small, lam))
         if value <= 0:
             return certified_by(system, lam, "matrix inequality")

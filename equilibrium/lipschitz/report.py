@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.certificates.records import CertificateError
 from contracting.errors import InputError
 from equilibrium.convolution.weights import ConvolutionalWeights
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.lipschitz.bounds import certified_lipschitz
 from equilibrium.lipschitz.certificate import LipschitzCertificate
+from equilibrium.lipschitz.checker import check_lipschitz
 from equilibrium.lipschitz.lower import (
     AttainedRatio,
     ImageNetwork,
@@ -23,6 +25,7 @@ from equilibrium.lipschitz.lower import (
     RegionWalk,
     Search,
 )
+from equilibrium.lipschitz.system import lipschitz_system
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,3 +136,26 @@ def pair_ratio(model: EquilibriumLayer, first: Tensor, second: Tensor) -> float:
     pair = [checks.shape(name, x, (model.in_features,)) for name, x in (("first", first), ("second", second))]
     one, other = (x.detach().to("cpu", torch.float64)[None] for x in pair)
     return float(network.ratios(one, other)[0])
+
+
+def verify_report(model: EquilibriumLayer, report: LipschitzReport, *, tolerance: float = 1e-6) -> float:
+    """Prove the upper bound again and solve the pair again; nothing else in the report is believed.
+
+    Args:
+        model: the layer it is claimed to be about.
+        report: a report, such as one read from a file.
+        tolerance: by how much the ratio of the pair may fall short of the attained one, relatively.
+
+    Returns:
+        The ratio of the pair as solved here.
+
+    Raises:
+        CertificateError: if the proof fails, the pair does not attain its ratio, or the bounds contradict each other.
+    """
+    check_lipschitz(report.certificate, lipschitz_system(model))
+    ratio = pair_ratio(model, *report.pair)
+    if not ratio >= (1 - tolerance) * report.attained:
+        raise CertificateError(f"the pair attains {ratio:.9g}, not {report.attained:.9g}")
+    if not ratio <= (1 + tolerance) * report.certified:
+        raise CertificateError(f"a pair attains {ratio:.9g}, above the certified {report.certified:.9g}")
+    return ratio

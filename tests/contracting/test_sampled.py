@@ -11,7 +11,14 @@ from contracting.activations import ReLU, Tanh
 from contracting.errors import InputError
 from contracting.flows import FiringRate
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
-from contracting.sampled import fit_metric, measure, sampled_rate, sampled_rate_along, worst_point
+from contracting.sampled import (
+    fit_metric,
+    fit_metric_by_inequalities,
+    measure,
+    sampled_rate,
+    sampled_rate_along,
+    worst_point,
+)
 from contracting.trajectories import simulate
 from contracting.vector_fields import LinearFlow, NeuralFlow
 from tests.problems import monotone_weight, planted
@@ -126,6 +133,45 @@ def test_a_metric_trained_for_a_neural_flow_holds_on_other_points() -> None:
     trained = fit_metric(flow, torch.randn(60, 2, dtype=F64), steps=150)
     other = torch.randn(60, 2, dtype=F64)
     assert sampled_rate(flow, other, euclidean(2)).rate < 0 < sampled_rate(flow, other, trained.metric).rate
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_matrix_inequalities_reach_the_spectral_abscissa_of_a_linear_flow(seed: int) -> None:
+    torch.manual_seed(seed)
+    A = 2 * torch.randn(4, 4, dtype=F64) - torch.eye(4, dtype=F64)
+    best = -float(torch.linalg.eigvals(A).real.max())
+    result = fit_metric_by_inequalities(LinearFlow(A), torch.zeros(1, 4, dtype=F64))
+    assert best - 2e-3 < result.rate <= best + 1e-9
+    assert result.rate == pytest.approx(-float(result.metric.matrix_measure(A)), abs=1e-12)
+    assert isinstance(result.metric, FullP) and result.certified is False and "not certified" in str(result)
+
+
+def test_matrix_inequalities_are_no_worse_than_the_gradient_fit() -> None:
+    """On a neural flow; the same for diagonal metrics, and judged again at points that were not fitted."""
+    torch.manual_seed(5)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3)).double()
+    shear = torch.tensor([[-1.5, 4.0, 0.0], [0.0, -2.0, 3.0], [0.0, 0.0, -1.0]], dtype=F64)
+    flow, points = NeuralFlow(lambda t, z: z @ shear.mT + 0.5 * net(z)), 2 * torch.randn(200, 3, dtype=F64)
+    for family in (FullP, WeightedL2):
+        program = fit_metric_by_inequalities(flow, points, family=family)  # type: ignore[arg-type]
+        gradient = fit_metric(flow, points, family=family, steps=300)
+        assert isinstance(program.metric, family) and len(program.measures) == 200
+        assert program.rate >= gradient.rate - 1e-3
+        assert sampled_rate(flow, points, program.metric).rate == pytest.approx(program.rate, abs=1e-9)
+    other = sampled_rate(flow, 2 * torch.randn(100, 3, dtype=F64), program.metric)
+    assert other.rate > sampled_rate(flow, points, euclidean(3)).rate
+
+
+def test_matrix_inequalities_refuse_what_they_cannot_do() -> None:
+    flow, points = LinearFlow(SHEAR), torch.zeros(1, 2, dtype=F64)
+    with pytest.raises(InputError, match="family must be FullP or WeightedL2"):
+        fit_metric_by_inequalities(flow, points, family=WeightedL1)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="vector field"):
+        fit_metric_by_inequalities(lambda t, z: z, points)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="shape"):
+        fit_metric_by_inequalities(flow, points[0])
+    unstable = LinearFlow(torch.tensor([[-1.0, 0.0], [0.0, 0.2]], dtype=F64))
+    assert fit_metric_by_inequalities(unstable, points).rate <= -0.2 + 1e-9
 
 
 def test_an_unstable_flow_contracts_in_no_metric() -> None:

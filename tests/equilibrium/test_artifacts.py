@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib import animation
 from matplotlib.figure import Figure
+from PIL import Image
 
 from contracting.errors import InputError, Status
 from equilibrium import artifacts
@@ -178,6 +180,43 @@ def test_targets_that_cannot_be_files_are_refused(tmp_path):
         with pytest.raises(InputError, match="cannot be written"):
             artifacts.write_text(target, "text")
     assert names(tmp_path) == ["file", "folder"]
+
+
+def film(frames: int = 3):
+    axes = Figure(figsize=(1, 1)).subplots()
+    (dot,) = axes.plot([0], [0], "o")
+    axes.set_xlim(0, frames)
+    return animation.FuncAnimation(axes.figure, lambda k: (dot.set_xdata([k]), dot)[1:], frames=frames)
+
+
+def test_a_film_is_complete(tmp_path):
+    path = artifacts.write_animation(tmp_path / "film.gif", film(), frames_per_second=5)
+    assert names(tmp_path) == ["film.gif"]
+    with Image.open(path) as written:
+        assert written.n_frames == 3
+
+
+def test_an_mp4_needs_ffmpeg(tmp_path, monkeypatch):
+    moving = film()
+    monkeypatch.setattr(animation.writers, "is_available", lambda name: False)
+    with pytest.raises(InputError, match=r"ffmpeg.*\.gif"):
+        artifacts.write_animation(tmp_path / "film.mp4", moving)
+    with pytest.raises(InputError, match=r"must end in one of \.gif, \.mp4"):
+        artifacts.write_animation(tmp_path / "film.avi", moving)
+    assert names(tmp_path) == []
+    artifacts.write_animation(tmp_path / "film.gif", moving)  # drawn once, or matplotlib warns
+
+
+def test_a_film_that_fails_keeps_the_old_one(tmp_path):
+    class Broken:
+        def save(self, filename, writer, **_):
+            Path(filename).write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    (tmp_path / "film.gif").write_text("older")
+    with pytest.raises(KeyboardInterrupt):
+        artifacts.write_animation(tmp_path / "film.gif", Broken())
+    assert names(tmp_path) == ["film.gif"] and (tmp_path / "film.gif").read_text() == "older"
 
 
 def test_environment_tells_versions_and_no_names():

@@ -8,12 +8,17 @@ from torch import Tensor
 
 from contracting.activations import ReLU, Softplus, Tanh
 from contracting.errors import SolveError
-from contracting.integrators import DormandPrince, PseudoTransient
+from contracting.integrators import DormandPrince, ExponentialEuler, PseudoTransient, RungeKuttaChebyshev
 from contracting.proximal import Activation
 from contracting.solve import Method, Stop
 from equilibrium import LBEN, EquilibriumLayer, Implicit, MonDEQ, Unconstrained, Unrolled
+from equilibrium.anderson import Anderson
+from equilibrium.automatic import Automatic
+from equilibrium.diagonal_step import DiagonalStep
+from equilibrium.krylov import NewtonKrylov
 from equilibrium.newton import SemismoothNewton
 from equilibrium.splitting import ForwardBackward, PeacemanRachford
+from equilibrium.tseng import Tseng
 
 TIGHT = Stop(rtol=1e-13, atol=0.0)
 BACKWARD = Implicit(stop=Stop(rtol=1e-13, atol=0.0))
@@ -79,7 +84,19 @@ def test_third_derivative() -> None:
 
 @pytest.mark.parametrize(
     "solver",
-    [ForwardBackward(), SemismoothNewton(), DormandPrince(), PseudoTransient()],
+    [
+        ForwardBackward(),
+        SemismoothNewton(),
+        DormandPrince(),
+        PseudoTransient(),
+        Tseng(),
+        NewtonKrylov(),
+        Anderson(PeacemanRachford()),
+        PeacemanRachford(step=DiagonalStep()),
+        RungeKuttaChebyshev(),
+        ExponentialEuler(),
+        Automatic(),
+    ],
     ids=lambda s: type(s).__name__,
 )
 def test_the_gradient_does_not_depend_on_the_solver(solver: Method) -> None:

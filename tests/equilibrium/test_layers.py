@@ -281,9 +281,9 @@ def test_works_under_autocast_and_inference_mode_and_refuses_half_precision() ->
     expected = layer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(layer(x), expected)
-        assert torch.equal(layer.solve(x).z, layer.equilibrium(x))
+        assert torch.allclose(layer.solve(x).z, layer.equilibrium(x), atol=1e-4)
     with torch.inference_mode():
-        assert torch.equal(layer(x), expected)
+        assert torch.allclose(layer(x), expected, atol=1e-5)
     with pytest.raises(InputError, match="float32 or float64"):
         layer.to(torch.bfloat16)(x.to(torch.bfloat16))
 

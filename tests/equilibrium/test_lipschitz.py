@@ -84,8 +84,7 @@ def test_three_finders_agree(sizes: tuple[int, int, int], feedthrough: bool) -> 
         system = lipschitz_system(random_weights(seed, sizes, feedthrough=feedthrough, size=0.4))
         reference = MatrixInequality().bound(system).bound
         assert InteriorPoint().bound(system).bound == pytest.approx(reference, rel=1e-5)
-        # with a feedthrough the descent can stop short (1.3 % seen at n = 12); why is not understood yet
-        assert FirstOrder().bound(system).bound == pytest.approx(reference, rel=2e-2 if feedthrough else 1e-3)
+        assert FirstOrder().bound(system).bound == pytest.approx(reference, rel=1e-3)
 
 
 def test_first_order_is_within_a_thousandth_of_the_optimum_at_sixty_neurons() -> None:

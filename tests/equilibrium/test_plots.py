@@ -12,24 +12,28 @@ import torch
 from matplotlib.figure import Figure
 
 from contracting.errors import InputError
-from equilibrium import LBEN, plots
+from contracting.plots import style
+from contracting.plots.style import CERTIFIED, FULL_WIDTH, HALF_WIDTH
+from equilibrium import LBEN
 from equilibrium.comparison import compare
 from equilibrium.plots import (
     FIGURES,
-    FULL_WIDTH,
-    HALF_WIDTH,
     PANELS,
     SHOWN,
     draw_all,
     plot_every_solver,
+    plot_predicted_iterations,
     plot_residual_against_iteration,
     plot_residual_against_time,
     plot_work_precision,
 )
+from equilibrium.plots import comparison as comparison_plots
+from equilibrium.plots import contraction_cost as contraction_cost_plots
 from equilibrium.solvers import default_solvers
 
 NAMES = ("SemismoothNewton", "PeacemanRachford", "ForwardBackward", "ExplicitEuler", "DormandPrince/Hopfield")
 PLOTS = (plot_residual_against_iteration, plot_residual_against_time, plot_work_precision)
+CURVES = (*PLOTS, plot_predicted_iterations)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +98,8 @@ def test_predicted_factor_is_the_slope_of_the_dashed_line(comparison):
 
 def test_solvers_are_told_apart_without_colour(comparison):
     axes = plot_work_precision(comparison)
-    looks = {(line.get_marker(), line.get_markerfacecolor() == "white") for line in axes.lines}
+    solvers = [line for line in axes.lines if line.get_label() in NAMES]
+    looks = {(line.get_marker(), line.get_markerfacecolor() == "white") for line in solvers}
     assert len(looks) == len(NAMES)
 
 
@@ -106,6 +111,36 @@ def test_time_is_per_input_and_maps_are_counted(comparison):
         assert line.get_xdata()[0] == cost and line.get_ydata()[0] == m.distance
 
 
+@pytest.mark.parametrize("count_maps", [False, True])
+def test_every_point_lies_below_the_certified_line_of_its_tolerance(comparison, count_maps):
+    axes = plot_work_precision(comparison, count_maps=count_maps)
+    certified = [line for line in axes.lines if line.get_color() == CERTIFIED["color"] and line.is_dashed()]
+    assert len(certified) == len(comparison.tolerances)
+    for tolerance, line in zip(comparison.tolerances, certified, strict=True):
+        here = [m for m in comparison.measurements if m.tolerance == tolerance]
+        (left, right), (height, _) = line.get_data()
+        assert height == max(m.error_bound for m in here)
+        for m in here:
+            cost = m.map_evals if count_maps else 1e3 * m.seconds / m.rows
+            assert m.distance <= height and left < cost < right
+
+
+def test_predicted_iterations_stand_on_the_diagonal_where_they_are_met(comparison):
+    axes = plot_predicted_iterations(comparison)
+    names = [name for name in NAMES if comparison.solver(name).factor is not None]
+    points = {line.get_label(): line.get_data() for line in axes.lines if line.get_label() in NAMES}
+    assert set(points) == set(names) and "SemismoothNewton" not in names
+    for name, ((predicted,), (measured,)) in points.items():
+        record, curve = comparison.solver(name), next(c for c in comparison.curves if c.solver == name)
+        assert record.factor**predicted * curve.worst[0] == pytest.approx(comparison.tightest)
+        assert measured == comparison.of(name)[-1].steps_max
+    assert axes.get_title(loc="left").startswith(f"{len(names)} of {len(names)} solvers")
+    # a factor that promises too much is seen
+    liars = tuple(replace(r, factor=None if r.factor is None else r.factor**9) for r in comparison.solvers)
+    title = plot_predicted_iterations(replace(comparison, solvers=liars)).get_title(loc="left")
+    assert title.startswith(f"0 of {len(names)}")
+
+
 def test_few_curves_are_drawn(comparison):
     assert len(SHOWN) <= 7 and set(SHOWN) <= set(default_solvers())
     axes = plot_residual_against_time(comparison, solvers=("PeacemanRachford", "not there"))
@@ -114,11 +149,12 @@ def test_few_curves_are_drawn(comparison):
 
 def test_nothing_to_draw_is_said(comparison):
     empty = replace(comparison, curves=(), measurements=())
-    for plot in PLOTS:
+    for plot in CURVES:
         with pytest.raises(InputError, match="nothing to draw"):
             plot(empty)
     assert draw_all(empty) == {}
 
 
 def test_pyplot_is_not_used():
-    assert "pyplot" not in inspect.getsource(plots)
+    for module in (comparison_plots, contraction_cost_plots, style):
+        assert "pyplot" not in inspect.getsource(module)

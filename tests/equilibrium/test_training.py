@@ -108,3 +108,66 @@ def test_out_of_the_box_accuracy_on_digits():
     record = train(layer, digits(), epochs=8)
     assert record.test_error <= 4
     assert record.epochs[-1].train_error <= 4
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", [1, 10, 14, 29])
+def test_training_that_was_interrupted_ends_with_the_same_bits(images, tmp_path, moment):
+    options = {"epochs": 3, "batch_size": 32, "seed": 2, "temperature": 0.5, "noise": 0.2}
+    whole = new_layer()
+    record = train(whole, images, **options)
+    steps = 0
+
+    def interrupt(*_):
+        nonlocal steps
+        steps += 1
+        if steps == moment:
+            raise Interrupted
+
+    begun = new_layer()
+    hook = begun.register_forward_hook(interrupt)
+    with pytest.raises(Interrupted):
+        train(begun, images, checkpoint=tmp_path / "training.pt", **options)
+    hook.remove()
+    again = new_layer(seed=9)  # of which nothing may be left, unless no epoch was finished
+    again = new_layer() if moment <= 10 else again
+    continued = train(again, images, checkpoint=tmp_path / "training.pt", **options)
+    assert without_times(continued) == without_times(record)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    finished = new_layer(seed=5)
+    assert train(finished, images, checkpoint=tmp_path / "training.pt", **options) == continued
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), finished.parameters(), strict=True))
+
+
+def test_checkpoint_of_another_training_is_refused_by_name(images, tmp_path):
+    path = tmp_path / "training.pt"
+    train(new_layer(), images, epochs=1, checkpoint=path)
+    with pytest.raises(InputError, match=r"learning_rate = 0.03, now 0.02"):
+        train(new_layer(), images, epochs=1, learning_rate=0.02, checkpoint=path)
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(InputError, match="remove it"):
+        train(new_layer(), images, epochs=1, checkpoint=path)
+
+
+def test_temperature_is_the_same_as_a_scaled_readout(images):
+    def first_loss(model, **options):
+        return train(model, images, epochs=1, batch_size=300, **options).epochs[0].loss
+
+    scaled = new_layer()
+    with torch.no_grad():
+        logits = scaled(images.train_inputs)
+        expected = torch.nn.functional.cross_entropy(logits / 0.25, images.train_labels)
+    assert first_loss(new_layer(), temperature=0.25) == pytest.approx(float(expected), rel=1e-4)
+    assert first_loss(new_layer()) != pytest.approx(float(expected), rel=1e-2)
+
+
+def test_any_classifier_can_be_trained(images):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    record = train(model, images, epochs=3, learning_rate=0.01)
+    assert record.epochs[-1].loss < record.epochs[0].loss
+    assert record.epochs[-1].solver_steps is None
+    assert record.test_error == error_percent(model, images.test_inputs, images.test_labels)

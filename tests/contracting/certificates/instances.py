@@ -27,13 +27,20 @@ def gaussian(n: int, seed: int, size: float = 1.0) -> Tensor:
     return size * torch.randn(n, n, generator=generator, dtype=torch.float64) / n**0.5
 
 
-def random_lben(n: int, seed: int, *, skew: float, spread: float, contraction_rate: float | None = None) -> Weights:
+def random_lben(
+    n: int,
+    seed: int,
+    *,
+    skew: float,
+    spread: float,
+    contraction_rate: float | None = None,
+    lipschitz: float | None = None,
+) -> Weights:
     """An LBEN with random free parameters: size of the skew part and spread of ψ are chosen."""
     torch.manual_seed(seed)
     free = Monotone(
-        3, n, 2, lipschitz=2.0 if seed % 2 else None, contraction_rate=contraction_rate, epsilon=0.1,
-        dtype=torch.float64,
-    )  # fmt: skip
+        3, n, 2, lipschitz=lipschitz, contraction_rate=contraction_rate, epsilon=0.1, dtype=torch.float64
+    )
     with torch.no_grad():
         for parameter in free.parameters():
             parameter.copy_(torch.randn_like(parameter) / n**0.5)

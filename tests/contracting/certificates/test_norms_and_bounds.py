@@ -24,9 +24,8 @@ from contracting.certificates import (
     switching_bound,
     upper_bound,
 )
-from contracting.certificates.certification import halved
 from contracting.certificates.multipliers import perron_weights
-from contracting.errors import InputError, PreconditionError
+from contracting.errors import PreconditionError
 from contracting.metrics import WeightedL1, WeightedL2, WeightedLinf
 from tests.contracting.certificates.instances import constant_slope_bound, corners, gaussian, rotation
 from tests.problems import monotone_weight
@@ -94,9 +93,6 @@ def test_best_steps_beat_a_grid() -> None:
     certificate = DiagonalMetric().certify(peaceman_rachford_system(W, step=best.step, hint=lam))
     assert certificate.rate >= float(reflected.max()) - 1e-5
     assert certificate.rate == pytest.approx(1 - best.factor, abs=1e-6)
-    assert halved(certificate).rate == certificate.rate / 2
-    with pytest.raises(InputError, match="Peaceman"):
-        halved(DiagonalMetric().certify(FiringRateSystem(W=W)))
     with pytest.raises(PreconditionError, match="Condition 1"):
         best_forward_backward_step(2 * torch.eye(6, dtype=torch.float64), metric)
 

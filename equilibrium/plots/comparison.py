@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import textwrap
 from collections.abc import Sequence, Sized
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,20 @@ import matplotlib.figure
 import matplotlib.ticker
 
 from contracting.errors import InputError
+from contracting.plots.style import (
+    BLUE,
+    CERTIFIED,
+    FULL_WIDTH,
+    GREEN,
+    NARROW,
+    ORANGE,
+    SKY,
+    VERMILION,
+    figure_of,
+    finish,
+    new_axes,
+    power_of_ten,
+)
 from equilibrium.comparison import Comparison, Curve, Measurement
 from equilibrium.solvers import FAMILIES
 
@@ -24,8 +37,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FULL_WIDTH, HALF_WIDTH = 6.8, 3.4  # inches
-FIGURES = ("residual-against-iteration", "residual-against-time", "work-precision", "work-precision-in-maps")
+FIGURES = (
+    "residual-against-iteration",
+    "residual-against-time",
+    "work-precision",
+    "work-precision-in-maps",
+    "predicted-iterations",
+)
 """The names of what ``draw_all`` draws at any width."""
 PANELS = ("every-solver-against-iteration", "every-solver-against-time")
 """The names of what it draws at full width only: one small panel for each solver."""
@@ -40,13 +58,12 @@ SHOWN = (
 )
 """The solvers drawn as curves; a figure with the curves of all solvers cannot be read."""
 
-_NARROW = 5.0  # inches; in narrower figures the letters are smaller and the legend stands below the axes
 _FLOOR = 1e-16  # smaller distances are rounding, and zero has no logarithm
 _COLOURS = {
-    "splitting": ("#0072B2", "#56B4E9"),
+    "splitting": (BLUE, SKY),
     "Newton": ("#000000", "#000000"),
-    "ODE integrator": ("#D55E00", "#E69F00"),
-    "torchdiffeq": ("#009E73", "#009E73"),
+    "ODE integrator": (VERMILION, ORANGE),
+    "torchdiffeq": (GREEN, GREEN),
 }
 _DASHES = (4.0, 4.0)
 _MARKERS = {"splitting": "osD^", "Newton": "*", "ODE integrator": "osD^v<>pPXhd8", "torchdiffeq": "x+1234"}
@@ -69,7 +86,7 @@ def plot_residual_against_iteration(
     Raises:
         InputError: if there is no such curve.
     """
-    axes = _new_axes() if axes is None else axes
+    axes = new_axes() if axes is None else axes
     curves = _by_iteration(comparison, _chosen(comparison, solvers))
     _require(curves)
     styles = _styles(comparison, [curve.solver for curve in curves])
@@ -89,7 +106,7 @@ def plot_residual_against_iteration(
     axes.plot([], [], color="0.4", linestyle=(0, _DASHES), linewidth=0.8, label="predicted factor")
     pairs = [(r.measured_factor, r.factor) for r in records if r.measured_factor is not None and r.factor is not None]
     kept = bool(pairs) and all(measured <= predicted for measured, predicted in pairs)
-    _finish(
+    finish(
         axes,
         x="iteration or time step",
         y="relative residual, worst input",
@@ -105,7 +122,7 @@ def plot_residual_against_time(
 
     Arguments as for ``plot_residual_against_iteration``; solvers that were given a part of the rows are left out.
     """
-    axes = _new_axes() if axes is None else axes
+    axes = new_axes() if axes is None else axes
     curves = _by_time(comparison, _chosen(comparison, solvers))
     _require(curves)
     styles = _styles(comparison, [curve.solver for curve in curves])
@@ -118,13 +135,15 @@ def plot_residual_against_time(
     title = "Residual against wall time"
     if ends:
         first = min(ends, key=lambda name: ends[name])
-        title = f"{first} is the first of these to reach {_power(comparison.tightest)}"
-    _finish(axes, x=f"wall time for {comparison.rows} inputs (ms)", y="relative residual, worst input", title=title)
+        title = f"{first} is the first of these to reach {power_of_ten(comparison.tightest)}"
+    finish(axes, x=f"wall time for {comparison.rows} inputs (ms)", y="relative residual, worst input", title=title)
     return axes
 
 
 def plot_work_precision(comparison: Comparison, axes: Axes | None = None, *, count_maps: bool = False) -> Axes:
     """Relative distance to the reference equilibrium against the cost, every solver and every tolerance it reaches.
+
+    A dashed line for each tolerance is the largest certified bound on the distance that a solver returned there.
 
     Args:
         comparison: what ``compare`` returned.
@@ -138,7 +157,7 @@ def plot_work_precision(comparison: Comparison, axes: Axes | None = None, *, cou
     Raises:
         InputError: if no solver reached any tolerance.
     """
-    axes = _new_axes() if axes is None else axes
+    axes = new_axes() if axes is None else axes
     reached = _reached(comparison)
     _require(reached)
     styles = _styles(comparison, list(reached))
@@ -146,13 +165,73 @@ def plot_work_precision(comparison: Comparison, axes: Axes | None = None, *, cou
         x = [m.map_evals if count_maps else 1e3 * m.seconds / m.rows for m in points]
         y = [max(m.distance or 0.0, _FLOOR) for m in points]
         axes.loglog(x, y, label=name, linewidth=0.5, **styles[name])
-    _finish(
+    label: str | None = "certified distance"
+    for tolerance in comparison.tolerances:
+        here = [m for points in reached.values() for m in points if m.tolerance == tolerance]
+        bounds = [m.error_bound for m in here if m.error_bound is not None]
+        if bounds:
+            costs = [m.map_evals if count_maps else 1e3 * m.seconds / m.rows for m in here]
+            # wider than its points, so that a single one still has a line
+            ends = [min(costs) / 1.3, 1.3 * max(costs)]
+            axes.loglog(ends, [max(bounds)] * 2, label=label, **(CERTIFIED | {"linewidth": 0.9}))
+            label = None
+    finish(
         axes,
         x="applications of W or its resolvent" if count_maps else "wall time per input (ms)",
         y="relative distance to equilibrium",
         title=_work_title(comparison, count_maps),
     )
     return axes
+
+
+def plot_predicted_iterations(comparison: Comparison, axes: Axes | None = None) -> Axes:
+    """Iterations to the tightest tolerance: measured against what the predicted factor allows, on a diagonal.
+
+    The prediction starts from the first residual of the worst row. Points below the diagonal are faster than predicted;
+    solvers without a predicted factor (adaptive steps, Newton) and those that did not converge are left out.
+
+    Args:
+        comparison: what ``compare`` returned.
+        axes: where to draw; None makes a figure of full width.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: if no solver has a prediction.
+    """
+    axes = new_axes() if axes is None else axes
+    points = _predicted(comparison)
+    _require(points)
+    styles = _styles(comparison, list(points))
+    for name, (predicted, measured) in points.items():
+        axes.loglog([predicted], [measured], label=name, linestyle="none", **styles[name])
+    ends = [min(map(min, points.values())) / 1.5, 1.5 * max(map(max, points.values()))]
+    axes.loglog(ends, ends, label="as predicted", **(CERTIFIED | {"zorder": 1}))
+    below = sum(measured <= predicted for predicted, measured in points.values())
+    finish(
+        axes,
+        x="iterations or time steps, predicted",
+        y="measured",
+        title=f"{below} of {len(points)} solvers need no more iterations than predicted",
+    )
+    for axis in (axes.xaxis, axes.yaxis):  # the points may all lie between two powers of ten
+        axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
+    return axes
+
+
+def _predicted(comparison: Comparison) -> dict[str, tuple[float, float]]:
+    """Predicted and measured iterations by solver, family by family."""
+    found = {}
+    for name in _by_family(comparison):
+        factor, last = comparison.solver(name).factor, comparison.of(name)[-1:]
+        first = next((c.worst[0] for c in comparison.curves if c.solver == name), None)
+        if factor is None or not 0 < factor < 1 or first is None or not all(m.converged for m in last) or not last:
+            continue
+        if last[0].tolerance == comparison.tightest and first > comparison.tightest:
+            found[name] = (math.log(comparison.tightest / first) / math.log(factor), float(last[0].steps_max))
+    return found
 
 
 def plot_every_solver(
@@ -214,34 +293,24 @@ def plot_every_solver(
 
 def draw_all(comparison: Comparison, *, width: float = FULL_WIDTH, panels: bool = True) -> dict[str, Figure]:
     """The figures that have something to show, ``width`` inches wide, by file name; ``PANELS`` where there is room."""
-    curves, scatter = (0.6 * width, 0.6 * width) if width >= _NARROW else (0.9 * width, 1.25 * width)
-    by_iteration, by_time, work, maps = FIGURES
+    curves, scatter = (0.6 * width, 0.7 * width) if width >= NARROW else (0.9 * width, 1.25 * width)
+    by_iteration, by_time, work, maps, iterations = FIGURES
     chosen = _chosen(comparison, None)
     drawn: dict[str, Axes] = {}
     if _by_iteration(comparison, chosen):
-        drawn[by_iteration] = plot_residual_against_iteration(comparison, _new_axes(width, curves))
+        drawn[by_iteration] = plot_residual_against_iteration(comparison, new_axes(width, curves))
     if _by_time(comparison, chosen):
-        drawn[by_time] = plot_residual_against_time(comparison, _new_axes(width, curves))
+        drawn[by_time] = plot_residual_against_time(comparison, new_axes(width, curves))
     if _reached(comparison):
-        drawn[work] = plot_work_precision(comparison, _new_axes(width, scatter))
-        drawn[maps] = plot_work_precision(comparison, _new_axes(width, scatter), count_maps=True)
-    if panels and width >= _NARROW:
+        drawn[work] = plot_work_precision(comparison, new_axes(width, scatter))
+        drawn[maps] = plot_work_precision(comparison, new_axes(width, scatter), count_maps=True)
+    if _predicted(comparison):
+        drawn[iterations] = plot_predicted_iterations(comparison, new_axes(width, scatter))
+    if panels and width >= NARROW:
         for name, against_time, select in zip(PANELS, (False, True), (_by_iteration, _by_time), strict=True):
             if select(comparison, list(comparison.curves)):
                 drawn[name] = plot_every_solver(comparison, against_time=against_time)[0]
-    return {name: _figure(axes) for name, axes in drawn.items()}
-
-
-def _figure(axes: Axes) -> Figure:
-    figure = axes.get_figure(root=True)
-    if figure is None:
-        raise InputError("axes must belong to a figure, these were removed from theirs")
-    return figure
-
-
-def _new_axes(width: float = FULL_WIDTH, height: float | None = None) -> Axes:
-    figure = matplotlib.figure.Figure(figsize=(width, height or 0.6 * width), layout="constrained")
-    return figure.subplots()
+    return {name: figure_of(axes) for name, axes in drawn.items()}
 
 
 def _chosen(comparison: Comparison, solvers: Sequence[str] | None) -> list[Curve]:
@@ -261,10 +330,14 @@ def _by_time(comparison: Comparison, curves: Sequence[Curve]) -> list[Curve]:
 
 def _reached(comparison: Comparison) -> dict[str, list[Measurement]]:
     """What every solver achieved, family by family; solvers that achieved nothing are left out."""
-    names = [record.name for record in comparison.solvers]
-    names.sort(key=lambda name: FAMILIES.index(comparison.solver(name).family))
+    names = _by_family(comparison)
     achieved = {n: [m for m in comparison.of(n) if m.converged and m.distance is not None] for n in names}
     return {name: points for name, points in achieved.items() if points}
+
+
+def _by_family(comparison: Comparison) -> list[str]:
+    names = [record.name for record in comparison.solvers]
+    return sorted(names, key=lambda name: FAMILIES.index(comparison.solver(name).family))
 
 
 def _require(something: Sized) -> None:
@@ -313,27 +386,3 @@ def _work_title(comparison: Comparison, count_maps: bool) -> str:
     if count_maps:
         return f"Without linear solves: {first.solver} needs {ratio} times fewer maps than {second.solver}"
     return f"{first.solver} is {ratio} times as fast as {second.solver}"
-
-
-def _power(value: float) -> str:
-    exponent = round(math.log10(value))
-    return f"$10^{{{exponent}}}$" if math.isclose(value, 10.0**exponent) else f"{value:g}"
-
-
-def _finish(axes: Axes, *, x: str, y: str, title: str) -> None:
-    """Labels, a light grid, and a legend outside the axes."""
-    narrow = _figure(axes).get_figwidth() < _NARROW
-    size = 8 if narrow else 10
-    axes.set_xlabel(x, fontsize=size)
-    axes.set_ylabel(y, fontsize=size)
-    axes.set_title(textwrap.fill(title, 46 if narrow else 76), fontsize=size, loc="left")
-    axes.tick_params(labelsize=size - 1)
-    for axis in (axes.xaxis, axes.yaxis):  # labels between the powers of ten only cost time to place
-        axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
-    axes.grid(True, color="0.9", linewidth=0.5)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
-    if narrow:
-        place = {"loc": "upper center", "bbox_to_anchor": (0.42, -0.2), "ncols": 2}
-    axes.legend(fontsize=size - 1.5, frameon=False, handlelength=1.8, labelspacing=0.3, columnspacing=1.0, **place)

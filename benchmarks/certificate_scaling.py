@@ -1,0 +1,63 @@
+"""Time and memory of a contraction certificate with its metric: the parabola test against the number of neurons.
+
+Prints process CPU time, which does not depend on what else the machine is doing, and the largest memory the process
+took beyond what it had before, for random weights of each size. ``--small`` for a second's version.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+
+from contracting.certificates import FiringRateSystem, ParabolaTest, check
+
+
+def certificate(size: int) -> None:
+    """One row: time and memory of certifying, and of checking again, a firing-rate flow of ``size`` neurons."""
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(size, size, generator=generator, dtype=torch.float64) / size**0.5
+    system = FiringRateSystem(W=0.9 * W)
+    torch.linalg.eigvalsh(torch.eye(8, dtype=torch.complex128))  # what is loaded on first use is no cost of the method
+    before = _peak()
+    started = time.process_time()
+    found = ParabolaTest(tolerance=1e-4).certify(system)
+    certified = time.process_time()
+    check(found, system)
+    checked = time.process_time()
+    memory = _peak() - before
+    print(
+        f"{size:6d} {certified - started:14.2f} {checked - certified:14.2f} {memory / 1e6:12.0f} "
+        f"{memory / (8 * size**2):18.1f} {found.rate:12.4f} {found.margin:10.1e}",
+        flush=True,
+    )
+
+
+def _peak() -> int:
+    """The largest memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 200, 500, 1000])
+    parser.add_argument("--small", action="store_true", help="sizes 10 and 40 only")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # a process of its own, for its own peak
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.one is not None:
+        certificate(options.one)
+        return
+    print(
+        f"{'n':>6s} {'certify (s)':>14s} {'check (s)':>14s} {'memory (MB)':>12s} {'matrices of n × n':>18s} "
+        f"{'rate':>12s} {'margin':>10s}",
+        flush=True,
+    )
+    for size in [10, 40] if options.small else options.sizes:
+        subprocess.run([sys.executable, __file__, "--one", str(size)], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Phase portraits in the plane: streamlines, nullclines, the equilibrium, and balls that shrink as certified."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.animation
+import torch
+from torch import Tensor
+
+from contracting.balls import CarriedBall, unit_sphere
+from contracting.errors import InputError
+from contracting.plots.style import BLUE, GREEN, SKY, VERMILION, figure_of, finish, new_axes, shown
+from contracting.vector_fields import VectorField
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Limits = tuple[float, float]
+
+_GRID = 161  # points along each side, for nullclines and streamlines
+_SLACK = 1e-6
+
+
+def plot_phase_portrait(
+    flow: VectorField,
+    axes: Axes | None = None,
+    *,
+    x: Limits,
+    y: Limits,
+    equilibrium: Tensor | None = None,
+    trajectories: Tensor | None = None,
+    ball: CarriedBall | None = None,
+    balls: int = 5,
+    title: str | None = None,
+) -> Axes:
+    """Where a flow in the plane goes, and how it shrinks a ball of the metric.
+
+    Each certified ball (dashed) contains the image of the first one under the flow (filled).
+
+    Args:
+        flow: a vector field on states (batch, 2), with a single row of input.
+        axes: where to draw; None makes a figure of full width.
+        x: first and last value of the first coordinate.
+        y: the same of the second.
+        equilibrium: a steady state, (2,).
+        trajectories: states in time, (T, 2) or (T, batch, 2).
+        ball: what ``carry_ball`` returned.
+        balls: at how many times it is drawn.
+        title: None says whether the certified balls contain the images.
+
+    Returns:
+        The axes.
+
+    Raises:
+        InputError: if something is not in the plane.
+    """
+    axes = new_axes(height=4.4) if axes is None else axes
+    _draw_field(axes, flow, x, y)
+    if trajectories is not None:
+        _require_plane("trajectories", trajectories)
+        for index, path in enumerate(trajectories.detach().reshape(len(trajectories), -1, 2).unbind(1)):
+            axes.plot(*path.mT.tolist(), color="black", linewidth=1.0, label=None if index else "trajectories")
+    if ball is not None:
+        _require_plane("ball", ball.centre)
+        axes.plot(*ball.centre.mT.tolist(), color="black", linewidth=0.8, label="centre of the ball")
+        for index, at in enumerate(_moments(ball, balls)):
+            inside, outside = _rings(ball, at)
+            name = (None, None) if index else ("image of the ball", f"certified ball, rate {shown(ball.rate)}")
+            axes.fill(*inside.mT.tolist(), facecolor=SKY, edgecolor=SKY, alpha=0.55, linewidth=0.5, label=name[0])
+            axes.plot(*_closed(outside).mT.tolist(), color=BLUE, linestyle="--", linewidth=1.1, label=name[1])
+    if equilibrium is not None:
+        _require_plane("equilibrium", equilibrium)
+        axes.plot(*equilibrium.tolist(), "o", color="black", markersize=5, linestyle="none", label="equilibrium")
+    _frame(axes, x, y)
+    if title is None:
+        title = "Phase portrait" if ball is None else _verdict(ball)
+    finish(axes, x="state of unit 1", y="state of unit 2", title=title)
+    return axes
+
+
+def animate_phase_portrait(
+    flow: VectorField,
+    ball: CarriedBall,
+    axes: Axes | None = None,
+    *,
+    x: Limits,
+    y: Limits,
+    frames: int = 40,
+    seconds: float = 4.0,
+    title: str | None = None,
+) -> matplotlib.animation.FuncAnimation:
+    """The same as a film: the image of a ball, and the certified ball around it, moving with the flow.
+
+    Args:
+        flow: a vector field on states (batch, 2), with a single row of input.
+        ball: what ``carry_ball`` returned.
+        axes: where to draw; None makes a figure.
+        x: first and last value of the first coordinate.
+        y: the same of the second.
+        frames: how many pictures; they are taken at times of the ball.
+        seconds: length of the film.
+        title: as for ``plot_phase_portrait``.
+
+    Returns:
+        The animation; ``equilibrium.artifacts.write_animation`` writes it as GIF or MP4.
+
+    Raises:
+        InputError: if something is not in the plane.
+    """
+    _require_plane("ball", ball.centre)
+    axes = new_axes(4.2, 4.2) if axes is None else axes
+    _draw_field(axes, flow, x, y)
+    (image,) = axes.fill([], [], facecolor=SKY, edgecolor=SKY, alpha=0.55, label="image of the ball")
+    label = f"certified ball, rate {shown(ball.rate)}"
+    (ring,) = axes.plot([], [], color=BLUE, linestyle="--", linewidth=1.3, label=label)
+    (path,) = axes.plot([], [], color="black", linewidth=1.0, label="centre of the ball")
+    _frame(axes, x, y)
+    finish(axes, x="state of unit 1", y="state of unit 2", title=title or _verdict(ball))
+    moments = _moments(ball, frames, by_time=True)
+
+    def draw(frame: int) -> tuple[Any, ...]:
+        inside, outside = _rings(ball, moments[frame])
+        image.set_xy(inside.numpy())
+        ring.set_data(*_closed(outside).mT.tolist())
+        path.set_data(*ball.centre[: moments[frame] + 1].mT.tolist())
+        return image, ring, path
+
+    draw(0)
+    return matplotlib.animation.FuncAnimation(
+        figure_of(axes), draw, frames=len(moments), interval=1000 * seconds / len(moments), blit=False
+    )
+
+
+def _draw_field(axes: Axes, flow: VectorField, x: Limits, y: Limits) -> None:
+    grid_x = torch.linspace(*x, _GRID, dtype=torch.float64)
+    grid_y = torch.linspace(*y, _GRID, dtype=torch.float64)
+    points = torch.cartesian_prod(grid_y, grid_x).flip(-1)
+    with torch.no_grad():
+        field = flow(0.0, points)
+    u, v = (field[:, i].reshape(_GRID, _GRID).numpy() for i in (0, 1))
+    axes.streamplot(
+        grid_x.numpy(), grid_y.numpy(), u, v, color="0.8", linewidth=0.6, arrowsize=0.7, density=0.9, zorder=1
+    )
+    for component, colour, unit in ((u, VERMILION, 1), (v, GREEN, 2)):
+        if component.min() < 0 < component.max():
+            axes.contour(grid_x.numpy(), grid_y.numpy(), component, levels=[0.0], colors=[colour], linewidths=1.0)
+        axes.plot([], [], color=colour, linewidth=1.0, label=f"unit {unit} at rest")
+
+
+def _frame(axes: Axes, x: Limits, y: Limits) -> None:
+    axes.set_xlim(*x)
+    axes.set_ylim(*y)
+    axes.set_aspect("equal")
+
+
+def _moments(ball: CarriedBall, count: int, *, by_time: bool = False) -> list[int]:
+    """Indices of times at which to draw: equal steps in time, or in the logarithm of the certified radius and path."""
+    if by_time:
+        wanted = torch.linspace(float(ball.times[0]), float(ball.times[-1]), count, dtype=ball.times.dtype)
+        measure = ball.times
+    else:  # equally far apart along the way, so that the balls do not pile up at the equilibrium
+        lengths = torch.linalg.vector_norm(ball.centre.diff(dim=0), dim=-1).cumsum(0)
+        measure = torch.cat([lengths.new_zeros(1), lengths])
+        wanted = torch.linspace(0, float(measure[-1]), count, dtype=measure.dtype)
+    return sorted({int((measure - value).abs().argmin()) for value in wanted})
+
+
+def _rings(ball: CarriedBall, at: int) -> tuple[Tensor, Tensor]:
+    """The image of the sphere and the certified sphere at one time, each (points, 2)."""
+    outside = ball.centre[at] + ball.radius[at] * unit_sphere(ball.metric, 180).to(ball.centre)
+    return ball.sphere[at].detach(), outside.detach()
+
+
+def _closed(ring: Tensor) -> Tensor:
+    return torch.cat([ring, ring[:1]])
+
+
+def _verdict(ball: CarriedBall) -> str:
+    if bool((ball.reached <= ball.radius * (1 + _SLACK)).all()):
+        shrunk = float(ball.radius[-1] / ball.radius[0])
+        return f"Every image stays inside its certified ball, which shrinks to {shrunk:.0%}"
+    return "An image leaves the ball that was claimed"
+
+
+def _require_plane(name: str, states: Tensor) -> None:
+    if states.shape[-1] != 2 or not bool(torch.isfinite(states).all()):
+        raise InputError(f"{name} must be finite and in the plane, (..., 2), got shape {tuple(states.shape)}")
+
+

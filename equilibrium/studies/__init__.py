@@ -1,0 +1,1 @@
+"""The experiments behind the figures and tables of the documentation; the command line runs them."""

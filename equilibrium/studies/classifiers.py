@@ -1,0 +1,366 @@
+"""The models of the robustness experiment: what each is, how it is trained, and what is measured on it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import math
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from contracting.solve import Stop
+from equilibrium.checkpoints import load_reference
+from equilibrium.convert import from_sequential
+from equilibrium.data import Dataset, digits, mnist, subset
+from equilibrium.experiment import Workspace
+from equilibrium.implicit import Implicit
+from equilibrium.layers import LBEN, EquilibriumLayer
+from equilibrium.lipschitz import (
+    PairAscent,
+    PatternSearch,
+    RegionWalk,
+    attained_lipschitz,
+    certified_lipschitz,
+    pairwise_lipschitz,
+)
+from equilibrium.parameterizations import Unconstrained
+from equilibrium.progress import progress_bar
+from equilibrium.robustness import (
+    accuracy_within,
+    attacks_inside,
+    certified_radius,
+    fast_gradient,
+    smallest_perturbation,
+)
+from equilibrium.training import TrainingError, error_percent, last_complete_epoch, train
+
+_EXACT = Stop(rtol=1e-8, atol=1e-12)
+_ATTACK = 1e-4  # relative tolerance of the float32 solves that an attack makes; what it finds is verified in float64
+_BATCH = 1000
+
+
+class Kind(Enum):
+    """What is trained."""
+
+    LBEN = "LBEN"
+    MONDEQ = "monDEQ"
+    UNCONSTRAINED = "unconstrained"
+    PERCEPTRON = "perceptron"
+
+    @property
+    def certified(self) -> bool:
+        """Whether a Lipschitz constant can be certified for every such model."""
+        return self is not Kind.UNCONSTRAINED
+
+
+class Images(Enum):
+    """What is classified."""
+
+    MNIST = "mnist"
+    DIGITS = "digits"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """One model of the experiment; its results depend on nothing else.
+
+    Attributes:
+        kind: what is trained.
+        hidden: n; a perceptron has two hidden layers and about as many parameters as an LBEN with n neurons.
+        lipschitz: γ, or None.
+        contraction_rate: c, or None.
+        epsilon: ε of the parameterisation.
+        images: what is classified.
+        epochs: passes over the training images.
+        batch_size: images per step.
+        learning_rate: the largest of the schedule.
+        temperature: of the cross-entropy, in training and of the fast-gradient attack.
+        noise: standard deviation of the noise on the training inputs.
+        tolerance: relative residual of the solves in training.
+        seed: of the weights and of the order of the images.
+        attacked: the last so many test images are attacked by the fast gradient (and all by the strong attack, if
+            the model is certified).
+        allowed: sizes of the fast-gradient attack.
+        attack_steps: gradients of the strong attack, per image.
+        thorough: whether one constant is certified for every pair of classes, and the attained constant is searched
+            in every way; otherwise one constant and one quick search.
+    """
+
+    kind: Kind
+    hidden: int
+    lipschitz: float | None
+    contraction_rate: float | None
+    epsilon: float
+    images: Images
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    temperature: float
+    noise: float
+    tolerance: float
+    seed: int
+    attacked: int
+    allowed: tuple[float, ...]
+    attack_steps: int
+    thorough: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """A checkpoint of the authors, attacked as ours are; fields as in ``ModelSettings``.
+
+    Attributes:
+        name: of the file, without suffix.
+    """
+
+    name: str
+    lipschitz: float | None
+    attacked: int
+    allowed: tuple[float, ...]
+
+
+@functools.cache
+def load_images(images: Images, data_dir: Path | None) -> Dataset:
+    """The data set; digits are divided in a small and fixed way."""
+    if images is Images.MNIST:
+        return mnist(data_dir)
+    return subset(digits(), train=600, test=200)
+
+
+def new_model(settings: ModelSettings, dataset: Dataset) -> nn.Module:
+    """The model before training, float32; its weights depend on the seed only."""
+    stop = Stop(rtol=settings.tolerance, atol=0.0, max_steps=5000)
+    sizes = (dataset.features, settings.hidden, dataset.classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        if settings.kind is Kind.PERCEPTRON:
+            return _perceptron(*sizes)
+        if settings.kind is Kind.UNCONSTRAINED:
+            # Newton's method finds an equilibrium within a few steps, or there may be none
+            stop = dataclasses.replace(stop, max_steps=50)
+            return EquilibriumLayer(Unconstrained(*sizes), stop=stop, backward=Implicit(stop=stop))
+        return LBEN(
+            *sizes,
+            lipschitz=settings.lipschitz,
+            contraction_rate=settings.contraction_rate,
+            epsilon=settings.epsilon,
+            learn_metric=settings.kind is not Kind.MONDEQ,
+            stop=stop,
+            backward=Implicit(stop=stop),
+        )
+
+
+def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two hidden layers of the width w whose number of parameters is that of an LBEN, rounded down."""
+    budget = hidden * (inputs + 2 * hidden + 2) + outputs * (hidden + 1)
+    b = inputs + outputs + 2  # w² + bw + outputs parameters
+    width = math.floor((math.sqrt(b * b + 4 * (budget - outputs)) - b) / 2)
+    layers = [nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)]
+    return nn.Sequential(*layers)
+
+
+def run_model(settings: ModelSettings, workspace: Workspace, *, data_dir: Path | None = None) -> dict[str, Any]:
+    """Train the model and measure it; a task of the experiment, continued where it was interrupted.
+
+    Args:
+        settings: of the model.
+        workspace: its folder.
+        data_dir: folder with MNIST; None downloads it.
+    """
+    dataset = load_images(settings.images, data_dir)
+    model = new_model(settings, dataset)
+    checkpoint = workspace.folder / "training.pt"
+    stopped: str | None = None
+    try:
+        records = train(
+            model,
+            dataset,
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            temperature=settings.temperature,
+            noise=settings.noise,
+            seed=settings.seed,
+            checkpoint=checkpoint,
+            progress=workspace.progress,
+            place=workspace.place,
+        ).epochs
+    except TrainingError as error:
+        # without Condition 1 an equilibrium need not exist; with it this is a defect
+        if settings.kind.certified or not checkpoint.exists():
+            raise
+        stopped, records = str(error), last_complete_epoch(checkpoint, model)
+    epochs = [{name: value for name, value in asdict(e).items() if name != "seconds"} for e in records]
+    return {
+        "settings": settings,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "training": epochs,
+        "stopped": stopped,
+        "training_seconds": sum(epoch.seconds for epoch in records),
+        **_measured(model, dataset, settings, workspace),
+    }
+
+
+def run_checkpoint(
+    settings: CheckpointSettings, workspace: Workspace, *, checkpoints: Path, data_dir: Path | None = None
+) -> dict[str, Any]:
+    """Measure a checkpoint of the authors on MNIST with our attack; a task of the experiment.
+
+    Args:
+        settings: of the checkpoint.
+        workspace: its folder.
+        checkpoints: folder with the file.
+        data_dir: folder with MNIST; None downloads it.
+    """
+    layer = load_reference(checkpoints / f"{settings.name}.pt", lipschitz=settings.lipschitz, dtype=torch.float64)
+    layer.stop = _EXACT
+    exact = _Exact.of(load_images(Images.MNIST, data_dir))
+    return {
+        "settings": settings,
+        "test_error": workspace.once("accuracy", lambda: error_percent(layer, exact.inputs, exact.labels)),
+        "fast_gradient": workspace.once("fast-gradient", lambda: _fast_gradient(layer, exact, settings, 1.0)),
+    }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Exact:
+    """The test images in float64, and the range of their pixels."""
+
+    inputs: Tensor
+    labels: Tensor
+    bounds: tuple[float, float]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> _Exact:
+        inputs = dataset.test_inputs.double()
+        return cls(inputs=inputs, labels=dataset.test_labels, bounds=(float(inputs.min()), float(inputs.max())))
+
+
+def _measured(model: nn.Module, dataset: Dataset, settings: ModelSettings, workspace: Workspace) -> dict[str, Any]:
+    """Everything about the trained model, from its float64 copy; the steps in the workspace are found if they exist."""
+    exact = _Exact.of(dataset)
+    judge = copy.deepcopy(model).double()
+    layer = judge if isinstance(judge, EquilibriumLayer) else from_sequential(cast(nn.Sequential, judge))
+    layer.stop = dataclasses.replace(layer.stop, rtol=_EXACT.rtol, atol=_EXACT.atol)
+    if not settings.kind.certified:
+        judge = _WithoutCertificate(layer)
+    temperature = settings.temperature
+    measured = {
+        "test_error": workspace.once("accuracy", lambda: error_percent(judge, exact.inputs, exact.labels)),
+        "fast_gradient": workspace.once("fast-gradient", lambda: _fast_gradient(judge, exact, settings, temperature)),
+    }
+    attained = workspace.once("attained", lambda: _attained(layer, exact, settings))
+    if not settings.kind.certified:
+        return measured | {"lipschitz": attained}
+    certified = workspace.once("certified", lambda: _certified(layer, exact, settings))
+    sizes = workspace.once("perturbations", lambda: _perturbations(model, judge, exact, settings, workspace))
+    radii = {name: _tensor(certified.pop(name)) for name in ("radius", "plain_radius")}
+    return measured | {
+        "lipschitz": attained | certified,
+        "robustness": _robustness(radii, _tensor(sizes), measured["fast_gradient"].pop("smallest"), settings),
+    }
+
+
+class _WithoutCertificate(nn.Module):
+    """A layer whose equilibria need not exist: where none is found, the last iterate counts, without gradient."""
+
+    def __init__(self, layer: EquilibriumLayer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        solution = self.layer.solve(x, throw=False)
+        outputs = self.layer.weights().readout(solution.z, x).detach()
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return outputs
+        return outputs.index_put((solution.converged,), self.layer(x[solution.converged]))
+
+
+def _fast_gradient(
+    model: nn.Module, exact: _Exact, settings: ModelSettings | CheckpointSettings, temperature: float
+) -> dict[str, Any]:
+    rows = slice(-settings.attacked, None)
+    attack = fast_gradient(
+        model,
+        exact.inputs[rows],
+        exact.labels[rows],
+        settings.allowed,
+        bounds=exact.bounds,
+        temperature=temperature,
+    )
+    return {"error_percent": attack.error_percent, "smallest": attack.smallest}
+
+
+def _attained(layer: EquilibriumLayer, exact: _Exact, settings: ModelSettings) -> dict[str, Any]:
+    searches = (PatternSearch(), RegionWalk(), PairAscent()) if settings.thorough else (PatternSearch(rounds=1),)
+    witness = attained_lipschitz(layer, exact.inputs, searches=searches, seed=settings.seed)
+    return {"attained": witness.ratio, "attained_by": witness.method, "built_in": settings.lipschitz}
+
+
+def _certified(layer: EquilibriumLayer, exact: _Exact, settings: ModelSettings) -> dict[str, Any]:
+    """The certified constants and the radius of every test image, by one constant per pair of classes and by √2γ."""
+    pairs = pairwise_lipschitz(layer) if settings.thorough else None
+    whole = certified_lipschitz(layer) if pairs is None else pairs.whole
+    plain = certified_radius(layer, exact.inputs, exact.labels, whole)
+    return {
+        "certified": whole.bound,
+        "certified_by": whole.method,
+        "pairs": None if pairs is None else pairs.bounds,
+        "radius": plain if pairs is None else certified_radius(layer, exact.inputs, exact.labels, pairs),
+        "plain_radius": plain,
+    }
+
+
+def _perturbations(
+    model: nn.Module, judge: nn.Module, exact: _Exact, settings: ModelSettings, workspace: Workspace
+) -> Tensor:
+    """Size of the smallest perturbation found for each test image: sought in float32, verified in float64."""
+    if isinstance(model, EquilibriumLayer):
+        model.stop = Stop(rtol=_ATTACK, atol=0.0)
+        model.backward = Implicit(stop=model.stop)
+    batches = math.ceil(len(exact.labels) / _BATCH)
+    with progress_bar(batches, "attacking", show=workspace.progress, place=workspace.place) as bar:
+        return smallest_perturbation(
+            model,
+            exact.inputs,
+            exact.labels,
+            bounds=exact.bounds,
+            verify=judge,
+            steps=settings.attack_steps,
+            seed=settings.seed,
+            batch_size=_BATCH,
+            on_batch=bar.update,
+        ).sizes
+
+
+def _robustness(
+    radii: dict[str, Tensor], sizes: Tensor, smallest: list[float | None], settings: ModelSettings
+) -> dict[str, Any]:
+    """Curves over the attack sizes, and whether any attack succeeded inside a certified radius."""
+    allowed = torch.tensor(settings.allowed, dtype=torch.float64)
+    both = sizes.clone()
+    rows = slice(-len(smallest), None)
+    both[rows] = torch.minimum(both[rows], _tensor(smallest))
+    radius = radii["radius"]
+    close = (both / radius)[radius > 0]
+    return {
+        "certified_accuracy": accuracy_within(radius, allowed),
+        "certified_accuracy_plain": accuracy_within(radii["plain_radius"], allowed),
+        "attacked_accuracy": accuracy_within(sizes, allowed),
+        "images": len(sizes),
+        "fooled": int(torch.isfinite(both).sum()),
+        "inside": len(attacks_inside(radius, both)),
+        "inside_twice_the_radius": len(attacks_inside(2 * radius, both)),
+        "closest": float(close.min()) if len(close) else None,
+    }
+
+
+def _tensor(values: list[float | None]) -> Tensor:
+    """What JSON made of a tensor; null was an infinity."""
+    return torch.tensor([math.inf if value is None else value for value in values], dtype=torch.float64)

@@ -1,0 +1,140 @@
+"""Peaceman–Rachford in its folded form is the same iteration, and float32 steps inside it decide nothing."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+from contracting import EquilibriumProblem, Stop, WeightedL2, solve
+from contracting.activations import ADMISSIBLE, ReLU, Slope
+from contracting.estimates import estimate
+from contracting.linear import Dense
+from contracting.proximal import Activation
+from equilibrium import LBEN, DouglasRachford, PeacemanRachford, folded
+from equilibrium.folded import FoldedIteration
+from tests.problems import monotone_weight
+
+F64 = torch.float64
+
+
+def problem(activation: Activation | None = None, *, batch: int = 20, seed: int = 1) -> EquilibriumProblem:
+    W, lam = monotone_weight(7, seed=seed, skew=3.0, spread=0.5)
+    q = 3 * torch.randn(batch, 7, generator=torch.Generator().manual_seed(seed), dtype=F64)
+    return EquilibriumProblem(linear=Dense(W), q=q, activation=activation or ReLU(), metric=WeightedL2(lam))
+
+
+SLOPES = Slope(slopes=torch.rand(20, 7, generator=torch.Generator().manual_seed(0), dtype=F64).round(decimals=1))
+
+
+@pytest.mark.parametrize("activation", [*ADMISSIBLE, SLOPES], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("step", [0.3, torch.linspace(0.2, 2.0, 7, dtype=F64)], ids=["scalar", "diagonal"])
+def test_reflection_is_twice_the_prox_less_the_point(activation: Activation, step: float) -> None:
+    x = 2 * torch.randn(20, 7, generator=torch.Generator().manual_seed(2), dtype=F64)
+    expected, out = 2 * activation.prox(x, step) - x, torch.empty_like(x)
+    reflect = activation.reflection(step)
+    assert (reflect(x) - expected).abs().max() <= 1e-14
+    assert reflect(x, out=out) is out and torch.equal(out, reflect(x))
+
+
+@pytest.mark.parametrize("activation", [ReLU(), ADMISSIBLE[4], SLOPES], ids=["ReLU", "Tanh", "Slope"])
+@pytest.mark.parametrize("method", [PeacemanRachford(), DouglasRachford(relaxation=1.6)], ids=["PR", "DR"])
+def test_fused_steps_are_the_steps_of_the_flow(
+    activation: Activation, method: PeacemanRachford, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folded, "_BLOCK_BYTES", 64)  # many blocks of the smallest size
+    whole = problem(activation, batch=20)
+    many = whole.rows(torch.arange(20).repeat(10))
+    for case in (whole, many):
+        iteration = method.bind(case, Stop().resolved(case))
+        assert isinstance(iteration, FoldedIteration)
+        state = one_by_one = iteration.init(case.zeros())
+        for _ in range(6):
+            one_by_one = iteration.step(one_by_one)
+        evals = iteration.map_evals
+        fused = iteration.advance(state, 0, 6)
+        assert iteration.map_evals == evals + 6
+        assert (fused[0] - one_by_one[0]).abs().max() <= 1e-13
+
+
+def test_single_precision_steps_come_first_and_decide_nothing() -> None:
+    case, stop = problem(), Stop(rtol=1e-12)
+    iteration = PeacemanRachford().bind(case, stop.resolved(case))
+    iteration.cold_start = True
+    first = iteration.check_after(0)
+    start = iteration.init(case.zeros())
+    rough = iteration.advance(start, 0, first)[0]
+    assert torch.equal(rough, rough.float().double())  # they were float32
+    assert not torch.equal(iteration.advance((rough,), first, 1)[0], iteration.advance((rough,), 0, 1)[0])
+    assert PeacemanRachford(mixed_precision=False).bind(case, stop.resolved(case)).check_after(0) < first
+    solution = solve(case, PeacemanRachford(), stop=stop)
+    assert solution.converged.all() and (case.residual(solution.z).norm(dim=-1) <= 1e-11).all()
+
+
+def test_a_given_start_is_not_spoilt_by_single_precision() -> None:
+    case = problem()
+    exact = solve(case, PeacemanRachford(), stop=Stop(rtol=1e-14, atol=1e-14)).z
+    again = solve(case, PeacemanRachford(), z0=exact + 1e-10, stop=Stop(rtol=1e-13, atol=1e-13))
+    assert int(again.steps.max()) < 30
+    at_once = solve(case, PeacemanRachford(), z0=exact, stop=Stop(rtol=1e-12))
+    assert (at_once.steps == 0).all()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_estimates_are_close_and_one_sided(seed: int) -> None:
+    W, lam = monotone_weight(30, seed=seed, skew=1.0 + seed, spread=0.6)
+    operator = Dense(W).operator(WeightedL2(lam))
+    found = estimate(operator.blocks)
+    assert found is not None
+    m, L = operator.bounds.monotonicity, operator.bounds.lipschitz
+    assert m * (1 - 1e-9) <= found.monotonicity <= 1.25 * m
+    assert 0.85 * L <= found.lipschitz <= L * (1 + 1e-9)
+
+
+def test_no_estimate_without_monotonicity() -> None:
+    W = torch.diag(torch.tensor([0.5, 1.0 + 1e-6], dtype=F64))
+    assert estimate(Dense(W).operator(WeightedL2(torch.ones(2, dtype=F64))).blocks) is None
+
+
+def test_weights_that_change_are_not_analysed_exactly_and_take_hardly_more_steps() -> None:
+    torch.manual_seed(0)
+    layer = LBEN(12, 40, 5, lipschitz=1.0, stop=Stop(rtol=1e-8)).double()
+    x = torch.randn(30, 12, dtype=F64)
+    training = layer.problem(x)
+    assert training.linear.changing and training.detach().linear.changing and training.linear.adjoint.changing
+    with torch.no_grad():
+        lasting = layer.problem(x)
+    assert not lasting.linear.changing
+    rough, best = (PeacemanRachford().bind(p, layer.stop.resolved(p)) for p in (training.detach(), lasting))
+    assert rough.factor is None and best.factor is not None
+    steps = [int(solve(p.detach(), PeacemanRachford(), stop=layer.stop).steps.max()) for p in (training, lasting)]
+    assert steps[0] <= 1.5 * steps[1] + 5
+
+
+def test_evaluation_remembers_equal_weights_and_never_stale_ones() -> None:
+    torch.manual_seed(0)
+    layer = LBEN(6, 10, 3, lipschitz=1.0).double()
+    x = torch.randn(4, 6, dtype=F64)
+
+    def state():
+        with torch.no_grad():
+            return layer.problem(x.to(layer.parameterization.V.dtype)).linear
+
+    first = state()
+    assert state() is first
+    for change in (
+        lambda: layer.parameterization.V.data.mul_(1.5),  # which leaves no trace in the version of the tensor
+        lambda: layer.load_state_dict(LBEN(6, 10, 3, lipschitz=1.0).double().state_dict()),
+        lambda: setattr(layer.parameterization, "epsilon", 2.0),
+        lambda: layer.to(torch.float32),
+    ):
+        before = state()
+        change()
+        after = state()
+        assert after is not before and state() is after
+        fresh = copy.deepcopy(layer)
+        inputs = x.to(layer.parameterization.V.dtype)
+        assert torch.equal(layer.solve(inputs).z, fresh.solve(inputs).z)
+    assert pickle.loads(pickle.dumps(layer))._known is None
