@@ -14,6 +14,7 @@ from equilibrium.comparison import Comparison
 from equilibrium.plots import FIGURES
 from equilibrium.solvers import default_solvers
 
+REFUSES = {"FISTA"}  # the trained weight is not self-adjoint
 SMALL_FIGURES = {f"{name}.png" for name in FIGURES}
 
 
@@ -78,6 +79,9 @@ def test_results_are_complete(finished):
     comparison = Comparison.from_json(results["comparison"])
     assert list(comparison.tolerances) == settings["tolerances"]
     for record in comparison.solvers:
+        if record.name in REFUSES:
+            assert record.refused is not None and "self-adjoint" in record.refused
+            continue
         assert record.refused is None
         assert [m.tolerance for m in comparison.of(record.name)] == settings["tolerances"]
         assert all(m.converged for m in comparison.of(record.name)), record.name
@@ -85,7 +89,7 @@ def test_results_are_complete(finished):
 
 def test_table_has_a_line_per_solver(finished):
     lines = (finished / "table.txt").read_text().splitlines()
-    for name in default_solvers():
+    for name in default_solvers().keys() - REFUSES:
         (line,) = [line for line in lines if line.startswith(name + " ")]
         assert " converged " in line
     assert all(len(line) <= 130 for line in lines)
