@@ -139,6 +139,7 @@ class Rows:
             return
         self.place = index if self.place is None else self.place[index]
         before, self.problem = self.iteration, self.problem.rows(index)
+        self.method = before.method or self.method
         self.iteration = self.method.bind(self.problem, self.stop)
         self.iteration.map_evals, self.iteration.cold_start = before.map_evals, before.cold_start
         self.state = tuple(entry[index] for entry in self.state)

@@ -33,6 +33,7 @@ class Iteration(ABC):
         map_evals: applications of W (or of a resolvent of W) to the whole batch so far.
         check_every: steps between two checks that this method suggests.
         advice: why the method gave rows up, and what to do; part of the error that the loop raises.
+        method: what to bind to the problem of some rows, where that is not the method that was bound.
         separable: whether the iteration on some rows is this method bound to the problem of those rows.
         check_start: whether the residual is worth a look before the first step.
         cold_start: whether z0 = 0 because nobody knew better; set by the loop.
@@ -42,6 +43,7 @@ class Iteration(ABC):
     step_size: float | None = None
     check_every: int = 1
     advice: str | None = None
+    method: Method | None = None
     separable: bool = True
     check_start: bool = True
     cold_start: bool = False

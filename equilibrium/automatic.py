@@ -13,7 +13,7 @@ from contracting.solve import Iteration, Method, Stop
 from equilibrium.folded import planned_steps
 from equilibrium.krylov import NewtonKrylov
 from equilibrium.newton import SemismoothNewton
-from equilibrium.splitting import ForwardBackward, PeacemanRachford
+from equilibrium.splitting import PeacemanRachford
 from equilibrium.tseng import Tseng
 
 # Costs are counted in products of W with one row, 2n² operations each; measured on trained and random dense weights.
@@ -48,10 +48,10 @@ class Automatic(Method):
     * more predicted steps than Newton's method costs: SemismoothNewton for n ≤ 500, with 60(n + 6) steps as the limit,
       an eighth of it where σ is linear and 2½ times it where σ is curved, which takes Newton more steps; but then each
       step counts 1 + 4000/n times, for the root search of the prox. NewtonKrylov for n > 500, from 2,000 steps.
-    * fewer predicted steps than the resolvent costs (batch × steps < n, the inverse being worth n products of one row):
-      an inverse-free method. With an exact analysis the cheaper of ForwardBackward and Tseng by their factors, if that
-      is cheaper than inverse and steps together; with estimates Tseng for small κ, else NewtonKrylov on the firing-rate
-      flow. For maps other than a dense matrix the resolvent is taken to be cheap.
+    * n > 500 and fewer predicted steps than the resolvent costs (batch × steps < n, the inverse being worth n products
+      of one row): an inverse-free method, Tseng for small κ, else NewtonKrylov on the firing-rate flow. Smaller inverses
+      cost little and serve every solve with the same weights. For maps other than a dense matrix the resolvent is taken
+      to be cheap.
     * otherwise PeacemanRachford, which is right for nearly every trained network.
 
     DouglasRachford is never chosen: its factor is never smaller than that of Peaceman–Rachford. Predictions are for the
@@ -79,7 +79,7 @@ class Automatic(Method):
         newton = _newton(problem, steps, predicted)
         if newton is not None:
             return newton
-        if isinstance(problem.linear, Dense) and problem.batch * steps < n:
+        if isinstance(problem.linear, Dense) and n > _SMALL and problem.batch * steps < n:
             inverse_free = _inverse_free(problem, stop, steps)
             if inverse_free is not None:
                 return inverse_free
@@ -87,9 +87,9 @@ class Automatic(Method):
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration of the chosen method."""
-        iteration = self.choose(problem, stop).method.bind(problem, stop)
-        # some rows alone might be given another method, whose state has another form
-        iteration.separable = False
+        method = self.choose(problem, stop).method
+        iteration = method.bind(problem, stop)
+        iteration.method = method  # some rows alone might be given another one, whose state has another form
         return iteration
 
 
@@ -120,22 +120,13 @@ def _newton(problem: EquilibriumProblem, steps: float, predicted: str) -> Choice
 
 def _inverse_free(problem: EquilibriumProblem, stop: Stop, steps: float) -> Choice | None:
     n, batch = problem.size, problem.batch
-    rtol = max(stop.rtol or 0.0, 1e-15)
     saved = f"{batch} rows in {steps:.0f} steps do not pay for the resolvent at n = {n}"
     assert problem.metric is not None
-    if problem.linear.exactly_analysed(problem.metric):
-        operator = problem.require_operator("the automatic choice")
-        forward = planned_steps(operator.best_forward.factor, rtol)
-        tseng = planned_steps(operator.best_tseng.factor, rtol)
-        assert forward is not None and tseng is not None
-        if batch * min(forward, 2 * tseng) >= n + batch * steps:
-            return None
-        if forward <= 2 * tseng:
-            return Choice(method=ForwardBackward(), reason=f"{saved}; forward–backward needs {forward:.0f} products")
-        return Choice(method=Tseng(), reason=f"{saved}; W is skewed, and Tseng needs {2 * tseng:.0f} products")
     estimates = problem.linear.estimates(problem.metric)
     assert estimates is not None
-    tseng = planned_steps(1 - estimates.monotonicity / (2 * estimates.lipschitz), rtol)
+    tseng = planned_steps(
+        1 - estimates.monotonicity / (2 * estimates.lipschitz), max(stop.rtol or 0.0, 1e-15)
+    )
     assert tseng is not None
     if 2 * tseng <= _INVERSE_FREE_KRYLOV:
         return Choice(method=Tseng(), reason=f"{saved}; Tseng needs about {2 * tseng:.0f} products")

@@ -79,7 +79,7 @@ class CostSettings:
     rates: tuple[float | None, ...] = (None, 0.2, 0.5)
     seeds: int = 5
     hidden: int = 64
-    epochs: int = 6
+    epochs: int = 15
     lipschitz: float = 1.0
     epsilon: float = 1.0
 

@@ -19,8 +19,7 @@ from torch import Tensor
 from contracting.errors import SolveError
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Method, Stop, solve
-from equilibrium.newton import SemismoothNewton
-from equilibrium.splitting import PeacemanRachford
+from equilibrium.automatic import Automatic
 
 
 class Backward(Protocol):
@@ -38,8 +37,8 @@ class Implicit:
     Memory does not depend on the number of iterations, backward may be repeated, derivatives of any order are right.
 
     Args:
-        solver: method for the adjoint problem; None takes PeacemanRachford where Condition 1 is certified (the step and
-            the factorisation of the forward solve serve again) and one direct solve per row otherwise.
+        solver: method for the adjoint problem; None takes ``Automatic()``: PeacemanRachford where that is fast (the
+            step and the factorisation of the forward solve serve again), otherwise one direct solve per row.
         stop: tolerance of the adjoint solve, for cotangents scaled to a largest entry of one. An ``atol`` below the
             rounding error of that is raised to it.
 
@@ -63,9 +62,7 @@ class Implicit:
 
     def adjoint_solver(self, problem: EquilibriumProblem) -> Method:
         """The method that solves an adjoint problem."""
-        if self.solver is not None:
-            return self.solver
-        return PeacemanRachford() if problem.well_posed else SemismoothNewton()
+        return Automatic() if self.solver is None else self.solver
 
 
 @dataclass(frozen=True, kw_only=True)

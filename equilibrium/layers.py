@@ -14,10 +14,9 @@ from contracting.flows import BoundFlow, Flow, as_flow
 from contracting.problem import EquilibriumProblem
 from contracting.proximal import Activation
 from contracting.solve import Method, Solution, Stop, Trace, solve
+from equilibrium.automatic import Automatic
 from equilibrium.implicit import Backward, Implicit
-from equilibrium.newton import SemismoothNewton
-from equilibrium.parameterizations import Monotone, Parameterization, Unconstrained
-from equilibrium.splitting import PeacemanRachford
+from equilibrium.parameterizations import Monotone, Parameterization
 from equilibrium.weights import NetworkWeights, Weights
 
 
@@ -27,8 +26,8 @@ class EquilibriumLayer(nn.Module):
     Args:
         parameterization: free parameters with ``explicit() -> Weights``.
         activation: σ; an activation of this library, or its torch counterpart (``nn.Tanh()``).
-        solver: method that finds z: a splitting, Newton, or an ODE integrator. None takes PeacemanRachford, or
-            SemismoothNewton where the parameterisation certifies nothing.
+        solver: method that finds z: a splitting, Newton, or an ODE integrator. None takes ``Automatic()``, which is
+            PeacemanRachford for nearly every trained network and Newton's method where nothing is certified.
         stop: tolerances and limits of the solve.
         backward: how z is differentiated; ``Implicit()`` is independent of the solver.
 
@@ -51,9 +50,7 @@ class EquilibriumLayer(nn.Module):
             raise InputError(f"parameterization must be a Parameterization, got {type(parameterization).__name__}")
         self.parameterization = parameterization
         self.activation = ReLU() if activation is None else as_activation(activation)
-        if solver is None:
-            solver = SemismoothNewton() if isinstance(parameterization, Unconstrained) else PeacemanRachford()
-        self.solver = _checked("solver", solver, Method, "PeacemanRachford()")
+        self.solver = _checked("solver", Automatic() if solver is None else solver, Method, "PeacemanRachford()")
         self.stop = _checked("stop", Stop() if stop is None else stop, Stop, "Stop(rtol=1e-6)")
         self.backward: Backward = Implicit() if backward is None else backward
         if not callable(getattr(self.backward, "equilibrium", None)):

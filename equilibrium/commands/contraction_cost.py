@@ -11,11 +11,9 @@ from typing import Annotated
 from contracting import checks
 from contracting.errors import InputError
 from equilibrium.artifacts import environment, output_directory, write_figure, write_json, write_text
-from equilibrium.commands.common import SMALL_HELP, THREADS_HELP, clean_output, report, running_with
+from equilibrium.commands.common import DPI, NARROW, SMALL_HELP, THREADS_HELP, clean_output, report, running_with
 from equilibrium.contraction_cost import CostSettings, TrainedLayer, contraction_cost, cost_table
 from equilibrium.data import digits, subset
-
-_DPI = 200
 
 
 def command(typer: ModuleType) -> Callable[..., None]:
@@ -26,7 +24,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
         rates: Annotated[str, option(help="Rates to ask for, by commas; none asks for none.")] = "none,0.2,0.5",
         seeds: Annotated[int | None, option(help="Trainings per rate (default 5).")] = None,
         hidden: Annotated[int | None, option(help="Neurons (default 64).")] = None,
-        epochs: Annotated[int | None, option(help="Passes over the training images (default 6).")] = None,
+        epochs: Annotated[int | None, option(help="Passes over the training images (default 15).")] = None,
         lipschitz: Annotated[float, option(help="Certified Lipschitz constant of every layer.")] = 1.0,
         threads: Annotated[int, option(help=THREADS_HELP)] = 1,
         out: Annotated[Path, option(help="Folder for the figure, results.json and table.md.")] = Path("out"),
@@ -46,7 +44,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
             rates=_rates(rates),
             seeds=(2 if small else 5) if seeds is None else seeds,
             hidden=(12 if small else 64) if hidden is None else hidden,
-            epochs=(1 if small else 6) if epochs is None else epochs,
+            epochs=(1 if small else 15) if epochs is None else epochs,
             lipschitz=lipschitz,
         )
         with running_with(checks.whole_number("--threads", threads)), clean_output(out) as folder:
@@ -93,7 +91,12 @@ def _read(source: Path) -> tuple[TrainedLayer, ...]:
 
 
 def _figure(layers: tuple[TrainedLayer, ...], folder: Path) -> list[Path]:
+    from contracting.plots import FULL_WIDTH, HALF_WIDTH
     from equilibrium.plots import draw_contraction_cost
 
     below = output_directory(folder / "figures")
-    return [write_figure(below / "contraction-cost.png", draw_contraction_cost(layers), dpi=_DPI)]
+    widths = {"": FULL_WIDTH, NARROW: HALF_WIDTH}
+    return [
+        write_figure(below / f"contraction-cost{suffix}.png", draw_contraction_cost(layers, width=width), dpi=DPI)
+        for suffix, width in widths.items()
+    ]

@@ -81,7 +81,7 @@ def _write(results: dict[str, Any], times: dict[str, Any], folder: Path, small: 
 
 
 def _figures(results: dict[str, Any], folder: Path, small: bool) -> list[Path]:
-    from equilibrium.studies import plots
+    from equilibrium.plots import robustness as plots
 
     models, reported = results["models"], results.get("reported", {})
     lower = {name: (CHECKPOINTS[name][0], entry["lipschitz_lower_bound"]) for name, entry in reported.items()}

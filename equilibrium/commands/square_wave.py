@@ -64,7 +64,7 @@ def _chosen(text: str) -> tuple[float | None, ...]:
 
 
 def _run(gammas: Sequence[float | None], settings: WaveSettings, folder: Path, small: bool) -> None:
-    from equilibrium.studies import plots
+    from equilibrium.plots.square_wave import plot_square_wave
 
     fits = [fit(gamma, settings, progress=True) for gamma in gammas]
     text = table(fits)
@@ -80,8 +80,8 @@ def _run(gammas: Sequence[float | None], settings: WaveSettings, folder: Path, s
         write_text(folder / "table.txt", text + "\n"),
     ]
     draws = {
-        "square-wave": partial(plots.plot_square_wave, shown),
-        "square-wave-jump": partial(plots.plot_square_wave, shown, jump=_WINDOW),
+        "square-wave": partial(plot_square_wave, shown),
+        "square-wave-jump": partial(plot_square_wave, shown, jump=_WINDOW),
     }
     report(written, draw_figures(folder, draws, small=small))
 

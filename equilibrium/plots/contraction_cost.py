@@ -25,8 +25,9 @@ def draw_contraction_cost(layers: Sequence[TrainedLayer], *, width: float = FULL
     """
     groups = by_rate(layers)
     places, names = range(len(groups)), ["none" if rate is None else f"{rate:g}" for rate in groups]
-    figure = matplotlib.figure.Figure(figsize=(width, 0.55 * width), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    narrow = width < NARROW
+    figure = matplotlib.figure.Figure(figsize=(width, (1.75 if narrow else 0.55) * width), layout="constrained")
+    left, right = figure.subplots(2, 1, height_ratios=(1, 1.4)) if narrow else figure.subplots(1, 2)
 
     def draw(axes: Axes, attribute: str, colour: str, marker: str, label: str | None = None, shift: float = 0) -> None:
         values = [[getattr(layer, attribute) for layer in group] for group in groups.values()]
@@ -49,8 +50,11 @@ def draw_contraction_cost(layers: Sequence[TrainedLayer], *, width: float = FULL
         axes.set_xticks(list(places), names)
         axes.margins(x=0.2)
     left.set_ylim(bottom=0)
-    size = 8 if width < NARROW else 9
+    if narrow:
+        left.set_xlabel("")
+    size = 8 if narrow else 9
     handles, labels = right.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=size - 1, frameon=False)
+    columns = 1 if narrow else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=size - 1, frameon=False)
     figure.suptitle("What a certified contraction rate costs", fontsize=size + 1)
     return figure
