@@ -49,9 +49,9 @@ class Automatic(Method):
       an eighth of it where σ is linear and 2½ times it where σ is curved, which takes Newton more steps; but then each
       step counts 1 + 4000/n times, for the root search of the prox. NewtonKrylov for n > 500, from 2,000 steps.
     * n > 500 and fewer predicted steps than the resolvent costs (batch × steps < n, the inverse being worth n products
-      of one row): an inverse-free method, Tseng for small κ, else NewtonKrylov on the firing-rate flow. Smaller inverses
-      cost little and serve every solve with the same weights. For maps other than a dense matrix the resolvent is
-      taken to be cheap.
+      of one row): an inverse-free method, Tseng for small κ, else NewtonKrylov on the firing-rate flow. Smaller
+      inverses cost little and serve every solve with the same weights. For maps other than a dense matrix the resolvent
+      is taken to be cheap.
     * otherwise PeacemanRachford, which is right for nearly every trained network.
 
     DouglasRachford is never chosen: its factor is never smaller than that of Peaceman–Rachford. Predictions are for the
