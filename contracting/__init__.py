@@ -1,6 +1,7 @@
 """Contracting flows and their steady states: problems, flows, metrics, integrators and the one loop that solves."""
 
 from contracting.balls import CarriedBall, carry_ball
+from contracting.convolution import CircularConvolution
 from contracting.decay import DecayFit, decay_rate
 from contracting.energy import Energy
 from contracting.errors import (
@@ -40,6 +41,7 @@ from contracting.vector_fields import LinearFlow, NeuralFlow, VectorField
 
 __all__ = [
     "AdaptiveStep",
+    "CircularConvolution",
     "CarriedBall",
     "ContractingError",
     "DecayFit",

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from contracting.proximal import Step
+
 _VECTORS = 4  # iterated together, so that close eigenvalues do no harm
 _ITERATIONS = 3  # few enough not to need normalising in between
 
@@ -30,7 +32,7 @@ class Estimates:
     lipschitz: float
 
     @property
-    def reflected_step(self) -> float:
+    def reflected_step(self) -> Step:
         """α = 1/√(mL) of Peaceman–Rachford: the best for symmetric W, seldom far from it otherwise."""
         return 1 / math.sqrt(self.monotonicity * self.lipschitz)
 

@@ -15,6 +15,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from contracting.proximal import Step
+from contracting.spectra import largest_eigenvalue
+
 _GAP = 1e-4  # of 1 − factor², at which a step counts as the best
 
 
@@ -52,12 +55,12 @@ class StepChoice:
     """A step and its contraction factor per iteration, in the sense of the function that the choice minimises.
 
     Attributes:
-        step: the step.
+        step: the step; for a splitting it may be one per neuron, (n,), where the operator knows that to be best.
         factor: its factor, or None where nothing was computed.
         expected: the reduction per iteration to plan with; no bound. The factor where there is one.
     """
 
-    step: float
+    step: Step
     factor: float | None
     expected: float | None = None
 
@@ -91,25 +94,24 @@ class MonotoneOperator:
     @cached_property
     def bounds(self) -> Bounds:
         """m, λmax(H), ‖K‖, L and w, exact up to float64 rounding."""
-        symmetric = torch.linalg.eigvalsh(self._symmetric_part)
-        skew = (self.blocks - self.blocks.mH) / 2
+        skew = 1j * (self.blocks - self.blocks.mH) / 2
         return Bounds(
-            monotonicity=float(symmetric.min()),
-            symmetric=float(symmetric.max()),
-            skew=float(torch.linalg.eigvalsh(1j * skew).abs().max()),
-            lipschitz=float(torch.linalg.svdvals(self.blocks).max()),
-            gain=float(torch.linalg.svdvals(self._identity - self.blocks).max()),
+            monotonicity=-largest_eigenvalue(-self._symmetric_part)[0],
+            symmetric=largest_eigenvalue(self._symmetric_part)[0],
+            skew=max(largest_eigenvalue(skew)[0], largest_eigenvalue(-skew)[0]),
+            lipschitz=_largest_singular_value(self.blocks),
+            gain=_largest_singular_value(self._identity - self.blocks),
         )
 
     def forward_factor(self, step: float) -> float:
         """‖I − αÃ‖₂, the contraction factor of forward–backward with step α."""
-        return float(torch.linalg.svdvals(self._identity - step * self.blocks).max())
+        return _largest_singular_value(self._identity - step * self.blocks)
 
     def reflected_factor(self, step: float) -> float:
         """‖(I − αÃ)(I + αÃ)⁻¹‖₂, the contraction factor of Peaceman–Rachford with step α."""
         if step not in self._reflected_factors:
             reflected = torch.linalg.solve(self._identity + step * self.blocks, self._identity - step * self.blocks)
-            self._reflected_factors[step] = float(torch.linalg.svdvals(reflected).max())
+            self._reflected_factors[step] = _largest_singular_value(reflected)
         return self._reflected_factors[step]
 
     @cached_property
@@ -123,7 +125,7 @@ class MonotoneOperator:
         (1−h)² + max(0, λmax(2h(1−h)·sym(W̃) + h²W̃ᵀW̃)). The metric depends on J, so this bounds the rate near the
         equilibrium (the spectral radius of every linearisation), and is no global contraction factor.
         """
-        return math.sqrt((1 - step) ** 2 + max(0.0, float(torch.linalg.eigvalsh(self._euler_excess(step)).max())))
+        return math.sqrt((1 - step) ** 2 + max(0.0, largest_eigenvalue(self._euler_excess(step))[0]))
 
     def _euler_excess(self, step: float) -> Tensor:
         W = self._identity - self.blocks
@@ -220,10 +222,16 @@ class MonotoneOperator:
 
 def _top_eigenvalue(matrices: Tensor, derivatives: Tensor) -> tuple[float, float]:
     """The largest eigenvalue of a batch of Hermitian matrices, and its derivative along ``derivatives``."""
-    values, vectors = torch.linalg.eigh(matrices)
-    block = int(values[:, -1].argmax())
-    top = vectors[block, :, -1]
-    return float(values[block, -1]), float(torch.real(torch.vdot(top, derivatives[block] @ top)))
+    block = largest_eigenvalue(matrices)[1] if len(matrices) > 1 else 0
+    values, vectors = torch.linalg.eigh(matrices[block])
+    top = vectors[:, -1]
+    return float(values[-1]), float(torch.real(torch.vdot(top, derivatives[block] @ top)))
+
+
+def _largest_singular_value(matrices: Tensor) -> float:
+    if len(matrices) == 1:
+        return float(torch.linalg.svdvals(matrices).max())
+    return math.sqrt(max(0.0, largest_eigenvalue(matrices.mH @ matrices)[0]))
 
 
 def _minimise_convex(

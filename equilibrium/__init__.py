@@ -3,6 +3,7 @@
 from equilibrium.anderson import Anderson
 from equilibrium.automatic import Automatic, Choice
 from equilibrium.checkpoints import load_reference, save_reference
+from equilibrium.convolution import LBENConv2d
 from equilibrium.diagonal_step import DiagonalStep
 from equilibrium.fista import FISTA
 from equilibrium.fixed import FixedIterations
@@ -18,6 +19,7 @@ from equilibrium.weights import Weights, explicit_weights
 __all__ = [
     "FISTA",
     "LBEN",
+    "LBENConv2d",
     "Anderson",
     "Automatic",
     "Choice",

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
+from equilibrium.convolution.checkpoints import convolutional_layer, is_convolutional
 from equilibrium.layers import LBEN, EquilibriumLayer
-from equilibrium.parameterizations import Monotone, Unconstrained
+from equilibrium.parameterizations import DenseParameterization, Monotone, Unconstrained
 
 _PREFIX = "mon.linear_module."
 _HEAD = {"Wout.weight": "output", "Wout.bias": "output_bias"}
@@ -41,24 +42,34 @@ def load_reference(
     *,
     lipschitz: float | None = None,
     epsilon: float = 1.0,
+    image: tuple[int, int] = (28, 28),
     dtype: torch.dtype | None = None,
 ) -> EquilibriumLayer:
-    """Read a dense checkpoint of the reference code.
+    """Read a checkpoint of the reference code: its dense layouts, and a single convolution.
 
     Args:
         path: a file with a state dict of plain tensors.
         lipschitz: γ the model was trained with; needed exactly for the layout with a Lipschitz bound, because the file
             does not store it.
-        epsilon: ε the model was trained with (the files do not store it): 1 for the authors' dense models.
+        epsilon: ε the model was trained with (the files do not store it): 1 for the authors' dense models and the
+            convolutional monDEQ, 0.1 for their other convolutional ones.
+        image: (height, width) of the images of a convolutional model, which the file does not store; not used
+            otherwise.
         dtype: floating-point type of the layer; None keeps that of the file.
 
     Returns:
-        The layer, on the CPU: an ``LBEN``, or for the unconstrained layout an ``EquilibriumLayer`` without certificate.
+        The layer, on the CPU: an ``LBEN``, for a convolution a ``ConvolutionalLayer``, or for the unconstrained layout
+        an ``EquilibriumLayer`` without certificate.
 
     Raises:
         InputError: if the file is missing, damaged or of another layout, or γ is missing or out of place.
     """
     tensors = _plain_tensors(Path(path))
+    short = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
+    if is_convolutional(short):
+        if lipschitz is not None:
+            raise InputError(f"{path} holds a convolutional model, which has no Lipschitz bound: leave lipschitz out")
+        return convolutional_layer(str(path), short, image=image, epsilon=epsilon, dtype=dtype)
     layout, tensors = _recognise(Path(path), tensors)
     if layout == "lipschitz" and lipschitz is None:
         raise InputError(f"{path} holds a Lipschitz-bounded model, whose γ is not stored: pass lipschitz=…")
@@ -101,6 +112,8 @@ def save_reference(layer: EquilibriumLayer, path: str | os.PathLike[str]) -> Non
         InputError: if the reference layout cannot hold the layer, or the file cannot be written.
     """
     free = layer.parameterization
+    if not isinstance(free, DenseParameterization):
+        raise InputError("only dense layers are written in the reference layout; save the state_dict of this one")
     if free.D is not None:
         raise InputError("the reference layout has no feedthrough term; this layer has one")
     if isinstance(free, Unconstrained):
@@ -152,7 +165,7 @@ def _recognise(path: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, T
             return layout, short
     raise InputError(
         f"{path} has an unknown layout with the keys {', '.join(sorted(tensors)) or '(none)'}; "
-        f"known are the dense ones of the reference code: {', '.join(_LAYOUTS)}"
+        f"known are those of the reference code, a single convolution and the dense ones: {', '.join(_LAYOUTS)}"
     )
 
 

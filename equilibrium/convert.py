@@ -20,14 +20,14 @@ from contracting.metrics import WeightedL2
 from contracting.proximal import Activation
 from contracting.solve import Method, Stop
 from equilibrium.layers import EquilibriumLayer
-from equilibrium.parameterizations import Parameterization
+from equilibrium.parameterizations import DenseParameterization
 from equilibrium.splitting import ForwardBackward
 from equilibrium.weights import Weights, explicit_weights
 
 _MOST_HALVINGS = 60
 
 
-class Explicit(Parameterization):
+class Explicit(DenseParameterization):
     """Given weights, kept as they are: parameters without gradient, so that a layer can hold and save them.
 
     Args:

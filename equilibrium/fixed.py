@@ -67,11 +67,12 @@ class FixedIterations(nn.Module):
         weights = self.layer.weights()
         if not isinstance(weights.state, Dense):
             raise PreconditionError(f"FixedIterations needs dense weights, got {type(weights.state).__name__}")
-        problem = weights.problem(weights.input.new_zeros(1, weights.in_features), self.layer.activation)
+        problem = weights.problem(weights.state.weight.new_zeros(1, weights.in_features), self.layer.activation)
         operator = problem.require_operator("FixedIterations")
         choice = operator.best_reflected
-        self.step, self.factor = choice.step, operator.reflected_factor(choice.step)
-        self._lead = operator.forward_factor(choice.step) / operator.bounds.monotonicity
+        self.step = float(choice.step)
+        self.factor = operator.reflected_factor(self.step)
+        self._lead = operator.forward_factor(self.step) / operator.bounds.monotonicity
         self.iterations = self._given or self._enough()
 
     def _enough(self) -> int:
@@ -83,14 +84,14 @@ class FixedIterations(nn.Module):
         checks.last_size("x", x, self.layer.in_features)
         weights = self.layer.weights()
         rows = x.reshape(-1, x.shape[-1])
-        q = nn.functional.linear(rows, weights.input, weights.bias)
+        q = weights.input_term(rows)
         z = _equilibrium(weights.state.to_dense(), q, self.layer.activation, self.step, self.iterations)
         return weights.readout(z, rows).reshape(*x.shape[:-1], self.layer.out_features)
 
     def equilibrium(self, x: Tensor) -> Tensor:
         """z_k: (..., in) -> (..., hidden)."""
         weights = self.layer.weights()
-        q = nn.functional.linear(x.reshape(-1, x.shape[-1]), weights.input, weights.bias)
+        q = weights.input_term(x.reshape(-1, x.shape[-1]))
         z = _equilibrium(weights.state.to_dense(), q, self.layer.activation, self.step, self.iterations)
         return z.reshape(*x.shape[:-1], self.layer.hidden_features)
 

@@ -17,7 +17,7 @@ from contracting.solve import Method, Solution, Stop, Trace, solve
 from equilibrium.automatic import Automatic
 from equilibrium.implicit import Backward, Implicit
 from equilibrium.parameterizations import Monotone, Parameterization
-from equilibrium.weights import Weights
+from equilibrium.weights import NetworkWeights, Weights
 
 
 class EquilibriumLayer(nn.Module):
@@ -45,7 +45,7 @@ class EquilibriumLayer(nn.Module):
         backward: Backward | None = None,
     ):
         super().__init__()
-        self._known: Weights | None = None  # the weights of the last evaluation
+        self._known: NetworkWeights | None = None  # the weights of the last evaluation
         if not isinstance(parameterization, Parameterization):
             raise InputError(f"parameterization must be a Parameterization, got {type(parameterization).__name__}")
         self.parameterization = parameterization
@@ -128,7 +128,7 @@ class EquilibriumLayer(nn.Module):
             )
         return solution.reshape(*lead)
 
-    def weights(self) -> Weights:
+    def weights(self) -> NetworkWeights:
         """The explicit weights of the present parameters.
 
         Without gradients, equal weights are given as the same object again, with all that is remembered of them: what
@@ -157,12 +157,12 @@ class EquilibriumLayer(nn.Module):
             x: inputs (..., in), rows flattened; None means one row of zeros.
         """
         if x is None:
-            x = self.parameterization.U.new_zeros(1, self.in_features)
+            x = self.parameterization.bias.new_zeros(1, self.in_features)
         return as_flow(flow).bind(self.problem(x))
 
     def _rows(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         checks.last_size("x", checks.floating_tensor("x", x), self.in_features)
-        checks.same_kind("x", x, "the layer", self.parameterization.U)
+        checks.same_kind("x", x, "the layer", self.parameterization.bias)
         return x.reshape(-1, self.in_features), tuple(x.shape[:-1])
 
     def extra_repr(self) -> str:
@@ -239,6 +239,12 @@ class LBEN(EquilibriumLayer):
             stop=stop,
             backward=backward,
         )
+
+    def weights(self) -> Weights:
+        """The explicit weights of the present parameters, as matrices; otherwise as in ``EquilibriumLayer``."""
+        weights = super().weights()
+        assert isinstance(weights, Weights)
+        return weights
 
 
 def _full_precision(x: Tensor) -> torch.autocast:

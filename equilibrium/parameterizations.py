@@ -26,11 +26,44 @@ from contracting import checks
 from contracting.errors import InputError
 from contracting.linear import Dense
 from contracting.metrics import WeightedL2
-from equilibrium.weights import Weights
+from equilibrium.weights import NetworkWeights, Weights
 
 
 class Parameterization(nn.Module):
     """Free parameters of a network: ``in_features`` inputs, ``hidden_features`` states, ``out_features`` outputs."""
+
+    bias: nn.Parameter
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.in_features = checks.whole_number("in_features", in_features)
+        self.hidden_features = checks.whole_number("hidden_features", hidden_features)
+        self.out_features = checks.whole_number("out_features", out_features)
+        self._blank = torch.empty((), device=device, dtype=_floating(dtype))  # new parameters take after it
+
+    def _parameter(self, *shape: int) -> nn.Parameter:
+        return nn.Parameter(self._blank.new_empty(shape))
+
+    @abstractmethod
+    def explicit(self) -> NetworkWeights:
+        """The explicit weights, differentiable in the free parameters."""
+
+    def extra_repr(self) -> str:
+        """Sizes."""
+        sizes = f"in_features={self.in_features}, hidden_features={self.hidden_features}"
+        return f"{sizes}, out_features={self.out_features}"
+
+
+class DenseParameterization(Parameterization):
+    """Free parameters of a network whose input and output weights are matrices."""
 
     def __init__(
         self,
@@ -42,23 +75,15 @@ class Parameterization(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        super().__init__()
-        self.in_features = checks.whole_number("in_features", in_features)
-        self.hidden_features = checks.whole_number("hidden_features", hidden_features)
-        self.out_features = checks.whole_number("out_features", out_features)
-        self._blank = torch.empty((), device=device, dtype=_floating(dtype))  # new parameters take after it
+        super().__init__(in_features, hidden_features, out_features, device=device, dtype=dtype)
         self.U = self._parameter(hidden_features, in_features)
         self.bias = self._parameter(hidden_features)
         self.output = self._parameter(out_features, hidden_features)
         self.output_bias = self._parameter(out_features)
         self.D = self._parameter(out_features, in_features) if feedthrough else None
 
-    def _parameter(self, *shape: int) -> nn.Parameter:
-        return nn.Parameter(self._blank.new_empty(shape))
-
     @abstractmethod
-    def explicit(self) -> Weights:
-        """The explicit weights, differentiable in the free parameters."""
+    def explicit(self) -> Weights: ...
 
     def reset_parameters(self) -> None:
         """Draw new values: inputs and outputs as torch.nn.Linear does, no feedthrough."""
@@ -71,14 +96,10 @@ class Parameterization(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes and settings."""
-        sizes = f"in_features={self.in_features}, hidden_features={self.hidden_features}"
-        parts = [sizes, f"out_features={self.out_features}"]
-        if self.D is not None:
-            parts.append("feedthrough=True")
-        return ", ".join(parts)
+        return super().extra_repr() + ("" if self.D is None else ", feedthrough=True")
 
 
-class Unconstrained(Parameterization):
+class Unconstrained(DenseParameterization):
     """W itself is free: nothing is certified, an equilibrium need not exist. A control for experiments."""
 
     def __init__(
@@ -113,7 +134,7 @@ class Unconstrained(Parameterization):
         )
 
 
-class Monotone(Parameterization):
+class Monotone(DenseParameterization):
     r"""The LBEN parameterisation: well-posed for every parameter value, on request γ-Lipschitz and contracting.
 
     Args:

@@ -55,7 +55,8 @@ def certified_radius(
         raise PreconditionError("no radius is certified without Condition 1, and this model has no metric for it")
     pairs = _pair_constants(constants, model.out_features).to(inputs)
     root = weights.metric.weights.to(inputs).sqrt()
-    difference = (weights.output[:, None] - weights.output[None, :]) / root  # of the Λ-norm of an error in z
+    rows = weights.output_matrix
+    difference = (rows[:, None] - rows[None, :]) / root  # of the Λ-norm of an error in z
     reach = torch.linalg.vector_norm(difference, dim=-1)  # (classes, classes)
     radii = []
     for x, y in _batches(inputs, labels, batch_size):

@@ -52,7 +52,7 @@ class _TsengIteration(Iteration):
         super().__init__()
         self.problem = problem
         choice = _choice(problem) if step is None else _prediction(problem, step)
-        self.alpha = self.step_size = choice.step
+        self.alpha = self.step_size = float(choice.step)
         self.factor = choice.factor if choice.factor is not None and choice.factor < 1 else None
 
     def init(self, z0: Tensor) -> State:

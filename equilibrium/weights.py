@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -15,8 +17,82 @@ from contracting.problem import EquilibriumProblem
 from contracting.proximal import Activation
 
 
+class NetworkWeights(ABC):
+    """z = σ(Wz + Ux + b), y = W_o z + Dx + b_o, whatever U and W_o are: matrices, convolutions, pooling.
+
+    Attributes:
+        state: W as a map on Rⁿ.
+        metric: Λ such that 2Λ − ΛW − WᵀΛ ≻ 0 by construction, or None where nothing is certified.
+        lipschitz: γ, a certified ℓ2 Lipschitz constant of x ↦ y, as a 0-dim tensor (it may be learnt), or None.
+        contraction_rate: c, a certified contraction rate of the firing-rate and Hopfield flows, or None.
+    """
+
+    state: LinearMap
+    metric: WeightedL2 | None
+    lipschitz: Tensor | None
+    contraction_rate: float | None
+
+    @property
+    @abstractmethod
+    def in_features(self) -> int:
+        """Number of inputs."""
+
+    @property
+    @abstractmethod
+    def out_features(self) -> int:
+        """Number of outputs."""
+
+    @property
+    def hidden_features(self) -> int:
+        """Dimension n of the state."""
+        return self.state.size
+
+    @property
+    @abstractmethod
+    def output_matrix(self) -> Tensor:
+        """W_o as a matrix on states, with all that comes before the readout: (out, n)."""
+
+    @property
+    @abstractmethod
+    def firing_rate_metric(self) -> FullP | None:
+        """P, in which the firing-rate flow contracts at ``contraction_rate``."""
+
+    @property
+    @abstractmethod
+    def hopfield_metric(self) -> FullP | None:
+        """ΛP⁻¹Λ, in which the Hopfield flow contracts at the same rate."""
+
+    @abstractmethod
+    def input_term(self, x: Tensor) -> Tensor:
+        """q = Ux + b: (batch, in) -> (batch, n)."""
+
+    @abstractmethod
+    def readout(self, z: Tensor, x: Tensor) -> Tensor:
+        """y = W_o z + Dx + b_o: (..., n), (..., in) -> (..., out)."""
+
+    @abstractmethod
+    def dense(self) -> Weights:
+        """The same network with every map written as a matrix; meant for small n."""
+
+    def recalled_from(self, known: NetworkWeights | None) -> Self:
+        """These weights, with W and the metric of ``known``, and what is remembered of them, where they are equal."""
+        if known is None or self.metric is None or known.metric is None:
+            return self
+        mine, theirs = self.state, known.state
+        pairs = [(self.metric.weights, known.metric.weights), *zip(mine.tensors(), theirs.tensors(), strict=False)]
+        if type(mine) is not type(theirs) or not all(_identical(a, b) for a, b in pairs):
+            return self
+        return cast(Self, replace(cast(Any, self), state=theirs, metric=known.metric))
+
+    def problem(self, x: Tensor, activation: Activation) -> EquilibriumProblem:
+        """The equilibrium problem of inputs x, (batch, in)."""
+        return EquilibriumProblem(
+            linear=self.state, q=self.input_term(x), activation=activation, metric=self.metric
+        )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Weights:
+class Weights(NetworkWeights):
     r"""z = σ(Wz + Ux + b), y = W_o z + Dx + b_o, together with what the parameterisation certifies by construction.
 
     Attributes:
@@ -43,29 +119,12 @@ class Weights:
     contraction_rate: float | None = None
     contraction_matrix: Tensor | None = None
 
-    def recalled_from(self, known: Weights | None) -> Weights:
-        """These weights, with W and the metric of ``known``, and what is remembered of them, where they are equal."""
-        if known is None or self.metric is None or known.metric is None:
-            return self
-        mine, theirs = self.state, known.state
-        pairs = [(self.metric.weights, known.metric.weights), *zip(mine.tensors(), theirs.tensors(), strict=False)]
-        if type(mine) is not type(theirs) or not all(_identical(a, b) for a, b in pairs):
-            return self
-        return replace(self, state=theirs, metric=known.metric)
-
     @property
     def in_features(self) -> int:
-        """Number of inputs."""
         return self.input.shape[1]
 
     @property
-    def hidden_features(self) -> int:
-        """Dimension n of the state."""
-        return self.input.shape[0]
-
-    @property
     def out_features(self) -> int:
-        """Number of outputs."""
         return self.output.shape[0]
 
     @property
@@ -86,13 +145,17 @@ class Weights:
         P = lam @ torch.linalg.solve(self.contraction_matrix.detach(), lam)
         return FullP((P + P.mT) / 2)
 
-    def problem(self, x: Tensor, activation: Activation) -> EquilibriumProblem:
-        """The equilibrium problem of inputs x, (batch, in)."""
-        q = torch.nn.functional.linear(x, self.input, self.bias)
-        return EquilibriumProblem(linear=self.state, q=q, activation=activation, metric=self.metric)
+    @property
+    def output_matrix(self) -> Tensor:
+        return self.output
+
+    def input_term(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, self.input, self.bias)
+
+    def dense(self) -> Weights:
+        return self
 
     def readout(self, z: Tensor, x: Tensor) -> Tensor:
-        """y = W_o z + Dx + b_o: (..., n), (..., in) -> (..., out)."""
         y = torch.nn.functional.linear(z, self.output, self.output_bias)
         return y if self.feedthrough is None else y + torch.nn.functional.linear(x, self.feedthrough)
 

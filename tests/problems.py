@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from contracting.activations import Identity, LeakyReLU, ReLU, Tanh
-from contracting.linear import Dense
+from contracting.clamped import zero_border
+from contracting.convolution import CircularConvolution
+from contracting.frequencies import centred_sum, gram, over_space, pointwise, transposed
+from contracting.linear import Dense, LinearMap
 from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
 from contracting.proximal import Activation
+from contracting.scaled import Scaled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,33 @@ def _tanh_by_mpmath() -> tuple[EquilibriumProblem, Tensor]:
     return EquilibriumProblem(linear=Dense(W), q=q, activation=Tanh(), metric=WeightedL2(lam)), z
 
 
+def _on_images(metric: str) -> Callable[[], tuple[EquilibriumProblem, Tensor]]:
+    """ReLU with a border of zeros on a 4×3 torus of 2 channels, in a metric per channel or per position."""
+
+    def make() -> tuple[EquilibriumProblem, Tensor]:
+        grid, channels = (4, 3), 2
+        generator = torch.Generator().manual_seed(100)
+        A, B = (torch.randn(channels, channels, 3, 3, generator=generator, dtype=torch.float64) / 6 for _ in range(2))
+        half = pointwise(0.5 * torch.eye(channels, dtype=torch.float64), 2)
+        inner = CircularConvolution(centred_sum([half, -gram(A), B, -transposed(B)]), grid=grid)  # I − V ⪰ I/2
+        varies = metric == "position"
+        spread = 0.4 * torch.rand(inner.size if varies else channels, generator=generator, dtype=torch.float64)
+        psi = spread.exp() if varies else over_space(spread.exp(), grid)
+        linear: LinearMap = Scaled(inner, psi, torch.ones_like(psi))
+        if not varies:
+            kernel = inner.combined(-1.0, 1.0).kernel * spread.exp()[:, None, None, None]  # Ψ(I − V)
+            linear = CircularConvolution(kernel, grid=grid).combined(-1.0, 1.0)
+        activation = zero_border(ReLU(), channels=channels, grid=grid, border=1)
+        v = torch.randn(3, linear.size, generator=generator, dtype=torch.float64)
+        z = activation(v)
+        problem = EquilibriumProblem(
+            linear=linear, q=v - linear.apply(z), activation=activation, metric=WeightedL2(1 / psi)
+        )
+        return problem, z
+
+    return make
+
+
 KNOWN = (
     KnownProblem(name="linear", make=_linear),
     KnownProblem(name="tanh in 40 digits", make=_tanh_by_mpmath),
@@ -117,4 +148,6 @@ KNOWN = (
     KnownProblem(name="ReLU, nearly singular", make=_planted(ReLU(), 6, 70, monotonicity=1e-3), hard_for_explicit=True),
     KnownProblem(name="ReLU, ill-scaled metric", make=_planted(ReLU(), 6, 80, spread=3.0)),
     KnownProblem(name="ReLU, n = 300", make=_planted(ReLU(), 300, 90, skew=2.0, scale=3.0)),
+    KnownProblem(name="convolution, metric per channel", make=_on_images("channel")),
+    KnownProblem(name="convolution, metric per position", make=_on_images("position")),
 )

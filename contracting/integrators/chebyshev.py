@@ -141,7 +141,10 @@ def spectral_hull(flow: BoundFlow) -> tuple[complex, ...] | None:
         return _rectangle(operator.bounds, 1.0)
     if isinstance(flow, BoundForwardBackward) and not isinstance(flow.step, Tensor):
         return _rectangle(operator.bounds, flow.step)
-    factor = flow.factor if isinstance(flow, BoundSplitting) else None
+    factor = None
+    if isinstance(flow, BoundSplitting):
+        # a Lipschitz constant in any norm will do: with one step per neuron it is not that of the problem
+        factor = flow.prediction.factor if flow.factor is None else flow.factor
     if factor is None or factor >= 1:
         return None
     radius = factor / math.cos(math.pi / _SIDES)

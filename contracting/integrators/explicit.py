@@ -176,7 +176,7 @@ class _FixedStepIteration(Iteration):
         self.tableau, self.flow = tableau, flow
         if step is None:
             choice = flow.euler_step
-            step = choice.step
+            step = float(choice.step)
             if choice.factor is not None:
                 self.factor = sum(c * choice.factor**k for k, c in enumerate(_EULER_POWERS[tableau]))
         self.step_size = step

@@ -213,7 +213,7 @@ class Segments(Iteration):
         self.flow = as_flow(settings.flow).bind(self.ode_problem)
         self.rate = self.flow.rate or _RATE
         if self.kind.fixed:
-            self.step_size = self.kind.disc * self.flow.euler_step.step if settings.step is None else settings.step
+            self.step_size = settings.step or self.kind.disc * float(self.flow.euler_step.step)
         self.separable = False  # segments are planned with the residual as the loop sees it
         self.per_row = self.kind.scipy if settings.per_row is None else settings.per_row
         self.segments: list[tuple[float, int]] = []

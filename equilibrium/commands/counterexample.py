@@ -131,7 +131,7 @@ def _study(gain: float, pairs: int) -> tuple[GainRecord, _Curves]:
     apart = distance(diverging, euclidean)[:, 0]
     fit = decay_rate(times[::2], apart[::2], skip=2 * trap.dwell, floor=1e-15)
 
-    step = best_forward_backward_step(W, euclidean).step
+    step = float(best_forward_backward_step(W, euclidean).step)
     system = forward_backward_system(W, step=step, hint=euclidean.weights).at_speed(1 / step)
     generator = torch.Generator().manual_seed(0)
     first, second = torch.rand(2, pairs, 2, dtype=torch.float64, generator=generator)

@@ -21,11 +21,13 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import Status
 from contracting.proximal import Activation
-from contracting.solve import Stop, solve
+from contracting.solve import Method, Stop, solve
+from equilibrium.convolution.weights import ConvolutionalWeights
 from equilibrium.implicit import Implicit
 from equilibrium.lipschitz.system import as_double
 from equilibrium.newton import SemismoothNewton
-from equilibrium.weights import Weights, explicit_weights
+from equilibrium.splitting import PeacemanRachford
+from equilibrium.weights import NetworkWeights, Weights, explicit_weights
 
 _TIGHT = Stop(rtol=1e-12, atol=1e-14, max_steps=500, patience=100)
 
@@ -47,10 +49,55 @@ class AttainedRatio:
     method: str
 
 
-class Network:
+class _Pairs:
+    """A network in float64 whose outputs at pairs of inputs are compared."""
+
+    weights: NetworkWeights
+    activation: Activation
+    solver: Method
+
+    def solved(self, x: Tensor, z0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Equilibria of the rows of x as closely as float64 allows, and which rows were solved."""
+        problem = self.weights.problem(x, self.activation)
+        with torch.no_grad():
+            solution = solve(problem, self.solver, z0=z0, stop=_TIGHT, throw=False)
+        noise = solution.relative_residual <= 1e-11  # stalled at rounding level counts as solved
+        return solution.z, solution.converged | (noise & (solution.status != Status.NONFINITE))
+
+    def ratios(self, first: Tensor, second: Tensor) -> Tensor:
+        """‖Δy‖/‖Δx‖ of each pair from two tight solves, (batch,); zero where a solve failed."""
+        z1, good1 = self.solved(first)
+        z2, good2 = self.solved(second, z1)
+        step = first - second
+        # of the differences, in which the offset of the readout would only be rounding
+        offset = self.weights.readout(torch.zeros_like(z1[:1]), torch.zeros_like(step[:1]))
+        change = self.weights.readout(z1 - z2, step) - offset
+        size = torch.linalg.vector_norm(step, dim=-1)
+        ratio = torch.linalg.vector_norm(change, dim=-1) / size
+        good = good1 & good2 & (size > 0) & torch.isfinite(ratio)
+        # two equilibria that differ by rounding only say nothing
+        noise = 1e-10 * (torch.linalg.vector_norm(z1, dim=-1) + torch.linalg.vector_norm(first, dim=-1))
+        good = good & (size > noise)
+        return torch.where(good, ratio, torch.zeros_like(ratio))
+
+
+class ImageNetwork(_Pairs):
+    """A network on images in float64: what a search can use that needs no matrix of it."""
+
+    def __init__(self, weights: ConvolutionalWeights, activation: Activation):
+        self.activation = activation.with_tensors([as_double(t) for t in activation.tensors()])
+        self.weights: ConvolutionalWeights = weights.double()
+        self.solver = PeacemanRachford()
+
+
+class Network(_Pairs):
     """Explicit weights and an activation in float64, with the quantities the searches need."""
 
-    def __init__(self, weights: Weights, activation: Activation):
+    weights: Weights
+
+    def __init__(self, network: NetworkWeights, activation: Activation):
+        weights = network.dense()
+        self.solver = SemismoothNewton()
         self.activation = activation.with_tensors([as_double(t) for t in activation.tensors()])
         metric = weights.metric
         self.weights = explicit_weights(
@@ -64,14 +111,6 @@ class Network:
         )
         self.W, self.U, self.C = self.weights.state.to_dense(), self.weights.input, self.weights.output
         self.identity = torch.eye(self.W.shape[0], dtype=torch.float64)
-
-    def solved(self, x: Tensor, z0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Equilibria of the rows of x as closely as float64 allows, and which rows were solved."""
-        problem = self.weights.problem(x, self.activation)
-        with torch.no_grad():
-            solution = solve(problem, SemismoothNewton(), z0=z0, stop=_TIGHT, throw=False)
-        noise = solution.relative_residual <= 1e-11  # stalled at rounding level counts as solved
-        return solution.z, solution.converged | (noise & (solution.status != Status.NONFINITE))
 
     def slopes(self, x: Tensor, z0: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """J and v = Wz + q at the equilibria of x, and z: (batch, n) each."""
@@ -92,24 +131,8 @@ class Network:
         G = (self.C * J[:, None, :]) @ H
         return G if self.weights.feedthrough is None else G + self.weights.feedthrough
 
-    def ratios(self, first: Tensor, second: Tensor) -> Tensor:
-        """‖Δy‖/‖Δx‖ of each pair from two tight solves, (batch,); zero where a solve failed."""
-        z1, good1 = self.solved(first)
-        z2, good2 = self.solved(second, z1)
-        step = first - second
-        change = (z1 - z2) @ self.C.mT
-        if self.weights.feedthrough is not None:
-            change = change + step @ self.weights.feedthrough.mT
-        size = torch.linalg.vector_norm(step, dim=-1)
-        ratio = torch.linalg.vector_norm(change, dim=-1) / size
-        good = good1 & good2 & (size > 0) & torch.isfinite(ratio)
-        # two equilibria that differ by rounding only say nothing
-        noise = 1e-10 * (torch.linalg.vector_norm(z1, dim=-1) + torch.linalg.vector_norm(first, dim=-1))
-        good = good & (size > noise)
-        return torch.where(good, ratio, torch.zeros_like(ratio))
 
-
-def attained(network: Network, first: Tensor, second: Tensor, method: str) -> AttainedRatio:
+def attained(network: _Pairs, first: Tensor, second: Tensor, method: str) -> AttainedRatio:
     """The best pair of a batch; of those equal up to rounding the longest, which anyone can verify most easily."""
     ratios = network.ratios(first, second)
     length = torch.linalg.vector_norm(first - second, dim=-1)
@@ -307,7 +330,7 @@ class PairAscent:
         checks.number("learning_rate", self.learning_rate, low=0, low_open=True)
         checks.number("distance", self.distance, low=0, low_open=True)
 
-    def find(self, network: Network, x: Tensor, generator: torch.Generator) -> AttainedRatio:
+    def find(self, network: _Pairs, x: Tensor, generator: torch.Generator) -> AttainedRatio:
         """The best pair, one started at each row of x, (batch, in)."""
         size = max(1e-3, float(x.square().mean().sqrt()))
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
@@ -320,7 +343,7 @@ class PairAscent:
             for _ in range(self.steps):
                 both = torch.cat([first, second])
                 problem = network.weights.problem(both, network.activation)
-                state = Implicit(stop=stop).equilibrium(problem, SemismoothNewton(), stop, z)
+                state = Implicit(stop=stop).equilibrium(problem, network.solver, stop, z)
                 z = state.detach()
                 y = network.weights.readout(state, both)
                 change = torch.linalg.vector_norm(y[: len(x)] - y[len(x) :], dim=-1)

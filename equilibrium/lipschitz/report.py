@@ -11,11 +11,20 @@ from torch import Tensor
 from contracting import checks
 from contracting.certificates.records import CertificateError
 from contracting.errors import InputError
+from equilibrium.convolution.weights import ConvolutionalWeights
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.lipschitz.bounds import certified_lipschitz
 from equilibrium.lipschitz.certificate import LipschitzCertificate
 from equilibrium.lipschitz.checker import check_lipschitz
-from equilibrium.lipschitz.lower import AttainedRatio, Network, PairAscent, PatternSearch, RegionWalk, Search
+from equilibrium.lipschitz.lower import (
+    AttainedRatio,
+    ImageNetwork,
+    Network,
+    PairAscent,
+    PatternSearch,
+    RegionWalk,
+    Search,
+)
 from equilibrium.lipschitz.system import lipschitz_system
 
 
@@ -71,7 +80,7 @@ def attained_lipschitz(
     Args:
         model: the layer; its explicit weights are taken in float64.
         x: inputs to start from, (batch, in), such as data; None draws standard normal ones.
-        searches: what to try; the best counts.
+        searches: what to try; the best counts. For a network on images only PairAscent, which needs no matrix.
         starts: how many rows of x are used.
         seed: of everything random.
 
@@ -90,7 +99,14 @@ def attained_lipschitz(
     checks.last_size("x", checks.floating_tensor("x", x), model.in_features)
     rows = checks.finite("x", x).detach().to("cpu", torch.float64).reshape(-1, model.in_features)[:starts]
     with torch.no_grad():
-        network = Network(model.weights(), model.activation)
+        weights = model.weights()
+        if isinstance(weights, ConvolutionalWeights):
+            images = ImageNetwork(weights, model.activation)
+            ascents = [search for search in searches if isinstance(search, PairAscent)]
+            if not ascents:
+                raise InputError("searches must hold PairAscent() for a network on images: the others need its matrix")
+            return max((search.find(images, rows, generator) for search in ascents), key=lambda found: found.ratio)
+        network = Network(weights, model.activation)
         return max((search.find(network, rows, generator) for search in searches), key=lambda found: found.ratio)
 
 
@@ -111,7 +127,12 @@ def lipschitz_report(
 
 def pair_ratio(model: EquilibriumLayer, first: Tensor, second: Tensor) -> float:
     """‖y(x₁) − y(x₂)‖₂/‖x₁ − x₂‖₂ of one pair, (in,) each, solved in float64: to verify a report."""
-    network = Network(model.weights(), model.activation)
+    weights = model.weights()
+    network: Network | ImageNetwork
+    if isinstance(weights, ConvolutionalWeights):
+        network = ImageNetwork(weights, model.activation)
+    else:
+        network = Network(weights, model.activation)
     pair = [checks.shape(name, x, (model.in_features,)) for name, x in (("first", first), ("second", second))]
     one, other = (x.detach().to("cpu", torch.float64)[None] for x in pair)
     return float(network.ratios(one, other)[0])

@@ -16,11 +16,11 @@ from contracting import checks
 from contracting.errors import InputError
 from contracting.proximal import Activation
 from equilibrium.layers import EquilibriumLayer
-from equilibrium.weights import Weights
+from equilibrium.weights import NetworkWeights
 
 UNIT = 2.0**-53
 Slopes = tuple[float, float]
-Model = EquilibriumLayer | Weights
+Model = EquilibriumLayer | NetworkWeights
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,10 +87,10 @@ def lipschitz_system(
         if activation is not None:
             raise InputError("activation must be left out for a layer, which has its own")
         with torch.no_grad():
-            weights = model.weights()
+            weights = model.weights().dense()
         slopes = model.activation.slopes
-    elif isinstance(model, Weights):
-        weights, slopes = model, (0.0, 1.0) if activation is None else activation.slopes
+    elif isinstance(model, NetworkWeights):
+        weights, slopes = model.dense(), (0.0, 1.0) if activation is None else activation.slopes
     else:
         raise InputError(f"model must be an EquilibriumLayer or Weights, got {type(model).__name__}")
     W = checks.finite("W", as_double(weights.state.to_dense()))

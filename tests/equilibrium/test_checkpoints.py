@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from contracting.errors import InputError, Status
 from contracting.integrators import ExplicitEuler
-from contracting.solve import Stop
+from contracting.solve import Stop, solve
 from equilibrium import (
     LBEN,
     EquilibriumLayer,
@@ -20,7 +21,7 @@ from equilibrium import (
     load_reference,
     save_reference,
 )
-from equilibrium.data import Dataset, mnist
+from equilibrium.data import Dataset, mnist, subset
 from tests.methods import ALL_METHODS, name
 
 # test error at the exact equilibrium in percent, γ
@@ -163,3 +164,120 @@ def test_what_the_reference_layout_cannot_hold_is_refused(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="cannot write"):
         save_reference(LBEN(3, 4, 2), tmp_path / "no" / "folder.pt")
     assert not list(tmp_path.iterdir())
+
+
+CONVOLUTION = "conv_mondeq_w54"
+
+
+def _convolutional_error(shared_data: Path, count: int) -> tuple[float, float, int]:
+    """Wrong answers in percent and worst residual on the first test images, and the most steps of an image."""
+    layer = load_reference(shared_data / "lben-checkpoints" / f"{CONVOLUTION}.pt")
+    images = subset(mnist(shared_data / "mnist"), test=count)
+    wrong, worst, steps = 0, 0.0, 0
+    with torch.no_grad():
+        weights = layer.weights()
+        for x, labels in zip(images.test_inputs.split(200), images.test_labels.split(200), strict=True):
+            problem = weights.problem(x, layer.activation)
+            solution = solve(problem, PeacemanRachford(), stop=Stop(rtol=1e-4, atol=0.0))
+            # the residual once more, from the formula of the reference code and convolutions of torch
+            worst = max(worst, _reference_residual(shared_data, x, solution.z))
+            wrong += int((weights.readout(solution.z, x).argmax(-1) != labels).sum())
+            steps = max(steps, int(solution.steps.max()))
+    return 100 * wrong / count, worst, steps
+
+
+def _reference_residual(shared_data: Path, x: torch.Tensor, z: torch.Tensor) -> float:
+    file = torch.load(shared_data / "lben-checkpoints" / f"{CONVOLUTION}.pt", weights_only=True)
+    t = {name.removeprefix("mon.linear_module."): value for name, value in file.items()}
+
+    def wrap(v: torch.Tensor) -> torch.Tensor:
+        return F.pad(v, (1, 1, 1, 1), mode="circular")
+
+    A = t["A.weight"] / t["A.weight"].norm()
+    B = t["h"] * t["B.weight"] / t["B.weight"].norm()
+    image = z.reshape(-1, 54, 30, 30)
+
+    def adjoint(v: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        return F.conv_transpose2d(wrap(v), kernel)[:, :, 2:-2, 2:-2]
+
+    AtAz = adjoint(F.conv2d(wrap(image), A), A)
+    Wz = image - t["psi"].exp() * (image + t["g"] * AtAz - F.conv2d(wrap(image), B) + adjoint(image, B))
+    q = F.conv2d(wrap(F.pad(x.reshape(-1, 1, 28, 28), (1, 1, 1, 1))), t["U.weight"], t["U.bias"])
+    mapped = F.pad(torch.relu(Wz + q)[:, :, 1:-1, 1:-1], (1, 1, 1, 1))
+    residual = (image - mapped).flatten(1).norm(dim=1) / mapped.flatten(1).norm(dim=1)
+    return float(residual.max())
+
+
+def test_the_convolutional_checkpoint_is_the_network_of_the_reference_code(shared_data: Path) -> None:
+    error, residual, steps = _convolutional_error(shared_data, 100)
+    assert error <= 2.0
+    assert residual <= 1.01e-4
+    assert steps <= 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_convolutional_checkpoint_reproduces_its_reported_test_error(shared_data: Path) -> None:
+    reported = json.loads((shared_data / "lben-checkpoints" / "reported.json").read_text())
+    error, residual, _ = _convolutional_error(shared_data, 10_000)
+    assert error == pytest.approx(1.08, abs=0.05)
+    assert residual <= 1.01e-4
+    if CONVOLUTION in reported:
+        assert error == pytest.approx(reported[CONVOLUTION]["test_error_percent"], abs=0.05)
+
+
+def _convolutional_file(path: Path, psi: torch.Tensor, **changes: torch.Tensor) -> Path:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "U.weight": torch.randn(2, 1, 3, 3, generator=generator),
+        "U.bias": torch.randn(2, generator=generator),
+        "A.weight": torch.randn(2, 2, 3, 3, generator=generator),
+        "B.weight": torch.randn(2, 2, 3, 3, generator=generator),
+        "g": torch.tensor(1.5),
+        "h": torch.tensor(-0.7),
+        "psi": psi,
+    }
+    head = {"Wout.weight": torch.randn(3, 2 * 3 * 3, generator=generator), "Wout.bias": torch.zeros(3)}
+    torch.save({**{f"mon.linear_module.{k}": v for k, v in (tensors | changes).items()}, **head}, path)
+    return path
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 2, 1, 1), (1, 1, 6, 6), (1, 2, 6, 6)])
+def test_every_shape_of_the_convolutional_metric_is_read(shape: tuple[int, ...], tmp_path: Path) -> None:
+    psi = 0.5 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    path = _convolutional_file(tmp_path / "model.pt", psi)
+    layer = load_reference(path, image=(4, 4), epsilon=0.1, dtype=torch.float64)
+    file = {k.removeprefix("mon.linear_module."): v.double() for k, v in torch.load(path, weights_only=True).items()}
+    z = torch.randn(5, 2, 6, 6, dtype=torch.float64)
+
+    def wrap(v: torch.Tensor) -> torch.Tensor:
+        return F.pad(v, (1, 1, 1, 1), mode="circular")
+
+    def adjoint(v: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+        return F.conv_transpose2d(wrap(v), kernel)[:, :, 2:-2, 2:-2]
+
+    A = file["A.weight"] / file["A.weight"].norm()
+    B = file["h"] * file["B.weight"] / file["B.weight"].norm()
+    AtAz = adjoint(F.conv2d(wrap(z), A), A)
+    Wz = z - file["psi"].exp() * (0.1 * z + file["g"] * AtAz - F.conv2d(wrap(z), B) + adjoint(z, B))
+    weights = layer.weights()
+    assert torch.allclose(weights.state.apply(z.flatten(1)), Wz.flatten(1), atol=1e-6)
+    assert weights.metric is not None
+    assert weights.state.operator(weights.metric).bounds.strongly_monotone
+    x = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    assert bool(layer.solve(x).converged.all())
+
+
+def test_a_convolutional_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    flat = torch.zeros(1, 1, 1, 1)
+    with pytest.raises(InputError, match="no cells"):
+        load_reference(_convolutional_file(tmp_path / "a.pt", flat), image=(5, 5))
+    with pytest.raises(InputError, match="no metric"):
+        load_reference(_convolutional_file(tmp_path / "b.pt", torch.zeros(1, 1, 5, 5)), image=(4, 4))
+    with pytest.raises(InputError, match="g in"):
+        load_reference(_convolutional_file(tmp_path / "c.pt", flat, g=torch.tensor(-1.0)), image=(4, 4))
+    with pytest.raises(InputError, match="no Lipschitz bound"):
+        load_reference(_convolutional_file(tmp_path / "d.pt", flat), image=(4, 4), lipschitz=1.0)
+    layer = load_reference(_convolutional_file(tmp_path / "e.pt", flat), image=(4, 4))
+    with pytest.raises(InputError, match="only dense layers"):
+        save_reference(layer, tmp_path / "f.pt")

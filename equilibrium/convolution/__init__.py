@@ -1,0 +1,16 @@
+"""Equilibrium networks on images: circular convolutions, certified as they run."""
+
+from equilibrium.convolution.geometry import Geometry
+from equilibrium.convolution.layer import ConvolutionalLayer, LBENConv2d
+from equilibrium.convolution.parameterization import ConvolutionalMonotone, Initialization, MetricShape
+from equilibrium.convolution.weights import ConvolutionalWeights
+
+__all__ = [
+    "ConvolutionalLayer",
+    "ConvolutionalMonotone",
+    "ConvolutionalWeights",
+    "Geometry",
+    "Initialization",
+    "LBENConv2d",
+    "MetricShape",
+]

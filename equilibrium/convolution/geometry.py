@@ -1,0 +1,121 @@
+"""Where the pixels are: images, the grid of the state with its border, and the cells of the readout."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError
+from contracting.frequencies import Grid, convolve_by_symbol, convolve_directly, symbol_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    r"""The linear maps around an equilibrium on images that are not learnt: padding, sampling, pooling.
+
+    An image is padded with zeros by ``border`` · ``stride`` on every side, convolved *circularly* on that torus, and
+    every ``stride``-th position of the result is kept: the grid of the state, with a border of ``border``. The readout
+    sees the averages over cells of side ``pool``.
+
+    Args:
+        in_channels: channels of the image.
+        channels: channels C of the state.
+        image: (height, width) of the image, or (width,).
+        border: width of the border of the state's grid.
+        stride: of the input convolution.
+        pool: side of the cells of the readout.
+
+    Raises:
+        InputError: if the stride does not divide the image, or the cells do not tile the grid.
+    """
+
+    in_channels: int
+    channels: int
+    image: Grid
+    border: int = 1
+    stride: int = 1
+    pool: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("in_channels", "channels", "stride", "pool"):
+            checks.whole_number(name, getattr(self, name))
+        checks.whole_number("border", self.border, low=0)
+        if not isinstance(self.image, tuple) or len(self.image) not in (1, 2):
+            raise InputError(f"image must be (height, width) or (width,), got {self.image!r}")
+        for size in self.image:
+            if checks.whole_number("an entry of image", size) % self.stride:
+                raise InputError(f"stride must divide the image {self.image}, got {self.stride}")
+        if any(size % self.pool for size in self.grid):
+            raise InputError(
+                f"pool must divide the grid {self.grid} (the image over the stride, with its border), got {self.pool}"
+            )
+
+    @property
+    def grid(self) -> Grid:
+        """Positions of the state, border included."""
+        return tuple(size // self.stride + 2 * self.border for size in self.image)
+
+    @property
+    def torus(self) -> Grid:
+        """Positions of the padded image, on which the input is convolved circularly."""
+        return tuple(size * self.stride for size in self.grid)
+
+    @property
+    def cells(self) -> Grid:
+        """Cells of the readout."""
+        return tuple(size // self.pool for size in self.grid)
+
+    @property
+    def in_features(self) -> int:
+        """Entries of an image."""
+        return self.in_channels * math.prod(self.image)
+
+    @property
+    def hidden_features(self) -> int:
+        """Entries n of the state."""
+        return self.channels * math.prod(self.grid)
+
+    @property
+    def cell_features(self) -> int:
+        """Entries that the readout sees."""
+        return self.channels * math.prod(self.cells)
+
+    @property
+    def cell_size(self) -> int:
+        """Positions per cell."""
+        return int(self.pool ** len(self.grid))
+
+    def inject(self, x: Tensor, kernel: Tensor) -> Tensor:
+        """Rows of the input convolution, without bias: (batch, in) -> (batch, n)."""
+        images = x.reshape(-1, self.in_channels, *self.image)
+        margin = self.border * self.stride
+        padded = torch.nn.functional.pad(images, [margin] * 2 * len(self.image)).flatten(1)
+        fits = all(side <= size for side, size in zip(kernel.shape[2:], self.torus, strict=True))
+        if fits:
+            fine = convolve_directly(padded, kernel, self.torus)
+        else:
+            fine = convolve_by_symbol(padded, symbol_of(kernel, self.torus), self.torus)
+        return self.sample(fine.reshape(-1, kernel.shape[0], *self.torus)).flatten(1)
+
+    def sample(self, fine: Tensor) -> Tensor:
+        """Every ``stride``-th position: (..., *torus) -> (..., *grid)."""
+        for axis in range(-len(self.grid), 0):
+            fine = fine.movedim(axis, 0)[:: self.stride].movedim(0, axis)
+        return fine
+
+    def average(self, z: Tensor) -> Tensor:
+        """Averages over the cells: (..., n) -> (..., cell features)."""
+        images = z.reshape(-1, self.channels, *self.grid)
+        pooling = torch.nn.functional.avg_pool1d if len(self.grid) == 1 else torch.nn.functional.avg_pool2d
+        return pooling(images, self.pool).reshape(*z.shape[:-1], self.cell_features)
+
+    def average_adjoint(self, cells: Tensor) -> Tensor:
+        """The transpose of ``average``: (..., cell features) -> (..., n)."""
+        images = cells.reshape(*cells.shape[:-1], self.channels, *self.cells)
+        for axis in range(-len(self.grid), 0):
+            images = images.repeat_interleave(self.pool, axis)
+        return images.flatten(-1 - len(self.grid)) / self.cell_size

@@ -1,0 +1,160 @@
+"""Equilibrium layers on images: the same interface as the dense layer, analysed frequency by frequency."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from contracting import checks
+from contracting.activations import ReLU, as_activation
+from contracting.clamped import zero_border
+from contracting.errors import InputError
+from contracting.proximal import Activation
+from contracting.solve import Method, Stop
+from equilibrium.convolution.geometry import Geometry
+from equilibrium.convolution.parameterization import ConvolutionalMonotone, Initialization, MetricShape
+from equilibrium.convolution.weights import ConvolutionalWeights
+from equilibrium.implicit import Backward
+from equilibrium.layers import EquilibriumLayer
+
+
+class ConvolutionalLayer(EquilibriumLayer):
+    r"""z = σ(Wz + Ux + b), y = W_o P z + b_o on images, with σ = 0 on the border of the state, for any weights.
+
+    Inputs are images (..., channels, height, width), or rows (..., in_features) of their entries; states are rows of n
+    = channels · positions entries, ``as_image`` reshapes them.
+
+    Args:
+        parameterization: free parameters with ``explicit() -> ConvolutionalWeights``.
+        activation: σ inside the border.
+        solver: as for ``EquilibriumLayer``.
+        stop: tolerances and limits of the solve.
+        backward: how z is differentiated.
+    """
+
+    parameterization: ConvolutionalMonotone
+
+    def __init__(
+        self,
+        parameterization: ConvolutionalMonotone,
+        *,
+        activation: Activation | nn.Module | None = None,
+        solver: Method | None = None,
+        stop: Stop | None = None,
+        backward: Backward | None = None,
+    ):
+        geometry = parameterization.geometry
+        inner = ReLU() if activation is None else as_activation(activation)
+        clamped = zero_border(inner, channels=geometry.channels, grid=geometry.grid, border=geometry.border)
+        super().__init__(parameterization, activation=clamped, solver=solver, stop=stop, backward=backward)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Sizes, border, stride and cells."""
+        return self.parameterization.geometry
+
+    def weights(self) -> ConvolutionalWeights:
+        """The explicit weights of the present parameters; equal ones are recalled, as in ``EquilibriumLayer``."""
+        weights = super().weights()
+        assert isinstance(weights, ConvolutionalWeights)
+        return weights
+
+    def as_image(self, z: Tensor) -> Tensor:
+        """States as images: (..., n) -> (..., channels, *grid), border included."""
+        checks.last_size("z", z, self.hidden_features)
+        return z.reshape(*z.shape[:-1], self.geometry.channels, *self.geometry.grid)
+
+    def _rows(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        geometry = self.geometry
+        image = (geometry.in_channels, *geometry.image)
+        checks.same_kind("x", checks.floating_tensor("x", x), "the layer", self.parameterization.bias)
+        if tuple(x.shape[-len(image) :]) == image:
+            return x.reshape(-1, self.in_features), tuple(x.shape[: -len(image)])
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            shape = ", ".join(map(str, image))
+            raise InputError(f"x must be images (..., {shape}) or rows (..., {self.in_features}), got {tuple(x.shape)}")
+        return x.reshape(-1, self.in_features), tuple(x.shape[:-1])
+
+    def extra_repr(self) -> str:
+        """Geometry, activation and solver."""
+        return f"{self.geometry}, {super().extra_repr()}"
+
+
+class LBENConv2d(ConvolutionalLayer):
+    r"""Lipschitz-bounded equilibrium network on images: circular convolutions, zero border (arXiv 2010.01732).
+
+    For every value of the parameters the equilibrium exists and is unique; with ``lipschitz`` the whole map from the
+    image to y — padding, input convolution, equilibrium, border, average pooling and readout — has that ℓ2 Lipschitz
+    constant. A convolutional classifier is this layer: y are the logits.
+
+    Args:
+        in_channels: channels of the image.
+        channels: channels of the state.
+        out_features: size of y, such as the number of classes.
+        image: (height, width) of the image.
+        kernel_size: side of the kernels, odd.
+        input_kernel_size: side of the input kernel; None takes ``kernel_size``.
+        border: width of the border that is held at zero; 0 leaves a torus.
+        stride: of the input convolution.
+        pool: side of the cells that the readout averages.
+        lipschitz: γ > 0, or None for no bound.
+        contraction_rate: c in [0, 1), or None.
+        epsilon: ε > 0, strong monotonicity of the parameterisation.
+        metric: which entries of the metric are learnt; MetricShape.IDENTITY gives a monDEQ.
+        initialization: where training starts.
+        activation: σ, monotone with slopes in [0, 1].
+        solver: any splitting method or ODE integrator; changes neither weights nor gradient.
+        stop: tolerances and limits of the solve.
+        backward: as for ``LBEN``.
+        device: device of the parameters.
+        dtype: floating-point type of the parameters.
+
+    Raises:
+        InputError: on any argument out of range.
+
+    Example:
+        >>> layer = LBENConv2d(1, 16, 10, image=(28, 28), stride=2, pool=4, lipschitz=1.0)
+        >>> y = layer(torch.randn(32, 1, 28, 28))
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        out_features: int,
+        *,
+        image: tuple[int, int],
+        kernel_size: int = 3,
+        input_kernel_size: int | None = None,
+        border: int = 1,
+        stride: int = 1,
+        pool: int = 1,
+        lipschitz: float | None = None,
+        contraction_rate: float | None = None,
+        epsilon: float = 1.0,
+        metric: MetricShape = MetricShape.CHANNEL,
+        initialization: Initialization = Initialization.DEFAULT,
+        activation: Activation | nn.Module | None = None,
+        solver: Method | None = None,
+        stop: Stop | None = None,
+        backward: Backward | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        geometry = Geometry(
+            in_channels=in_channels, channels=channels, image=image, border=border, stride=stride, pool=pool
+        )
+        parameterization = ConvolutionalMonotone(
+            geometry,
+            out_features,
+            kernel_size=kernel_size,
+            input_kernel_size=input_kernel_size,
+            lipschitz=lipschitz,
+            contraction_rate=contraction_rate,
+            epsilon=epsilon,
+            metric=metric,
+            initialization=initialization,
+            device=device,
+            dtype=dtype,
+        )
+        super().__init__(parameterization, activation=activation, solver=solver, stop=stop, backward=backward)

@@ -1,0 +1,296 @@
+r"""Free parameters → explicit weights of an equilibrium network on images: any values give the certificate asked for.
+
+W = I − Ψ( εI + g ÂᵀÂ + h(B̂ᵀ − B̂) + Q_γ + Q_c ),   Â = A/‖A‖_F, B̂ = B/‖B‖_F, g = exp(log g), h = exp(log h),
+
+with circular convolutions A and B, transposes as their adjoints, and Ψ = diag(exp ψ). This is the form of the reference
+code of arXiv 2010.01732 and 2006.08591, with ε and the two gains kept positive without projection. Q_γ and Q_c are
+*upper bounds* that are convolutions, of terms that are none, so that everything stays one block per frequency:
+
+* Q_γ ⪰ ((W_oP)ᵀW_oP + Ψ⁻¹UUᵀΨ⁻¹)/(2γ) makes x ↦ y γ-Lipschitz (the inequality of arXiv 2010.01732, Theorem 5; it only
+  asks for ⪰). Its two parts are
+
+  - readout: the cells of the average pooling P do not overlap, so PPᵀ = I/p with p positions per cell, and for every
+    diagonal D > 0 with one entry per channel (equal at all positions, so that D commutes with P)
+    ‖W_oPz‖² = ‖W_oD^−½ P D^½z‖² ≤ λmax(W_oD⁻¹W_oᵀ)/p · zᵀDz. Any D is valid; taken is D_c = ‖W_o restricted to c‖_F.
+  - input: U = SCE is zero padding E, circular convolution C and sampling S. EEᵀ ⪯ I, so UUᵀ ⪯ SCCᵀSᵀ, a convolution on
+    the grid of the state: the kernel of CCᵀ at multiples of the stride. With Ψ one number per channel Ψ⁻¹UUᵀΨ⁻¹
+    follows. With a Ψ that varies over the image, write Ψ⁻¹ = NT, N = the largest of Ψ⁻¹ in each channel, 0 < T ≤ I;
+    then Ψ⁻¹UUᵀΨ⁻¹ = T(NUUᵀN)T ⪯ ‖NSC‖²T² ⪯ ‖NSC‖²I, a norm found per frequency.
+
+  A border held at zero by the activation needs nothing: its slope 0 is one of those in [0, 1].
+* Q_c = cΨ⁻¹ + S̃ᵀΨS̃/(4(1 − c)), S̃ = h(B̂ᵀ − B̂): the firing-rate and Hopfield flows contract at rate ≥ c, as in
+  ``equilibrium.parameterizations``; for Ψ constant over the image.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+
+import torch
+from torch import Tensor, nn
+
+from contracting import checks
+from contracting.convolution import CircularConvolution
+from contracting.errors import InputError
+from contracting.frequencies import centred_sum, gram, over_space, pointwise, symbol_of, transposed
+from contracting.linear import LinearMap
+from contracting.metrics import WeightedL2
+from contracting.scaled import Scaled
+from equilibrium.convolution.geometry import Geometry
+from equilibrium.convolution.weights import ConvolutionalWeights
+from equilibrium.parameterizations import Parameterization
+
+
+class MetricShape(Enum):
+    """Which entries of the metric Ψ⁻¹ are learnt apart: (channels?, positions?)."""
+
+    IDENTITY = "identity"
+    SCALAR = "scalar"
+    CHANNEL = "per channel"
+    POSITION = "per position"
+    FULL = "full"
+
+    def of(self, geometry: Geometry) -> tuple[int, ...] | None:
+        """The shape of ψ, (C or 1, *grid or 1 …); None for the identity."""
+        if self is MetricShape.IDENTITY:
+            return None
+        channels = geometry.channels if self in (MetricShape.CHANNEL, MetricShape.FULL) else 1
+        varies = self in (MetricShape.POSITION, MetricShape.FULL)
+        return (channels, *(geometry.grid if varies else [1] * len(geometry.grid)))
+
+    @property
+    def varies_over_space(self) -> bool:
+        """Whether positions have entries of their own."""
+        return self in (MetricShape.POSITION, MetricShape.FULL)
+
+
+class Initialization(Enum):
+    """Where training starts.
+
+    DEFAULT draws all kernels at random. IDENTITY starts as a network that treats every pixel alike: A is the identity
+    of each channel, the skew part is almost absent, and the input convolution passes the pixel itself to every channel
+    with a random weight.
+    """
+
+    DEFAULT = "default"
+    IDENTITY = "identity-like"
+
+
+class ConvolutionalMonotone(Parameterization):
+    """The LBEN parameterisation on images: well-posed for every value, on request γ-Lipschitz and contracting.
+
+    Args:
+        geometry: sizes, border, stride, cells of the readout.
+        out_features: size of y.
+        kernel_size: side of the kernels A and B, odd.
+        input_kernel_size: side of the input kernel, odd; None takes ``kernel_size``.
+        lipschitz: γ > 0, or None for no bound.
+        contraction_rate: c in [0, 1), or None; needs a metric that is constant over the image.
+        epsilon: ε > 0. The authors train with 1 (monDEQ) and 0.1 (other convolutional models).
+        metric: which entries of ψ are learnt.
+        initialization: where training starts.
+        device: device of the parameters.
+        dtype: floating-point type of the parameters.
+
+    Raises:
+        InputError: on even sides, γ ≤ 0, c outside [0, 1), ε ≤ 0, or c with a metric that varies over the image.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        out_features: int,
+        *,
+        kernel_size: int = 3,
+        input_kernel_size: int | None = None,
+        lipschitz: float | None = None,
+        contraction_rate: float | None = None,
+        epsilon: float = 1.0,
+        metric: MetricShape = MetricShape.CHANNEL,
+        initialization: Initialization = Initialization.DEFAULT,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        if lipschitz is not None:
+            checks.number("lipschitz", lipschitz, low=0, low_open=True, high=math.inf, high_open=True)
+        if contraction_rate is not None:
+            checks.number("contraction_rate", contraction_rate, low=0, high=1, high_open=True)
+        checks.number("epsilon", epsilon, low=0, low_open=True, high=math.inf, high_open=True)
+        input_kernel_size = kernel_size if input_kernel_size is None else input_kernel_size
+        for name, side in (("kernel_size", kernel_size), ("input_kernel_size", input_kernel_size)):
+            if checks.whole_number(name, side) % 2 == 0:
+                raise InputError(f"{name} must be odd, got {side}")
+        if not isinstance(metric, MetricShape):
+            raise InputError(f"metric must be one of {', '.join(map(str, MetricShape))}, got {metric!r}")
+        if not isinstance(initialization, Initialization):
+            raise InputError(
+                f"initialization must be one of {', '.join(map(str, Initialization))}, got {initialization!r}"
+            )
+        if contraction_rate is not None and metric.varies_over_space:
+            raise InputError("contraction_rate needs a metric that is constant over the image: MetricShape.CHANNEL")
+        super().__init__(geometry.in_features, geometry.hidden_features, out_features, device=device, dtype=dtype)
+        self.geometry, self.metric, self.initialization = geometry, metric, initialization
+        self.epsilon, self.lipschitz, self.contraction_rate = epsilon, lipschitz, contraction_rate
+        C, dims = geometry.channels, len(geometry.grid)
+        self.U = self._parameter(C, geometry.in_channels, *[input_kernel_size] * dims)
+        self.bias = self._parameter(C)
+        self.A = self._parameter(C, C, *[kernel_size] * dims)
+        self.B = self._parameter(C, C, *[kernel_size] * dims)
+        self.log_g = self._parameter()
+        self.log_h = self._parameter()
+        self.output = self._parameter(out_features, geometry.cell_features)
+        self.output_bias = self._parameter(out_features)
+        shape = metric.of(geometry)
+        self.psi = None if shape is None else self._parameter(*shape)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new values as ``initialization`` says; input and output as torch's layers do, smaller for small γ."""
+        with torch.no_grad():
+            for weight, bias in ((self.U, self.bias), (self.output, self.output_bias)):
+                bound = 1 / math.sqrt(weight[0].numel())
+                nn.init.uniform_(weight, -bound, bound)
+                nn.init.uniform_(bias, -bound, bound)
+            nn.init.normal_(self.A)
+            nn.init.normal_(self.B)
+            nn.init.zeros_(self.log_g)
+            nn.init.zeros_(self.log_h)
+            if self.psi is not None:
+                nn.init.zeros_(self.psi)
+            if self.initialization is Initialization.IDENTITY:
+                self.A.copy_(_only_centre(torch.eye(len(self.A)).to(self.A).reshape(*self.A.shape[:2], 1), self.A))
+                self.U.copy_(_only_centre(self.U.flatten(2), self.U))
+                nn.init.constant_(self.log_h, math.log(1e-2))
+            if self.lipschitz is not None:
+                # keep Q_γ of the size of the other terms however small γ is
+                scale = min(1.0, math.sqrt(self.lipschitz))
+                self.U.mul_(scale)
+                self.output.mul_(scale)
+
+    def explicit(self) -> ConvolutionalWeights:
+        """The weights and their certificates."""
+        geometry, c = self.geometry, self.contraction_rate
+        grid, dims = geometry.grid, len(geometry.grid)
+        lam = None if self.psi is None else (-self.psi).exp()  # Λ = Ψ⁻¹, (C or 1, *grid or 1 …)
+        per_channel = None
+        if not self.metric.varies_over_space:
+            per_channel = self.bias.new_ones(geometry.channels)
+            per_channel = per_channel if lam is None else per_channel * lam.flatten()
+        identity = torch.eye(geometry.channels, dtype=self.bias.dtype, device=self.bias.device)
+        skew = self.log_h.exp() * _normalised(self.B)
+        skew = transposed(skew) - skew  # S̃ inside the bracket
+        symmetric = [pointwise(self.epsilon * identity, dims), self.log_g.exp() * gram(_normalised(self.A))]
+        if self.lipschitz is not None:
+            symmetric += self._lipschitz_terms(self.lipschitz, lam, per_channel)
+        if c is not None:
+            assert per_channel is not None
+            scaled = skew / _as_rows(per_channel.sqrt(), dims)
+            symmetric += [pointwise(torch.diag(c * per_channel), dims), gram(scaled) / (4 * (1 - c))]
+        state, contraction_map = self._state(centred_sum(symmetric), skew, lam, per_channel)
+        if per_channel is not None:
+            weights = over_space(per_channel, grid)
+        else:
+            assert lam is not None
+            weights = lam.expand(geometry.channels, *grid).flatten()
+        return ConvolutionalWeights(
+            geometry=geometry,
+            state=state,
+            input_kernel=self.U,
+            bias=self.bias,
+            output=self.output,
+            output_bias=self.output_bias,
+            metric=WeightedL2(weights.detach()),
+            lipschitz=None if self.lipschitz is None else self.bias.new_tensor(self.lipschitz),
+            contraction_rate=c,
+            contraction_map=contraction_map,
+        )
+
+    def _state(
+        self, symmetric: Tensor, skew: Tensor, lam: Tensor | None, per_channel: Tensor | None
+    ) -> tuple[LinearMap, LinearMap | None]:
+        geometry, c = self.geometry, self.contraction_rate
+        grid, dims = geometry.grid, len(geometry.grid)
+        identity = torch.eye(geometry.channels, dtype=symmetric.dtype, device=symmetric.device)
+        bracket = centred_sum([symmetric, skew])
+        if per_channel is None:
+            assert lam is not None
+            inner = CircularConvolution(centred_sum([pointwise(identity, dims), -bracket]), grid=grid)
+            psi = (1 / lam).expand(geometry.channels, *grid).flatten()
+            return Scaled(inner, psi, torch.ones_like(psi)), None
+        kernel = centred_sum([pointwise(identity, dims), -bracket / _as_rows(per_channel, dims)])
+        P = None
+        if c is not None:
+            start = pointwise(torch.diag((1 - 2 * c) * per_channel), dims)
+            P = CircularConvolution(centred_sum([start, symmetric]).detach(), grid=grid)
+        return CircularConvolution(kernel, grid=grid), P
+
+    def _lipschitz_terms(self, gamma: float, lam: Tensor | None, per_channel: Tensor | None) -> list[Tensor]:
+        """Kernels of the two upper bounds in Q_γ; see the module."""
+        geometry = self.geometry
+        dims = len(geometry.grid)
+        readout = readout_bound(self.output, geometry) / (2 * gamma)
+        terms = [pointwise(torch.diag(readout), dims)]
+        if per_channel is not None:
+            terms.append(sampled_gram(_as_rows(per_channel, dims) * self.U, geometry) / (2 * gamma))
+        else:
+            assert lam is not None
+            largest = lam.flatten(1).amax(1).expand(geometry.channels)
+            kernel = _as_rows(largest, dims) * self.U
+            if geometry.stride == 1:  # ‖NC‖² from the smaller of the two products
+                product = symbol_of(gram(kernel), geometry.torus)
+            else:
+                product = symbol_of(sampled_gram(kernel, geometry), geometry.grid)
+            norm = torch.linalg.eigvalsh(product)[:, -1].amax()
+            identity = torch.eye(geometry.channels, dtype=norm.dtype, device=norm.device)
+            terms.append(pointwise(norm * identity / (2 * gamma), dims))
+        return terms
+
+    def extra_repr(self) -> str:
+        """Sizes and settings."""
+        parts = [super().extra_repr(), f"kernel_size={self.A.shape[-1]}", f"epsilon={self.epsilon:g}"]
+        if self.lipschitz is not None:
+            parts.append(f"lipschitz={self.lipschitz:.4g}")
+        if self.contraction_rate is not None:
+            parts.append(f"contraction_rate={self.contraction_rate:g}")
+        parts.append(f"metric={self.metric.value}")
+        return ", ".join(parts)
+
+
+def readout_bound(output: Tensor, geometry: Geometry) -> Tensor:
+    """d with ‖W_oPz‖² ≤ Σ_c d_c‖z_c‖² for every z, z_c the image of channel c: (out, C · cells) -> (C,)."""
+    table = output.reshape(output.shape[0], geometry.channels, -1)
+    squares = table.square().sum((0, 2))
+    D = (squares + 1e-6 * squares.mean() + torch.finfo(output.dtype).tiny).sqrt()
+    scaled = (table / D[:, None].sqrt()).flatten(1)
+    return torch.linalg.eigvalsh(scaled @ scaled.mT)[-1] * D / geometry.cell_size
+
+
+def sampled_gram(kernel: Tensor, geometry: Geometry) -> Tensor:
+    """The kernel of SCCᵀSᵀ on the grid of the state, C the convolution on the torus and S the sampling.
+
+    C and S commute with shifts of the grid, so entry d is that of CCᵀ at stride · d. Lags of CCᵀ are those modulo the
+    torus, whose sides are multiples of the stride: also a kernel that wraps around is sampled correctly.
+    """
+    full = gram(transposed(kernel))
+    for axis in range(2, full.ndim):
+        reach = (full.shape[axis] // 2) // geometry.stride
+        middle = full.shape[axis] // 2
+        lags = middle + geometry.stride * torch.arange(-reach, reach + 1, device=full.device)
+        full = full.index_select(axis, lags)
+    return full
+
+
+def _normalised(kernel: Tensor) -> Tensor:
+    return kernel / torch.linalg.vector_norm(kernel).clamp_min(torch.finfo(kernel.dtype).tiny)
+
+
+def _only_centre(taps: Tensor, kernel: Tensor) -> Tensor:
+    """A kernel of the shape given with the middle one of these taps, (out, in, taps), and zeros around it."""
+    centre = taps[:, :, taps.shape[2] // 2].reshape(*kernel.shape[:2], *[1] * (kernel.ndim - 2))
+    return centred_sum([centre, torch.zeros_like(kernel)])
+
+
+def _as_rows(values: Tensor, dims: int) -> Tensor:
+    """One number per output channel of a kernel."""
+    return values.reshape(-1, *[1] * (1 + dims))
