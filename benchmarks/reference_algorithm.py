@@ -18,11 +18,16 @@ _SMALLEST_STEP = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What the reference algorithm is run with; ``iterations`` is what that took where it was found."""
+    """What the reference algorithm is run with; ``iterations`` is what that took where it was found.
+
+    ``applied``: whether the map is applied once more at the end, as the reference does, which multiplies the residual
+    by up to ‖W‖; the oracle may leave it out.
+    """
 
     alpha: float
     tolerance: float
     iterations: int
+    applied: bool = True
 
 
 def inverse(W: Tensor, alpha: float) -> Tensor:
@@ -34,9 +39,9 @@ def inverse(W: Tensor, alpha: float) -> Tensor:
 def equilibrium(
     W: Tensor, q: Tensor, resolvent: Tensor, setting: Setting, *, most: int = MOST_ITERATIONS
 ) -> tuple[Tensor, int]:
-    """z and the number of iterations; ends, as the reference does, with one more application of the map."""
+    """z and the number of iterations."""
     z, iterations = _fixed_point(q, resolvent, setting, most)
-    return torch.relu(z @ W.mT + q), iterations
+    return torch.relu(z @ W.mT + q) if setting.applied else z, iterations
 
 
 def _fixed_point(q: Tensor, resolvent: Tensor, setting: Setting, most: int) -> tuple[Tensor, int]:
@@ -75,7 +80,7 @@ def halved(W: Tensor, q: Tensor, tolerance: float, *, start: float = 1.0) -> Set
 
 @torch.no_grad()
 def oracle(W: Tensor, q: Tensor, target: float, alphas: list[float]) -> Setting | None:
-    """The cheapest step and stopping tolerance with which every row reaches the true residual ``target``.
+    """The cheapest step, stopping tolerance and ending with which every row reaches the true residual ``target``.
 
     No user of the reference algorithm can know them beforehand. None where no step of the list reaches the target.
     """
@@ -91,7 +96,7 @@ def _cheapest(W: Tensor, q: Tensor, target: float, alpha: float, most: int) -> S
     resolvent = inverse(W, alpha)
     z, u = torch.zeros_like(q), torch.zeros_like(q)
     lowest = float("inf")
-    solved = False
+    solved = applied = False
     for iteration in range(1, most + 1):
         half = 2 * z - u
         u = 2 * ((half + alpha * q) @ resolvent.mT) - half
@@ -102,13 +107,18 @@ def _cheapest(W: Tensor, q: Tensor, target: float, alpha: float, most: int) -> S
         lowest = min(lowest, step)
         if not solved:
             answer = torch.relu(z @ W.mT + q)
-            image = torch.relu(answer @ W.mT + q)
-            solved = bool((torch.linalg.vector_norm(answer - image, dim=-1) <= target * image.norm(dim=-1)).all())
+            applied = not _solved(z, answer, target)
+            solved = not applied or _solved(answer, torch.relu(answer @ W.mT + q), target)
         if solved and first:
-            return Setting(alpha=alpha, tolerance=step, iterations=iteration)
+            return Setting(alpha=alpha, tolerance=step, iterations=iteration, applied=applied)
         if step == 0:
             return None
     return None
+
+
+def _solved(z: Tensor, image: Tensor, target: float) -> bool:
+    residual = torch.linalg.vector_norm(z - image, dim=-1)
+    return bool((residual <= target * torch.linalg.vector_norm(image, dim=-1)).all())
 
 
 class ReferenceLayer(nn.Module):
@@ -156,14 +166,16 @@ class _Adjoint(torch.autograd.Function):
         return g + w @ W, None, None, None
 
 
-def adjoint(g: Tensor, slopes: Tensor, resolvent: Tensor, setting: Setting) -> tuple[Tensor, int]:
+def adjoint(
+    g: Tensor, slopes: Tensor, resolvent: Tensor, setting: Setting, *, most: int = MOST_ITERATIONS
+) -> tuple[Tensor, int]:
     """w with w = J(Wᵀw + g), and the number of iterations."""
     inactive = slopes == 0
     d = (1 - slopes) / slopes
     v = slopes * g
     z, u = torch.zeros_like(g), torch.zeros_like(g)
     error, iterations = 1.0, 0
-    while error > setting.tolerance and iterations < MOST_ITERATIONS:
+    while error > setting.tolerance and iterations < most:
         half = 2 * z - u
         inner = half @ resolvent
         u = 2 * inner - half
