@@ -44,7 +44,9 @@ class Rivals:
             self._start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.worker is not None:
             self.worker.communicate()
         self.folder.cleanup()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from solve_time import Case
 
+CLOCKS = {"wall": "wall time", "cpu": "CPU time"}
 _ROWS = 1000  # of the batch that is drawn, or the largest there is
 _MARKERS = "osD^vP"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00")
@@ -66,7 +67,7 @@ def _times(cases: Sequence[Case], clock: str) -> Figure:
     axes.set_xscale("log")
     axes.set_yticks(range(len(present)), [_LABELS[name] for name in present], fontsize=9)
     axes.invert_yaxis()
-    axes.set_xlabel(f"{clock} time of a solve in ms", fontsize=10)
+    axes.set_xlabel(f"{CLOCKS[clock]} of a solve (ms)", fontsize=10)
     title = f"Time to a true relative residual of 1e-6: {cases[0].rows} rows, float64"
     return _finished(figure, axes, title)
 

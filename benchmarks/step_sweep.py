@@ -77,8 +77,8 @@ def table(found: list[Sweep], target: float) -> str:
     for entry in found:
         best = "–" if entry.best is None else f"{entry.steps[entry.counts.index(entry.best)]:.4f}"
         lines.append(
-            f"| {entry.network} | {entry.condition:.1f} | {entry.step:.4f} | {entry.iterations} | {best} | {entry.best} "
-            f"| {entry.ratio:.3f} |"
+            f"| {entry.network} | {entry.condition:.1f} | {entry.step:.4f} | {entry.iterations} | {best} | "
+            f"{entry.best} | {entry.ratio:.3f} |"
         )
     return "\n".join(lines) + "\n"
 

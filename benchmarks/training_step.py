@@ -82,7 +82,8 @@ def step(module: Module, batch: Batch) -> None:
 
 def gradients(module: Module, batch: Batch) -> dict[str, Tensor]:
     step(module, batch)
-    return {name: p.grad.double().clone() for name, p in module.parameterization.named_parameters() if p.grad is not None}
+    parameters = module.parameterization.named_parameters()
+    return {name: p.grad.double().clone() for name, p in parameters if p.grad is not None}
 
 
 def differences(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> tuple[float, float]:
