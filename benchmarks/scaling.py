@@ -265,8 +265,8 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(given.threads)
     from scaling_plots import draw
 
-    sizes = given.sizes or ([40, 300] if given.small else [50, 100, 250, 500, 1000, 2000, 4000])
-    rows = given.rows or ([1, 5000] if given.small else [1, 10, 100, 1000, 10_000, 60_000])
+    sizes = given.sizes or ([40, 120] if given.small else [50, 100, 250, 500, 1000, 2000, 4000])
+    rows = given.rows or ([2000] if given.small else [1, 10, 100, 1000, 10_000, 60_000])
     folder = output_directory(given.out)
     with tempfile.TemporaryDirectory() as temporary:
         points = Points(Path(temporary), given.threads, given.runs or (1 if given.small else 5))
