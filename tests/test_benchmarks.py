@@ -44,3 +44,72 @@ def test_lipschitz_bounds(tmp_path: Path) -> None:
         assert abs(row["interior"] / row["program"] - 1) < 1e-5
     assert results["random"]["above"] == 0 and results["random"]["worst_ratio"] <= 1
     assert (tmp_path / "table.md").read_text() in printed
+
+
+CLOCK = ("--clock", "cpu")
+
+
+@pytest.mark.slow
+def test_solve_time_without_the_other_libraries(tmp_path: Path) -> None:
+    printed = run("solve_time.py", tmp_path, "--out", str(tmp_path), "--rivals", str(tmp_path / "none"), *CLOCK)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {(case["rows"], case["dtype"]) for case in results["cases"]} == {
+        (rows, dtype) for rows in (1, 20) for dtype in ("float64", "float32")
+    }
+    for case in results["cases"]:
+        people = case["contestants"]
+        for name in ("default", "DouglasRachford-1.8", "SemismoothNewton", "reference-oracle"):
+            assert people[name]["failure"] is None, (name, people[name])
+            assert people[name]["residual"] <= 1.01 * case["target"]
+            assert people[name]["times"]["rounds"] >= 1
+        assert people["bare"]["iterations"] == people["default"]["iterations"]
+        for name in ("torchdiffeq-dopri5", "torchdiffeq-bosh3", "torchdiffeq-BDF", "torchdeq-anderson"):
+            assert people[name]["failure"] == "not installed" and people[name]["times"] is None
+    table = (tmp_path / "table.md").read_text()
+    assert table in printed and "failed: not installed" in table
+    assert "reference-oracle" in table and "least favourable network" in table
+    assert (tmp_path / "time-to-residual.png").stat().st_size > 0
+    again = run("solve_time.py", tmp_path, "--redraw", str(tmp_path / "results.json"), "--out", str(tmp_path / "again"))
+    assert table in again
+
+
+@pytest.mark.slow
+def test_step_sweep(tmp_path: Path) -> None:
+    run("step_sweep.py", tmp_path, "--out", str(tmp_path))
+    (sweep,) = json.loads((tmp_path / "results.json").read_text())["sweeps"]
+    assert len(sweep["counts"]) == 12
+    assert sweep["best"] == min(sweep["counts"]) and sweep["ratio"] == sweep["iterations"] / sweep["best"]
+    # the ends of the sweep are no rivals: a step four times too small or too large is seen to cost iterations
+    assert min(sweep["counts"][0], sweep["counts"][-1]) > 1.5 * sweep["best"]
+
+
+@pytest.mark.slow
+def test_predicted_iterations(tmp_path: Path) -> None:
+    run("predicted_iterations.py", tmp_path, "--out", str(tmp_path))
+    counts = {entry["solver"]: entry for entry in json.loads((tmp_path / "results.json").read_text())["counts"]}
+    for name in ("PeacemanRachford", "ForwardBackward", "DouglasRachford"):
+        entry = counts[name]
+        assert 0 < entry["factor"] < 1 and entry["used"] <= 1.2 * entry["predicted"]
+    assert counts["DormandPrince"]["predicted"] is None and counts["DormandPrince"]["used"] > 0
+
+
+@pytest.mark.slow
+def test_training_step(tmp_path: Path) -> None:
+    run("training_step.py", tmp_path, "--out", str(tmp_path), *CLOCK)
+    (step,) = json.loads((tmp_path / "results.json").read_text())["steps"]
+    for name in ("residual", "adjoint_residual", "reference_residual", "reference_adjoint_residual"):
+        assert step[name] <= 1.01e-4
+    assert step["tight_worst_difference"] < 1e-9 < step["difference"] < 1e-3
+    assert step["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_scaling(tmp_path: Path) -> None:
+    run("scaling.py", tmp_path, "--out", str(tmp_path), *CLOCK)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert all(point["residual"] <= 1e-6 for point in results["sizes"] + results["rows"])
+    loose, tight, unrolled_loose, unrolled_tight = results["memory"]
+    assert tight["iterations"] > 3 * loose["iterations"] and tight["residual"] <= 1e-12
+    # a state of all rows is the unit: three of them are not the dozens of iterations more
+    assert tight["states"] < loose["states"] + 3
+    assert unrolled_tight["states"] > unrolled_loose["states"] + 10

@@ -1,0 +1,119 @@
+"""Iterations that the contraction factor predicts against those that are used, for every splitting and integrator.
+
+With factor ρ, a residual τ takes about ln τ/ln ρ iterations from z = 0, whose relative residual is 1. The factor of a
+splitting is a bound for the worst input and any start; so fewer iterations than predicted are the rule, and more would
+only be due to the constants between norms. For integrators on the firing-rate and Hopfield flows the factor is the one
+close to the equilibrium. Residuals are looked at after every step; methods without a constant factor (adaptive steps,
+Newton) are listed with what they used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from cases import Network, networks
+
+from contracting.errors import MissingExtraError, PreconditionError
+from contracting.solve import Method, Stop, solve
+from equilibrium.artifacts import environment, output_directory, write_json, write_text
+from equilibrium.solvers import ROW_LIMITS, default_solvers, family
+
+MOST = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """One method on one network; ``refused`` says why it did not start."""
+
+    network: str
+    solver: str
+    family: str
+    factor: float | None
+    predicted: float | None
+    used: int | None
+    refused: str | None
+
+    @property
+    def ratio(self) -> float | None:
+        """Used over predicted."""
+        return None if self.predicted is None or self.used is None else self.used / self.predicted
+
+
+def count(network: Network, rows: int, name: str, method: Method, target: float) -> Count:
+    problem = network.problem(min(rows, ROW_LIMITS.get(name, rows)), torch.float64)
+    stop = Stop(rtol=target, atol=0.0, check_every=1, max_steps=MOST)
+    factor = predicted = used = refused = None
+    try:
+        factor = method.bind(problem, stop.resolved(problem)).factor
+        solution = solve(problem, method, stop=stop, throw=False)
+    except (PreconditionError, MissingExtraError) as error:
+        refused = str(error)
+    else:
+        predicted = None if factor is None or not 0 < factor < 1 else math.log(target) / math.log(factor)
+        used = int(solution.steps.max()) if bool(solution.converged.all()) else None
+    return Count(
+        network=network.name,
+        solver=name,
+        family=family(method),
+        factor=factor,
+        predicted=predicted,
+        used=used,
+        refused=refused,
+    )
+
+
+def table(found: list[Count], target: float) -> str:
+    lines = [
+        f"Iterations to a true relative residual of {target:g}, slowest row",
+        "",
+        "| network | method | factor ρ | predicted, ln τ/ln ρ | used | used / predicted |",
+        "|---|---|---|---|---|---|",
+    ]
+    for entry in found:
+        factor = "–" if entry.factor is None else f"{entry.factor:.4f}"
+        predicted = "–" if entry.predicted is None else f"{entry.predicted:.1f}"
+        used = "refused" if entry.refused else "not reached" if entry.used is None else str(entry.used)
+        ratio = "–" if entry.ratio is None else f"{entry.ratio:.2f}"
+        lines.append(f"| {entry.network} | {entry.solver} | {factor} | {predicted} | {used} | {ratio} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints", type=Path, help="folder with checkpoints of the reference code")
+    parser.add_argument("--data-dir", type=Path, help="folder with the MNIST files, for the checkpoints")
+    parser.add_argument("--rows", type=int, help="images (default 200)")
+    parser.add_argument("--target", type=float, help="relative residual (default 1e-6)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("out/predicted-iterations"))
+    parser.add_argument("--small", action="store_true", help="a few seconds' version")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    rows = given.rows or (4 if given.small else 200)
+    target = given.target or (1e-3 if given.small else 1e-6)
+    folder = output_directory(given.out)
+    found = []
+    for network in networks(given.checkpoints, given.data_dir, small=given.small):
+        for name, method in default_solvers().items():
+            if not (given.small and name in ROW_LIMITS):
+                found.append(count(network, rows, name, method, target))
+                print(f"{network.name}, {name}: {found[-1].used}", flush=True)
+    text = table(found, target)
+    write_json(
+        folder / "results.json",
+        {
+            "environment": environment(),
+            "settings": {"rows": rows, "target": target},
+            "counts": [vars(entry) | {"ratio": entry.ratio} for entry in found],
+        },
+    )
+    write_text(folder / "table.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

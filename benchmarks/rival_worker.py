@@ -1,0 +1,243 @@
+"""Runs the solvers of other libraries, in the environment that make_rivals.sh made; knows nothing of this library.
+
+Reads one JSON command per line, answers with one JSON line. It stays alive between the rounds of a benchmark, so that
+neither imports nor sweeps count. What is solved, z = ReLU(Wz + q), comes in a file.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SWEEP_ROWS = 1000  # of larger batches, the settings are swept on the first rows
+BDF_SWEEP_ROWS = 4  # each row is an integration of its own
+_FINAL_TIMES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # times ln(1/target)
+_RTOLS = (100.0, 10.0, 1.0, 0.1, 0.01)  # times the target
+_STEPS = 1000  # of Anderson and Broyden in the sweep; later runs are given as many as were needed
+Setting = dict[str, Any]
+
+
+class OutOfTime(Exception):
+    """A run took longer than it may."""
+
+
+class Problem:
+    """z = ReLU(Wz + q) and a deadline, looked at in every evaluation of the map."""
+
+    def __init__(self, W: Tensor, q: Tensor, clock: Callable[[], float]):
+        self.W, self.q, self.clock = W, q, clock
+        self.transposed = W.mT
+        self.deadline = math.inf
+        self.evaluations = 0
+
+    def rows(self, count: int) -> Problem:
+        return Problem(self.W, self.q[:count], self.clock)
+
+    def map(self, z: Tensor) -> Tensor:
+        self.evaluations += 1
+        if self.clock() > self.deadline:
+            raise OutOfTime
+        return torch.relu(torch.addmm(self.q, z, self.transposed))
+
+    def residual(self, z: Tensor) -> float:
+        """Of the worst row, in float64."""
+        z, W, q = z.double(), self.W.double(), self.q.double()
+        image = torch.relu(torch.addmm(q, z, W.mT))
+        worst = float((torch.linalg.vector_norm(z - image, dim=-1) / torch.linalg.vector_norm(image, dim=-1)).max())
+        return worst if math.isfinite(worst) else math.inf
+
+
+def integrate(problem: Problem, setting: Setting) -> Tensor:
+    """z' = −z + ReLU(Wz + q) from 0 to a final time."""
+    from torchdiffeq import odeint
+
+    times = torch.tensor([0.0, setting["time"]], dtype=problem.q.dtype)
+    tolerances = {"rtol": setting["rtol"], "atol": setting["atol"]}
+    with torch.no_grad():
+        if setting["method"] != "BDF":
+            return odeint(lambda t, z: problem.map(z) - z, torch.zeros_like(problem.q), times, **tolerances,
+                          method=setting["method"])[-1]
+        # a batch is one system to BDF, with a Jacobian of (rows·n)² entries: row by row is all that is possible
+        answers = []
+        for q in problem.q:
+            row = Problem(problem.W, q[None], problem.clock)
+            row.deadline = problem.deadline
+            answers.append(
+                odeint(lambda t, z, row=row: row.map(z) - z, torch.zeros_like(row.q), times, **tolerances,
+                       method="scipy_solver", options={"solver": "BDF"})[-1]
+            )
+            problem.evaluations += row.evaluations
+        return torch.cat(answers)
+
+
+@functools.cache
+def deq(method: str, most: int, tolerance: float) -> Any:
+    """The module of torchdeq, made once as a user makes it."""
+    from torchdeq import get_deq
+
+    return get_deq(f_solver=method, f_max_iter=most, f_tol=tolerance, f_stop_mode="rel").eval()
+
+
+def accelerate(problem: Problem, setting: Setting) -> Tensor:
+    """Anderson or Broyden of torchdeq on z ↦ ReLU(Wz + q)."""
+    own = ("method", "f_tol", "f_max_iter", "steps")
+    options = {key: value for key, value in setting.items() if key not in own}
+    solver = deq(setting["method"], setting["f_max_iter"], setting["f_tol"])
+    with torch.no_grad():
+        found, info = solver(problem.map, torch.zeros_like(problem.q), solver_kwargs=options)
+    setting["steps"] = int(info["nstep"].max())
+    return found[-1]
+
+
+def integrations(method: str, target: float) -> Iterator[Setting]:
+    tolerances = (1.0, 0.1, 0.01) if method == "BDF" else _RTOLS
+    for share in (1.5, 3.0, 6.0) if method == "BDF" else _FINAL_TIMES:
+        for times in tolerances:
+            rtol = max(times * target, 3e-14)
+            yield {"method": method, "rtol": rtol, "atol": rtol, "time": share * math.log(1 / target)}
+
+
+def accelerations(method: str, target: float) -> Iterator[Setting]:
+    choices: list[Setting]
+    if method == "anderson":
+        choices = [
+            {"m": m, "tau": tau, "lam": lam} for tau in (1.0, 0.5, 0.1) for m in (5, 10, 20) for lam in (1e-4, 1e-10)
+        ]
+    else:
+        choices = [{"LBFGS_thres": kept, "ls": search} for search in (False, True) for kept in (10, 30, 60)]
+    for choice in choices:
+        for share in (1.0, 0.1):
+            yield {"method": method, "f_tol": share * target, "f_max_iter": _STEPS} | choice
+
+
+RIVALS: dict[str, tuple[Callable[[Problem, Setting], Tensor], Callable[[str, float], Iterator[Setting]], str]] = {
+    "torchdiffeq-dopri5": (integrate, integrations, "dopri5"),
+    "torchdiffeq-bosh3": (integrate, integrations, "bosh3"),
+    "torchdiffeq-BDF": (integrate, integrations, "BDF"),
+    "torchdeq-anderson": (accelerate, accelerations, "anderson"),
+    "torchdeq-broyden": (accelerate, accelerations, "broyden"),
+}
+
+
+class Worker:
+    """The commands."""
+
+    def __init__(self, clock: Callable[[], float]):
+        self.clock = clock
+        self.problem: Problem | None = None
+        self.sweeps: dict[tuple[Any, ...], list[tuple[float, Setting]] | str] = {}
+        self.chosen: dict[str, Setting] = {}
+
+    def versions(self) -> dict[str, str]:
+        return {name: version(name) for name in ("torch", "torchdiffeq", "torchdeq", "scipy", "numpy")}
+
+    def load(self, file: str, key: str) -> dict[str, str]:
+        content = torch.load(file, weights_only=True)
+        self.problem, self.key, self.chosen = Problem(content["W"], content["q"], self.clock), key, {}
+        return {}
+
+    def prepare(self, rival: str, target: float, accepted: float, limit: float, answer: str) -> dict[str, Any]:
+        """Choose the setting: the fastest of a sweep that reaches the target; then solve with it once."""
+        problem = self.problem
+        run, settings, method = RIVALS[rival]
+        rows = min(len(problem.q), BDF_SWEEP_ROWS if method == "BDF" else SWEEP_ROWS)
+        key = (self.key, rival, target, rows)
+        if key not in self.sweeps:
+            self.sweeps[key] = self._sweep(run, settings(method, target), problem.rows(rows), accepted, limit)
+        found = self.sweeps[key]
+        if isinstance(found, str):
+            return {"failure": found}
+        reason = "no setting of the sweep reaches the target on all rows"
+        for seconds, setting in found:
+            if seconds * len(problem.q) / rows > 2 * limit and method == "BDF":
+                return {"failure": f"time limit: {seconds / rows:.2g} s for each of {len(problem.q)} rows"}
+            setting = dict(setting)
+            z, seconds, reason = self._attempt(run, problem, setting, limit)
+            if z is not None and (residual := problem.residual(z)) <= accepted:
+                torch.save(z, answer)
+                self.chosen[rival] = setting
+                return {
+                    "setting": setting, "seconds": seconds, "residual": residual, "evaluations": problem.evaluations
+                }
+            reason = reason or f"residual {residual:.1e} at best on all rows"
+        return {"failure": reason}
+
+    def _sweep(
+        self,
+        run: Callable[[Problem, Setting], Tensor],
+        settings: Iterator[Setting],
+        problem: Problem,
+        accepted: float,
+        limit: float,
+    ) -> list[tuple[float, Setting]] | str:
+        found: list[tuple[float, Setting]] = []
+        lowest, spent = math.inf, 0.0
+        reasons: list[str] = []
+        for setting in settings:
+            # nothing slower than the fastest one is of interest, except as a second choice on more rows
+            best = min((seconds for seconds, _ in found), default=math.inf)
+            if spent > 4 * limit:
+                break
+            z, seconds, reason = self._attempt(run, problem, setting, min(limit, 1.5 * best))
+            spent += seconds
+            if z is None:
+                reasons.append(reason)
+                continue
+            residual = problem.residual(z)
+            lowest = min(lowest, residual)
+            if residual <= accepted:
+                if "f_max_iter" in setting:  # torchdeq fills its record up to the most iterations: give it no more
+                    setting["f_max_iter"] = setting["steps"] + 10
+                    z, seconds, reason = self._attempt(run, problem, setting, limit)
+                found.append((seconds, setting))
+        if found:
+            return sorted(found, key=lambda entry: entry[0])
+        return f"residual {lowest:.1e} at best" if math.isfinite(lowest) else (reasons or ["nothing was tried"])[-1]
+
+    def _attempt(
+        self, run: Callable[[Problem, Setting], Tensor], problem: Problem, setting: Setting, limit: float
+    ) -> tuple[Tensor | None, float, str]:
+        problem.evaluations = 0
+        started = self.clock()
+        problem.deadline = started + limit
+        try:
+            return run(problem, setting), self.clock() - started, ""
+        except OutOfTime:
+            return None, self.clock() - started, f"time limit of {limit:.3g} s"
+        except Exception as error:  # a failure of a rival is a result
+            text = str(error).splitlines()[0] if str(error) else ""
+            return None, self.clock() - started, f"{type(error).__name__}: {text}"[:160]
+        finally:
+            problem.deadline = math.inf
+
+    def time(self, rival: str, repeats: int) -> dict[str, float]:
+        run, setting = RIVALS[rival][0], self.chosen[rival]
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(repeats):
+            run(self.problem, setting)
+        return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+def main() -> None:
+    torch.set_num_threads(int(sys.argv[1]))
+    worker = Worker(time.process_time if sys.argv[2] == "cpu" else time.perf_counter)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what the libraries print is no answer
+    for line in sys.stdin:
+        command = json.loads(line)
+        reply = getattr(worker, command.pop("do"))(**command)
+        answers.write(json.dumps(reply) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,368 @@
+"""Time to a true relative residual on trained networks: the default solver against everything it competes with.
+
+‖z − σ(Wz + q)‖/‖σ(Wz + q)‖ of the worst row is computed here in float64 for everybody; whoever does not get there is
+reported as failed. Everybody is timed in turn, on the same number of threads; what depends on the weight alone (bounds,
+step, inverse, trials of a step) is set-up and reported apart. Other libraries are given the best of a small sweep of
+their settings, which costs them nothing. "bare" are the matrix products of our own iterations and nothing else.
+
+Without --checkpoints a network is trained on the bundled digits; without the environment that make_rivals.sh makes, the
+other libraries are reported as not installed. --small is a version of seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import reference_algorithm as reference
+import rivals as other
+import torch
+from cases import Network, accepted, networks, true_residual
+from timing import Timer, Times, in_turn, timer
+from torch import Tensor
+
+from contracting.linear import Dense
+from contracting.problem import EquilibriumProblem
+from contracting.solve import Iteration, Method, Stop, solve
+from equilibrium.artifacts import environment, output_directory, write_figure, write_json, write_text
+from equilibrium.newton import SemismoothNewton
+from equilibrium.splitting import DouglasRachford, PeacemanRachford
+
+DEFAULT, BARE = "default", "bare"
+HALVED, ORACLE = "reference", "reference-oracle"
+NEWTON = "SemismoothNewton"
+NEWTON_ROWS = 128  # it keeps an n × n matrix per row
+ORACLE_STEPS = [2.0 ** (k / 2) for k in range(2, -15, -1)]
+_SHORTEST = 0.02  # seconds of one measurement
+_BUDGET = 20.0  # seconds of one contestant in one case, beyond three rounds
+OURS: dict[str, Method] = {
+    DEFAULT: PeacemanRachford(),
+    "one-precision": PeacemanRachford(mixed_precision=False),
+    "DouglasRachford-1.8": DouglasRachford(relaxation=1.8),
+    NEWTON: SemismoothNewton(),
+}
+
+
+@dataclass(kw_only=True)
+class Contestant:
+    """One way to solve one case; ``failure`` says why it does not count."""
+
+    name: str
+    residual: float | None = None
+    iterations: int | None = None
+    setting: Any = None
+    setup_seconds: float | None = None
+    failure: str | None = None
+    times: Times | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A network, a number of rows, a precision and a residual, with everybody who tried."""
+
+    network: str
+    rows: int
+    dtype: str
+    target: float
+    contestants: dict[str, Contestant]
+
+    def seconds(self, name: str, clock: str) -> float | None:
+        """Median time of a solve, or None where it failed."""
+        entry = self.contestants.get(name)
+        return None if entry is None or entry.times is None or entry.failure else getattr(entry.times, clock)
+
+    def ratio(self, name: str, clock: str) -> float | None:
+        """Its time over that of the default solver; for the bare products, the other way round."""
+        mine, its = self.seconds(DEFAULT, clock), self.seconds(name, clock)
+        if mine is None or its is None:
+            return None
+        return mine / its if name == BARE else its / mine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded(PeacemanRachford):
+    """The default solver, which writes down every product it takes: precision, rows and steps of each block."""
+
+    products: list[tuple[torch.dtype, int, int]] = field(default_factory=list, compare=False)
+
+    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+        iteration: Any = super().bind(problem, stop)
+        run = iteration._run
+
+        def recorded(dtype: torch.dtype, rows: slice, u: Tensor, steps: int) -> Tensor:
+            self.products.append((dtype, len(u), steps))
+            return run(dtype, rows, u, steps)
+
+        iteration._run = recorded
+        return iteration
+
+
+def bare_products(problem: EquilibriumProblem, stop: Stop) -> tuple[Callable[[], None], int]:
+    """The products of the default solver's own iterations, without checks, and how many steps that was."""
+    method = Recorded()
+    solution = solve(problem, method, stop=stop, throw=False)
+    reflection = problem.linear.reflection(problem.reflected_step("the benchmark").step).to_dense()
+    most = max((rows for _, rows, _ in method.products), default=0)
+    # in the layout in which a product takes least time
+    matrices = {dtype: reflection.to(dtype).mT.contiguous() for dtype, _, _ in method.products}
+    inputs = {dtype: torch.rand(most, problem.size, dtype=dtype) for dtype in matrices}
+    outputs = {dtype: torch.empty_like(values) for dtype, values in inputs.items()}
+
+    def products() -> None:
+        for dtype, rows, steps in method.products:
+            matrix, values, out = matrices[dtype], inputs[dtype][:rows], outputs[dtype][:rows]
+            for _ in range(steps):
+                torch.mm(values, matrix, out=out)
+
+    return products, int(solution.steps.max())
+
+
+class Arena:
+    """One case, its contestants prepared one after the other and then timed in turn."""
+
+    def __init__(self, network: Network, rows: int, dtype: torch.dtype, target: float, limit: float):
+        self.network, self.target, self.limit, self.dtype = network, target, limit, dtype
+        self.problem = network.problem(rows, dtype)
+        self.W, self.q = self.problem.linear.to_dense(), self.problem.q
+        self.stop = Stop(rtol=target, atol=0.0)
+        self.entries: dict[str, Contestant] = {}
+        self.timers: dict[str, Timer] = {}
+
+    def enter(self, entry: Contestant, z: Tensor | None, measure: Timer | None) -> None:
+        """Judge an answer; whoever gave one is timed."""
+        if z is not None:
+            entry.residual = true_residual(self.W, self.q, z)
+            if not entry.residual <= accepted(self.target, self.dtype):
+                entry.failure = f"residual {entry.residual:.1e}"
+        self.entries[entry.name] = entry
+        if measure is not None:
+            self.timers[entry.name] = measure
+
+    def enter_ours(self, name: str, method: Method) -> None:
+        def run() -> Tensor:
+            return solve(self.problem, method, stop=self.stop, throw=False).z
+
+        setup = min(self._setup_seconds(method) for _ in range(3))
+        solution = solve(self.problem, method, stop=self.stop, throw=False)
+        entry = Contestant(
+            name=name, iterations=int(solution.steps.max()), setting=repr(method), setup_seconds=setup
+        )
+        self.enter(entry, solution.z, timer(run))
+
+    def _setup_seconds(self, method: Method) -> float:
+        fresh = replace(self.problem.rows(slice(0, 1)), linear=Dense(self.W.clone()))
+        started = time.perf_counter()
+        method.bind(fresh, self.stop.resolved(fresh))
+        return time.perf_counter() - started
+
+    def enter_bare(self) -> None:
+        products, steps = bare_products(self.problem, self.stop)
+        self.enter(Contestant(name=BARE, iterations=steps), None, timer(products))
+
+    def enter_reference(self) -> None:
+        started = time.perf_counter()
+        halved = reference.halved(self.W, self.q, self.target)
+        self._enter_reference(HALVED, halved, time.perf_counter() - started)
+        found = reference.oracle(self.W, self.q, self.target, ORACLE_STEPS)
+        if found is None:
+            self.enter(Contestant(name=ORACLE, failure="no step and tolerance reach the residual"), None, None)
+        else:
+            self._enter_reference(ORACLE, found, 0.0)
+
+    def _enter_reference(self, name: str, setting: reference.Setting, trials: float) -> None:
+        started = time.perf_counter()
+        resolvent = reference.inverse(self.W, setting.alpha)
+        entry = Contestant(
+            name=name, setting=setting, setup_seconds=trials + time.perf_counter() - started
+        )
+        z, entry.iterations = reference.equilibrium(self.W, self.q, resolvent, setting)
+        self.enter(entry, z, timer(lambda: reference.equilibrium(self.W, self.q, resolvent, setting)))
+
+    def enter_rivals(self, rivals: other.Rivals) -> None:
+        rivals.load(self.W, self.q, f"{self.network.name} {self.dtype}")
+        for name in other.NAMES:
+            entry = Contestant(name=name)
+            try:
+                z, found = rivals.prepare(name, self.target, accepted(self.target, self.dtype), self.limit)
+            except other.RivalFailure as failure:
+                entry.failure = str(failure)
+                self.enter(entry, None, None)
+                continue
+            entry.setting, entry.iterations = found["setting"], found["evaluations"]
+            self.enter(entry, z, lambda repeats, name=name: rivals.time(name, repeats))
+
+    def race(self, rounds: int, shortest: float) -> Case:
+        """Everybody's times."""
+        for name, times in in_turn(self.timers, rounds=rounds, shortest=shortest, budget=_BUDGET).items():
+            self.entries[name].times = times
+        return Case(
+            network=self.network.name,
+            rows=len(self.q),
+            dtype=str(self.dtype).removeprefix("torch."),
+            target=self.target,
+            contestants=self.entries,
+        )
+
+
+def measure(
+    network: Network, rows: int, dtype: torch.dtype, target: float, rivals: other.Rivals, given: argparse.Namespace
+) -> Case:
+    arena = Arena(network, rows, dtype, target, given.time_limit)
+    for name, method in OURS.items():
+        if (name != "one-precision" or dtype == torch.float64) and (name != NEWTON or rows <= NEWTON_ROWS):
+            arena.enter_ours(name, method)
+    arena.enter_bare()
+    arena.enter_reference()
+    arena.enter_rivals(rivals)
+    return arena.race(given.rounds, 0.0 if given.small else _SHORTEST)
+
+
+COLUMNS = (*list(OURS)[1:], HALVED, ORACLE, *other.NAMES)
+
+
+def table(cases: list[Case], clock: str) -> str:
+    """Ratios of everybody's time to the default solver's, one table for each precision and residual."""
+    lines: list[str] = []
+    for dtype, target in dict.fromkeys((case.dtype, case.target) for case in cases):
+        lines += [
+            f"{dtype}, true relative residual {target:g}: {clock} time of the default solver, its ratio to the bare "
+            "products of its own iterations, and the time of each other divided by the default's",
+            "",
+            f"| network | rows | default (ms) | / bare | {' | '.join(COLUMNS)} |",
+            "|---" * (4 + len(COLUMNS)) + "|",
+        ]
+        for case in cases:
+            if (case.dtype, case.target) == (dtype, target):
+                mine = case.seconds(DEFAULT, clock)
+                cells = [case.network, str(case.rows), _failed(case, DEFAULT) if mine is None else f"{1e3 * mine:.3g}"]
+                cells += [_cell(case, name, clock) for name in (BARE, *COLUMNS)]
+                lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join([*lines, *verdict(cases, clock)]) + "\n"
+
+
+def _cell(case: Case, name: str, clock: str) -> str:
+    ratio = case.ratio(name, clock)
+    return f"{ratio:.3g}" if ratio is not None else _failed(case, name)
+
+
+def _failed(case: Case, name: str) -> str:
+    entry = case.contestants.get(name)
+    return "–" if entry is None else f"failed: {entry.failure}"
+
+
+def verdict(cases: list[Case], clock: str) -> list[str]:
+    """The least favourable network for each claim, for every batch in float64 to 1e-6."""
+    chosen = [case for case in cases if case.dtype == "float64" and case.target == 1e-6]
+    lines = []
+    for rows in sorted({case.rows for case in chosen}):
+        some = [case for case in chosen if case.rows == rows]
+        parts = []
+        for label, prefix in (("torchdiffeq's best", "torchdiffeq"), ("torchdeq's best", "torchdeq"), (ORACLE, ORACLE)):
+            best = [min(found) for case in some if (found := _ratios(case, prefix, clock))]
+            parts.append(f"{label} {min(best):.3g}× (on {len(best)} of {len(some)})" if best else f"{label} –")
+        bare = [ratio for case in some if (ratio := case.ratio(BARE, clock)) is not None]
+        parts.append(f"default / bare at most {max(bare):.3g}" if bare else "default / bare –")
+        lines.append(f"float64, 1e-6, {rows} rows, least favourable network: {', '.join(parts)}")
+    return lines
+
+
+def _ratios(case: Case, prefix: str, clock: str) -> list[float]:
+    found = [case.ratio(name, clock) for name in case.contestants if name.startswith(prefix)]
+    return [ratio for ratio in found if ratio is not None]
+
+
+def read(path: Path) -> tuple[list[Case], str]:
+    """The cases of a results.json, and the clock of its table."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    cases = []
+    for entry in content["cases"]:
+        people = {
+            name: Contestant(**person | {"times": person["times"] and Times(**person["times"])})
+            for name, person in entry["contestants"].items()
+        }
+        cases.append(Case(**entry | {"contestants": people}))
+    return cases, content["settings"]["clock"]
+
+
+def finish(cases: list[Case], clock: str, folder: Path) -> None:
+    from solve_time_plots import draw
+
+    text = table(cases, clock)
+    write_text(folder / "table.md", text)
+    print(text)
+    for name, figure in draw(cases, clock).items():
+        print(f"wrote {write_figure(folder / f'{name}.png', figure, dpi=200)}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints", type=Path, help="folder with checkpoints of the reference code")
+    parser.add_argument("--data-dir", type=Path, help="folder with the MNIST files, for the checkpoints")
+    parser.add_argument("--rows", type=int, nargs="+", help="batch sizes (default 1 128 1000 10000)")
+    parser.add_argument("--networks", nargs="+", help="only these")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--time-limit", type=float, default=30.0, help="seconds of one solve of a rival")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where the machine is not quiet")
+    parser.add_argument("--rivals", type=Path, default=other.DEFAULT_PYTHON, help="Python with the other libraries")
+    parser.add_argument("--out", type=Path, default=Path("out/solve-time"))
+    parser.add_argument("--small", action="store_true", help="a few seconds' version")
+    parser.add_argument("--redraw", type=Path, help="only print and draw this results.json again")
+    given = parser.parse_args(arguments)
+    if given.redraw is not None:
+        finish(*read(given.redraw), output_directory(given.out))
+        return
+    torch.set_num_threads(given.threads)
+    if given.small:
+        given.rounds, given.time_limit = 1, min(given.time_limit, 0.3)
+    rows = given.rows or ([1, 20] if given.small else [1, 128, 1000, 10000])
+    folder = output_directory(given.out)
+    goals = [(torch.float64, 1e-6), (torch.float32, 1e-5)]
+    if not given.small:
+        goals.insert(1, (torch.float64, 1e-10))
+    cases: list[Case] = []
+    with other.Rivals(given.rivals, threads=given.threads, cpu_clock=given.clock == "cpu") as rivals:
+        about = {"environment": environment() | {"rivals": rivals.versions()}, "settings": _settings(given, rows)}
+        for network in networks(given.checkpoints, given.data_dir, small=given.small):
+            if given.networks and network.name not in given.networks:
+                continue
+            for dtype, target in goals:
+                for count in rows:
+                    case = measure(network, count, dtype, target, rivals, given)
+                    cases.append(case)
+                    print(_line(case, given.clock), flush=True)
+                    # after every case, so that an interrupted run has shown something
+                    write_json(folder / "results.json", about | {"cases": [asdict(entry) for entry in cases]})
+    finish(cases, given.clock, folder)
+
+
+def _settings(given: argparse.Namespace, rows: list[int]) -> dict[str, Any]:
+    return {
+        "rows": rows, "threads": given.threads, "rounds": given.rounds, "time_limit": given.time_limit,
+        "clock": given.clock, "small": given.small, "shortest_measurement_seconds": _SHORTEST,
+    }  # fmt: skip
+
+
+def _line(case: Case, clock: str) -> str:
+    mine = case.seconds(DEFAULT, clock)
+    shown = "failed" if mine is None else f"{1e3 * mine:.3g} ms"
+    best = {
+        prefix: f"{min(found):.3g}×" if (found := _ratios(case, prefix, clock)) else "–"
+        for prefix in (ORACLE, "torchdiffeq", "torchdeq")
+    }
+    bare = case.ratio(BARE, clock) or math.nan
+    return (
+        f"{case.network}, {case.rows} rows, {case.dtype}, {case.target:g}: {shown}, {bare:.3g} times the products; "
+        + ", ".join(f"{name} {value}" for name, value in best.items())
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Iterations of Peaceman–Rachford with its automatic step against the best step of a sweep, on trained networks.
+
+The sweep has 12 steps, evenly spaced on a logarithmic scale from a quarter to four times the automatic one. Iterations
+are those of the slowest row to a true relative residual, looked at after every iteration.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from cases import Network, networks
+
+from contracting.problem import EquilibriumProblem
+from contracting.solve import Stop, solve
+from equilibrium.artifacts import environment, output_directory, write_json, write_text
+from equilibrium.splitting import PeacemanRachford
+
+POINTS = 12
+MOST = 5_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """One network: None stands for more iterations than ``MOST``."""
+
+    network: str
+    condition: float
+    step: float
+    iterations: int | None
+    steps: list[float]
+    counts: list[int | None]
+
+    @property
+    def best(self) -> int | None:
+        """Of the sweep."""
+        return min((count for count in self.counts if count is not None), default=None)
+
+    @property
+    def ratio(self) -> float:
+        """Of the automatic step's iterations to the best."""
+        return float("nan") if self.iterations is None or self.best is None else self.iterations / self.best
+
+
+def iterations(problem: EquilibriumProblem, step: float | None, target: float) -> int | None:
+    """Of the slowest row, all in the precision of the problem."""
+    method = PeacemanRachford(step=step, mixed_precision=False)
+    stop = Stop(rtol=target, atol=0.0, check_every=1, max_steps=MOST)
+    solution = solve(problem, method, stop=stop, throw=False)
+    return int(solution.steps.max()) if bool(solution.converged.all()) else None
+
+
+def sweep(network: Network, rows: int, target: float) -> Sweep:
+    problem = network.problem(rows, torch.float64)
+    operator = problem.require_operator("the sweep")
+    own = operator.best_reflected.step
+    steps = [own * 4 ** (2 * k / (POINTS - 1) - 1) for k in range(POINTS)]
+    return Sweep(
+        network=network.name,
+        condition=operator.bounds.condition,
+        step=own,
+        iterations=iterations(problem, None, target),
+        steps=steps,
+        counts=[iterations(problem, step, target) for step in steps],
+    )
+
+
+def table(found: list[Sweep], target: float) -> str:
+    lines = [
+        f"Iterations to a true relative residual of {target:g}, slowest row",
+        "",
+        "| network | κ | automatic α | iterations | best α of the sweep | iterations | ratio |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for entry in found:
+        best = "–" if entry.best is None else f"{entry.steps[entry.counts.index(entry.best)]:.4f}"
+        lines.append(
+            f"| {entry.network} | {entry.condition:.1f} | {entry.step:.4f} | {entry.iterations} | {best} | "
+            f"{entry.best} | {entry.ratio:.3f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints", type=Path, help="folder with checkpoints of the reference code")
+    parser.add_argument("--data-dir", type=Path, help="folder with the MNIST files, for the checkpoints")
+    parser.add_argument("--rows", type=int, help="images (default 1000)")
+    parser.add_argument("--target", type=float, default=1e-6)
+    parser.add_argument("--out", type=Path, default=Path("out/step-sweep"))
+    parser.add_argument("--small", action="store_true", help="a few seconds' version")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # nothing is timed
+    rows = given.rows or (20 if given.small else 1000)
+    folder = output_directory(given.out)
+    found = [
+        sweep(network, rows, given.target)
+        for network in networks(given.checkpoints, given.data_dir, small=given.small)
+    ]
+    text = table(found, given.target)
+    write_json(
+        folder / "results.json",
+        {
+            "environment": environment(),
+            "settings": {"rows": rows, "target": given.target, "points": POINTS},
+            "sweeps": [vars(entry) | {"best": entry.best, "ratio": entry.ratio} for entry in found],
+        },
+    )
+    write_text(folder / "table.md", text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Side by side: everybody is timed in turn, A B C A B C …, so that what disturbs one round disturbs all of it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Timer = Callable[[int], tuple[float, float]]  # repeats ↦ wall and CPU seconds of all of them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Medians over the rounds, per run; ``repeats`` runs made a round."""
+
+    wall: float
+    cpu: float
+    rounds: int
+    repeats: int
+
+
+def timer(run: Callable[[], object]) -> Timer:
+    """The timer of something that runs in this process."""
+
+    def measure(repeats: int) -> tuple[float, float]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(repeats):
+            run()
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+    return measure
+
+
+def in_turn(timers: Mapping[str, Timer], *, rounds: int, shortest: float, budget: float) -> dict[str, Times]:
+    """Medians of several rounds.
+
+    Args:
+        timers: who takes part.
+        rounds: how many rounds; whoever has used up the budget leaves after the third.
+        shortest: seconds that a measurement lasts at least, by repetition.
+        budget: seconds for each.
+    """
+    first = {name: measure(1)[0] for name, measure in timers.items()}  # also the warm-up
+    repeats = {name: max(1, math.ceil(shortest / max(seconds, 1e-9))) for name, seconds in first.items()}
+    spent = dict.fromkeys(timers, 0.0)
+    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in timers}
+    for number in range(rounds):
+        for name, measure in timers.items():
+            if number < 3 or spent[name] < budget:
+                wall, cpu = measure(repeats[name])
+                seen[name].append((wall / repeats[name], cpu / repeats[name]))
+                spent[name] += wall
+    return {
+        name: Times(
+            wall=statistics.median(wall for wall, _ in entries),
+            cpu=statistics.median(cpu for _, cpu in entries),
+            rounds=len(entries),
+            repeats=repeats[name],
+        )
+        for name, entries in seen.items()
+    }
