@@ -108,7 +108,7 @@ class Rivals:
         reply = self._ask(do="prepare", rival=rival, target=target, accepted=accepted, limit=limit, answer=str(answer))
         return torch.load(answer, weights_only=True), reply
 
-    def time(self, rival: str, repeats: int) -> tuple[float, float]:
+    def time(self, rival: str, setting: dict[str, Any], repeats: int) -> tuple[float, float]:
         """Wall and CPU seconds of ``repeats`` solves with that setting."""
-        reply = self._ask(do="time", rival=rival, repeats=repeats)
+        reply = self._ask(do="time", rival=rival, setting=setting, repeats=repeats)
         return reply["wall"], reply["cpu"]

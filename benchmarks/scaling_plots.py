@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.figure
 from solve_time_plots import CLOCKS
 
-from equilibrium.plots import FULL_WIDTH
+from contracting.plots.style import BLUE, FULL_WIDTH, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,13 +22,13 @@ def draw(sizes: Sequence[Point], rows: Sequence[Point], clock: str) -> Figure:
     n = [p.size for p in sizes]
     solve = [getattr(p, f"solve_{clock}") for p in sizes]
     setup = [getattr(p, f"setup_{clock}") for p in sizes]
-    left.plot(n, setup, color="#D55E00", marker="s", label="set-up, once per weight")
-    left.plot(n, solve, color="#0072B2", marker="o", label="solve")
+    left.plot(n, setup, color=VERMILION, marker="s", label="set-up, once per weight")
+    left.plot(n, solve, color=BLUE, marker="o", label="solve")
     _slope(left, n, solve, 2)
     _finish(left, "neurons n", f"{CLOCKS[clock]} (s)", f"{sizes[0].rows} rows, residual 1e-6")
     count = [p.rows for p in rows]
     solve = [getattr(p, f"solve_{clock}") for p in rows]
-    right.plot(count, solve, color="#0072B2", marker="o", label="solve")
+    right.plot(count, solve, color=BLUE, marker="o", label="solve")
     _slope(right, count, solve, 1)
     _finish(right, "rows solved at once", f"{CLOCKS[clock]} (s)", f"n = {rows[0].size}, residual 1e-6")
     return figure

@@ -31,18 +31,20 @@ from contracting.linear import Dense
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Iteration, Method, Stop, solve
 from equilibrium.artifacts import environment, output_directory, write_figure, write_json, write_text
+from equilibrium.automatic import Automatic
 from equilibrium.newton import SemismoothNewton
 from equilibrium.splitting import DouglasRachford, PeacemanRachford
 
-DEFAULT, BARE = "default", "bare"
+DEFAULT, SPLITTING, BARE = "default", "PeacemanRachford", "bare"
 HALVED, ORACLE = "reference", "reference-oracle"
 NEWTON = "SemismoothNewton"
 NEWTON_ROWS = 128  # it keeps an n × n matrix per row
 ORACLE_STEPS = [2.0 ** (k / 2) for k in range(2, -15, -1)]
 _SHORTEST = 0.02  # seconds of one measurement
 _BUDGET = 20.0  # seconds of one contestant in one case, beyond three rounds
-OURS: dict[str, Method] = {
-    DEFAULT: PeacemanRachford(),
+OURS: dict[str, Any] = {
+    DEFAULT: Automatic(),  # as of every layer
+    SPLITTING: PeacemanRachford(),
     "one-precision": PeacemanRachford(mixed_precision=False),
     "DouglasRachford-1.8": DouglasRachford(relaxation=1.8),
     NEWTON: SemismoothNewton(),
@@ -87,7 +89,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded(PeacemanRachford):
-    """The default solver, which writes down every product it takes: precision, rows and steps of each block."""
+    """Peaceman–Rachford, which writes down every product it takes: precision, rows and steps of each block."""
 
     products: list[tuple[torch.dtype, int, int]] = field(default_factory=list, compare=False)
 
@@ -104,7 +106,7 @@ class Recorded(PeacemanRachford):
 
 
 def bare_products(problem: EquilibriumProblem, stop: Stop) -> tuple[Callable[[], None], int]:
-    """The products of the default solver's own iterations, without checks, and how many steps that was."""
+    """The products of the iterations that the default solver takes, without checks, and how many steps that was."""
     method = Recorded()
     solution = solve(problem, method, stop=stop, throw=False)
     reflection = problem.linear.reflection(problem.reflected_step("the benchmark").step).to_dense()
@@ -162,6 +164,10 @@ class Arena:
         return time.perf_counter() - started
 
     def enter_bare(self) -> None:
+        choice = OURS[DEFAULT].choose(self.problem, self.stop)
+        if choice.method != OURS[SPLITTING]:
+            self.enter(Contestant(name=BARE, failure=f"the default is {choice.method}: {choice.reason}"), None, None)
+            return
         products, steps = bare_products(self.problem, self.stop)
         self.enter(Contestant(name=BARE, iterations=steps), None, timer(products))
 
@@ -195,7 +201,7 @@ class Arena:
                 self.enter(entry, None, None)
                 continue
             entry.setting, entry.iterations = found["setting"], found["evaluations"]
-            self.enter(entry, z, lambda repeats, name=name: rivals.time(name, repeats))
+            self.enter(entry, z, _rival_timer(rivals, entry))
 
     def race(self, rounds: int, shortest: float) -> Case:
         """Everybody's times."""
@@ -208,6 +214,17 @@ class Arena:
             target=self.target,
             contestants=self.entries,
         )
+
+
+def _rival_timer(rivals: other.Rivals, entry: Contestant) -> Timer:
+    def measure(repeats: int) -> tuple[float, float]:
+        try:
+            return rivals.time(entry.name, entry.setting, repeats)
+        except other.RivalFailure as failure:
+            entry.failure = str(failure)
+            return math.inf, math.inf
+
+    return measure
 
 
 def measure(
@@ -321,7 +338,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     torch.set_num_threads(given.threads)
     if given.small:
-        given.rounds, given.time_limit = 1, min(given.time_limit, 0.3)
+        given.rounds, given.time_limit = 1, min(given.time_limit, 0.6)
     rows = given.rows or ([1, 20] if given.small else [1, 128, 1000, 10000])
     folder = output_directory(given.out)
     goals = [(torch.float64, 1e-6), (torch.float32, 1e-5)]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.figure
 import matplotlib.ticker
 
-from equilibrium.plots import FULL_WIDTH
+from contracting.plots.style import BLUE, FULL_WIDTH, GREEN, ORANGE, PURPLE, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 CLOCKS = {"wall": "wall time", "cpu": "CPU time"}
 _ROWS = 1000  # of the batch that is drawn, or the largest there is
 _MARKERS = "osD^vP"
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00")
+_COLOURS = (BLUE, VERMILION, GREEN, "black", PURPLE, ORANGE)
 _LABELS = {
     "bare": "bare matrix products",
-    "default": "PeacemanRachford()",
+    "default": "default, Automatic()",
+    "PeacemanRachford": "PeacemanRachford()",
     "one-precision": "… without float32 steps",
     "DouglasRachford-1.8": "DouglasRachford(relaxation=1.8)",
     "SemismoothNewton": "SemismoothNewton()",

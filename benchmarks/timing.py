@@ -40,14 +40,18 @@ def in_turn(timers: Mapping[str, Timer], *, rounds: int, shortest: float, budget
         timers: who takes part.
         rounds: how many rounds; whoever has used up the budget leaves after the third.
         shortest: seconds that a measurement lasts at least, by repetition.
-        budget: seconds for each.
+        budget: seconds for each; whoever needs more for a single run is measured in that run only.
     """
-    first = {name: measure(1)[0] for name, measure in timers.items()}  # also the warm-up
-    repeats = {name: max(1, math.ceil(shortest / max(seconds, 1e-9))) for name, seconds in first.items()}
+    first = {name: measure(1) for name, measure in timers.items()}  # also the warm-up
+    repeats = {name: max(1, math.ceil(shortest / max(wall, 1e-9))) for name, (wall, _) in first.items()}
     spent = dict.fromkeys(timers, 0.0)
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in timers}
+    for name in [name for name, (wall, _) in first.items() if wall > budget]:
+        seen[name].append(first[name])
     for number in range(rounds):
         for name, measure in timers.items():
+            if first[name][0] > budget:
+                continue
             if number < 3 or spent[name] < budget:
                 wall, cpu = measure(repeats[name])
                 seen[name].append((wall / repeats[name], cpu / repeats[name]))

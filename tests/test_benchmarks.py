@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -71,6 +74,39 @@ def test_solve_time_without_the_other_libraries(tmp_path: Path) -> None:
     assert (tmp_path / "time-to-residual.png").stat().st_size > 0
     again = run("solve_time.py", tmp_path, "--redraw", str(tmp_path / "results.json"), "--out", str(tmp_path / "again"))
     assert table in again
+
+
+@pytest.mark.slow
+def test_solve_time_with_a_worker(tmp_path: Path) -> None:
+    """This environment has torchdiffeq, and usually no torchdeq: one solves, the other is a failure with its reason."""
+    pytest.importorskip("scipy")
+    run("solve_time.py", tmp_path, "--out", str(tmp_path), "--rivals", sys.executable, "--rows", "3", *CLOCK)
+    case = json.loads((tmp_path / "results.json").read_text())["cases"][0]
+    solved = case["contestants"]["torchdiffeq-dopri5"]
+    assert solved["failure"] is None and solved["residual"] <= case["target"], solved
+    assert solved["times"]["cpu"] > case["contestants"]["default"]["times"]["cpu"]
+    if importlib.util.find_spec("torchdeq") is None:
+        assert "torchdeq" in case["contestants"]["torchdeq-broyden"]["failure"]
+
+
+def test_timing_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    timing = importlib.import_module("timing")
+    order: list[str] = []
+
+    def fake(name: str, seconds: float) -> Callable[[int], tuple[float, float]]:
+        def measure(repeats: int) -> tuple[float, float]:
+            order.append(name)
+            return seconds * repeats, 2 * seconds * repeats
+
+        return measure
+
+    timers = {"a": fake("a", 1e-3), "b": fake("b", 1.0), "c": fake("c", 30.0)}
+    found = timing.in_turn(timers, rounds=5, shortest=0.01, budget=3.0)
+    assert order == ["a", "b", "c"] + ["a", "b"] * 3 + ["a"] * 2  # c is too slow for more, b has used up its budget
+    assert (found["a"].wall, found["a"].cpu, found["a"].repeats, found["a"].rounds) == (1e-3, 2e-3, 10, 5)
+    assert (found["b"].wall, found["b"].repeats, found["b"].rounds) == (1.0, 1, 3)
+    assert (found["c"].wall, found["c"].rounds) == (30.0, 1)
 
 
 @pytest.mark.slow
