@@ -85,6 +85,8 @@ def _overheads(cases: Sequence[Case], clock: str) -> Figure:
     axes.axhline(1.0, color="0.4", linewidth=1, linestyle=(0, (4, 4)), label="products alone")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.set_xticks(counts := sorted({case.rows for case in cases}), [f"{count:,}" for count in counts])
+    axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0)))
     axes.yaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
     axes.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
