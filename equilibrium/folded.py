@@ -61,7 +61,7 @@ class FoldedIteration(Iteration):
         self.check_every = planned_interval(expected, stop)
         self._single_steps = self._planned_single_steps(expected, stop) if mixed_precision else 0
         planned = planned_steps(expected, max(stop.rtol or 0.0, 1e-15)) or 0.0
-        self._first_check = self._single_steps or math.floor((1.0 if self.factor is None else _FIRST_SHARE) * planned)
+        self._first_check = self._single_steps or math.floor(_FIRST_SHARE * planned)
         self.map_evals += 1  # of the offset
 
     def _planned_single_steps(self, expected: float | None, stop: Stop) -> int:

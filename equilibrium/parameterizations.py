@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -222,7 +222,7 @@ class Monotone(DenseParameterization):
         lam = log_lam.exp()  # Λ = Ψ⁻¹
         skew = self.S - self.S.mT
         D: Tensor | None = self.D
-        symmetric = self.V.mT @ self.V + self.epsilon * identity
+        symmetric = gram(self.V) + self.epsilon * identity
         if gamma is not None:
             D = None if D is None else gamma * _into_unit_ball(D)
             symmetric = symmetric + self._lipschitz_term(lam, gamma, D)
@@ -245,12 +245,12 @@ class Monotone(DenseParameterization):
     def _lipschitz_term(self, lam: Tensor, gamma: Tensor, D: Tensor | None) -> Tensor:
         B, output = lam[:, None] * self.U, self.output
         if D is None:
-            return (output.mT @ output + B @ B.mT) / (2 * gamma)
+            return (gram(output) + gram(B.mT)) / (2 * gamma)
         coupled = gamma * B + output.mT @ D
         identity = torch.eye(self.in_features, dtype=D.dtype, device=D.device)
         factor = torch.linalg.cholesky(gamma**2 * identity - D.mT @ D)
         half = torch.linalg.solve_triangular(factor, coupled.mT, upper=False)
-        return (output.mT @ output + half.mT @ half) / (2 * gamma)
+        return (gram(output) + gram(half)) / (2 * gamma)
 
     def extra_repr(self) -> str:
         """Sizes and settings."""
@@ -293,6 +293,31 @@ class MonDEQ(Monotone):
             device=device,
             dtype=dtype,
         )
+
+
+class _Gram(torch.autograd.Function):
+    """XᵀX, whose gradient X(G + Gᵀ) is one product, where autograd takes two."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(X: Tensor) -> Tensor:
+        return X.mT @ X
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
+        (X,), (G,) = ctx.saved_tensors, cotangents
+        return X @ (G + G.mT)
+
+
+def gram(X: Tensor) -> Tensor:
+    """XᵀX: (..., k, n) -> (n, n), differentiable to any order."""
+    product: Tensor = _Gram.apply(X)  # type: ignore[no-untyped-call]
+    return product
 
 
 def _into_unit_ball(matrix: Tensor) -> Tensor:

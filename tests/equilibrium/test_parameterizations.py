@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contracting.errors import InputError
 from equilibrium import MonDEQ, Monotone, Unconstrained, Weights
+from equilibrium.parameterizations import gram
 
 SHAPES = [(1, 1, 1), (3, 4, 2), (5, 12, 3)]
 
@@ -190,3 +191,13 @@ def test_bad_settings_are_refused_by_name(settings: dict[str, object], message: 
 def test_bad_sizes_are_refused(sizes: tuple[object, ...]) -> None:
     with pytest.raises(InputError, match="features must be a whole number"):
         Monotone(*sizes)  # type: ignore[arg-type]
+
+
+def test_gram_is_the_product_and_all_its_derivatives() -> None:
+    X = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(gram(X), X.mT @ X)
+    assert torch.autograd.gradcheck(gram, X) and torch.autograd.gradgradcheck(gram, X)
+    lopsided = torch.randn(3, 3, dtype=torch.float64)  # a cotangent that is not symmetric
+    (ours,) = torch.autograd.grad((lopsided * gram(X)).sum(), X)
+    (expected,) = torch.autograd.grad((lopsided * (X.mT @ X)).sum(), X)
+    assert torch.allclose(ours, expected)
