@@ -15,6 +15,7 @@ import copy
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar, Protocol, cast
 
 import torch
@@ -362,11 +363,11 @@ class BoundPeacemanRachford(BoundSplitting):
     def __init__(self, problem: EquilibriumProblem, step: Step | None):
         super().__init__(problem, step)
         self.reflection: LinearMap = problem.linear.reflection(self.step)
-        self.offset = self._constant(problem.q)
 
-    def _constant(self, q: Tensor) -> Tensor:
-        # R_A(h) = (2K − I)h + 2K(αq): the part that does not change is computed once, and 2K = (2K − I) + I
-        scaled = self.step * q
+    @cached_property
+    def offset(self) -> Tensor:
+        """2K(αq), the part of R_A(h) = (2K − I)h + 2K(αq) that does not change; 2K = (2K − I) + I."""
+        scaled = self.step * self.problem.q
         return self.reflection.affine(scaled, scaled)
 
     def _predict(self, step: float) -> StepChoice:
@@ -399,7 +400,7 @@ class BoundPeacemanRachford(BoundSplitting):
     def with_input(self, q: Tensor) -> BoundFlow:
         flow = copy.copy(self)  # the resolvent stays
         flow.problem = replace(self.problem, q=q)
-        flow.offset = self._constant(q)
+        flow.__dict__.pop("offset", None)
         return flow
 
     @property

@@ -288,7 +288,12 @@ class Dense(LinearMap):
 
     def reflection(self, step: Step) -> LinearMap:
         if self._transposed_from is not None and not isinstance(step, Tensor):
-            return self._transposed_from.reflection(step).adjoint
+            if self.weight.requires_grad:
+                return self._transposed_from.reflection(step).adjoint
+            owner = self._transposed_from
+            return owner.remember(
+                "adjoint reflection", step, lambda: Dense(owner.reflection(step).to_dense().contiguous().mT)
+            )
         if self.weight.requires_grad:
             return super().reflection(step)
         return self.remember("reflection", step, lambda: Dense(_doubled_less_one(_inverse(self.weight, step))))
@@ -319,9 +324,9 @@ class Dense(LinearMap):
 
 
 def _doubled_less_one(matrix: Tensor) -> Tensor:
-    """2M − I in the memory of M."""
+    """2M − I, laid out so that its transpose, which products with rows read, is contiguous."""
     matrix.mul_(2).diagonal().sub_(1)
-    return matrix
+    return matrix.mT.contiguous().mT
 
 
 def _inverse(W: Tensor, step: Step) -> Tensor:

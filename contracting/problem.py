@@ -96,14 +96,19 @@ class EquilibriumProblem:
         """Whether Condition 1 holds in the claimed metric: exactly where W stays, by a Cholesky where it changes."""
         return self._analysed_exactly and self.operator is not None or self._estimates is not None
 
-    def reflected_step(self, method: str) -> StepChoice:
+    def reflected_step(self, method: str, *, usual: bool = False) -> StepChoice:
         """The step of Peaceman–Rachford: of the smallest factor for weights that stay, otherwise from estimates.
+
+        Args:
+            method: who asks, for the error.
+            usual: the step for usual inputs instead of the best in the worst case.
 
         Raises:
             PreconditionError: as ``require_operator``.
         """
         if self._analysed_exactly:
-            return self.require_operator(method).best_reflected
+            operator = self.require_operator(method)
+            return operator.usual_reflected if usual else operator.best_reflected
         if self._estimates is None:
             raise self._refusal(method)
         return StepChoice(step=self._estimates.reflected_step, factor=None, expected=self._estimates.reflected_decay)

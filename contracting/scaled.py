@@ -131,10 +131,10 @@ class Scaled(LinearMap):
     def _estimates(self, metric: Metric) -> Estimates | None:
         squares, unit_step = self._congruence(metric)
         found = self.inner.estimates(WeightedL2.identity(self.size, dtype=torch.float64))
-        return (
-            None
-            if found is None
-            else ScaledEstimates(monotonicity=found.monotonicity, lipschitz=found.lipschitz, unit_step=unit_step)
+        if found is None:
+            return None
+        return ScaledEstimates(
+            monotonicity=found.monotonicity, lipschitz=found.lipschitz, mean=found.mean, unit_step=unit_step
         )
 
     def blocks(self, metric: Metric) -> Tensor:
@@ -229,8 +229,8 @@ class ScaledEstimates(Estimates):
 
     @property
     def reflected_step(self) -> Tensor:
-        """α(LR)⁻¹ with α = 1/√(mL) for M."""
-        return self.unit_step / math.sqrt(self.monotonicity * self.lipschitz)
+        """α(LR)⁻¹ with α one over the mean of the spectrum of M."""
+        return self.unit_step / self.mean
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -290,8 +290,13 @@ class ScaledOperator(MonotoneOperator):
         """The step αD per neuron with the smallest factor for M; it holds in the metric ΛD⁻¹."""
         return self._per_neuron(self.inner.best_reflected)
 
+    @cached_property
+    def usual_reflected(self) -> StepChoice:
+        """The same for usual inputs."""
+        return self._per_neuron(self.inner.usual_reflected)
+
     def _per_neuron(self, choice: StepChoice) -> StepChoice:
-        return StepChoice(step=choice.step * self.unit_step, factor=choice.factor)
+        return StepChoice(step=choice.step * self.unit_step, factor=choice.factor, expected=choice.expected)
 
     @cached_property
     def best_euler(self) -> StepChoice:

@@ -94,7 +94,7 @@ class Automatic(Method):
 
 
 def _predicted_steps(problem: EquilibriumProblem, stop: Stop) -> tuple[float, str]:
-    step = problem.reflected_step("the automatic choice")
+    step = problem.reflected_step("the automatic choice", usual=True)
     steps = planned_steps(step.expected, max(stop.rtol or 0.0, 1e-15))
     assert steps is not None and step.expected is not None
     return steps, f"{'exact' if step.factor is not None else 'estimated'} factor {step.expected:.4g}"

@@ -22,8 +22,8 @@ _BLOCK_BYTES = 640_000  # of the state of a block of rows; three such arrays are
 _CHECKS = 8  # in the number of steps that the factor predicts
 _FEWEST = 3  # steps between two checks, since a check costs more than a step
 _UNKNOWN = 5  # steps between two checks where nothing is predicted
-_FIRST_SHARE = 0.6  # of the steps before the first check that a factor, which is for the worst case, predicts
-_SINGLE_SHARE = 0.75  # of the steps predicted down to the accuracy of float32: predictions are for the worst case
+_FIRST_SHARE = 0.9  # of the expected steps before the first check
+_SINGLE_SHARE = 1.15  # of the steps expected down to the accuracy of float32: its steps cost a third
 _SINGLE_FLOOR = torch.finfo(torch.float32).eps  # times 1 + ‖W‖: the residual that float32 reaches, and a little more
 
 
@@ -62,6 +62,7 @@ class FoldedIteration(Iteration):
         self._single_steps = self._planned_single_steps(expected, stop) if mixed_precision else 0
         planned = planned_steps(expected, max(stop.rtol or 0.0, 1e-15)) or 0.0
         self._first_check = self._single_steps or math.floor(_FIRST_SHARE * planned)
+        self._single_offset: Tensor | None = None
         self.map_evals += 1  # of the offset
 
     def _planned_single_steps(self, expected: float | None, stop: Stop) -> int:
@@ -95,7 +96,7 @@ class FoldedIteration(Iteration):
 
     def advance(self, state: State, taken: int, steps: int) -> State:
         (u,) = state
-        if torch.is_grad_enabled() and (u.requires_grad or self.flow.offset.requires_grad):
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (u, *self.flow.problem.tensors())):
             return super().advance(state, taken, steps)
         self.map_evals += steps
         single = min(max(self._single_steps - taken, 0), steps) if self.cold_start else 0
@@ -121,10 +122,19 @@ class FoldedIteration(Iteration):
                 u = linear.affine(reflected, torch.add(offset, u, alpha=1 - self.relaxation))
         return u
 
+    def _offset(self, dtype: torch.dtype, linear: LinearMap) -> Tensor:
+        """The constant part of a step; in float64 only once a float64 step is taken."""
+        if dtype == self.flow.problem.q.dtype:
+            return self.flow.offset
+        if self._single_offset is None:
+            scaled = (self.flow.step * self.flow.problem.q).to(dtype)
+            self._single_offset = linear.affine(scaled, scaled)
+        return self._single_offset
+
     def _kernel(self, dtype: torch.dtype, rows: slice) -> tuple[LinearMap, Tensor, Reflection]:
         flow, owner = self.flow, self.flow.reflection
         linear = owner if dtype == owner.dtype else owner.remember("other precision", None, lambda: owner.to(dtype))
-        offset = flow.offset[rows].to(dtype)
+        offset = self._offset(dtype, linear)[rows]
         step = flow.step.to(dtype) if isinstance(flow.step, Tensor) else flow.step
         if self.relaxation != 1:
             linear, offset = linear.combined(self.relaxation, 0.0), self.relaxation * offset

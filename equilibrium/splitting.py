@@ -1,7 +1,7 @@
 """Operator splittings: fixed-point iterations of the forward–backward and Peaceman–Rachford maps.
 
 A splitting is explicit Euler on the flow of the same name: with unit step for forward–backward and Peaceman–Rachford,
-with half a step for Douglas–Rachford. The step α of the splitting is chosen by minimising its exact contraction factor.
+with half a step for Douglas–Rachford. The step α is chosen by its exact contraction factor.
 """
 
 from __future__ import annotations
@@ -74,7 +74,12 @@ class _ReflectedSplitting(_Splitting):
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
-        flow = self._flow(problem)
+        if self.step is None:
+            choice = problem.reflected_step(BoundPeacemanRachford.name, usual=True)
+            flow: BoundSplitting = PeacemanRachfordFlow(step=choice.step).bind(problem)
+            flow.choice = choice
+        else:
+            flow = self._flow(problem)
         assert isinstance(flow, BoundPeacemanRachford)
         return FoldedIteration(flow, self.share, stop, mixed_precision=self.mixed_precision)
 
