@@ -40,11 +40,15 @@ class Estimates:
         return 1 / self.mean
 
     @property
-    def reflected_decay(self) -> float:
-        """What to plan with: the geometric mean of the slowest direction, as if W were symmetric, and of the others."""
+    def slowest_decay(self) -> float:
+        """The factor of the slowest direction with that step, as if W were symmetric."""
         low, high = self.monotonicity / self.mean, self.lipschitz / self.mean
-        slowest = max((1 - low) / (1 + low), (high - 1) / (high + 1))
-        return math.sqrt(slowest * _USUAL_SPREAD)
+        return max((1 - low) / (1 + low), (high - 1) / (high + 1))
+
+    @property
+    def usual_decay(self) -> float:
+        """What to plan with for usual inputs: the geometric mean of the slowest direction and of all."""
+        return math.sqrt(self.slowest_decay * _USUAL_SPREAD)
 
 
 def estimate(blocks: Tensor) -> Estimates | None:

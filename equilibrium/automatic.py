@@ -40,7 +40,7 @@ class Automatic(Method):
     r"""Chooses a method from the size, the conditioning, the tolerance and the activation; nothing is tried or timed.
 
     The yardstick is the predicted number of Peaceman–Rachford steps, log(rtol)/log(factor), the factor being the exact
-    one where W stays and n is moderate, and (√κ − 1)/(√κ + 1) from cheap estimates of m and L where W changes in every
+    one where W stays and n is moderate, and that of the slowest direction from cheap estimates where W changes in every
     step or n is large: eigendecompositions would then cost more than the solve. (``LinearMap.exactly_analysed`` says
     which; an estimate can cost steps, never correctness.) In this order:
 
@@ -94,7 +94,7 @@ class Automatic(Method):
 
 
 def _predicted_steps(problem: EquilibriumProblem, stop: Stop) -> tuple[float, str]:
-    step = problem.reflected_step("the automatic choice", usual=True)
+    step = problem.reflected_step("the automatic choice")
     steps = planned_steps(step.expected, max(stop.rtol or 0.0, 1e-15))
     assert steps is not None and step.expected is not None
     return steps, f"{'exact' if step.factor is not None else 'estimated'} factor {step.expected:.4g}"

@@ -21,6 +21,7 @@ from contracting.solve import Iteration, State, Stop
 _BLOCK_BYTES = 640_000  # of the state of a block of rows; three such arrays are at work
 _CHECKS = 8  # in the number of steps that the factor predicts
 _FEWEST = 3  # steps between two checks, since a check costs more than a step
+_OVERSHOOT = 12  # at most so small a share of the steps is taken in vain where there are more than expected
 _UNKNOWN = 5  # steps between two checks where nothing is predicted
 _FIRST_SHARE = 0.9  # of the expected steps before the first check
 _SINGLE_SHARE = 1.15  # of the steps expected down to the accuracy of float32: its steps cost a third
@@ -92,7 +93,7 @@ class FoldedIteration(Iteration):
 
     def check_after(self, taken: int) -> int:
         first = self._first_check - taken if self.cold_start else 0
-        return max(first, self.check_every)
+        return max(first, self.check_every, taken // _OVERSHOOT)
 
     def advance(self, state: State, taken: int, steps: int) -> State:
         (u,) = state
