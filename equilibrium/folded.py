@@ -21,7 +21,7 @@ from contracting.solve import Iteration, State, Stop
 _BLOCK_BYTES = 640_000  # of the state of a block of rows; three such arrays are at work
 _CHECKS = 8  # in the number of steps that the factor predicts
 _FEWEST = 3  # steps between two checks, since a check costs more than a step
-_OVERSHOOT = 12  # at most so small a share of the steps is taken in vain where there are more than expected
+_OVERSHOOT = 12  # where a solve takes long, one step in so many may be in vain
 _UNKNOWN = 5  # steps between two checks where nothing is predicted
 _FIRST_SHARE = 0.9  # of the expected steps before the first check
 _SINGLE_SHARE = 1.15  # of the steps expected down to the accuracy of float32: its steps cost a third
