@@ -320,12 +320,19 @@ def _certified(layer: EquilibriumLayer, exact: _Exact, settings: ModelSettings) 
     }
 
 
+def _attack_tolerance(model: EquilibriumLayer) -> float:
+    """Large enough for the float32 solves of any weight: what rounding lets one resolve, with a margin."""
+    with torch.no_grad():
+        rounding = torch.finfo(torch.float32).eps * (1 + model.weights().state.rough_norm)
+    return max(_ATTACK, 8 * rounding)
+
+
 def _perturbations(
     model: nn.Module, judge: nn.Module, exact: _Exact, settings: ModelSettings, workspace: Workspace
 ) -> Tensor:
     """Size of the smallest perturbation found for each test image: sought in float32, verified in float64."""
     if isinstance(model, EquilibriumLayer):
-        model.stop = Stop(rtol=_ATTACK, atol=0.0)
+        model.stop = Stop(rtol=_attack_tolerance(model), atol=0.0)
         model.backward = Implicit(stop=model.stop)
     batches = math.ceil(len(exact.labels) / _BATCH)
     with progress_bar(batches, "attacking", show=workspace.progress, place=workspace.place) as bar:
