@@ -363,6 +363,8 @@ class BoundPeacemanRachford(BoundSplitting):
     def __init__(self, problem: EquilibriumProblem, step: Step | None):
         super().__init__(problem, step)
         self.reflection: LinearMap = problem.linear.reflection(self.step)
+        if any(t.requires_grad for t in problem.tensors()):
+            _ = self.offset  # now, while the graph is recorded
 
     @cached_property
     def offset(self) -> Tensor:

@@ -181,7 +181,7 @@ class MonotoneOperator:
         The reduction to expect is the geometric mean of this factor and the root mean square over all directions.
         """
         step = 1 / float(torch.real(self.blocks.diagonal(dim1=-2, dim2=-1)).mean())
-        if math.log(self.reflected_factor(step)) > _LEAST_SHARE * math.log(self.reflected_factor(self._best_step)):
+        if self.reflected_factor(step) > self.reflected_factor(self._best_step) ** _LEAST_SHARE:
             step = self._best_step
         factor, spread = self._reflected(step)
         return StepChoice(step=step, factor=factor, expected=math.sqrt(factor * spread))
