@@ -61,8 +61,7 @@ class Rows:
         self.any_running = problem.batch > 0
         self.best = problem.q.new_full((problem.batch,), float("inf"))
         self.best_step = torch.zeros_like(self.best, dtype=torch.int64)
-        # a row that is not finite before the first step never had an answer
-        self.residual = self.scale = self.best * float("nan")
+        self.residual = self.scale = self.best * float("nan")  # never had an answer
         self.z = self.residual[:, None].expand(problem.q.shape)
         if self.iteration.check_start or stop.max_steps == 0:
             self.check(self.state, 0)
@@ -116,6 +115,8 @@ class Rows:
         """Overwrite the answers of the rows that were running; those that go on will be overwritten again."""
         z, residual, scale = now
         if bool(lost.any()):  # a row whose new state is not finite keeps its last finite answer
+            if taken and self.checks == 1:  # the start, which was not worth a look before
+                self._look_back()
             z = torch.where(lost[:, None], self.z, z)
             residual, scale = torch.where(lost, self.residual, residual), torch.where(lost, self.scale, scale)
         status, steps = code.to(torch.int8), torch.full_like(self.best_step, taken)
@@ -128,6 +129,14 @@ class Rows:
             here = torch.nonzero(self.running).flatten()
             there = self.place[here]
             self.answers = self.answers.map(lambda old, entry: old.index_copy(0, there, entry[here]), new)
+
+    def _look_back(self) -> None:
+        """Take the start, at which the state still is, for the last answer of the rows that are finite there."""
+        z = self.iteration.read(self.state)
+        residual, scale = self.assess(z)
+        finite = torch.isfinite(residual)
+        self.z = _select(finite, z, self.z)
+        self.residual, self.scale = _select(finite, residual, self.residual), _select(finite, scale, self.scale)
 
     def _compact(self) -> None:
         """Let the finished rows leave the batch where that pays."""

@@ -109,8 +109,8 @@ def solve(
 ) -> Solution:
     """Iterate ``method`` on ``problem`` until every row is solved or given up.
 
-    Rows are independent: each has its own status, and a finished or failed row is frozen. The residual that decides is
-    the problem's own, at the z that is returned.
+    Rows are independent: each has its own status, and a finished or failed row keeps the answer it had. The residual
+    that decides is the problem's own, at the z that is returned.
 
     Args:
         problem: z = σ(Wz + q), rows (batch, n).

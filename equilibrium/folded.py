@@ -108,7 +108,9 @@ class FoldedIteration(Iteration):
     def _in_both(self, rows: slice, u: Tensor, single: int, double: int) -> Tensor:
         """The steps of a block in float32, then those in the precision of the problem."""
         if single:
-            u = self._run(torch.float32, rows, u.to(torch.float32), single).to(u.dtype)
+            reached = self._run(torch.float32, rows, u.to(torch.float32), single).to(u.dtype)
+            # a row too large for float32 waits for its float64 steps
+            u = torch.where(torch.isfinite(reached).all(-1, keepdim=True), reached, u)
         return self._run(u.dtype, rows, u, double) if double else u
 
     def _run(self, dtype: torch.dtype, rows: slice, u: Tensor, steps: int) -> Tensor:

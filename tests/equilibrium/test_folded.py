@@ -10,6 +10,7 @@ import torch
 
 from contracting import EquilibriumProblem, Stop, WeightedL2, solve
 from contracting.activations import ADMISSIBLE, ReLU, Slope
+from contracting.errors import Status
 from contracting.estimates import estimate
 from contracting.linear import Dense
 from contracting.proximal import Activation
@@ -71,6 +72,31 @@ def test_single_precision_steps_come_first_and_decide_nothing() -> None:
     assert PeacemanRachford(mixed_precision=False).bind(case, stop.resolved(case)).check_after(0) < first
     solution = solve(case, PeacemanRachford(), stop=stop)
     assert solution.converged.all() and (case.residual(solution.z).norm(dim=-1) <= 1e-11).all()
+
+
+def test_rows_beyond_the_range_of_single_precision_are_solved_all_the_same() -> None:
+    case = problem(batch=4)
+    q = case.q * torch.tensor([1.0, 1e40, 1e-60, 1e150], dtype=F64)[:, None]
+    wide = EquilibriumProblem(linear=case.linear, q=q, activation=ReLU(), metric=case.metric)
+    assert not torch.isfinite(q.float()).all()  # or nothing is tested
+    solution = solve(wide, PeacemanRachford(), stop=Stop(rtol=1e-10, atol=0.0))
+    exact = solve(wide, PeacemanRachford(mixed_precision=False), stop=Stop(rtol=1e-12, atol=0.0))
+    assert solution.converged.all()
+    # σ is positively homogeneous, so that every row can be compared at its own scale
+    scale = q.abs().amax(-1, keepdim=True)
+    assert ((solution.z - exact.z) / scale).abs().max() <= 1e-9
+
+
+def test_a_row_that_blows_up_before_the_first_look_keeps_its_start() -> None:
+    far = EquilibriumProblem(
+        linear=Dense(torch.diag(torch.tensor([-1.0, 3.0], dtype=F64))),
+        q=torch.tensor([[1.0, 0.0], [1.0, 1e100]], dtype=F64),
+        activation=ReLU(),
+    )
+    solution = solve(far, PeacemanRachford(step=0.45), stop=Stop(check_every=4000), throw=False)
+    assert solution.status.tolist() == [Status.CONVERGED, Status.NONFINITE]
+    assert torch.isfinite(solution.z).all() and torch.isfinite(solution.residual).all()
+    assert torch.equal(solution.residual[1], far.residual(solution.z)[1].norm())
 
 
 def test_a_given_start_is_not_spoilt_by_single_precision() -> None:
