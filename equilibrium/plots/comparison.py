@@ -66,7 +66,14 @@ _COLOURS = {
     "torchdiffeq": (GREEN, GREEN),
 }
 _DASHES = (4.0, 4.0)
-_MARKERS = {"splitting": "osD^", "Newton": "*", "ODE integrator": "osD^v<>pPXhd8", "torchdiffeq": "x+1234"}
+_LONG = 22  # letters that are too many for the title of a small panel
+_MARKERS = {
+    "splitting": "osD^v<>pPXhd8",
+    "Newton": "*PdX",
+    "ODE integrator": "osD^v<>pPXhd8",
+    "torchdiffeq": "x+1234",
+}
+_OTHERS: dict[str, Any] = {"color": "0.8", "linewidth": 0.6, "marker": ".", "markersize": 2.5, "zorder": 1}
 
 
 def plot_residual_against_iteration(
@@ -140,7 +147,13 @@ def plot_residual_against_time(
     return axes
 
 
-def plot_work_precision(comparison: Comparison, axes: Axes | None = None, *, count_maps: bool = False) -> Axes:
+def plot_work_precision(
+    comparison: Comparison,
+    axes: Axes | None = None,
+    *,
+    solvers: Sequence[str] | None = None,
+    count_maps: bool = False,
+) -> Axes:
     """Relative distance to the reference equilibrium against the cost, every solver and every tolerance it reaches.
 
     A dashed line for each tolerance is the largest certified bound on the distance that a solver returned there.
@@ -148,6 +161,8 @@ def plot_work_precision(comparison: Comparison, axes: Axes | None = None, *, cou
     Args:
         comparison: what ``compare`` returned.
         axes: where to draw; None makes a figure of full width.
+        solvers: names of those with a colour and a place in the legend, the others are grey; None takes all if these
+            are few, else ``SHOWN`` and those the title names.
         count_maps: the cost is the number of applications of W or its resolvent, which does not depend on the machine
             but leaves out the factorisations of the implicit methods; otherwise it is the wall time per input.
 
@@ -160,11 +175,19 @@ def plot_work_precision(comparison: Comparison, axes: Axes | None = None, *, cou
     axes = new_axes() if axes is None else axes
     reached = _reached(comparison)
     _require(reached)
-    styles = _styles(comparison, list(reached))
+    title, named = _work_title(comparison, count_maps)
+    if solvers is None:
+        solvers = tuple(reached) if len(reached) <= len(SHOWN) else (*SHOWN, *named)
+    styles = _styles(comparison, [name for name in reached if name in solvers])
     for name, points in reached.items():
         x = [m.map_evals if count_maps else 1e3 * m.seconds / m.rows for m in points]
         y = [max(m.distance or 0.0, _FLOOR) for m in points]
-        axes.loglog(x, y, label=name, linewidth=0.5, **styles[name])
+        if name in styles:
+            axes.loglog(x, y, label=name, linewidth=0.8, **styles[name])
+        else:
+            axes.loglog(x, y, **_OTHERS)
+    if len(styles) < len(reached):
+        axes.plot([], [], label=f"{len(reached) - len(styles)} others", **_OTHERS)
     label: str | None = "certified distance"
     for tolerance in comparison.tolerances:
         here = [m for points in reached.values() for m in points if m.tolerance == tolerance]
@@ -179,7 +202,7 @@ def plot_work_precision(comparison: Comparison, axes: Axes | None = None, *, cou
         axes,
         x="applications of W or its resolvent" if count_maps else "wall time per input (ms)",
         y="relative distance to equilibrium",
-        title=_work_title(comparison, count_maps),
+        title=title,
     )
     return axes
 
@@ -272,7 +295,10 @@ def plot_every_solver(
             fall = math.log(comparison.tightest / y[0]) / math.log(factor)
             steps = [fall * k / 100 for k in range(1, 101)]  # curved, because both axes are logarithmic
             axes.loglog(steps, [y[0] * factor**k for k in steps], color=colour, linestyle="--", linewidth=0.8)
-        axes.set_title(curve.solver.replace("/", "\non "), fontsize=7.5, loc="left")
+        title = curve.solver.replace("/", "\non ")
+        if max(map(len, title.split("\n"))) > _LONG:
+            title = title.replace("-", "\n-")
+        axes.set_title(title, fontsize=7.5, loc="left")
         axes.tick_params(labelsize=7)
         axes.set_ylim(comparison.tightest / 3, None)
         for axis in (axes.xaxis, axes.yaxis):
@@ -368,7 +394,9 @@ def _plottable(values: Sequence[float | None]) -> list[float]:
     return [math.nan if value is None else max(value, _FLOOR) for value in values]
 
 
-def _work_title(comparison: Comparison, count_maps: bool) -> str:
+def _work_title(comparison: Comparison, count_maps: bool) -> tuple[str, tuple[str, ...]]:
+    """The message of the figure, and the solvers that it names."""
+
     def cost(m: Measurement) -> float:
         return m.map_evals if count_maps else m.seconds / m.rows
 
@@ -380,9 +408,10 @@ def _work_title(comparison: Comparison, count_maps: bool) -> str:
             if integrator not in cheapest or cost(m) < cost(cheapest[integrator]):
                 cheapest[integrator] = m
     if len(cheapest) < 2:
-        return "Accuracy and cost"
+        return "Accuracy and cost", ()
     first, second = sorted(cheapest.values(), key=cost)
     ratio = f"{cost(second) / cost(first):.1f}"
+    named = first.solver, second.solver
     if count_maps:
-        return f"Without linear solves: {first.solver} needs {ratio} times fewer maps than {second.solver}"
-    return f"{first.solver} is {ratio} times as fast as {second.solver}"
+        return f"Without linear solves: {named[0]} needs {ratio} times fewer maps than {named[1]}", named
+    return f"{named[0]} is {ratio} times as fast as {named[1]}", named

@@ -29,7 +29,7 @@ from equilibrium.plots import (
 )
 from equilibrium.plots import comparison as comparison_plots
 from equilibrium.plots import contraction_cost as contraction_cost_plots
-from equilibrium.solvers import default_solvers
+from equilibrium.solvers import default_solvers, family
 
 NAMES = ("SemismoothNewton", "PeacemanRachford", "ForwardBackward", "ExplicitEuler", "DormandPrince/Hopfield")
 PLOTS = (plot_residual_against_iteration, plot_residual_against_time, plot_work_precision)
@@ -66,6 +66,41 @@ def test_nothing_is_covered_or_cut_off(comparison, width):
         assert not legend.overlaps(axes.bbox), name
         for box in (legend, title, axes.xaxis.label.get_window_extent(), axes.yaxis.label.get_window_extent()):
             assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, (name, box)
+
+
+@pytest.fixture(scope="module")
+def crowded(comparison):
+    """As many solvers as the command line compares, each with the numbers of one that was run."""
+    solvers, measurements, curves = [], [], []
+    for number, (name, method) in enumerate(default_solvers().items()):
+        predicts = number % 2 == 0 and family(method) != "torchdiffeq"  # whose steps vary
+        model = comparison.solver("PeacemanRachford" if predicts else "SemismoothNewton")
+        solvers.append(replace(model, name=name, family=family(method)))
+        measurements += [replace(m, solver=name, seconds=m.seconds * (1 + number)) for m in comparison.of(model.name)]
+        curves += [replace(c, solver=name) for c in comparison.curves if c.solver == model.name]
+    return replace(comparison, solvers=tuple(solvers), measurements=tuple(measurements), curves=tuple(curves))
+
+
+@pytest.mark.parametrize("width", [FULL_WIDTH, HALF_WIDTH])
+def test_many_solvers_cover_nothing_and_are_told_apart(crowded, width):
+    for name, figure in draw_all(crowded, width=width, panels=False).items():
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        legend, title = axes.get_legend().get_window_extent(), axes._left_title.get_window_extent()
+        assert not legend.overlaps(axes.bbox) and not legend.overlaps(title), name
+        assert legend.y1 <= figure.bbox.y1 and title.x1 <= figure.bbox.x1, name
+        named = [line for line in axes.lines if line.get_label() in default_solvers()]
+        looks = {(line.get_marker(), line.get_color(), line.get_markerfacecolor()) for line in named}
+        assert len(looks) == len(named) > 0, name
+
+
+def test_solvers_without_a_colour_are_grey_and_counted(crowded):
+    axes = plot_work_precision(crowded)
+    count = len(crowded.solvers)
+    named = [line for line in axes.lines if line.get_label() in default_solvers()]
+    grey = [line for line in axes.lines if line.get_color() == "0.8" and len(line.get_xdata())]
+    assert len(SHOWN) <= len(named) <= len(SHOWN) + 2 and len(named) + len(grey) == count
+    assert f"{len(grey)} others" in [text.get_text() for text in axes.get_legend().get_texts()]
 
 
 def test_every_solver_has_a_panel_with_its_prediction(comparison):
