@@ -64,7 +64,7 @@ def finish(axes: Axes, *, x: str, y: str, title: str, legend: bool = True) -> No
     size = letters(axes)
     axes.set_xlabel(x, fontsize=size)
     axes.set_ylabel(y, fontsize=size)
-    axes.set_title(textwrap.fill(title, 46 if narrow else 76), fontsize=size, loc="left")
+    axes.set_title(textwrap.fill(title, 44 if narrow else 76), fontsize=size, loc="left")
     axes.tick_params(labelsize=size - 1)
     for axis in (axes.xaxis, axes.yaxis):  # labels between the powers of ten only cost time to place
         axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
@@ -78,7 +78,7 @@ def finish(axes: Axes, *, x: str, y: str, title: str, legend: bool = True) -> No
     place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.01, 0.5)}
     if narrow:
         place = {"loc": "upper center", "bbox_to_anchor": (0.42, -0.2), "ncols": 2}
-    axes.legend(fontsize=size - 1.5, frameon=False, handlelength=1.8, labelspacing=0.3, columnspacing=1.0, **place)
+    axes.legend(fontsize=size - 1.5, frameon=False, handlelength=1.8, labelspacing=0.3, columnspacing=0.8, **place)
 
 
 def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> list[Annotation]:
