@@ -103,7 +103,7 @@ class FoldedIteration(Iteration):
         single = min(max(self._single_steps - taken, 0), steps) if self.cold_start else 0
         with torch.no_grad():
             blocks = [self._in_both(rows, u[rows], single, steps - single) for rows in _blocks(u)]
-            return (blocks[0] if len(blocks) == 1 else torch.cat(blocks),)
+            return (blocks[0] if len(blocks) == 1 else self.flow.reflection.laid_out(torch.cat(blocks)),)
 
     def _in_both(self, rows: slice, u: Tensor, single: int, double: int) -> Tensor:
         """The steps of a block in float32, then those in the precision of the problem."""
@@ -116,6 +116,7 @@ class FoldedIteration(Iteration):
     def _run(self, dtype: torch.dtype, rows: slice, u: Tensor, steps: int) -> Tensor:
         """``steps`` steps of a block of rows in a precision."""
         linear, offset, reflect = self._kernel(dtype, rows)
+        u, offset = linear.laid_out(u), linear.laid_out(offset)
         reflected = torch.empty_like(u)
         for step in range(steps):
             reflect(u, out=reflected)
