@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from contracting.errors import InputError
+from contracting.plots.style import BLUE, FULL_WIDTH, GREEN, ORANGE, PURPLE, SKY, VERMILION, finish
 from contracting.solve import Method, Stop, Trace, solve
 from equilibrium.convolution.layer import ConvolutionalLayer
 
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FULL_WIDTH = 6.8  # inches
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
+_COLOURS = (BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, "#000000")
 _STYLES = ("-", "--", "-.", ":")
 
 
@@ -54,36 +54,38 @@ def plot_equilibrium(layer: ConvolutionalLayer, image: Tensor) -> Figure:
 
 
 @torch.no_grad()
-def plot_convergence(layer: ConvolutionalLayer, x: Tensor, methods: Mapping[str, Method], *, stop: Stop) -> Figure:
-    """Relative residual of the worst image against the applications of W, one curve per method, markers at checks.
+def plot_convergence(
+    layer: ConvolutionalLayer, x: Tensor, methods: Mapping[str, Method], axes: Axes, *, stop: Stop
+) -> Axes:
+    """Relative residual of the worst image against the applications of W, one curve per method.
 
     Args:
         layer: the network; all methods solve its equilibrium.
         x: images.
         methods: by the name in the legend.
+        axes: where to draw.
         stop: when a curve ends.
     """
     problem = layer.problem(x)
-    figure = matplotlib.figure.Figure(figsize=(FULL_WIDTH, 3.6), layout="constrained")
-    axes = figure.subplots()
     for index, (name, method) in enumerate(methods.items()):
         trace = Trace()
         solution = solve(problem, method, stop=stop, trace=trace, throw=False)
         final = max(1, int(solution.steps.max()))
-        worst = (
-            trace.residual.nan_to_num(0.0).amax(-1)
-            / layer.activation(problem.preactivation(solution.z)).norm(dim=-1).max()
-        )
+        scale = layer.activation(problem.preactivation(solution.z)).norm(dim=-1)
+        worst = (trace.residual.nan_to_num(0.0) / scale).amax(-1)
         work = [step * solution.map_evals / final for step in trace.steps.tolist()]
         colour = _COLOURS[index % len(_COLOURS)]
-        axes.semilogy(work, worst, _STYLES[index % len(_STYLES)], color=colour, label=name, linewidth=1.3)
+        axes.loglog(
+            work[1:], worst[1:], _STYLES[index % len(_STYLES)], color=colour, label=name, linewidth=1.5
+        )
     axes.axhline(stop.rtol or 0.0, color="0.6", linewidth=0.8)
-    axes.set_xlabel("applications of W or of its resolvent")
-    axes.set_ylabel("relative residual, worst image")
-    axes.set_title("Splittings and integrators reach the same equilibrium", fontsize=10)
-    axes.legend(fontsize=8, frameon=False)
-    axes.grid(True, which="major", linewidth=0.3)
-    return figure
+    finish(
+        axes,
+        x="applications of W or of its resolvent",
+        y="relative residual, worst image",
+        title="Splittings and integrators reach the same equilibrium",
+    )
+    return axes
 
 
 @torch.no_grad()
