@@ -94,7 +94,7 @@ class TranslationInvariant(LinearMap):
         # the sum puts the images back into rows, in one pass
         images = product(z, self._form, self.grid)
         out = torch.empty_like(z) if out is None else out
-        torch.add(images, offset.unflatten(1, images.shape[1:]), out=out.unflatten(1, images.shape[1:]))
+        torch.add(images, offset.view(images.shape), out=out.view(images.shape))
         return out
 
     def laid_out(self, rows: Tensor) -> Tensor:

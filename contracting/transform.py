@@ -1,8 +1,8 @@
-r"""The discrete Fourier transform of small images as matrix products, in the layout in which products per frequency run.
+r"""The discrete Fourier transform of small images as matrix products, in the layout of products per frequency.
 
-A symbol acts on the channels at one frequency, for all rows at once. Transforms from a library leave the frequencies
-of one row side by side, so that the rows have to be moved there and back in every product; at the sizes of equilibrium
-networks that costs more than the transform. Here images are (height, width, channels, rows) and spectra (frequencies,
+A symbol acts on the channels at one frequency, for all rows at once. Transforms of a library leave the frequencies of
+one row side by side, so that rows have to be moved there and back in every product; for small images that costs more
+than the transform. Here images are (height, width, channels, rows) and spectra (frequencies,
 2 · channels, rows), real parts over imaginary parts: both transforms and the product are then plain matrix products of
 contiguous real arrays. Sides above ``_LONGEST``, where n log n wins, go through the library's transform.
 
@@ -46,7 +46,7 @@ def shares(grid: Grid) -> Tensor:
 
 def spectrum(images: Tensor, grid: Grid) -> Tensor:
     """x̂(f) = Σ_p x(p) e^{−2πi f·p/N}: (rows, channels, *grid) -> (frequencies, channels, rows), complex."""
-    real, imaginary = analysed(images.flatten(1), images.shape[1], grid).unflatten(1, (2, -1)).unbind(1)
+    real, imaginary = analysed(images.flatten(1), images.shape[1], grid).chunk(2, 1)
     return torch.complex(real, imaginary)
 
 
@@ -86,7 +86,7 @@ def analysed(z: Tensor, channels: int, grid: Grid) -> Tensor:
 
 def _arranged(z: Tensor, channels: int, grid: Grid) -> Tensor:
     """(batch, channels · positions) -> (height, width, channels, batch), contiguous."""
-    return z.unflatten(1, (channels, *sides(grid))).permute(2, 3, 1, 0).contiguous()
+    return z.view(len(z), channels, *sides(grid)).permute(2, 3, 1, 0).contiguous()
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _waves(height: int, width: int, dtype: torch.dtype, device: torch.device) ->
     cos, sin = _turns(width, width)
     # (a + ib)e^{−iφ}: rows (part, frequency), columns (part, position)
     across = torch.cat([torch.cat([cos, sin], 1), torch.cat([-sin, cos], 1)])
-    across = across.unflatten(0, (2, width)).transpose(0, 1).flatten(0, 1)  # rows (frequency, part)
+    across = across.reshape(2, width, -1).transpose(0, 1).flatten(0, 1)  # rows (frequency, part)
     across_back = across.mT / width
     return _Waves(*(m.to(device, dtype).contiguous() for m in (down, across, across_back, down_back)))
 
@@ -142,8 +142,8 @@ def _synthesised(values: Tensor, grid: Grid) -> Tensor:
     height, width = sides(grid)
     half, channels, batch = height // 2 + 1, values.shape[1] // 2, values.shape[2]
     if max(height, width) > _LONGEST:
-        real, imaginary = values.unflatten(1, (2, channels)).unbind(1)
-        table = torch.complex(real, imaginary).unflatten(0, (half, width))
+        real, imaginary = values.chunk(2, 1)
+        table = torch.complex(real, imaginary).reshape(half, width, channels, batch)
         return torch.fft.irfftn(table, s=(width, height), dim=(1, 0))
     waves = _waves(height, width, values.dtype, values.device)
     columns = channels * batch

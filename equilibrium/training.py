@@ -192,7 +192,7 @@ def shifted(inputs: Tensor, dataset: Dataset, shift: int, generator: torch.Gener
     """Every image moved by a random number of pixels in [−shift, shift] along each axis: (count, in) -> (count, in)."""
     channels, height, width = dataset.image_shape
     background = float(dataset.normalization.normalize(torch.zeros((), dtype=torch.float64)))
-    images = inputs.unflatten(-1, dataset.image_shape)
+    images = inputs.reshape(-1, *dataset.image_shape)
     padded = torch.nn.functional.pad(images, [shift] * 4, value=background)
     corners = torch.randint(0, 2 * shift + 1, (2, len(inputs)), generator=generator).to(inputs.device)
     rows = corners[0][:, None] + torch.arange(height, device=inputs.device)

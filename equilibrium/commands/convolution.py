@@ -26,6 +26,7 @@ from equilibrium.studies.robustness import Plan, catalogue, run_experiment
 from equilibrium.training import last_complete_epoch
 
 _EPOCHS = 4
+_COLUMNS = ("model", "test error", "training", "γ", "certified", "attained", "of γ", "ratio", "inside")
 _METHODS: dict[str, Method] = {
     "Peaceman–Rachford": PeacemanRachford(),
     "Douglas–Rachford": DouglasRachford(),
@@ -42,7 +43,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
 
     def convolution(
         mnist: Annotated[Path | None, option(help="Folder with the MNIST files; downloaded if absent.")] = None,
-        cifar: Annotated[Path | None, option(help="Folder with the binary files of CIFAR-10, instead of MNIST.")] = None,
+        cifar: Annotated[Path | None, option(help="Folder with CIFAR-10's binary files, instead of MNIST.")] = None,
         models: Annotated[str | None, option(help="Of lipschitz-1, lben, mondeq, separated by commas.")] = None,
         epochs: Annotated[int | None, option(help=f"Passes over the training images (default {_EPOCHS}).")] = None,
         seed: Annotated[int, option(help="Of the weights and of the order of the images.")] = 0,
@@ -87,13 +88,11 @@ def table(results: Mapping[str, Any], times: Mapping[str, Any]) -> str:
     count = first["robustness"]["images"]
     return "\n".join(
         [
-            *aligned(
-                ("model", "test error", "training", "γ", "certified", "attained", "of γ", "ratio", "inside"), rows
-            ),
+            *aligned(_COLUMNS, rows),
             "",
             "test error: percent of the test images, solved in float64 to 1e-8; training: wall seconds on one thread;",
-            "γ: built in, for the whole map from normalised pixels to logits; certified: proved afterwards; attained: by a",
-            "pair of inputs; of γ: attained/γ; ratio: attained/certified; inside: attacks that succeeded inside a",
+            "γ: built in, for the whole map from normalised pixels to logits; certified: proved afterwards; attained:",
+            "by a pair of inputs; of γ: attained/γ; ratio: attained/certified; inside: attacks that succeeded inside a",
             f"certified radius, of {count} test images.",
         ]
     )
@@ -126,7 +125,7 @@ def _figures(plan: Plan, results: dict[str, Any], dataset: Dataset, folder: Path
     }
     name = "lben" if "lben" in models else next(iter(models))
     layer = _trained(plan, name, dataset, folder)
-    images = dataset.test_inputs[:8].unflatten(-1, dataset.image_shape).double()
+    images = dataset.test_inputs[:8].reshape(-1, *dataset.image_shape).double()
     stop = Stop(rtol=1e-4 if plan.small else 1e-6, atol=0.0, check_every=1)
     draws["convergence"] = partial(_drawn, pictures.plot_convergence, layer, images, _METHODS, stop)
     written = draw_figures(folder, draws, small=plan.small, tall=("certified-and-attained",))

@@ -1,4 +1,4 @@
-r"""Equilibrium networks with several resolutions at once, coupled by strided convolutions, as monDEQ's multi-tier network.
+r"""Equilibrium networks with several resolutions, coupled by strided convolutions, as monDEQ's multi-tier network.
 
 The state has resolutions i = 0 (finest) … k − 1, each half as fine as the one before. In
 I − W = Ψ(εI + g AᵀA + Bᵀ − B + Q), A has a convolution of each resolution on its diagonal and below it convolutions of
@@ -6,7 +6,7 @@ stride two from each resolution to the next, and B is block diagonal; AᵀA then
 coarsest grid as phases (``contracting.polyphase``) it is one convolution with Σ Cᵢ·4^(k−1−i) channels. So nothing else
 is needed: certified monotonicity for all parameters, γ, contraction rate, bounds and factors are those of
 ``ConvolutionalMonotone``, exact per frequency, and its resolvent is cheap as long as those channels are a few hundred.
-With more of them the inverse of every frequency costs too much: ``Tseng()`` and ``ForwardBackward()`` use products only.
+With more of them the inverse of every frequency costs too much; ``Tseng()`` and ``ForwardBackward()`` need none.
 
 The images are injected into the finest resolution; the readout sees the averages of every phase over its cells.
 """
@@ -111,10 +111,9 @@ class MultiScaleMonotone(ConvolutionalMonotone):
                 A[level][level - 1] = phases(self.couplings[level - 1], out=factor, into=2 * factor, stride=2)
         injected = phases(self.U, out=self.factors[0], into=1, stride=self.input_stride)
         elsewhere = injected.new_zeros(sum(self.counts[1:]), *injected.shape[1:])
-        psi = self.psi
-        if psi is not None:
-            per_channel = self._of_phases(psi.expand(sum(self.channels)))
-            psi = per_channel.reshape(-1, *[1] * dims)
+        psi: Tensor | None = None
+        if self.psi is not None:
+            psi = self._of_phases(self.psi.expand(sum(self.channels))).reshape(-1, *[1] * dims)
         return Kernels(
             U=torch.cat([injected, elsewhere]),
             bias=self._of_phases(self.bias),
@@ -210,5 +209,5 @@ class MultiScaleConv2d(ConvolutionalLayer):
         """The state of every resolution, the finest first: (..., n) -> (..., Cᵢ, *grid · 2^(k − 1 − i)) each."""
         free = self.parameterization
         dims = len(self.geometry.grid)
-        parts = self.as_image(z).split(free.counts, -dims - 1)
+        parts = torch.split(self.as_image(z), list(free.counts), -dims - 1)
         return tuple(joined(part, factor, dims) for part, factor in zip(parts, free.factors, strict=True))

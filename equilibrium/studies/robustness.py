@@ -203,7 +203,7 @@ def run_experiment(
     reported = None
     if checkpoints is not None:
         if plan.images is not Images.MNIST or plan.convolutional:
-            raise InputError("the authors' checkpoints are dense and classify MNIST; leave --checkpoints out for other images")
+            raise InputError("the authors' checkpoints are dense and classify MNIST; leave --checkpoints out otherwise")
         reported = read_reported(checkpoints)
     listed = tasks(plan, data_dir=data_dir, checkpoints=checkpoints)
     outcome = run_tasks(listed, folder, jobs=jobs, progress=progress)
