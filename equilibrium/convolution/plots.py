@@ -28,9 +28,9 @@ _STYLES = ("-", "--", "-.", ":")
 
 def plot_filters(layer: ConvolutionalLayer) -> Figure:
     """The input kernel of every channel, first channel of the image, all on one scale that is symmetric about zero."""
-    kernels = layer.parameterization.U.detach()[:, 0]
+    kernels = layer.parameterization.U.detach()[:, 0].numpy()
     figure, panels = _panels(len(kernels), "Input filters, one per channel of the state")
-    top = float(kernels.abs().max())
+    top = float(abs(kernels).max())
     for channel, (axes, kernel) in enumerate(zip(panels, kernels, strict=True)):
         picture = axes.imshow(kernel, cmap="RdBu_r", vmin=-top, vmax=top)
         axes.set_title(f"{channel}", fontsize=7)
@@ -41,11 +41,11 @@ def plot_filters(layer: ConvolutionalLayer) -> Figure:
 @torch.no_grad()
 def plot_equilibrium(layer: ConvolutionalLayer, image: Tensor) -> Figure:
     """An image, (channels, height, width), and its equilibrium, every channel on one scale, zero border included."""
-    states = layer.as_image(layer.solve(image).z)
+    states = layer.as_image(layer.solve(image).z).numpy()
     figure, panels = _panels(len(states) + 1, "An image and its equilibrium")
-    panels[0].imshow(image[0], cmap="gray")
+    panels[0].imshow(image[0].numpy(), cmap="gray")
     panels[0].set_title("image", fontsize=7)
-    top = float(states.abs().max())
+    top = float(abs(states).max())
     for channel, (axes, state) in enumerate(zip(panels[1:], states, strict=True)):
         picture = axes.imshow(state, cmap="viridis", vmin=0, vmax=top)
         axes.set_title(f"{channel}", fontsize=7)
@@ -119,18 +119,18 @@ def animate_relaxation(
     final = layer.as_image(solution.z)[0]
     strongest = final.flatten(1).norm(dim=1).topk(min(channels, len(final))).indices
     figure, panels = _panels(len(strongest), "")
-    states = [layer.as_image(z)[0] for z in trace.z]
+    states = [layer.as_image(z)[0].numpy() for z in trace.z]
     top = float(final.abs().max())
     pictures = []
     for axes, channel in zip(panels, strongest.tolist(), strict=True):
         pictures.append(axes.imshow(states[0][channel], cmap="viridis", vmin=0, vmax=top))
         axes.set_title(f"channel {channel}", fontsize=7)
-    size = max(float(final.norm()), 1e-30)
+    size, reached = max(float(final.norm()), 1e-30), final.numpy()
 
     def draw(frame: int) -> list[Any]:
         for picture, channel in zip(pictures, strongest.tolist(), strict=True):
             picture.set_data(states[frame][channel])
-        away = float((states[frame] - final).norm()) / size
+        away = float((((states[frame] - reached) ** 2).sum()) ** 0.5) / size
         figure.suptitle(f"step {int(trace.steps[frame])}: relative distance to the equilibrium {away:.1e}", fontsize=9)
         return pictures
 
@@ -144,7 +144,8 @@ def animate_relaxation(
 
 
 def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
-    columns = min(8, count)
+    few = min(6, count)
+    columns = min(range(few, min(9, count) + 1), key=lambda k: (-count % k, -k))  # the fewest empty places
     rows = math.ceil(count / columns)
     figure = matplotlib.figure.Figure(figsize=(FULL_WIDTH, 0.5 + rows * FULL_WIDTH / columns), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
