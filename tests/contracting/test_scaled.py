@@ -122,6 +122,17 @@ def test_the_flows_contract_as_said_in_their_own_metric() -> None:
         assert (own.norm(bound.map(s) - bound.map(t)) <= choice.factor * own.norm(s - t) * (1 + 1e-9)).all()
 
 
+def test_another_input_keeps_what_is_known_of_the_step() -> None:
+    scaled, metric = make(6)
+    q = torch.randn(2, scaled.size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    problem = EquilibriumProblem(linear=scaled, q=q, activation=Tanh(), metric=metric)
+    for flow in (ForwardBackwardFlow(), PeacemanRachfordFlow()):
+        bound = flow.bind(problem)
+        moved = bound.with_input(q + 1)
+        assert moved.prediction is bound.prediction and bound.prediction.factor is not None
+        assert moved.step is bound.step and torch.equal(moved.problem.q, q + 1)
+
+
 def test_what_does_not_fit_is_refused_with_a_remedy() -> None:
     scaled, metric = make()
     with pytest.raises(PreconditionError, match="no blocks"):
