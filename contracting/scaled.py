@@ -280,6 +280,12 @@ class ScaledOperator(MonotoneOperator):
         excess = 2 * step * (1 - step) * (1 - self.bounds.monotonicity) + (step * self.bounds.gain) ** 2
         return math.sqrt((1 - step) ** 2 + max(0.0, excess))
 
+    def _tseng_excess(self, step: float) -> tuple[float, float]:
+        # ÃᵀÃ ⪯ L² and H ⪰ m
+        m, L = self.bounds.monotonicity, self.bounds.lipschitz
+        near, far = 1 / (1 - (step * L) ** 2), 1 / (2 * step * m)
+        return near + far, 2 * step * (L * near) ** 2 - far / step
+
     @cached_property
     def best_forward(self) -> StepChoice:
         """The step αD per neuron with the smallest ‖I − αM‖; its factor holds in the metric ΛD⁻¹."""

@@ -67,7 +67,7 @@ def test_bounds_hold_and_factors_per_neuron_are_exact(transpose: bool) -> None:
         for name in ("symmetric", "skew", "lipschitz", "gain"):
             assert getattr(b, name) >= getattr(e, name) * (1 - 1e-9)
         for step in (0.05, 0.4, 2.0):
-            for factor in ("forward_factor", "reflected_factor", "euler_factor"):
+            for factor in ("forward_factor", "reflected_factor", "euler_factor", "tseng_factor"):
                 assert getattr(found, factor)(step) >= getattr(exact, factor)(step) - 1e-9
         assert (
             found.euler_factor(float(found.best_euler.step))
@@ -85,6 +85,27 @@ def test_bounds_hold_and_factors_per_neuron_are_exact(transpose: bool) -> None:
             assert float(torch.linalg.matrix_norm(root[:, None] * T / root, 2)) == pytest.approx(
                 choice.factor, abs=1e-8
             )
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_published_factors_of_tseng_hold_for_the_dense_matrix(transpose: bool) -> None:
+    """For σ = identity Tseng's step is linear, and the norm of its matrix in Λ is at most the factor."""
+    for seed in range(10):
+        scaled, metric = make(seed)
+        linear: LinearMap = scaled
+        if transpose:
+            linear, metric = scaled.adjoint, metric.dual()  # type: ignore[assignment]
+        operator, identity = linear.operator(metric), torch.eye(linear.size, dtype=torch.float64)
+        exact = Dense(linear.to_dense()).operator(metric)
+        A = metric.whiten(identity - linear.to_dense())
+        sweep = [t / operator.bounds.lipschitz for t in torch.linspace(0.02, 0.98, 49).tolist()]
+        for step in (float(operator.best_tseng.step), *sweep):
+            factor = operator.tseng_factor(step)
+            middle = identity - step * A
+            norm = float(torch.linalg.matrix_norm(middle - step * A @ (middle - identity), 2))
+            assert norm <= factor * (1 + 1e-12) and factor >= exact.tseng_factor(step) - 1e-12
+            assert operator.best_tseng.factor <= factor + 1e-4  # type: ignore[operator]
+        assert operator.best_tseng.factor < 1 and operator.tseng_factor(1 / operator.bounds.lipschitz) == 1  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("activation", [ReLU(), Tanh(), LeakyReLU(negative_slope=0.3)], ids=lambda a: type(a).__name__)
