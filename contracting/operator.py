@@ -80,6 +80,11 @@ class MonotoneOperator:
 
     blocks: Tensor
 
+    @property
+    def matrix(self) -> Tensor | None:
+        """Ã itself, (k, k), where it is a single real block; else None."""
+        return None if len(self.blocks) > 1 or self.blocks.is_complex() else self.blocks[0]
+
     @cached_property
     def _symmetric_part(self) -> Tensor:
         return (self.blocks + self.blocks.mH) / 2

@@ -250,6 +250,11 @@ class ScaledOperator(MonotoneOperator):
     largest: float
     unit_step: Tensor = field(repr=False)
 
+    @property
+    def matrix(self) -> None:
+        """None: the blocks are those of M."""
+        return None
+
     @cached_property
     def bounds(self) -> Bounds:
         """Proved bounds: m from below, the others from above."""

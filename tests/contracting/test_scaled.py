@@ -15,6 +15,7 @@ from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
 from contracting.scaled import Scaled
 from contracting.solve import Stop, solve
+from equilibrium.diagonal_step import DiagonalStep
 from equilibrium.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
 
 GRID = (4, 3)
@@ -106,6 +107,24 @@ def test_published_factors_of_tseng_hold_for_the_dense_matrix(transpose: bool) -
             assert norm <= factor * (1 + 1e-12) and factor >= exact.tseng_factor(step) - 1e-12
             assert operator.best_tseng.factor <= factor + 1e-4  # type: ignore[operator]
         assert operator.best_tseng.factor < 1 and operator.tseng_factor(1 / operator.bounds.lipschitz) == 1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kind", [ForwardBackwardFlow, PeacemanRachfordFlow])
+def test_the_factor_of_a_diagonal_step_is_that_of_the_matrix(
+    kind: type[ForwardBackwardFlow] | type[PeacemanRachfordFlow],
+) -> None:
+    """Also where the map inside is dense, so that its matrix M could be taken for Ã."""
+    for seed in range(5):
+        scaled, metric = make(seed)
+        scaled = Scaled(Dense(scaled.inner.to_dense()), scaled.left, scaled.right)
+        q = torch.zeros(1, scaled.size, dtype=torch.float64)
+        problem = EquilibriumProblem(linear=scaled, q=q, activation=ReLU(), metric=metric)
+        step, factor = DiagonalStep().choose(problem, kind)
+        identity = torch.eye(scaled.size, dtype=torch.float64)
+        DA = torch.as_tensor(step)[:, None] * (identity - scaled.to_dense())
+        T = identity - DA if kind is ForwardBackwardFlow else (identity - DA) @ torch.linalg.inv(identity + DA)
+        own = WeightedL2(metric.weights / step)
+        assert factor == pytest.approx(float(own.operator_norm(T)), abs=1e-8)
 
 
 @pytest.mark.parametrize("activation", [ReLU(), Tanh(), LeakyReLU(negative_slope=0.3)], ids=lambda a: type(a).__name__)
