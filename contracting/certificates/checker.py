@@ -48,8 +48,9 @@ def check(certificate: Certificate, system: System) -> float:
         raise CertificateError(f"the metric acts on {certificate.metric.size} entries, the flow on {system.size}")
     if not isinstance(system, InclusionSystem | LinearSystem):
         low, high = certificate.slopes
-        if system.slopes[0] < low or system.slopes[1] > high:
-            raise CertificateError(f"the certificate needs {certificate.assumption}, the system has {system.slopes}")
+        if not -1 <= low <= system.slopes[0] <= system.slopes[1] <= high <= 1:
+            about = f"the {certificate.flow or 'given'} flow with {certificate.assumption}"
+            raise CertificateError(f"the certificate is about {about}; the system, {system.name}, has {system.slopes}")
         system = system.with_slopes(certificate.slopes)
     # a field a·f contracts in a norm at rate c iff f does at c/a; the quotient is rounded up, against the certificate
     unit_rate = certificate.rate if system.speed == 1 else math.nextafter(certificate.rate / system.speed, math.inf)

@@ -80,7 +80,7 @@ class ExplicitMetric(Finder):
         high = view.slopes[1]
         if view.slopes[0] < 0:
             raise PreconditionError("the explicit metric needs slopes in [0, β]; use ParabolaTest()")
-        lam = _start(view, self.weights, transposed)
+        lam = starting_weights(view, "weights", self.weights, transposed=transposed)
         A = torch.eye(view.size, dtype=torch.float64) - high * scaled(view.W, lam)
         H, K = (A + A.mT) / 2, (A - A.mT) / 2
         gram, identity = K.mT @ K, torch.eye(view.size, dtype=torch.float64)
@@ -128,7 +128,7 @@ class ParabolaTest(Finder):
 
     def find(self, system: System) -> Candidate:
         view, transposed = firing_rate_view(system)
-        Q = _start(view, self.multiplier, transposed)
+        Q = starting_weights(view, "multiplier", self.multiplier, transposed=transposed)
         low, high = view.slopes
         if self.optimise:
             Q = parabola_multiplier(max(abs(low), high) * view.W, Q, evaluations=self.optimise)
@@ -174,7 +174,7 @@ class DiagonalMetric(Finder):
 
     def find(self, system: System) -> Candidate:
         view, transposed = firing_rate_view(system)
-        lam = _start(view, self.weights, transposed)
+        lam = starting_weights(view, "weights", self.weights, transposed=transposed)
         low, high = view.slopes
         M = scaled(view.W, lam)
         gram, symmetric = M.mT @ M, (M + M.mT) / 2
@@ -271,16 +271,27 @@ class InclusionMetric(Finder):
     def find(self, system: System) -> Candidate:
         if not isinstance(system, InclusionSystem):
             raise PreconditionError("InclusionMetric() is for the inclusion; use ParabolaTest() for flows")
-        lam = _start(system, self.weights, False)
+        lam = starting_weights(system, "weights", self.weights)
         if self.optimise:
             lam = monotone_metric(system.W, lam, evaluations=self.optimise)
         return Candidate(metric=WeightedL2(lam))
 
 
-def _start(system: System, given: Tensor | None, transposed: bool) -> Tensor:
+def starting_weights(system: System, name: str, given: Tensor | None, *, transposed: bool = False) -> Tensor:
+    """Positive weights, (n,), for the system a finder works on: what the caller gave, else the hint, else 1.
+
+    Args:
+        system: the firing-rate view, or the system itself.
+        name: of the argument, for the error.
+        given: what the caller gave, in the coordinates of his own system; inverted if the view is its transpose.
+        transposed: whether it is.
+
+    Raises:
+        InputError: if what was given is not positive, or of another size.
+    """
     if given is None:
         return torch.ones(system.size, dtype=torch.float64) if system.hint is None else system.hint
-    checks.shape("weights", checks.positive_tensor("weights", given), (system.size,))
+    checks.shape(name, checks.positive_tensor(name, checks.floating_tensor(name, given)), (system.size,))
     given = given.detach().to("cpu", torch.float64)
     return 1 / given if transposed else given
 

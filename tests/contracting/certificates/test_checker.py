@@ -17,6 +17,8 @@ from contracting.certificates import (
     HopfieldSystem,
     InclusionMetric,
     InclusionSystem,
+    LinearSystem,
+    LyapunovMetric,
     ParabolaTest,
     PolyhedralMetric,
     SectorInequality,
@@ -99,6 +101,17 @@ def test_inclusion_certificates() -> None:
     ]:
         with pytest.raises(CertificateError):
             check(claim, about)
+
+
+def test_a_certificate_of_another_kind_of_flow_is_refused() -> None:
+    """The inclusion's slopes are unbounded, a linear flow has none: neither proves anything of bounded slopes."""
+    W, lam = monotone_weight(4, seed=4, skew=1.0, monotonicity=0.3)
+    inclusion = InclusionMetric(optimise=0).certify(InclusionSystem(W=W, hint=lam))
+    linear = LyapunovMetric().certify(LinearSystem(W=W - torch.eye(4, dtype=torch.float64)))
+    for certificate in (inclusion, linear, replace(inclusion, slopes=(float("nan"), 1.0))):
+        for system in (FiringRateSystem(W=W), HopfieldSystem(W=W, slopes=(0.2, 1.0)), FiringRateSystem(W=W, speed=2)):
+            with pytest.raises(CertificateError, match="is about"):
+                check(certificate, system)
 
 
 def test_other_slopes_than_certified_are_refused() -> None:
