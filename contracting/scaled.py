@@ -55,6 +55,8 @@ class Scaled(LinearMap):
             value = checks.floating_tensor(name, getattr(self, name))
             checks.shape(name, value, (self.inner.size,))
             checks.same_kind(name, value, "inner", self.inner.tensors()[0])
+            if self._transposed_from is None:
+                checks.positive_tensor(name, value)
 
     @property
     def size(self) -> int:

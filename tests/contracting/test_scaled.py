@@ -7,7 +7,7 @@ import torch
 
 from contracting.activations import LeakyReLU, ReLU, Tanh
 from contracting.convolution import CircularConvolution
-from contracting.errors import PreconditionError
+from contracting.errors import InputError, PreconditionError
 from contracting.flows import ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.frequencies import centred_sum, gram, over_space, transposed
 from contracting.linear import Dense, LinearMap
@@ -175,6 +175,13 @@ def test_another_input_keeps_what_is_known_of_the_step() -> None:
 
 def test_what_does_not_fit_is_refused_with_a_remedy() -> None:
     scaled, metric = make()
+    for bad, words in ((0.0, "must be positive"), (-1.0, "must be positive"), (float("nan"), "NaN or infinite")):
+        spoilt = torch.ones_like(scaled.left)
+        spoilt[1] = bad
+        with pytest.raises(InputError, match=f"left .*{words}"):
+            Scaled(scaled.inner, spoilt, scaled.right)
+        with pytest.raises(InputError, match=f"right .*{words}"):
+            Scaled(scaled.inner, scaled.left, spoilt.requires_grad_())
     with pytest.raises(PreconditionError, match="no blocks"):
         scaled.blocks(metric)
     with pytest.raises(PreconditionError, match="metric it was made for"):
