@@ -11,6 +11,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.certificates.candidates import Candidate, best_rate, certified, firing_rate_view
+from contracting.certificates.checker import LARGEST_BY_VERTICES
 from contracting.certificates.multipliers import (
     monotone_metric,
     parabola_multiplier,
@@ -231,7 +232,7 @@ class PolyhedralMetric(Finder):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GivenMetric(Finder):
-    """A metric of your own, judged at all 2ⁿ vertices of the slopes (n ≤ 14), or at A: exact for that metric.
+    """A metric of your own, judged at all 2ⁿ vertices of the slopes (n ≤ 14), or at A or W: exact for that metric.
 
     Args:
         metric: any metric on Rⁿ.
@@ -245,9 +246,12 @@ class GivenMetric(Finder):
         return "given metric, vertices"
 
     def find(self, system: System) -> Candidate:
-        by_vertices = isinstance(self.metric, FullP | WeightedL2) and not isinstance(system, LinearSystem)
-        if by_vertices and system.size > 14:
-            raise PreconditionError(f"vertex enumeration needs n ≤ 14, got {system.size}; use ParabolaTest()")
+        if self.metric.size != system.size:
+            raise InputError(f"metric must act on the {system.size} entries of the flow, got {self.metric.size}")
+        without = isinstance(system, LinearSystem | InclusionSystem)
+        if isinstance(self.metric, FullP | WeightedL2) and not without and system.size > LARGEST_BY_VERTICES:
+            limit = f"n ≤ {LARGEST_BY_VERTICES}, got {system.size}"
+            raise PreconditionError(f"vertex enumeration needs {limit}; use ParabolaTest()")
         return Candidate(metric=self.metric.to(system.W))
 
 

@@ -6,6 +6,7 @@ the solver's status, is rated exactly, which often moves the bisection on by mor
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import warnings
 from abc import abstractmethod
@@ -24,14 +25,20 @@ from contracting.certificates.systems import FiringRateSystem, System, vertices
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP, WeightedL2
 
+_LIBRARIES = ("cvxpy", "clarabel")
 MOST_VERTICES = 10  # largest n for 2ⁿ inequalities
 _ADDED = 16  # matrices that enter a program at a time
 _FLOOR = 1e-6  # smallest eigenvalue of P and entry of Q, where their traces are n
 
 
+def available() -> bool:
+    """Whether the libraries for matrix inequalities are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in _LIBRARIES)
+
+
 def _cvxpy() -> Any:
-    checks.extra("clarabel", "certificates", "a certificate by matrix inequalities")
-    return checks.extra("cvxpy", "certificates", "a certificate by matrix inequalities")
+    cvxpy, *_ = (checks.extra(name, "certificates", "a certificate by matrix inequalities") for name in _LIBRARIES)
+    return cvxpy
 
 
 def _solve(problem: Any) -> bool:

@@ -202,7 +202,9 @@ def system_of(flow: VectorField | System) -> System:
             f"or explicit matrices such as FiringRateSystem(W=W), got {type(flow).__name__}"
         )
     problem = flow.problem
-    W = as_matrix("W", problem.linear.to_dense())
+    # in double precision before it becomes a matrix, which for a convolution takes a transform
+    exact = problem.linear.with_tensors([t.detach().to("cpu", torch.float64) for t in problem.linear.tensors()])
+    W = as_matrix("W", exact.to_dense())
     slopes, hint = problem.activation.slopes, _hint(problem.metric)
     if isinstance(flow, BoundHopfield):
         return HopfieldSystem(W=W, slopes=slopes, hint=hint)

@@ -66,6 +66,19 @@ def test_the_dual_of_the_program_proves_what_no_submatrix_shows() -> None:
     assert find_metric(cyclic).impossible
 
 
+def test_without_a_metric_the_best_value_seen_is_reported() -> None:
+    """At most 0, and attained in some metric; also where it is impossible, and where the checker refuses."""
+    W = gaussian(6, 0, 1.7)
+    for weight in (W + 2 * torch.eye(6, dtype=torch.float64), W - torch.diag(W.diagonal()) + gaussian(6, 1, 3.0)):
+        found = find_metric(weight)
+        assert found.metric is None and found.impossible
+        identity = 1 - float(WeightedL2.identity(6, dtype=torch.float64).matrix_measure(weight))
+        assert identity - 1e-9 <= found.monotonicity < -0.1
+    barely = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)  # m = 0 exactly
+    assert find_metric(barely).metric is None
+    assert -1e-9 <= find_metric(barely).monotonicity <= 0
+
+
 def test_edge_cases_of_witnesses() -> None:
     W = torch.eye(2, dtype=torch.float64)
     assert find_metric(W).impossible
