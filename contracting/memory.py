@@ -39,7 +39,7 @@ class Memory:
         versions, seen = _versions(tensors), _versions(_tensors_of(owner))
         if versions != self._versions:
             self._kinds, self._versions = {}, versions
-        known = self._kinds.get(what, ())
+        known = self._kinds.get(what, [])
         for entry in known:
             if _same(entry[0], owner) and entry[1] == seen:
                 value: T = entry[2]
