@@ -284,7 +284,7 @@ class Dense(LinearMap):
             )
         if self.weight.requires_grad:
             return super().reflection(step)
-        return self.remember("reflection", step, lambda: Dense(_doubled_less_one(_inverse(self.weight, step))))
+        return self.remember("reflection", step, lambda: Dense(_reflected_inverse(self.weight, step)))
 
     def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
         return (cotangent.mT @ z,)
@@ -311,17 +311,30 @@ class Dense(LinearMap):
         return self.weight
 
 
-def _doubled_less_one(matrix: Tensor) -> Tensor:
-    """2M − I, laid out so that its transpose, which products with rows read, is contiguous."""
-    matrix.mul_(2).diagonal().sub_(1)
-    return matrix.mT.contiguous().mT
-
-
 def _inverse(W: Tensor, step: Step) -> Tensor:
+    """(I + α(I − W))⁻¹, differentiable."""
+    inverse, info = torch.linalg.inv_ex(_shifted(W, step))
+    _refuse_singular(info, step)
+    return inverse
+
+
+def _reflected_inverse(W: Tensor, step: Step) -> Tensor:
+    """2(I + α(I − W))⁻¹ − I, laid out so that its transpose, which products with rows read, is contiguous."""
+    factor, pivots, info = torch.linalg.lu_factor_ex(_shifted(W, step))
+    _refuse_singular(info, step)
+    twice = torch.diag(W.new_full((len(W),), 2.0))
+    reflected = torch.linalg.lu_solve(factor, pivots, twice, left=False)  # from the right takes less time
+    reflected.diagonal().sub_(1)
+    return reflected.mT.contiguous().mT
+
+
+def _shifted(W: Tensor, step: Step) -> Tensor:
     scale = step[:, None] if isinstance(step, Tensor) and step.ndim else step
     shifted = -scale * W
     shifted.diagonal().add_(1 + step)
-    inverse, info = torch.linalg.inv_ex(shifted)
+    return shifted
+
+
+def _refuse_singular(info: Tensor, step: Step) -> None:
     if bool((info != 0).any()):
         raise PreconditionError(f"I + step·(I − W) is singular for step = {step}: I − W is not monotone")
-    return inverse
