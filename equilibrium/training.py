@@ -139,8 +139,9 @@ def train(
         "temperature": temperature,
         "noise": noise,
         "seed": seed,
-        # γ, ε and the activation are no tensors, so that the weights of another model may fit; addresses tell nothing
-        "model": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model)),
+        # γ, ε and the activation are no tensors, so that the weights of another model may fit; addresses tell nothing,
+        # and a γ that is learnt is among the weights
+        "model": re.sub(r" at 0x[0-9a-fA-F]+|lipschitz=\S+(?=, learn_lipschitz)", "", repr(model)),
     }
     progress_file = None if checkpoint is None else _Checkpoint(Path(checkpoint), settings)
     records = [] if progress_file is None else progress_file.load(model, optimizer, generator)
