@@ -208,3 +208,10 @@ def test_dropout_is_on_in_training_and_off_in_tests(images):
     statistics = model[1].running_mean.clone()
     assert record.test_error == error_percent(model, images.test_inputs, images.test_labels)
     assert torch.equal(model[1].running_mean, statistics) and model[3].training
+
+
+def test_a_learnt_constant_is_no_other_model(images, tmp_path):
+    layer = new_layer(learn_lipschitz=True)
+    record = train(layer, images, epochs=1, checkpoint=tmp_path / "training.pt")
+    assert float(layer.weights().lipschitz.detach()) != 1.0
+    assert train(layer, images, epochs=1, checkpoint=tmp_path / "training.pt") == record
