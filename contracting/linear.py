@@ -1,7 +1,7 @@
 """Linear maps z ↦ Wz on batches of rows: what the solvers, the flows and the certificates may ask of a weight.
 
 A map is immutable; whatever is expensive and depends on its values alone (resolvents, bounds, factors) is computed once
-and remembered on the map itself. New weights are a new map, so nothing can go stale.
+and remembered on the map itself. New weights are a new map; a tensor changed in place is noticed (``memory``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
 from contracting.estimates import Estimates, estimate
+from contracting.memory import Memory
 from contracting.metrics import Metric, WeightedL2
 from contracting.operator import MonotoneOperator
 from contracting.proximal import Step
@@ -120,19 +121,20 @@ class LinearMap(ABC):
         return self.tensors()[0].device
 
     @cached_property
-    def _memory(self) -> _Memory:
-        return _Memory()
+    def _memory(self) -> Memory:
+        return Memory()
+
+    @property
+    def _watched(self) -> tuple[Tensor, ...]:
+        """The tensors whose change in place makes what is remembered stale."""
+        return self.tensors()
 
     def remember(self, what: str, owner: Any, compute: Callable[[], T]) -> T:
-        """Compute ``what`` once per map and ``owner`` (a metric or tensor step by identity, a number by value)."""
-        entries = self._memory.valid_for(self.tensors()).setdefault(what, [])
-        for known, value in entries:
-            if known is owner or (isinstance(known, float) and isinstance(owner, float) and known == owner):
-                found: T = value
-                return found
-        value = compute()
-        entries.append((owner, value))
-        return value
+        """Compute ``what`` once per map and ``owner`` (a metric or tensor step by identity, a number by value).
+
+        Computed again after a change in place of the map or its owner; of each kind, only the latest few are kept.
+        """
+        return self._memory.recall(what, self._watched, compute, owner)
 
     @property
     def detached(self) -> LinearMap:
@@ -186,20 +188,6 @@ class LinearMap(ABC):
         """
         values = self.detached
         return values.remember("estimates", metric, lambda: estimate(values.blocks(metric)))
-
-
-class _Memory:
-    """What is remembered of a map, forgotten when one of its tensors was changed in place."""
-
-    def __init__(self) -> None:
-        self.entries: dict[str, list[tuple[Any, Any]]] = {}
-        self.versions: tuple[int, ...] = ()
-
-    def valid_for(self, tensors: Sequence[Tensor]) -> dict[str, list[tuple[Any, Any]]]:
-        versions = tuple(-1 if t.is_inference() else t._version for t in tensors)
-        if versions != self.versions:
-            self.entries, self.versions = {}, versions
-        return self.entries
 
 
 @torch.no_grad()

@@ -80,6 +80,11 @@ class MonotoneOperator:
 
     blocks: Tensor
 
+    @property
+    def matrix(self) -> Tensor | None:
+        """Ã itself, (k, k), where it is a single real block; else None."""
+        return None if len(self.blocks) > 1 or self.blocks.is_complex() else self.blocks[0]
+
     @cached_property
     def _symmetric_part(self) -> Tensor:
         return (self.blocks + self.blocks.mH) / 2
@@ -215,8 +220,7 @@ class MonotoneOperator:
         """
         if step * self.bounds.lipschitz >= 1:
             return 1.0
-        largest = float(torch.linalg.eigvalsh(self._tseng_sum(step)[0]).max())
-        return math.sqrt(1 - 1 / largest)
+        return math.sqrt(1 - 1 / self._tseng_excess(step)[0])
 
     @cached_property
     def _tseng_parts(self) -> tuple[Tensor, Tensor]:
@@ -225,22 +229,18 @@ class MonotoneOperator:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(2 * self._symmetric_part))
         return grams, torch.cat([inverse, inverse])
 
-    def _tseng_sum(self, step: float) -> tuple[Tensor, Tensor]:
-        """(I − α²ÃᵀÃ)⁻¹ + (2αH)⁻¹ and its derivative in α."""
+    def _tseng_excess(self, step: float) -> tuple[float, float]:
+        """λmax((I − α²ÃᵀÃ)⁻¹ + (2αH)⁻¹) for α < 1/L, or an upper bound, convex in α; and its derivative."""
         grams, inverse = self._tseng_parts
         near = torch.linalg.inv(self._identity - step**2 * grams)
         total, slope = near + inverse / step, 2 * step * near @ grams @ near - inverse / step**2
-        return (total + total.mH) / 2, (slope + slope.mH) / 2
+        return _top_eigenvalue((total + total.mH) / 2, (slope + slope.mH) / 2)
 
     @cached_property
     def best_tseng(self) -> StepChoice:
         """The step that minimises ``tseng_factor``: both terms of its matrix are convex in α."""
         L = self.bounds.lipschitz
-
-        def largest(step: float) -> tuple[float, float]:
-            return _top_eigenvalue(*self._tseng_sum(step))
-
-        step = _minimise_convex(largest, 1e-3 / L, (1 - 1e-6) / L, lambda value: value)
+        step = _minimise_convex(self._tseng_excess, 1e-3 / L, (1 - 1e-6) / L, lambda value: value)
         return StepChoice(step=step, factor=self.tseng_factor(step))
 
 
