@@ -177,7 +177,8 @@ class MonotoneOperator:
         """The step of Peaceman–Rachford for usual inputs: one over the mean of the spectrum of Ã.
 
         The best worst case is that of single directions, while most of an error lies in the bulk of the spectrum. Its
-        factor is proved like any other; where that promises less than a quarter of the best step's digits, that is taken.
+        factor is proved like any other; where that promises less than a quarter of the best step's digits, the best is
+        taken.
         """
         step = 1 / float(torch.real(self.blocks.diagonal(dim1=-2, dim2=-1)).mean())
         if self.reflected_factor(step) > self.reflected_factor(self._best_step) ** _LEAST_SHARE:

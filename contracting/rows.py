@@ -185,7 +185,7 @@ class Rows:
         if answers is None:  # a batch without rows
             none = np.zeros(0)
             answers = _Answers(z=self.z, residual=none, scale=none, status=none.astype(np.int8), steps=self.best_step)
-        residual, scale = (self._on_device(entries).to(answers.z.dtype) for entries in (answers.residual, answers.scale))
+        residual, scale = (self._on_device(part).to(answers.z.dtype) for part in (answers.residual, answers.scale))
         return Solution(
             z=answers.z,
             status=self._on_device(answers.status),
