@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from contracting import checks
 from contracting.errors import InputError
+from contracting.memory import Memory
 from contracting.proximal import Activation, Curved, PiecewiseLinear, Reflection, Step
 
 
@@ -290,12 +292,16 @@ class Slope(PiecewiseLinear):
         return self._ratio(step).expand_as(x)
 
     def _ratio(self, step: Step) -> Tensor:
-        if isinstance(step, Tensor) or self.values.requires_grad:
+        def compute() -> Tensor:
             return self.values / (step + (1 - step) * self.values)
-        known: dict[float, Tensor] = self.__dict__.setdefault("_ratios", {})  # asked for in every step of a solve
-        if step not in known:
-            known[step] = self.values / (step + (1 - step) * self.values)
-        return known[step]
+
+        if isinstance(step, Tensor) or self.values.requires_grad:
+            return compute()
+        return self._memory.recall("ratio", (self.values,), compute, step)  # asked for in every step of a solve
+
+    @cached_property
+    def _memory(self) -> Memory:
+        return Memory()
 
 
 ADMISSIBLE: tuple[Activation, ...] = (

@@ -68,7 +68,7 @@ class TranslationInvariant(LinearMap):
     @property
     def symbol(self) -> Tensor:
         """Ŵ, one matrix per frequency of the real transform: (frequencies, C, C), complex."""
-        if any(tensor.requires_grad for tensor in self.tensors()):
+        if any(tensor.requires_grad for tensor in self._watched):
             return self._make_symbol()  # part of a graph, which must not outlive its backward pass
         if self._transposed_from is not None:
             source = self._transposed_from
@@ -274,8 +274,14 @@ class Spectral(TranslationInvariant):
     def channels(self) -> int:
         return self.values.shape[-1]
 
+    @property
+    def _watched(self) -> tuple[Tensor, ...]:
+        return (self.values,)  # which shares its count of changes with that of an adjoint
+
     def tensors(self) -> tuple[Tensor, ...]:
-        return (torch.view_as_real(self.values.resolve_conj()),)
+        # the values of an adjoint are conjugated lazily, and a copy for each use would cost more than its product
+        values = self.symbol if self.values.is_conj() else self.values
+        return (torch.view_as_real(values.resolve_conj()),)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Spectral:
         (values,) = tensors

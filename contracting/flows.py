@@ -14,9 +14,9 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ from contracting.operator import MonotoneOperator, StepChoice
 from contracting.problem import EquilibriumProblem
 from contracting.proximal import Step
 from contracting.vector_fields import Time, VectorField
+
+T = TypeVar("T")
 
 
 class BoundFlow(VectorField):
@@ -59,9 +61,11 @@ class BoundFlow(VectorField):
     def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
         """T'(s)d without the matrix of T': (batch, n) -> (batch, n)."""
 
-    @abstractmethod
-    def with_input(self, q: Tensor) -> BoundFlow:
-        """The same flow, with the same step, under another input q, (batch, n)."""
+    def with_input(self, q: Tensor) -> Self:
+        """The same flow, with the same step and what is known of it, under another input q, (batch, n)."""
+        flow = copy.copy(self)
+        flow.problem = replace(self.problem, q=q)
+        return flow
 
     @property
     @abstractmethod
@@ -216,9 +220,6 @@ class BoundFiringRate(BoundFlow):
     def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
         return self.problem.slopes(state) * self.problem.linear.apply(direction)
 
-    def with_input(self, q: Tensor) -> BoundFlow:
-        return type(self)(replace(self.problem, q=q))
-
     @property
     def euler_step(self) -> StepChoice:
         return self.problem.require_operator("explicit Euler on the firing-rate flow").best_euler
@@ -296,7 +297,8 @@ class BoundSplitting(BoundFlow):
 
     @property
     def rate(self) -> float | None:
-        return _if_positive(self.contraction_rate)
+        rate = self.contraction_rate
+        return rate if rate is not None and rate > 0 else None
 
 
 class BoundForwardBackward(BoundSplitting):
@@ -334,9 +336,6 @@ class BoundForwardBackward(BoundSplitting):
         slopes = self.problem.activation.prox_derivative(self._forward(state), self.step)
         return slopes * (direction + self.step * (self.problem.linear.apply(direction) - direction))
 
-    def with_input(self, q: Tensor) -> BoundFlow:
-        return BoundForwardBackward(replace(self.problem, q=q), self.step)
-
     @property
     def contraction_rate(self) -> float | None:
         factor = self.factor
@@ -362,15 +361,27 @@ class BoundPeacemanRachford(BoundSplitting):
 
     def __init__(self, problem: EquilibriumProblem, step: Step | None):
         super().__init__(problem, step)
-        self.reflection: LinearMap = problem.linear.reflection(self.step)
-        if any(t.requires_grad for t in problem.tensors()):
-            _ = self.offset  # now, while the graph is recorded
+        self._computed: dict[str, tuple[Any, bool]] = {}
+        _ = self.reflection  # now, so that a singular I + αA is refused before work starts
 
-    @cached_property
+    @property
+    def reflection(self) -> LinearMap:
+        """2K − I with the resolvent K = (I + αA)⁻¹."""
+        return self._once("reflection", lambda: self.problem.linear.reflection(self.step))
+
+    @property
     def offset(self) -> Tensor:
         """2K(αq), the part of R_A(h) = (2K − I)h + 2K(αq) that does not change; 2K = (2K − I) + I."""
-        scaled = self.step * self.problem.q
-        return self.reflection.affine(scaled, scaled)
+        return self._once("offset", lambda: self.reflection.affine(scaled := self.init_at_zero(), scaled))
+
+    def _once(self, what: str, compute: Callable[[], T]) -> T:
+        """Compute once, and a second time where that was without a graph and one is recorded now."""
+        value, recorded = self._computed.get(what, (None, False))
+        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in self.problem.tensors())
+        if value is None or (wanted and not recorded):
+            value = compute()
+            self._computed[what] = value, wanted
+        return cast(T, value)
 
     def _predict(self, step: float) -> StepChoice:
         return StepChoice(step=step, factor=self.problem.reflected_factor(step))
@@ -399,20 +410,15 @@ class BoundPeacemanRachford(BoundSplitting):
     def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
         return self.reflection.apply((2 * self.problem.activation.prox_derivative(state, self.step) - 1) * direction)
 
-    def with_input(self, q: Tensor) -> BoundFlow:
-        flow = copy.copy(self)  # the resolvent stays
-        flow.problem = replace(self.problem, q=q)
-        flow.__dict__.pop("offset", None)
+    def with_input(self, q: Tensor) -> Self:
+        flow = super().with_input(q)
+        flow._computed = {what: kept for what, kept in self._computed.items() if what != "offset"}
         return flow
 
     @property
     def contraction_rate(self) -> float | None:
         factor = self.factor
         return None if factor is None else 1 - factor
-
-
-def _if_positive(rate: float | None) -> float | None:
-    return None if rate is None or rate <= 0 else rate
 
 
 def _slope_rate(monotonicity: float, gain: float) -> float:

@@ -1,7 +1,7 @@
 """Linear maps z ↦ Wz on batches of rows: what the solvers, the flows and the certificates may ask of a weight.
 
 A map is immutable; whatever is expensive and depends on its values alone (resolvents, bounds, factors) is computed once
-and remembered on the map itself. New weights are a new map, so nothing can go stale.
+and remembered on the map itself. New weights are a new map; a tensor changed in place is noticed (``memory``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
 from contracting.estimates import Estimates, estimate
+from contracting.memory import Memory
 from contracting.metrics import Metric, WeightedL2
 from contracting.operator import MonotoneOperator
 from contracting.proximal import Step
@@ -124,19 +125,20 @@ class LinearMap(ABC):
         return self.tensors()[0].device
 
     @cached_property
-    def _memory(self) -> _Memory:
-        return _Memory()
+    def _memory(self) -> Memory:
+        return Memory()
+
+    @property
+    def _watched(self) -> tuple[Tensor, ...]:
+        """The tensors whose change in place makes what is remembered stale."""
+        return self.tensors()
 
     def remember(self, what: str, owner: Any, compute: Callable[[], T]) -> T:
-        """Compute ``what`` once per map and ``owner`` (a metric or tensor step by identity, a number by value)."""
-        entries = self._memory.valid_for(self.tensors()).setdefault(what, [])
-        for known, value in entries:
-            if known is owner or (isinstance(known, float) and isinstance(owner, float) and known == owner):
-                found: T = value
-                return found
-        value = compute()
-        entries.append((owner, value))
-        return value
+        """Compute ``what`` once per map and ``owner`` (a metric or tensor step by identity, a number by value).
+
+        Computed again after a change in place of the map or its owner; of each kind, only the latest few are kept.
+        """
+        return self._memory.recall(what, self._watched, compute, owner)
 
     @property
     def detached(self) -> LinearMap:
@@ -190,20 +192,6 @@ class LinearMap(ABC):
         """
         values = self.detached
         return values.remember("estimates", metric, lambda: estimate(values.blocks(metric)))
-
-
-class _Memory:
-    """What is remembered of a map, forgotten when one of its tensors was changed in place."""
-
-    def __init__(self) -> None:
-        self.entries: dict[str, list[tuple[Any, Any]]] = {}
-        self.versions: tuple[int, ...] = ()
-
-    def valid_for(self, tensors: Sequence[Tensor]) -> dict[str, list[tuple[Any, Any]]]:
-        versions = tuple(-1 if t.is_inference() else t._version for t in tensors)
-        if versions != self.versions:
-            self.entries, self.versions = {}, versions
-        return self.entries
 
 
 @torch.no_grad()
@@ -300,7 +288,7 @@ class Dense(LinearMap):
             )
         if self.weight.requires_grad:
             return super().reflection(step)
-        return self.remember("reflection", step, lambda: Dense(_doubled_less_one(_inverse(self.weight, step))))
+        return self.remember("reflection", step, lambda: Dense(_reflected_inverse(self.weight, step)))
 
     def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
         return (cotangent.mT @ z,)
@@ -327,17 +315,30 @@ class Dense(LinearMap):
         return self.weight
 
 
-def _doubled_less_one(matrix: Tensor) -> Tensor:
-    """2M − I, laid out so that its transpose, which products with rows read, is contiguous."""
-    matrix.mul_(2).diagonal().sub_(1)
-    return matrix.mT.contiguous().mT
-
-
 def _inverse(W: Tensor, step: Step) -> Tensor:
+    """(I + α(I − W))⁻¹, differentiable."""
+    inverse, info = torch.linalg.inv_ex(_shifted(W, step))
+    _refuse_singular(info, step)
+    return inverse
+
+
+def _reflected_inverse(W: Tensor, step: Step) -> Tensor:
+    """2(I + α(I − W))⁻¹ − I, laid out so that its transpose, which products with rows read, is contiguous."""
+    factor, pivots, info = torch.linalg.lu_factor_ex(_shifted(W, step))
+    _refuse_singular(info, step)
+    twice = torch.diag(W.new_full((len(W),), 2.0))
+    reflected = torch.linalg.lu_solve(factor, pivots, twice, left=False)  # from the right takes less time
+    reflected.diagonal().sub_(1)
+    return reflected.mT.contiguous().mT
+
+
+def _shifted(W: Tensor, step: Step) -> Tensor:
     scale = step[:, None] if isinstance(step, Tensor) and step.ndim else step
     shifted = -scale * W
     shifted.diagonal().add_(1 + step)
-    inverse, info = torch.linalg.inv_ex(shifted)
+    return shifted
+
+
+def _refuse_singular(info: Tensor, step: Step) -> None:
     if bool((info != 0).any()):
         raise PreconditionError(f"I + step·(I − W) is singular for step = {step}: I − W is not monotone")
-    return inverse

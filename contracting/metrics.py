@@ -7,15 +7,19 @@ Every metric answers the same questions: the norm of a vector, the induced norm 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
+from contracting.memory import Memory
+
+T = TypeVar("T")
 
 
 class Metric(ABC):
@@ -25,6 +29,10 @@ class Metric(ABC):
     @abstractmethod
     def size(self) -> int:
         """Dimension n of the space."""
+
+    @abstractmethod
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors the norm depends on."""
 
     @abstractmethod
     def norm(self, vectors: Tensor) -> Tensor:
@@ -43,11 +51,19 @@ class Metric(ABC):
 
     def dual(self) -> Metric:
         """The dual norm, in which the transposed map has the same induced norm; the dual of the dual is this object."""
-        if "_dual" not in self.__dict__:
-            dual = self._make_dual()
-            dual.__dict__["_dual"] = self
-            self.__dict__["_dual"] = dual
-        return cast(Metric, self.__dict__["_dual"])
+        return self._once("dual", self._linked_dual)
+
+    def _linked_dual(self) -> Metric:
+        dual = self._make_dual()
+        dual._once("dual", lambda: self)
+        return dual
+
+    @cached_property
+    def _memory(self) -> Memory:
+        return Memory()
+
+    def _once(self, what: str, compute: Callable[[], T]) -> T:
+        return self._memory.recall(what, self.tensors(), compute)
 
     @abstractmethod
     def _make_dual(self) -> Metric: ...
@@ -75,6 +91,9 @@ class _Weighted(Metric):
     def size(self) -> int:
         return self.weights.shape[0]
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.weights,)
+
     def to(self, like: Tensor) -> Metric:
         return type(self)(self.weights.to(dtype=like.dtype, device=like.device))
 
@@ -95,10 +114,12 @@ class WeightedL2(_Weighted):
         """The Euclidean norm on Rⁿ."""
         return cls(torch.ones(size, dtype=dtype, device=device))
 
-    @cached_property
+    @property
     def root(self) -> Tensor:
         """λ^½, shape (n,)."""
-        return self.weights.sqrt()
+        if self.weights.requires_grad:
+            return self.weights.sqrt()
+        return self._once("root", self.weights.sqrt)
 
     def whiten(self, matrices: Tensor) -> Tensor:
         """Λ^½ M Λ^−½: the matrix in coordinates where this metric is Euclidean. (..., n, n) -> (..., n, n)."""
@@ -184,13 +205,19 @@ class FullP(Metric):
         if int(torch.linalg.cholesky_ex(P.detach())[1]) != 0:
             raise InputError("matrix must be positive definite: its Cholesky factorisation failed")
 
-    @cached_property
+    @property
     def _upper(self) -> Tensor:
-        return torch.linalg.cholesky(self.matrix).mT  # P = RᵀR, so ‖x‖ = ‖Rx‖₂
+        """R with P = RᵀR, so that ‖x‖ = ‖Rx‖₂."""
+        if self.matrix.requires_grad:
+            return torch.linalg.cholesky(self.matrix).mT
+        return self._once("root", lambda: torch.linalg.cholesky(self.matrix).mT)
 
     @property
     def size(self) -> int:
         return self.matrix.shape[0]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.matrix,)
 
     def to(self, like: Tensor) -> FullP:
         return FullP(self.matrix.to(dtype=like.dtype, device=like.device))

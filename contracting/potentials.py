@@ -29,6 +29,7 @@ from contracting.activations import (
     Softsign,
     Tanh,
 )
+from contracting.clamped import Clamped
 from contracting.errors import InputError
 from contracting.proximal import Activation
 
@@ -93,6 +94,12 @@ def _(activation: Slope, z: Tensor) -> Tensor:
     s = activation.values
     quadratic = (1 / torch.where(s > 0, s, 1.0) - 1) / 2 * z.square()
     return torch.where(s > 0, quadratic, torch.where(z == 0, 0.0, math.inf))
+
+
+@potential.register
+def _(activation: Clamped, z: Tensor) -> Tensor:
+    held = torch.where(z == 0, torch.zeros_like(z), math.inf)
+    return torch.where(activation.free.to(z.device), potential(activation.inner, z), held)
 
 
 @potential.register

@@ -111,8 +111,8 @@ class EquilibriumProblem:
             return operator.usual_reflected if usual else operator.best_reflected
         if self._estimates is None:
             raise self._refusal(method)
-        expected = self._estimates.usual_decay if usual else self._estimates.slowest_decay
-        return StepChoice(step=self._estimates.reflected_step, factor=None, expected=expected)
+        estimates = self._estimates
+        return StepChoice(step=estimates.reflected_step, factor=None, expected=estimates.slowest_decay)
 
     def reflected_factor(self, step: float) -> float | None:
         """The contraction factor of Peaceman–Rachford with a given step, where its computation is worth while."""

@@ -2,16 +2,17 @@
 
 Rows are strangers: each has its own status, and when the residual is looked at depends on the step count alone, never
 on the other rows. A row that is done keeps the answer it had at that check; once most are done, the others move into a
-smaller batch.
+smaller batch. The books are kept on the host, in numpy: two numbers per row come over at every check.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from contracting.errors import Status
@@ -24,26 +25,26 @@ if TYPE_CHECKING:
 _SMALL = 256  # rows below which a smaller batch saves nothing
 _SHARE = 0.5  # of the rows at work may be running when the others leave
 
+Flags = NDArray[np.bool_]
+Numbers = NDArray[Any]
+
 
 @dataclass
 class _Answers:
-    """One entry per row of the whole batch, filled in as rows finish."""
+    """One entry per row of the whole batch, written when the row finishes; only z is on the device."""
 
     z: Tensor
-    residual: Tensor
-    scale: Tensor
-    status: Tensor
-    steps: Tensor
+    residual: Numbers
+    scale: Numbers
+    status: Numbers
+    steps: Numbers
 
-    def map(self, merge: Callable[[Tensor, Tensor], Tensor], new: _Answers) -> _Answers:
-        return _Answers(**{field.name: merge(getattr(self, field.name), getattr(new, field.name)) for field in _FIELDS})
-
-
-_FIELDS = fields(_Answers)
-
-
-def _select(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    return torch.where(rows[:, None] if new.ndim == 2 else rows, new, old)
+    def write(self, there: Numbers, here: Numbers, new: _Answers) -> None:
+        """Rows ``here`` of ``new`` become the rows ``there`` of the whole batch."""
+        to, of = (torch.from_numpy(rows).to(self.z.device) for rows in (there, here))
+        self.z = self.z.index_copy(0, to, new.z[of])  # not in place: it may be somebody's state, or in a graph
+        for name in ("residual", "scale", "status", "steps"):
+            getattr(self, name)[there] = getattr(new, name)[here]
 
 
 class Rows:
@@ -54,24 +55,26 @@ class Rows:
         self.iteration: Iteration = method.bind(problem, stop)
         self.iteration.cold_start = z0 is None
         self.state: State = self.iteration.init(problem.zeros() if z0 is None else z0)
-        self.place: Tensor | None = None  # of each row at work in the whole batch; None: all are there, in order
+        self.place: Numbers | None = None  # of each row at work in the whole batch; None: all are there, in order
         self.answers: _Answers | None = None
         self.checks = 0
-        self.running = torch.ones(problem.batch, dtype=torch.bool, device=problem.q.device)
+        self.running: Flags = np.ones(problem.batch, dtype=np.bool_)
         self.any_running = problem.batch > 0
-        self.best = problem.q.new_full((problem.batch,), float("inf"))
-        self.best_step = torch.zeros_like(self.best, dtype=torch.int64)
-        self.residual = self.scale = self.best * float("nan")  # never had an answer
-        self.z = self.residual[:, None].expand(problem.q.shape)
+        self.best: Numbers = np.full(problem.batch, np.inf)
+        self.best_step: Numbers = np.zeros(problem.batch, dtype=np.int64)
+        self.residual: Numbers = np.full(problem.batch, np.nan)  # never had an answer
+        self.scale = self.residual
+        self.z = problem.q.new_full((), float("nan")).expand(problem.q.shape)
         if self.iteration.check_start or stop.max_steps == 0:
             self.check(self.state, 0)
 
-    def assess(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def assess(self, z: Tensor) -> tuple[Numbers, Numbers]:
         """Residual norm and its scale ‖σ(Wz + q)‖ of the rows at work, each (rows,)."""
-        with torch.no_grad():
-            image = self.problem.map(z)
-            scale = torch.linalg.vector_norm(image, dim=-1)
-            return torch.linalg.vector_norm(z - image, dim=-1), scale
+        image = self.problem.map(z)
+        sizes = torch.linalg.vector_norm(z - image, dim=-1), torch.linalg.vector_norm(image, dim=-1)
+        residual, scale = torch.stack(sizes).cpu().numpy()
+        return residual, scale
 
     def check(self, state: State, taken: int) -> None:
         """Take over the new state of the rows at work, judge the running ones, and let the finished ones leave."""
@@ -79,81 +82,80 @@ class Rows:
         residual, scale = self.assess(z)
         self.checks += 1
         # an iteration that blew up has an infinite residual and an infinite scale
-        converged = (residual <= self.stop.tolerance(scale)) & torch.isfinite(residual)
-        if self.answers is None and self.place is None and bool(converged.all()):  # all at once, as small batches do
-            status = torch.full_like(residual, Status.CONVERGED, dtype=torch.int8)
-            steps = torch.full_like(self.best_step, taken)
-            self.state, self.any_running = state, False
-            self.running = torch.zeros_like(self.running)
-            self.answers = _Answers(z=z, residual=residual, scale=scale, status=status, steps=steps)
-            return
-        lost = ~(residual < float("inf"))
+        converged = (residual <= self.stop.tolerance(scale)) & np.isfinite(residual)
+        lost = ~(residual < np.inf)
         ended = converged | lost
         stalled = self._stalled(state, residual, taken)
         if stalled is not None:
             ended |= stalled
         last = taken >= self.stop.max_steps
-        running = torch.zeros_like(ended) if last else self.running & ~ended
-        if last or bool((running != self.running).any()):
-            code = torch.where(lost, int(Status.NONFINITE), int(Status.MAX_STEPS if last else Status.STALLED))
-            self._record(lost, torch.where(converged, int(Status.CONVERGED), code), (z, residual, scale), taken)
-            self.running, self.any_running = running, bool(running.any())
+        leaving = self.running if last else self.running & ended
+        if leaving.any():
+            code = np.where(lost, Status.NONFINITE, Status.MAX_STEPS if last else Status.STALLED)
+            status = np.where(converged, Status.CONVERGED, code).astype(np.int8)
+            self._record(leaving, lost, status, (z, residual, scale), taken)
+            self.running = self.running & ~leaving
+            self.any_running = bool(self.running.any())
         self.state, self.z, self.residual, self.scale = state, z, residual, scale
         self._compact()
 
-    def _stalled(self, state: State, residual: Tensor, taken: int) -> Tensor | None:
+    def _stalled(self, state: State, residual: Numbers, taken: int) -> Flags | None:
         better = residual < self.best
-        self.best = torch.where(better, residual, self.best)
-        self.best_step.masked_fill_(better, taken)
+        self.best = np.where(better, residual, self.best)
+        self.best_step[better] = taken
         given_up = self.iteration.given_up(state)
+        rows: Flags | None = None if given_up is None else given_up.cpu().numpy()
         if taken < self.stop.patience:  # no row can have waited so long
-            return given_up
-        waiting = taken - self.best_step >= self.stop.patience
-        return waiting if given_up is None else waiting | given_up
+            return rows
+        waiting: Flags = taken - self.best_step >= self.stop.patience
+        return waiting if rows is None else waiting | rows
 
-    def _record(self, lost: Tensor, code: Tensor, now: tuple[Tensor, Tensor, Tensor], taken: int) -> None:
-        """Overwrite the answers of the rows that were running; those that go on will be overwritten again."""
+    def _record(
+        self, leaving: Flags, lost: Flags, status: Numbers, now: tuple[Tensor, Numbers, Numbers], taken: int
+    ) -> None:
+        """Write down the answers of the rows that leave."""
         z, residual, scale = now
-        if bool(lost.any()):  # a row whose new state is not finite keeps its last finite answer
+        if lost.any():  # a row whose new state is not finite keeps its last finite answer
             if taken and self.checks == 1:  # the start, which was not worth a look before
                 self._look_back()
-            z = torch.where(lost[:, None], self.z, z)
-            residual, scale = torch.where(lost, self.residual, residual), torch.where(lost, self.scale, scale)
-        status, steps = code.to(torch.int8), torch.full_like(self.best_step, taken)
-        new = _Answers(z=z, residual=residual, scale=scale, status=status, steps=steps)
-        if self.answers is None:
+            z = torch.where(self._on_device(lost)[:, None], self.z, z)
+            residual, scale = np.where(lost, self.residual, residual), np.where(lost, self.scale, scale)
+        new = _Answers(z=z, residual=residual, scale=scale, status=status, steps=np.full(len(status), taken))
+        if self.answers is None:  # the others will be overwritten
+            new.residual, new.scale = residual.copy(), scale.copy()
             self.answers = new
-        elif self.place is None:
-            self.answers = self.answers.map(lambda old, entry: _select(self.running, entry, old), new)
-        else:
-            here = torch.nonzero(self.running).flatten()
-            there = self.place[here]
-            self.answers = self.answers.map(lambda old, entry: old.index_copy(0, there, entry[here]), new)
+            return
+        here = np.flatnonzero(leaving)
+        self.answers.write(here if self.place is None else self.place[here], here, new)
 
     def _look_back(self) -> None:
         """Take the start, at which the state still is, for the last answer of the rows that are finite there."""
         z = self.iteration.read(self.state)
         residual, scale = self.assess(z)
-        finite = torch.isfinite(residual)
-        self.z = _select(finite, z, self.z)
-        self.residual, self.scale = _select(finite, residual, self.residual), _select(finite, scale, self.scale)
+        finite = np.isfinite(residual)
+        self.z = torch.where(self._on_device(finite)[:, None], z, self.z)
+        self.residual, self.scale = np.where(finite, residual, np.nan), np.where(finite, scale, np.nan)
 
     def _compact(self) -> None:
         """Let the finished rows leave the batch where that pays."""
         rows = len(self.running)
         if not (self.any_running and self.iteration.separable and rows >= _SMALL):
             return
-        index = torch.nonzero(self.running).flatten()
+        index = np.flatnonzero(self.running)
         if len(index) > _SHARE * rows:
             return
         self.place = index if self.place is None else self.place[index]
-        before, self.problem = self.iteration, self.problem.rows(index)
+        on_device = self._on_device(index)
+        before, self.problem = self.iteration, self.problem.rows(on_device)
         self.method = before.method or self.method
         self.iteration = self.method.bind(self.problem, self.stop)
         self.iteration.map_evals, self.iteration.cold_start = before.map_evals, before.cold_start
-        self.state = tuple(entry[index] for entry in self.state)
-        for name in ("z", "residual", "scale", "best", "best_step", "running"):
+        self.state, self.z = tuple(entry[on_device] for entry in self.state), self.z[on_device]
+        for name in ("residual", "scale", "best", "best_step", "running"):
             setattr(self, name, getattr(self, name)[index])
+
+    def _on_device(self, entries: Numbers) -> Tensor:
+        return torch.from_numpy(entries).to(self.problem.q.device)
 
     def view(self, step: int, state: State | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Residual, which rows were running, and z of the whole batch: at the check, or of a state after it."""
@@ -164,33 +166,34 @@ class Rows:
             z = self.iteration.read(state)
             residual = self.assess(z)[0]
             self.iteration.map_evals = evals
-        index = torch.nonzero(self.running).flatten()
-        there = index if self.place is None else self.place[index]
-        active = torch.zeros(self.whole.batch, dtype=torch.bool, device=index.device)
+        here = np.flatnonzero(self.running)
+        there = here if self.place is None else self.place[here]
+        active = np.zeros(self.whole.batch, dtype=np.bool_)
         active[there] = True
         if self.answers is None:
-            return residual, active, z
+            return self._on_device(residual), self._on_device(active), z
         if state is None:
             active |= self.answers.steps == step
-        whole_residual, whole_z = self.answers.residual.clone(), self.answers.z.detach().clone()
-        whole_residual[there], whole_z[there] = residual[index], z.detach()[index]
-        return whole_residual, active, whole_z
+        whole = self.answers.residual.copy()
+        whole[there] = residual[here]
+        whole_z = self.answers.z.detach().index_copy(0, self._on_device(there), z.detach()[self._on_device(here)])
+        return self._on_device(whole), self._on_device(active), whole_z
 
     def solution(self, seconds: float, trace: Trace | None) -> Solution:
         """The record of the whole batch."""
         answers = self.answers
         if answers is None:  # a batch without rows
-            none = torch.zeros_like(self.best)
-            answers = _Answers(z=self.z, residual=none, scale=none, status=none.to(torch.int8), steps=self.best_step)
+            none = np.zeros(0)
+            answers = _Answers(z=self.z, residual=none, scale=none, status=none.astype(np.int8), steps=self.best_step)
+        residual, scale = (self._on_device(part).to(answers.z.dtype) for part in (answers.residual, answers.scale))
         return Solution(
             z=answers.z,
-            status=answers.status,
-            residual=answers.residual,
-            relative_residual=answers.residual / answers.scale.clamp_min(torch.finfo(answers.scale.dtype).tiny),
-            steps=answers.steps,
+            status=self._on_device(answers.status),
+            residual=residual,
+            relative_residual=residual / scale.clamp_min(torch.finfo(scale.dtype).tiny),
+            steps=self._on_device(answers.steps),
             map_evals=self.iteration.map_evals + self.checks,
             seconds=seconds,
             problem=self.whole.detach(),
             trace=trace,
         )
-

@@ -6,6 +6,7 @@ the sampled one. Nothing here is a certificate, and the results are records of a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -52,9 +53,13 @@ class SampledRate:
 
 
 def measure(flow: VectorField, points: Tensor, metric: Metric, *, t: Time = 0.0) -> Tensor:
-    """μ(∂f/∂s), the local rate of separation: (batch, n) -> (batch,), differentiable."""
-    points = _check_points(flow, points, metric)
-    return metric.to(points).matrix_measure(flow.jacobian(points, t))
+    """μ(∂f/∂s), the local rate of separation: (batch, n) -> (batch,), differentiable.
+
+    Raises:
+        InputError: on shapes that do not fit, no points at all, or points or a Jacobian that are not finite.
+    """
+    checks.last_size("points", _check_points(flow, points), metric.size)
+    return metric.to(points).matrix_measure(checks.finite("the Jacobian", flow.jacobian(points, t)))
 
 
 def sampled_rate(flow: VectorField, points: Tensor, metric: Metric, *, t: float = 0.0) -> SampledRate:
@@ -67,7 +72,7 @@ def sampled_rate(flow: VectorField, points: Tensor, metric: Metric, *, t: float 
         t: the time at which a time-varying field is looked at.
 
     Raises:
-        InputError: on shapes that do not fit.
+        InputError: as ``measure``.
     """
     with torch.no_grad():
         measures = measure(flow, points, metric, t=t)
@@ -110,12 +115,17 @@ def worst_point(
 
     Returns:
         The record of the best point of every row, the starting points included.
+
+    Raises:
+        InputError: as ``measure``, also where the Jacobian is not finite at a point that the ascent comes to; and on a
+            radius, steps or learning rate out of range.
     """
-    checks.number("radius", radius, low=0, low_open=True, high=float("inf"), high_open=True)
+    checks.number("radius", radius, low=0, low_open=True, high=math.inf, high_open=True)
     checks.whole_number("steps", steps)
-    point = _check_points(flow, start, metric).detach().clone().requires_grad_()
+    length = _check_length(radius / 10 if learning_rate is None else learning_rate)
+    point = _check_points(flow, start).detach().clone().requires_grad_()
     best_point, best = start.detach().clone(), start.new_full((len(start),), -float("inf"))
-    optimiser = torch.optim.Adam([point], lr=learning_rate or radius / 10)
+    optimiser = torch.optim.Adam([point], lr=length)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for step in range(steps + 1):
         with torch.enable_grad():
@@ -159,12 +169,14 @@ def fit_metric(
         t: the time at which a time-varying field is looked at.
 
     Raises:
-        InputError: if the family is none of these, or the Jacobians are not finite.
+        InputError: if the family is none of these, the steps or the learning rate are out of range, there are no
+            points, or the Jacobians are not finite.
     """
     families = (FullP, WeightedL2, WeightedL1, WeightedLinf)
     if family not in families:
         raise InputError(f"family must be one of {', '.join(f.__name__ for f in families)}, got {family!r}")
     checks.whole_number("steps", steps)
+    _check_length(learning_rate)
     jacobians = _jacobians(flow, points, t)
     n = jacobians.shape[-1]
     logs = torch.zeros(n, dtype=torch.float64, requires_grad=True)
@@ -220,7 +232,7 @@ def fit_metric_by_inequalities(
         t: the time at which a time-varying field is looked at.
 
     Raises:
-        InputError: if the family is neither, or the Jacobians are not finite.
+        InputError: if the family is neither, there are no points, or the Jacobians are not finite.
         MissingExtraError: without cvxpy and clarabel, the extra ``certificates``.
     """
     if family not in (FullP, WeightedL2):
@@ -236,10 +248,7 @@ def fit_metric_by_inequalities(
 
 def _jacobians(flow: VectorField, points: Tensor, t: float) -> Tensor:
     """At the samples, float64 on the CPU: (batch, n, n)."""
-    if not isinstance(flow, VectorField):
-        raise InputError(f"flow must be a vector field such as NeuralFlow(module), got {flow!r}")
-    if checks.finite("points", checks.floating_tensor("points", points)).ndim != 2:
-        raise InputError(f"points must have shape (batch, n), got {tuple(points.shape)}")
+    _check_points(flow, points)
     with torch.no_grad():
         return checks.finite("the Jacobian", flow.jacobian(points.detach(), t)).detach().to("cpu", torch.float64)
 
@@ -249,14 +258,18 @@ def _detached(metric: Metric) -> Metric:
     return type(metric)(metric.weights.detach())
 
 
-def _check_points(flow: VectorField, points: Tensor, metric: Metric) -> Tensor:
+def _check_points(flow: VectorField, points: Tensor) -> Tensor:
     if not isinstance(flow, VectorField):
         raise InputError(
             f"flow must be a vector field such as FiringRate().bind(problem) or NeuralFlow(module), got {flow!r}"
         )
-    if checks.floating_tensor("points", points).ndim != 2:
-        raise InputError(f"points must have shape (batch, n), got {tuple(points.shape)}")
-    return checks.last_size("points", points, metric.size)
+    if checks.floating_tensor("points", points).ndim != 2 or not len(points):
+        raise InputError(f"points must have shape (batch, n) with at least one row, got {tuple(points.shape)}")
+    return checks.finite("points", points)
+
+
+def _check_length(learning_rate: float) -> float:
+    return checks.number("learning_rate", learning_rate, low=0, low_open=True, high=math.inf, high_open=True)
 
 
 def _record(measures: Tensor, points: Tensor, metric: Metric, times: list[float], method: str) -> SampledRate:

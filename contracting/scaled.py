@@ -55,6 +55,8 @@ class Scaled(LinearMap):
             value = checks.floating_tensor(name, getattr(self, name))
             checks.shape(name, value, (self.inner.size,))
             checks.same_kind(name, value, "inner", self.inner.tensors()[0])
+            if self._transposed_from is None:
+                checks.positive_tensor(name, value)
 
     @property
     def size(self) -> int:
@@ -256,6 +258,11 @@ class ScaledOperator(MonotoneOperator):
     largest: float
     unit_step: Tensor = field(repr=False)
 
+    @property
+    def matrix(self) -> None:
+        """None: the blocks are those of M."""
+        return None
+
     @cached_property
     def bounds(self) -> Bounds:
         """Proved bounds: m from below, the others from above."""
@@ -285,6 +292,12 @@ class ScaledOperator(MonotoneOperator):
         """An upper bound of that of the exact operator, from sym(W̃) ⪯ 1 − m and ‖W̃‖."""
         excess = 2 * step * (1 - step) * (1 - self.bounds.monotonicity) + (step * self.bounds.gain) ** 2
         return math.sqrt((1 - step) ** 2 + max(0.0, excess))
+
+    def _tseng_excess(self, step: float) -> tuple[float, float]:
+        # ÃᵀÃ ⪯ L² and H ⪰ m
+        m, L = self.bounds.monotonicity, self.bounds.lipschitz
+        near, far = 1 / (1 - (step * L) ** 2), 1 / (2 * step * m)
+        return near + far, 2 * step * (L * near) ** 2 - far / step
 
     @cached_property
     def best_forward(self) -> StepChoice:

@@ -7,6 +7,7 @@ from the firing-rate flow to the differential inclusion.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -93,8 +94,10 @@ class ScaledFlow(BoundFlow):
     def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
         return direction + self.speed * (self.inner.map_jvp(state, direction) - direction)
 
-    def with_input(self, q: Tensor) -> BoundFlow:
-        return ScaledFlow(self.inner.with_input(q), self.speed)
+    def with_input(self, q: Tensor) -> Self:
+        flow = super().with_input(q)
+        flow.inner = self.inner.with_input(q)
+        return flow
 
     @property
     def euler_step(self) -> StepChoice:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError, Status
 from contracting.problem import EquilibriumProblem
+
+Scale = TypeVar("Scale", Tensor, NDArray[Any])
 
 _MATMUL_SAFETY = 8  # constant of the rounding bound of an inner product; n·eps is the textbook worst case
 
@@ -61,7 +65,7 @@ class Stop:
             atol = 1e-12 if double else 1e-7
         return replace(self, rtol=rtol, atol=atol)
 
-    def tolerance(self, scale: Tensor) -> Tensor:
+    def tolerance(self, scale: Scale) -> Scale:
         """The residual at which a row of this scale ‖σ(Wz + q)‖ is solved; of a resolved stop."""
         if self.rtol is None or self.atol is None:
             raise InputError("this Stop leaves its tolerances to the problem: call resolved(problem) first")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.activations import ReLU
 from contracting.errors import InputError
+from equilibrium.artifacts import write_tensors
 from equilibrium.convolution.checkpoints import convolutional_layer, is_convolutional
 from equilibrium.layers import LBEN, EquilibriumLayer
 from equilibrium.parameterizations import DenseParameterization, Monotone, Unconstrained
@@ -76,6 +77,9 @@ def load_reference(
     if layout != "lipschitz" and lipschitz is not None:
         raise InputError(f"{path} holds a {layout} model, which has no Lipschitz bound: leave lipschitz out")
     parameters = {ours: tensors[theirs] for theirs, ours in _LAYOUTS[layout].items()}
+    for name in ("U", "output"):
+        if parameters[name].ndim != 2:
+            raise InputError(f"{name} in {path} must be a matrix, got shape {tuple(parameters[name].shape)}")
     hidden, inputs = parameters["U"].shape
     outputs = parameters["output"].shape[0]
     dtype = dtype or parameters["U"].dtype
@@ -105,7 +109,8 @@ def save_reference(layer: EquilibriumLayer, path: str | os.PathLike[str]) -> Non
     """Write a dense layer in the layout of the reference code; γ and ε are not part of it.
 
     Args:
-        layer: an ``LBEN`` without contraction rate and feedthrough, or an unconstrained layer.
+        layer: an ``LBEN`` without contraction rate and feedthrough, or an unconstrained layer; σ is ReLU, which the
+            layout does not say but ``load_reference`` takes for granted.
         path: file to write; an existing one is replaced only when the new one is complete.
 
     Raises:
@@ -114,6 +119,10 @@ def save_reference(layer: EquilibriumLayer, path: str | os.PathLike[str]) -> Non
     free = layer.parameterization
     if not isinstance(free, DenseParameterization):
         raise InputError("only dense layers are written in the reference layout; save the state_dict of this one")
+    if layer.activation != ReLU():
+        raise InputError(
+            f"the reference layout is read with ReLU; this layer has {layer.activation}: save its state_dict()"
+        )
     if free.D is not None:
         raise InputError("the reference layout has no feedthrough term; this layer has one")
     if isinstance(free, Unconstrained):
@@ -134,7 +143,7 @@ def save_reference(layer: EquilibriumLayer, path: str | os.PathLike[str]) -> Non
         if theirs == "Lambda":
             value = value.exp()
         tensors[theirs if theirs in _HEAD else _PREFIX + theirs] = value
-    _save_atomically(tensors, Path(path))
+    write_tensors(path, tensors)
 
 
 def _our_skew(S: Tensor) -> Tensor:
@@ -167,17 +176,3 @@ def _recognise(path: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, T
         f"{path} has an unknown layout with the keys {', '.join(sorted(tensors)) or '(none)'}; "
         f"known are those of the reference code, a single convolution and the dense ones: {', '.join(_LAYOUTS)}"
     )
-
-
-def _save_atomically(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(tensors, file)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -58,9 +58,9 @@ class DiagonalStep:
 def _candidates(operator: MonotoneOperator, kind: SplittingFlow) -> list[tuple[float | Tensor, float]]:
     choice = _best(operator, kind)
     found: list[tuple[float | Tensor, float]] = [(choice.step, _known(choice))]
-    if operator.blocks.shape[0] != 1 or operator.blocks.is_complex():
+    A = operator.matrix
+    if A is None:
         return found
-    A = operator.blocks[0]
     norms = torch.linalg.vector_norm(A, dim=0) * torch.linalg.vector_norm(A, dim=1)
     for scale in (1 / A.diagonal(), norms.rsqrt()):
         root = scale.sqrt()

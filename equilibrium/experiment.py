@@ -108,7 +108,8 @@ def run_tasks(
 
     Raises:
         InputError: if two tasks have one name, or the folder holds tasks of these names with other settings.
-        TaskError: if a task raised or its process died.
+        TaskError: if a task raised an error of this library or its process died; any other exception of a task gets
+            through, with a note that names the task.
         MissingExtraError: with ``progress`` but without tqdm, the extra ``cli``.
     """
     checks.whole_number("jobs", jobs)
@@ -169,6 +170,9 @@ def _run(task: Task, workspace: Workspace) -> Any:
         return workspace.once("result", lambda: task.run(task.settings, workspace))
     except ContractingError as error:
         raise TaskError(f"{task.name}: {error}") from error
+    except Exception as error:
+        error.add_note(f"in the task {task.name!r} of the experiment, in {str(workspace.folder)!r}")
+        raise
 
 
 _Running = Iterator[tuple[int, Any]]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from contracting.estimates import sampled_decay
 from contracting.flows import BoundPeacemanRachford
 from contracting.linear import LinearMap
 from contracting.proximal import Reflection
@@ -21,10 +22,11 @@ from contracting.solve import Iteration, State, Stop
 _BLOCK_BYTES = 640_000  # of the state of a block of rows; three such arrays are at work
 _CHECKS = 8  # in the number of steps that the factor predicts
 _FEWEST = 3  # steps between two checks, since a check costs more than a step
+_MOST = 100  # steps before the first check, however many are predicted
 _OVERSHOOT = 12  # where a solve takes long, one step in so many may be in vain
 _UNKNOWN = 5  # steps between two checks where nothing is predicted
-_FIRST_SHARE = 0.9  # of the expected steps before the first check
-_SINGLE_SHARE = 1.15  # of the steps expected down to the accuracy of float32: its steps cost a third
+_FIRST_SHARE = 1.1  # of the steps that the sampled decay predicts, before the first check
+_SINGLE_SHARE = 1.2  # of the steps predicted down to the accuracy of float32: its steps cost a third
 _SINGLE_FLOOR = torch.finfo(torch.float32).eps  # times 1 + ‖W‖: the residual that float32 reaches, and a little more
 
 
@@ -58,11 +60,11 @@ class FoldedIteration(Iteration):
         prediction = flow.prediction
         self.step_size = None if isinstance(flow.step, Tensor) else flow.step
         self.factor = relaxed(prediction.factor, relaxation)
-        expected = relaxed(prediction.expected, relaxation)
+        expected = relaxed(_usual_decay(flow), relaxation)
         self.check_every = planned_interval(expected, stop)
         self._single_steps = self._planned_single_steps(expected, stop) if mixed_precision else 0
         planned = planned_steps(expected, max(stop.rtol or 0.0, 1e-15)) or 0.0
-        self._first_check = self._single_steps or math.floor(_FIRST_SHARE * planned)
+        self._first_check = min(_MOST, round(_FIRST_SHARE * planned))
         self._single_offset: Tensor | None = None
         self.map_evals += 1  # of the offset
 
@@ -71,7 +73,7 @@ class FoldedIteration(Iteration):
         if problem.q.dtype != torch.float64 or expected is None:
             return 0
         reachable = max(stop.rtol or 0.0, _SINGLE_FLOOR * (1 + problem.linear.rough_norm))
-        return math.floor(_SINGLE_SHARE * (planned_steps(expected, reachable) or 0.0))
+        return min(_MOST, round(_SINGLE_SHARE * (planned_steps(expected, reachable) or 0.0)))
 
     @property
     def check_start(self) -> bool:  # type: ignore[override]
@@ -159,6 +161,14 @@ class FoldedIteration(Iteration):
             linear, offset = linear.combined(self.relaxation, 0.0), self.relaxation * offset
         activation = flow.problem.activation.rows(rows)
         return linear, offset, activation.with_tensors([t.to(dtype) for t in activation.tensors()]).reflection(step)
+
+
+def _usual_decay(flow: BoundPeacemanRachford) -> float:
+    """What a step usually leaves of an error: sampled, and no more than the proved factor where there is one."""
+    # a matrix and its transpose decay alike, so that the forward and the adjoint solve share one sample
+    owner, factor = flow.problem.linear.untransposed, flow.prediction.factor
+    sampled = owner.remember("usual decay", flow.step, lambda: sampled_decay(flow.reflection))
+    return sampled if factor is None else min(sampled, factor)
 
 
 def _blocks(state: Tensor) -> Iterator[slice]:

@@ -257,7 +257,7 @@ class Monotone(DenseParameterization):
         parts = [super().extra_repr()]
         if self.log_gamma is not None:
             learnt = ", learn_lipschitz=True" if isinstance(self.log_gamma, nn.Parameter) else ""
-            parts.append(f"lipschitz={float(cast(Tensor, self.lipschitz)):.4g}{learnt}")
+            parts.append(f"lipschitz={float(cast(Tensor, self.lipschitz).detach()):.4g}{learnt}")
         if self.contraction_rate is not None:
             parts.append(f"contraction_rate={self.contraction_rate:g}")
         parts.append(f"epsilon={self.epsilon:g}")

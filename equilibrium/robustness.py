@@ -7,6 +7,7 @@ each verified here by a solve of its own. No attack may succeed inside a certifi
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from contracting.errors import InputError, PreconditionError
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.lipschitz.bounds import PairwiseLipschitz
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
+from equilibrium.modes import evaluating
 
 _BATCH = 1000
 
@@ -34,22 +36,28 @@ def certified_radius(
 ) -> Tensor:
     """The ℓ2 radius around each input within which the class cannot change, (count,); 0 where it is wrong already.
 
-    From each margin the certified error of its solve is taken away. Use a float64 model, whose rounding is negligible,
-    and the constants of that same model.
+    From each margin the certified error of its solve is taken away. Rounding is not, so that the model must be in
+    float64, where it is negligible; the constants are those of that same model.
 
     Args:
-        model: the classifier.
-        inputs: (count, in).
-        labels: the true classes, (count,).
+        model: the classifier, float64.
+        inputs: (count, in), float64.
+        labels: the true classes, (count,), whole numbers in 0 … classes − 1.
         constants: one per pair of classes (the tightest radius), a certificate of the whole map, or its constant γ.
         batch_size: inputs per solve.
 
     Raises:
-        InputError: on sizes that do not fit, or constants that are not of ℓ2.
+        InputError: on sizes or labels that do not fit, another dtype, or constants that are not of ℓ2.
         PreconditionError: if the equilibria of the model are not certified.
         SolveError: if a row does not converge.
     """
-    count = _checked_rows(inputs, labels)
+    _checked_rows(inputs, labels)
+    _checked_labels(labels, model.out_features)
+    if inputs.dtype != torch.float64:
+        raise InputError(
+            f"inputs must be float64 to certify a radius, got {inputs.dtype}: rounding of a margin is not accounted "
+            "for; take model.double(), inputs.double() and the constants of that model"
+        )
     weights = model.weights()
     if weights.metric is None:
         raise PreconditionError("no radius is certified without Condition 1, and this model has no metric for it")
@@ -68,7 +76,7 @@ def certified_radius(
         ratio = margin / pairs[y]
         ratio[torch.arange(len(y)), y] = math.inf
         radii.append(ratio.amin(-1).clamp_min(0.0))
-    return torch.cat(radii) if count else inputs.new_zeros(0)
+    return torch.cat(radii)
 
 
 def margins(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -157,13 +165,16 @@ def fast_gradient(
         batch_size: inputs per call of the model.
 
     Raises:
-        InputError: on sizes that do not fit or inputs outside the bounds.
+        InputError: on sizes or labels that do not fit, no size at all, or inputs outside the bounds.
         MissingExtraError: without foolbox, the extra ``attacks``.
     """
     _checked_rows(inputs, labels)
+    if not allowed:
+        raise InputError("allowed must hold at least one size")
     for size in allowed:
         checks.number("allowed", size, low=0, high=math.inf, high_open=True)
     low, high = _checked_bounds(inputs, bounds)
+    _checked_labels(labels, _outputs(model, inputs[:1]).shape[-1])
     foolbox = _foolbox()
     attack = foolbox.attacks.L2FastGradientAttack()
     fooled, sizes = [], []
@@ -215,19 +226,23 @@ def smallest_perturbation(
         on_batch: called after each batch.
 
     Raises:
-        InputError: on sizes that do not fit or inputs outside the bounds.
+        InputError: on sizes or labels that do not fit, a model with a single class, or inputs outside the bounds.
         MissingExtraError: without foolbox, the extra ``attacks``.
     """
     _checked_rows(inputs, labels)
     checks.whole_number("steps", steps)
     _checked_bounds(inputs, bounds)
+    kind = next(model.parameters())
+    classes = _outputs(model, inputs[:1].to(kind)).shape[-1]
+    _checked_labels(labels, classes)
+    if classes < 2:
+        raise InputError("model must have at least two classes, or nothing can fool it")
     foolbox = _foolbox()
     # from 3 the radius reaches 0.1 and 90 within 40 steps
     attack = foolbox.attacks.DDNAttack(steps=steps, init_epsilon=3.0, gamma=0.1)
     judge = model if verify is None else verify
-    kind = next(model.parameters())
     if temperature is None:
-        temperature = _lead(model, inputs[:batch_size]) / 5 or 1.0
+        temperature = _lead(model, inputs[:batch_size].to(kind)) / 5 or 1.0
     found, sizes = [], []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(checks.whole_number("seed", seed, low=0))
@@ -264,21 +279,21 @@ class _Attacked(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = checks.number("temperature", temperature, low=0, low_open=True)
-        self._before: tuple[bool, list[bool]] = (model.training, [p.requires_grad for p in model.parameters()])
+        self._before = contextlib.ExitStack()
 
     def forward(self, x: Tensor) -> Tensor:
         outputs: Tensor = self.model(x)
         return outputs / self.temperature
 
     def __enter__(self) -> _Attacked:
-        self.eval()
-        self.model.requires_grad_(False)
+        self._before.enter_context(evaluating(self))
+        for parameter in self.model.parameters():
+            self._before.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(False)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.model.train(self._before[0])
-        for parameter, needed in zip(self.model.parameters(), self._before[1], strict=True):
-            parameter.requires_grad_(needed)
+        self._before.close()
 
 
 @torch.no_grad()
@@ -289,9 +304,15 @@ def _classes(call: nn.Module, inputs: Tensor) -> Tensor:
 
 def _lead(model: nn.Module, inputs: Tensor) -> float:
     """The median lead of the largest output over the second."""
-    with torch.no_grad():
-        top = model(inputs.to(next(model.parameters()))).topk(2, -1).values
+    top = _outputs(model, inputs).topk(2, -1).values
     return float((top[:, 0] - top[:, 1]).median())
+
+
+@torch.no_grad()
+def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    with evaluating(model):
+        outputs: Tensor = model(inputs)
+    return outputs
 
 
 def _distance(moved: Tensor, x: Tensor) -> Tensor:
@@ -309,10 +330,17 @@ def _widened(x: Tensor, bounds: tuple[float, float]) -> tuple[float, float]:
     return min(low, float(x.min())), max(high, float(x.max()))
 
 
-def _checked_rows(inputs: Tensor, labels: Tensor) -> int:
+def _checked_rows(inputs: Tensor, labels: Tensor) -> None:
     count = checks.whole_number("the number of inputs", len(checks.floating_tensor("inputs", inputs)))
     checks.shape("labels", labels, (count,))
-    return count
+
+
+def _checked_labels(labels: Tensor, classes: int) -> None:
+    if labels.dtype != torch.int64 or not bool(((labels >= 0) & (labels < classes)).all()):
+        raise InputError(
+            f"labels must be int64 in 0 … {classes - 1}, the classes of the model, got {labels.dtype} from "
+            f"{labels.min():g} to {labels.max():g}"
+        )
 
 
 def _checked_bounds(inputs: Tensor, bounds: tuple[float, float]) -> tuple[float, float]:

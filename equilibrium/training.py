@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from contracting.errors import ContractingError, InputError
 from equilibrium.artifacts import write_tensors
 from equilibrium.data import Dataset
 from equilibrium.layers import EquilibriumLayer
+from equilibrium.modes import evaluating, modes_restored
 from equilibrium.progress import progress_bar
 
 _WARM_UP = 0.1  # share of all steps in which the learning rate rises to its full value
@@ -92,6 +94,7 @@ def train(
 
     The learning rate rises linearly over the first tenth of all steps and then falls to zero along a cosine. The same
     seed, model and data give the same weights on the same number of threads. Small layers train fastest on one thread.
+    The model is put in training mode for each epoch, in evaluation mode for its test, and in its own mode at the end.
 
     Args:
         model: the classifier, (batch, in) -> (batch, classes); its dtype and device are those of the data.
@@ -115,7 +118,8 @@ def train(
         The record of all epochs.
 
     Raises:
-        InputError: on a setting out of range, a model that does not fit the data, or a checkpoint of another training.
+        InputError: on a setting out of range, a model that does not fit the data or has nothing to train, or a
+            checkpoint of another training or another model.
         TrainingError: if the loss or the model stops being finite.
         MissingExtraError: with ``progress`` but without tqdm, the extra ``cli``.
     """
@@ -126,8 +130,7 @@ def train(
     checks.number("noise", noise, low=0, high=math.inf, high_open=True)
     checks.whole_number("shift", shift, low=0)
     generator = torch.Generator().manual_seed(checks.whole_number("seed", seed, low=0))
-    if isinstance(model, EquilibriumLayer):
-        checks.last_size("train_inputs", dataset.train_inputs, model.in_features)
+    _check_fit(model, dataset)
     count = len(dataset.train_labels)
     batches = math.ceil(count / batch_size)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
@@ -142,13 +145,18 @@ def train(
         "noise": noise,
         "shift": shift,
         "seed": seed,
+        # γ, ε and the activation are no tensors, so that the weights of another model may fit; addresses tell nothing,
+        # and a γ that is learnt is among the weights
+        "model": re.sub(r" at 0x[0-9a-fA-F]+|lipschitz=\S+(?=, learn_lipschitz)", "", repr(model)),
     }
     progress_file = None if checkpoint is None else _Checkpoint(Path(checkpoint), settings)
     records = [] if progress_file is None else progress_file.load(model, optimizer, generator)
     done = len(records) * batches
-    with progress_bar(epochs * batches, "training", show=progress, place=place, start=done) as bar:
+    bars = progress_bar(epochs * batches, "training", show=progress, place=place, start=done)
+    with modes_restored(model), bars as bar:
         for epoch in range(len(records), epochs):
             started = time.perf_counter()
+            model.train()
             loss_sum, wrong = 0.0, 0
             for batch, rows in enumerate(torch.split(torch.randperm(count, generator=generator), batch_size)):
                 for group in optimizer.param_groups:
@@ -219,7 +227,7 @@ def last_complete_epoch(checkpoint: str | os.PathLike[str], model: nn.Module) ->
 
 @torch.no_grad()
 def error_percent(layer: nn.Module, inputs: Tensor, labels: Tensor, *, batch_size: int = _TEST_BATCH) -> float:
-    """Misclassified inputs in percent, the class being the largest output.
+    """Misclassified inputs in percent, the class being the largest output, in evaluation mode.
 
     Args:
         layer: (batch, in) -> (batch, classes).
@@ -234,7 +242,8 @@ def error_percent(layer: nn.Module, inputs: Tensor, labels: Tensor, *, batch_siz
     count = checks.whole_number("the number of inputs", len(inputs))
     checks.shape("labels", labels, (count,))
     parts = zip(torch.split(inputs, batch_size), torch.split(labels, batch_size), strict=True)
-    return 100 * sum(int((layer(x).argmax(-1) != y).sum()) for x, y in parts) / count
+    with evaluating(layer):
+        return 100 * sum(int((layer(x).argmax(-1) != y).sum()) for x, y in parts) / count
 
 
 @dataclass(frozen=True)
@@ -326,6 +335,28 @@ def _step(
         ) from error
     optimizer.step()
     return float(loss.detach()), outputs.detach()
+
+
+@torch.no_grad()
+def _check_fit(model: nn.Module, dataset: Dataset) -> None:
+    """Whether the model takes the images, tells all classes apart, and has something to train."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError("model must have a parameter that requires a gradient, or there is nothing to train")
+    image = dataset.train_inputs[:1]
+    if isinstance(model, EquilibriumLayer):
+        checks.last_size("train_inputs", image, model.in_features)
+        checks.same_kind("train_inputs", image, "the layer", model.parameterization.bias)
+        outputs = model.out_features
+    else:
+        try:
+            with evaluating(model):
+                outputs = model(image).shape[-1]
+        except Exception as error:  # whatever module it is
+            raise InputError(
+                f"model does not take the images of {dataset.name}, {tuple(image.shape)} of {image.dtype}: {error}"
+            ) from error
+    if outputs < dataset.classes:
+        raise InputError(f"model must have an output for each of the {dataset.classes} classes, it has {outputs}")
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,7 @@ from contracting.certificates.finders import (
     ParabolaTest,
     PolyhedralMetric,
 )
-from contracting.certificates.lmi import MOST_VERTICES, SectorInequality, VertexInequalities
+from contracting.certificates.lmi import MOST_VERTICES, SectorInequality, VertexInequalities, available
 from contracting.certificates.lyapunov import LyapunovMetric
 from contracting.certificates.multipliers import perron_weights, scaled
 from contracting.certificates.numerical_range import reach
@@ -138,7 +137,7 @@ def _affordable(system: System) -> list[Finder]:
     gradients = next((count for size, count in _OPTIMISED if n <= size), 0)
     if gradients and system.slopes[0] >= 0:
         finders.append(ParabolaTest(multiplier=Q, optimise=gradients))
-    if n <= _VERTICES and importlib.util.find_spec("cvxpy") is not None:
+    if n <= _VERTICES and available():
         finders.append(VertexInequalities())
     return finders
 
@@ -203,9 +202,10 @@ def report(flow: VectorField | System) -> Report:
 
 
 def best_forward_backward_step(W: Tensor, metric: WeightedL2) -> StepChoice:
-    r"""The α in (0, 1/m] with the best certified rate of the forward–backward flow in Λ, per unit of its own time.
+    r"""The α in (0, 1/m] with the best rate of the forward–backward flow in Λ, per unit of its own time.
 
-    ½(1 + αm − ‖I − αÃ‖) is concave in α. In time t/α the rate is divided by α and rises to m as α → 0.
+    ½(1 + αm − ‖I − αÃ‖) is concave in α. In time t/α the rate is divided by α and rises to m as α → 0. It is proved up
+    to the rounding of m and of the norm; ``splitting_rates`` gives rates that have passed the checker.
 
     Args:
         W: (n, n).

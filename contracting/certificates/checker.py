@@ -27,7 +27,7 @@ from contracting.certificates.systems import (
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
 
 _UNIT = 2.0**-53
-_MOST_VERTICES = 14
+LARGEST_BY_VERTICES = 14  # largest n for a proof at all 2ⁿ vertices
 _ASSEMBLY = 12  # roundings of one entry beside those of its inner products
 
 
@@ -48,8 +48,9 @@ def check(certificate: Certificate, system: System) -> float:
         raise CertificateError(f"the metric acts on {certificate.metric.size} entries, the flow on {system.size}")
     if not isinstance(system, InclusionSystem | LinearSystem):
         low, high = certificate.slopes
-        if system.slopes[0] < low or system.slopes[1] > high:
-            raise CertificateError(f"the certificate needs {certificate.assumption}, the system has {system.slopes}")
+        if not -1 <= low <= system.slopes[0] <= system.slopes[1] <= high <= 1:
+            about = f"the {certificate.flow or 'given'} flow with {certificate.assumption}"
+            raise CertificateError(f"the certificate is about {about}; the system, {system.name}, has {system.slopes}")
         system = system.with_slopes(certificate.slopes)
     # a field a·f contracts in a norm at rate c iff f does at c/a; the quotient is rounded up, against the certificate
     unit_rate = certificate.rate if system.speed == 1 else math.nextafter(certificate.rate / system.speed, math.inf)
@@ -90,7 +91,7 @@ def _margin(certificate: Certificate, system: System) -> float:
 
 def _matrix_of(metric: Metric) -> Tensor:
     if isinstance(metric, FullP):
-        return metric.matrix
+        return (metric.matrix + metric.matrix.mT) / 2  # the same norm; a Cholesky factorisation reads one half
     if isinstance(metric, WeightedL2):
         return torch.diag(metric.weights)
     raise CertificateError(f"no check is known in {type(metric).__name__}")
@@ -125,18 +126,21 @@ def _sector_margin(system: SlopeSystem, P: Tensor, multiplier: Tensor, rate: flo
 def _vertex_margin(system: SlopeSystem, P: Tensor, rate: float) -> float:
     """Margin of −(FᵀP + PF + 2cP) ≻ 0 at every vertex: F is affine in each slope, so the vertices decide."""
     n = system.size
-    if n > _MOST_VERTICES:
-        raise CertificateError(f"a proof by vertices needs n ≤ {_MOST_VERTICES}, got {n}; give a multiplier")
+    if n > LARGEST_BY_VERTICES:
+        raise CertificateError(f"a proof by vertices needs n ≤ {LARGEST_BY_VERTICES}, got {n}; give a multiplier")
     worst = definite_margin(P, torch.zeros_like(P))
+    absolute = replace(system, W=system.W.abs())
     for block in vertices(system.slopes, n):
-        worst = min(worst, float(_lyapunov_margins(P, system.jacobians(block), rate).min()))
+        # |D||W| + I: on the diagonal of DW − I little may be left of what was rounded
+        sizes = absolute.jacobians(-block.abs()).abs()
+        worst = min(worst, float(_lyapunov_margins(P, system.jacobians(block), sizes, rate).min()))
     return worst
 
 
-def _lyapunov_margins(P: Tensor, F: Tensor, rate: float) -> Tensor:
-    """Margins of −(FᵀP + PF + 2cP) ≻ 0 for each F: (batch, n, n) -> (batch,)."""
+def _lyapunov_margins(P: Tensor, F: Tensor, sizes: Tensor, rate: float) -> Tensor:
+    """Margins of −(FᵀP + PF + 2cP) ≻ 0 for each F, made of terms of absolute ``sizes``: (batch, n, n) -> (batch,)."""
     product = P @ F
-    half = P.abs() @ F.abs()
+    half = P.abs() @ sizes
     size = half + half.mT + 2 * abs(rate) * P.abs()
     return _definite_margins(-(product + product.mT + 2 * rate * P), (P.shape[0] + _ASSEMBLY) * _UNIT * size)
 
@@ -150,7 +154,7 @@ def _linear_margin(A: Tensor, metric: Metric, rate: float) -> float:
         allowance = (A.shape[0] + _ASSEMBLY) * _UNIT * (off + 2 * A.diagonal().abs() + abs(rate))
         return float((-A.diagonal() - off - rate - allowance).min())
     P = _matrix_of(metric)
-    return min(definite_margin(P, torch.zeros_like(P)), float(_lyapunov_margins(P, A[None], rate)[0]))
+    return min(definite_margin(P, torch.zeros_like(P)), float(_lyapunov_margins(P, A[None], A[None].abs(), rate)[0]))
 
 
 def inclusion_margin(W: Tensor, weights: Tensor, rate: float) -> float:
@@ -182,12 +186,16 @@ def _polyhedral_margin(system: SlopeSystem, metric: WeightedL1 | WeightedLinf, r
 
 
 def definite_margin(matrix: Tensor, error: Tensor) -> float:
-    """Verified lower bound of λmin, at unit diagonal, of a symmetric matrix known up to ``error`` entry by entry."""
+    """A value > 0 only where a symmetric matrix, known up to ``error`` entry by entry, is proved positive definite.
+
+    It is then λmin at unit diagonal less the allowance for rounding; the size of that, unlike its sign, is computed and
+    not proved.
+    """
     return float(_definite_margins(matrix[None], error[None])[0])
 
 
 def _definite_margins(matrices: Tensor, errors: Tensor) -> Tensor:
-    """Verified lower bounds of the smallest eigenvalue at unit diagonal, (batch,); ≤ 0 where nothing is proved."""
+    """The same for each matrix, (batch,); negative for all if one is not finite, or its diagonal not positive."""
     diagonal = matrices.diagonal(dim1=-2, dim2=-1)
     if not bool(torch.isfinite(matrices).all()) or bool((diagonal <= 0).any()):
         return torch.where((diagonal > 0).all(-1), 0.0, -1.0).to(torch.float64) - 1.0

@@ -26,6 +26,7 @@ from contracting.flows import BoundFlow
 from contracting.metrics import WeightedL2
 
 _SAFETY = 1e-9
+_UNITS = 20
 
 
 def fixed_input_convergence(flow: BoundFlow | System, *, metric: WeightedL2 | None = None) -> Convergence:
@@ -55,11 +56,11 @@ def fixed_input_convergence(flow: BoundFlow | System, *, metric: WeightedL2 | No
         if metric is None:
             raise PreconditionError("no metric with Condition 1 was found for this weight: convergence is open")
     metric = WeightedL2(metric.weights.detach().to("cpu", torch.float64))
+    w = _norm_bound(W, metric)
     m = 1 - float(metric.matrix_measure(W))
-    m -= _SAFETY * (1 + abs(m))
+    m -= _slack(system.size) * (1 + abs(m) + w)
     if m <= 0:
         raise CertificateError(f"Condition 1 fails in this metric: λmin(sym Ã) = {m:.3g}")
-    w = float(metric.operator_norm(W)) * (1 + _SAFETY)
     overshoot = math.sqrt(1 + w**2 / m) * (1 + _SAFETY)
     rate = 0.5 * min(1.0, m)
     if isinstance(system, FiringRateSystem):
@@ -95,7 +96,7 @@ def check_convergence(certificate: Convergence, system: System) -> float:
     if not isinstance(certificate.metric, WeightedL2) or not 0 < certificate.rate <= 0.5:
         raise CertificateError("the bound holds in WeightedL2, at rates in (0, ½]")
     W, lam = certificate.slopes[1] * system.W, certificate.metric.weights
-    w = float(certificate.metric.operator_norm(W)) * (1 + 1e-12)
+    w = _norm_bound(W, certificate.metric)
     excess = certificate.overshoot
     if isinstance(system, FiringRateSystem):
         excess = (excess - 1) * (1 - certificate.rate) / w if w > 0 else math.inf
@@ -105,17 +106,34 @@ def check_convergence(certificate: Convergence, system: System) -> float:
         if not excess > 1:
             raise CertificateError(f"an overshoot of {certificate.overshoot:.4g} is too small")
         needed = max(needed, w**2 / (excess**2 - 1))
-    margin = min(inclusion_margin(W, lam, needed), _norm_margin(W, lam, w))
-    if not margin > 0:
-        raise CertificateError(f"not certified: Condition 1 misses by {margin:.2e} after rounding")
-    return margin
+    margins = {
+        f"λmin(sym Ã) > {needed:.4g} (Condition 1)": inclusion_margin(W, lam, needed),
+        f"‖W̃‖ < {w:.4g}": _norm_margin(W, lam, w),
+    }
+    failing = min(margins, key=lambda inequality: margins[inequality])
+    if not margins[failing] > 0:
+        raise CertificateError(f"not certified: {failing} misses by {margins[failing]:.2e} after rounding")
+    return margins[failing]
+
+
+def _slack(size: int) -> float:
+    """What must be left of an inequality, relative to its matrix, for a Cholesky factorisation to prove it.
+
+    The proof gives away γ·trace (``checker``). For the 2n×2n matrix of the norm that is at most 16n² units of rounding
+    beside the smallest diagonal entry, and half as many for Condition 1; the rest is room for lower orders of n.
+    """
+    return max(_SAFETY, _UNITS * size**2 * 2.0**-53)
+
+
+def _norm_bound(W: Tensor, metric: WeightedL2) -> float:
+    """The bound on ‖W̃‖ that enters the formulas, far enough above the norm to be proved."""
+    return float(metric.operator_norm(W)) * (1 + _slack(W.shape[0]))
 
 
 def _norm_margin(W: Tensor, lam: Tensor, bound: float) -> float:
-    """Margin of [[b Λ, WᵀΛ], [ΛW, b Λ]] ≻ 0, which says that ‖W̃‖ < b."""
+    """Margin of [[b Λ, WᵀΛ], [ΛW, b Λ]] ≻ 0, which says that ‖W̃‖ < b, or ≤ b for b = 0."""
     if bound == 0:
-        return math.inf
-    b = bound * (1 + 1e-9)
-    off, corner = lam[:, None] * W, torch.diag(b * lam)
+        return -math.inf if bool(W.any()) else math.inf
+    off, corner = lam[:, None] * W, torch.diag(bound * lam)
     matrix = torch.cat([torch.cat([corner, off.mT], 1), torch.cat([off, corner], 1)])
     return definite_margin(matrix, 8 * 2.0**-53 * matrix.abs())

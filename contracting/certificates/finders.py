@@ -11,6 +11,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.certificates.candidates import Candidate, best_rate, certified, firing_rate_view
+from contracting.certificates.checker import LARGEST_BY_VERTICES
 from contracting.certificates.multipliers import (
     monotone_metric,
     parabola_multiplier,
@@ -80,7 +81,7 @@ class ExplicitMetric(Finder):
         high = view.slopes[1]
         if view.slopes[0] < 0:
             raise PreconditionError("the explicit metric needs slopes in [0, β]; use ParabolaTest()")
-        lam = _start(view, self.weights, transposed)
+        lam = starting_weights(view, "weights", self.weights, transposed=transposed)
         A = torch.eye(view.size, dtype=torch.float64) - high * scaled(view.W, lam)
         H, K = (A + A.mT) / 2, (A - A.mT) / 2
         gram, identity = K.mT @ K, torch.eye(view.size, dtype=torch.float64)
@@ -128,7 +129,7 @@ class ParabolaTest(Finder):
 
     def find(self, system: System) -> Candidate:
         view, transposed = firing_rate_view(system)
-        Q = _start(view, self.multiplier, transposed)
+        Q = starting_weights(view, "multiplier", self.multiplier, transposed=transposed)
         low, high = view.slopes
         if self.optimise:
             Q = parabola_multiplier(max(abs(low), high) * view.W, Q, evaluations=self.optimise)
@@ -174,7 +175,7 @@ class DiagonalMetric(Finder):
 
     def find(self, system: System) -> Candidate:
         view, transposed = firing_rate_view(system)
-        lam = _start(view, self.weights, transposed)
+        lam = starting_weights(view, "weights", self.weights, transposed=transposed)
         low, high = view.slopes
         M = scaled(view.W, lam)
         gram, symmetric = M.mT @ M, (M + M.mT) / 2
@@ -231,7 +232,7 @@ class PolyhedralMetric(Finder):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class GivenMetric(Finder):
-    """A metric of your own, judged at all 2ⁿ vertices of the slopes (n ≤ 14), or at A: exact for that metric.
+    """A metric of your own, judged at all 2ⁿ vertices of the slopes (n ≤ 14), or at A or W: exact for that metric.
 
     Args:
         metric: any metric on Rⁿ.
@@ -245,9 +246,12 @@ class GivenMetric(Finder):
         return "given metric, vertices"
 
     def find(self, system: System) -> Candidate:
-        by_vertices = isinstance(self.metric, FullP | WeightedL2) and not isinstance(system, LinearSystem)
-        if by_vertices and system.size > 14:
-            raise PreconditionError(f"vertex enumeration needs n ≤ 14, got {system.size}; use ParabolaTest()")
+        if self.metric.size != system.size:
+            raise InputError(f"metric must act on the {system.size} entries of the flow, got {self.metric.size}")
+        without = isinstance(system, LinearSystem | InclusionSystem)
+        if isinstance(self.metric, FullP | WeightedL2) and not without and system.size > LARGEST_BY_VERTICES:
+            limit = f"n ≤ {LARGEST_BY_VERTICES}, got {system.size}"
+            raise PreconditionError(f"vertex enumeration needs {limit}; use ParabolaTest()")
         return Candidate(metric=self.metric.to(system.W))
 
 
@@ -271,16 +275,27 @@ class InclusionMetric(Finder):
     def find(self, system: System) -> Candidate:
         if not isinstance(system, InclusionSystem):
             raise PreconditionError("InclusionMetric() is for the inclusion; use ParabolaTest() for flows")
-        lam = _start(system, self.weights, False)
+        lam = starting_weights(system, "weights", self.weights)
         if self.optimise:
             lam = monotone_metric(system.W, lam, evaluations=self.optimise)
         return Candidate(metric=WeightedL2(lam))
 
 
-def _start(system: System, given: Tensor | None, transposed: bool) -> Tensor:
+def starting_weights(system: System, name: str, given: Tensor | None, *, transposed: bool = False) -> Tensor:
+    """Positive weights, (n,), for the system a finder works on: what the caller gave, else the hint, else 1.
+
+    Args:
+        system: the firing-rate view, or the system itself.
+        name: of the argument, for the error.
+        given: what the caller gave, in the coordinates of his own system; inverted if the view is its transpose.
+        transposed: whether it is.
+
+    Raises:
+        InputError: if what was given is not positive, or of another size.
+    """
     if given is None:
         return torch.ones(system.size, dtype=torch.float64) if system.hint is None else system.hint
-    checks.shape("weights", checks.positive_tensor("weights", given), (system.size,))
+    checks.shape(name, checks.positive_tensor(name, checks.floating_tensor(name, given)), (system.size,))
     given = given.detach().to("cpu", torch.float64)
     return 1 / given if transposed else given
 

@@ -6,6 +6,7 @@ the solver's status, is rated exactly, which often moves the bisection on by mor
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import warnings
 from abc import abstractmethod
@@ -18,20 +19,26 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.certificates.candidates import Candidate, best_rate, firing_rate_view
-from contracting.certificates.finders import Finder
+from contracting.certificates.finders import Finder, starting_weights
 from contracting.certificates.records import CertificateError
 from contracting.certificates.systems import FiringRateSystem, System, vertices
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP, WeightedL2
 
+_LIBRARIES = ("cvxpy", "clarabel")
 MOST_VERTICES = 10  # largest n for 2ⁿ inequalities
 _ADDED = 16  # matrices that enter a program at a time
 _FLOOR = 1e-6  # smallest eigenvalue of P and entry of Q, where their traces are n
 
 
+def available() -> bool:
+    """Whether the libraries for matrix inequalities are installed."""
+    return all(importlib.util.find_spec(name) is not None for name in _LIBRARIES)
+
+
 def _cvxpy() -> Any:
-    checks.extra("clarabel", "certificates", "a certificate by matrix inequalities")
-    return checks.extra("cvxpy", "certificates", "a certificate by matrix inequalities")
+    cvxpy, *_ = (checks.extra(name, "certificates", "a certificate by matrix inequalities") for name in _LIBRARIES)
+    return cvxpy
 
 
 def _solve(problem: Any) -> bool:
@@ -56,7 +63,7 @@ class _Inequality(Finder):
         view, transposed = firing_rate_view(system)
         size = max(1e-3, float(torch.linalg.matrix_norm(view.W, 2)))
         low, high = view.slopes
-        propose = self._program(view)
+        propose = self._program(view, transposed)
         best: Candidate | None = None
         # P = I proves 1 − max|slope|·‖W‖; slopes that include 0 leave an undriven neuron, else |α(DW)| ≤ β‖W‖
         bottom, top = 1 - max(abs(low), high) * size - 1e-3, 1.0 if low <= 0 else 1 + high * size
@@ -74,8 +81,11 @@ class _Inequality(Finder):
         return best.dual() if transposed else best
 
     @abstractmethod
-    def _program(self, view: FiringRateSystem) -> Any:
-        """A function from a rate to the candidate that satisfies the inequality best there, or None."""
+    def _program(self, view: FiringRateSystem, transposed: bool) -> Any:
+        """A function from a rate to the candidate that satisfies the inequality best there, or None.
+
+        The view may be the transpose of the system that the settings speak of.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,7 +94,7 @@ class SectorInequality(_Inequality):
 
     Args:
         diagonal: restrict P to be diagonal.
-        multiplier: fix the direction of Q, (n,); None leaves it free.
+        multiplier: fix the direction of Q > 0, (n,); None leaves it free.
         tolerance: of the bisection on the rate, relative to max(1, ‖W‖).
     """
 
@@ -96,7 +106,7 @@ class SectorInequality(_Inequality):
         """The method in words."""
         return "sector inequality, " + ("diagonal P" if self.diagonal else "full P")
 
-    def _program(self, view: FiringRateSystem) -> Any:
+    def _program(self, view: FiringRateSystem, transposed: bool) -> Any:
         cp, n, W = _cvxpy(), view.size, view.W.numpy()
         low, high = view.slopes
         width, eye = high - low, torch.eye(view.size, dtype=torch.float64).numpy()
@@ -105,7 +115,7 @@ class SectorInequality(_Inequality):
         if self.multiplier is None:
             q = cp.Variable(n)
         else:
-            given = self.multiplier.detach().to("cpu", torch.float64)
+            given = starting_weights(view, "multiplier", self.multiplier, transposed=transposed)
             q = cp.Variable() * (given / given.mean()).numpy()
         Q, s, slack = cp.diag(q), cp.Parameter(), cp.Variable()
         corner = 2 * s * P - low * (P @ W + W.T @ P)
@@ -142,7 +152,7 @@ class VertexInequalities(_Inequality):
         """The method in words."""
         return "vertex inequalities, full P"
 
-    def _program(self, view: FiringRateSystem) -> Any:
+    def _program(self, view: FiringRateSystem, transposed: bool) -> Any:
         if view.size > MOST_VERTICES:
             limit = f"n ≤ {MOST_VERTICES}, got {view.size}"
             raise PreconditionError(f"2ⁿ inequalities need {limit}; use SectorInequality()")

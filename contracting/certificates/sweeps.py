@@ -40,15 +40,16 @@ def sweep_skewness(W: Tensor, metric: WeightedL2, skewness: Tensor) -> SkewnessS
         skewness: ‖K‖, (k,), not negative.
 
     Raises:
-        InputError: if W is self-adjoint in the metric, so that there is nothing to scale.
+        InputError: if W is self-adjoint in the metric, so that there is nothing to scale, or a size is negative.
     """
+    if bool((checks.finite("skewness", skewness) < 0).any()):
+        raise InputError(f"skewness must not be negative, its smallest entry is {float(skewness.min()):.3g}")
     lam = WeightedL2(metric.weights.detach().to("cpu", torch.float64))
     M = lam.whiten(FiringRateSystem(W=W).W)
     symmetric, skew = (M + M.mT) / 2, (M - M.mT) / 2
     size = float(torch.linalg.matrix_norm(skew, 2))
     if size == 0:
         raise InputError("W is self-adjoint in this metric: it has no skew part to scale")
-    checks.finite("skewness", skewness)
     reports = []
     for s in skewness.tolist():
         scaled = lam.dual()

@@ -42,7 +42,7 @@ from contracting.vector_fields import LinearFlow, NeuralFlow, VectorField
 Slopes = tuple[float, float]
 
 _BLOCK = 2048
-_NARROWEST = 1e-3  # a single slope is treated as an interval of this width: a superset, so still certified
+_NARROWEST = 1e-3  # a narrower interval of slopes is widened to this: a superset, so still certified
 
 
 def as_matrix(name: str, value: Tensor) -> Tensor:
@@ -86,7 +86,8 @@ class System(ABC):
         low, high = (checks.number("slopes", s, low=-1.0, high=1.0) for s in self.slopes)
         if low > high:
             raise InputError(f"slopes must be an interval (lowest, highest), got {self.slopes}")
-        object.__setattr__(self, "slopes", (min(low, high - _NARROWEST), high))
+        low = max(-1.0, min(low, high - _NARROWEST))
+        object.__setattr__(self, "slopes", (low, max(high, low + _NARROWEST)))
         if self.hint is not None:
             hint = checks.shape("hint", checks.positive_tensor("hint", self.hint), (self.size,))
             object.__setattr__(self, "hint", hint.detach().to("cpu", torch.float64))
@@ -201,7 +202,9 @@ def system_of(flow: VectorField | System) -> System:
             f"or explicit matrices such as FiringRateSystem(W=W), got {type(flow).__name__}"
         )
     problem = flow.problem
-    W = as_matrix("W", problem.linear.to_dense())
+    # in double precision before it becomes a matrix, which for a convolution takes a transform
+    exact = problem.linear.with_tensors([t.detach().to("cpu", torch.float64) for t in problem.linear.tensors()])
+    W = as_matrix("W", exact.to_dense())
     slopes, hint = problem.activation.slopes, _hint(problem.metric)
     if isinstance(flow, BoundHopfield):
         return HopfieldSystem(W=W, slopes=slopes, hint=hint)
@@ -226,13 +229,16 @@ def forward_backward_system(
         W: (n, n).
         step: α > 0, a number or one per neuron.
         slopes: interval of σ.
-        hint: a diagonal metric to start searches from.
+        hint: Λ, a diagonal metric in which I − W may be monotone, to start searches from.
     """
     W = as_matrix("W", W)
     label = f"forward–backward, α = {_step_text(step)}"
     identity = torch.eye(W.shape[0], dtype=torch.float64)
     return FiringRateSystem(
-        W=identity - _rows(step) * (identity - W), slopes=_prox_slopes(slopes, step), hint=hint, label=label
+        W=identity - _rows(step) * (identity - W),
+        slopes=_prox_slopes(slopes, step),
+        hint=_splitting_hint(hint, step),
+        label=label,
     )
 
 
@@ -247,16 +253,19 @@ def peaceman_rachford_system(
         W: (n, n).
         step: α > 0, a number or one per neuron.
         slopes: interval of σ.
-        hint: a diagonal metric to start searches from.
+        hint: Λ, a diagonal metric in which I − W may be monotone, to start searches from.
     """
     W = as_matrix("W", W)
     identity = torch.eye(W.shape[0], dtype=torch.float64)
     resolvent = torch.linalg.inv(identity + _rows(step) * (identity - W))
     low, high = _prox_slopes(slopes, step)
-    if isinstance(step, Tensor) and step.ndim and hint is not None:
-        hint = hint / step.detach().to("cpu", torch.float64)  # with a diagonal step D the splitting lives in ΛD⁻¹
     label = f"Peaceman–Rachford, α = {_step_text(step)}"
-    return HopfieldSystem(W=2 * resolvent - identity, slopes=(2 * low - 1, 2 * high - 1), hint=hint, label=label)
+    return HopfieldSystem(
+        W=2 * resolvent - identity,
+        slopes=(2 * low - 1, 2 * high - 1),
+        hint=_splitting_hint(hint, step),
+        label=label,
+    )
 
 
 def _rows(step: Step) -> float | Tensor:
@@ -264,6 +273,13 @@ def _rows(step: Step) -> float | Tensor:
         return step
     step = step.detach().to("cpu", torch.float64)
     return step[:, None] if step.ndim else step
+
+
+def _splitting_hint(hint: Tensor | None, step: Step) -> Tensor | None:
+    """Λ, or ΛD⁻¹ for a step D per neuron, in which a splitting with such a step lives."""
+    if hint is None or not isinstance(step, Tensor) or not step.ndim:
+        return hint
+    return hint.detach().to("cpu", torch.float64) / step.detach().to("cpu", torch.float64)
 
 
 def _step_text(step: Step) -> str:

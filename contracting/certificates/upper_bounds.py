@@ -32,7 +32,7 @@ class UpperBound:
     Attributes:
         rate: the bound.
         method: where it comes from.
-        slopes: the slopes that show it, one row per piece of the word, (pieces, n).
+        slopes: the slopes that show it, one row per piece of the word, (pieces, n), in the order of time.
         dwell: time spent on each piece, (pieces,); infinite for constant slopes.
     """
 
@@ -162,8 +162,11 @@ def switching_bound(system: System, metric: Metric | None = None) -> UpperBound:
     for P in metrics:
         words += _greedy_words(view, P)
     scored = sorted(words, key=lambda word: -_exponent(view, *word))[:3]
-    best = max((_refined(view, *word) for word in scored), key=lambda word: _exponent(view, *word))
-    return UpperBound(rate=-_exponent(view, *best), method="slope switching", slopes=best[0], dwell=best[1])
+    slopes, dwell = max((_refined(view, *word) for word in scored), key=lambda word: _exponent(view, *word))
+    rate = -_exponent(view, slopes, dwell)
+    if transposed:  # and so is the product over the word: in the flow itself the pieces come in the other order
+        slopes, dwell = slopes.flip(0), dwell.flip(0)
+    return UpperBound(rate=rate, method="slope switching", slopes=slopes, dwell=dwell)
 
 
 def _exponent(view: FiringRateSystem, slopes: Tensor, dwell: Tensor) -> float:

@@ -7,14 +7,13 @@ eigenvalue has real part ≤ 0, in particular every failure of I − W to be a P
 
 from __future__ import annotations
 
-import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from contracting.certificates.candidates import Candidate, certified
-from contracting.certificates.lmi import monotone_weights
+from contracting.certificates.candidates import Candidate, best_rate, certified
+from contracting.certificates.lmi import available, monotone_weights
 from contracting.certificates.multipliers import monotone_metric, perron_weights, scaled
 from contracting.certificates.numerical_range import support
 from contracting.certificates.records import CertificateError
@@ -32,7 +31,7 @@ class Wellposedness:
 
     Attributes:
         metric: Λ with λmin(sym Ã) ≥ ``monotonicity`` > 0, checked; None if none was found.
-        monotonicity: m, certified if a metric is given, else the best value seen, ≤ 0.
+        monotonicity: m, certified if a metric is given, else the best value seen, at most 0.
         margin: of the matrix inequality at unit diagonal, after rounding; 0 without a metric.
         witness: Y, (n, k), a checked proof that no Λ exists; None where nothing is proved.
         method: where the metric or the proof comes from.
@@ -72,8 +71,6 @@ def find_metric(W: Tensor, *, start: Tensor | None = None) -> Wellposedness:
     """
     W = as_matrix("W", W)
     system = InclusionSystem(W=W, hint=start)
-    if bool((W.diagonal() >= 1).any()):
-        return _impossible(W, torch.eye(W.shape[0], dtype=torch.float64)[:, [int(W.diagonal().argmax())]], "Wᵢᵢ ≥ 1")
     guesses = [torch.ones(W.shape[0], dtype=torch.float64)]
     if system.hint is not None:
         guesses.append(system.hint)
@@ -83,15 +80,18 @@ def find_metric(W: Tensor, *, start: Tensor | None = None) -> Wellposedness:
         if bool(torch.isfinite(quotient).all() and (quotient > 0).all()):
             guesses.append(quotient)
     best = min(guesses, key=lambda lam: support(scaled(W, lam), 0.0))
+    if bool((W.diagonal() >= 1).any()):
+        Y = torch.eye(W.shape[0], dtype=torch.float64)[:, [int(W.diagonal().argmax())]]
+        return _impossible(W, Y, "Wᵢᵢ ≥ 1", 1 - support(scaled(W, best), 0.0))
     found = _checked(system, monotone_metric(W, best), "gradient on log Λ")
     if found.metric is not None:
         return found
     bound = abscissa_bound(system)
     if bound.rate <= 0:
-        proof = _impossible(W, _eigenvector(W, bound.slopes[0]), "an unstable principal submatrix")
+        proof = _impossible(W, _eigenvector(W, bound.slopes[0]), "an unstable principal submatrix", found.monotonicity)
         if proof.impossible:
             return proof
-    if W.shape[0] <= _LARGEST_PROGRAM and importlib.util.find_spec("cvxpy") is not None:
+    if W.shape[0] <= _LARGEST_PROGRAM and available():
         try:
             lam, X = monotone_weights(W)
         except (CertificateError, MissingExtraError):
@@ -100,7 +100,9 @@ def find_metric(W: Tensor, *, start: Tensor | None = None) -> Wellposedness:
         if programmed.metric is not None:
             return programmed
         values, vectors = torch.linalg.eigh((X + X.mT) / 2)
-        proof = _impossible(W, vectors * values.clamp_min(0).sqrt(), "dual of the semidefinite program")
+        found = max(found, programmed, key=lambda seen: seen.monotonicity)
+        Y = vectors * values.clamp_min(0).sqrt()
+        proof = _impossible(W, Y, "dual of the semidefinite program", found.monotonicity)
         if proof.impossible:
             return proof
     return found
@@ -127,21 +129,26 @@ def rules_out(witness: Tensor, W: Tensor) -> bool:
 
 
 def _checked(system: InclusionSystem, lam: Tensor, method: str) -> Wellposedness:
+    candidate = Candidate(metric=WeightedL2(lam))
     try:
-        certificate = certified(system, Candidate(metric=WeightedL2(lam)), method=method)
+        certificate = certified(system, candidate, method=method)
     except CertificateError:
-        return Wellposedness(metric=None, monotonicity=-float("inf"), margin=0.0, witness=None, method=method)
-    metric = certificate.metric if certificate.contracting else None
-    assert metric is None or isinstance(metric, WeightedL2)
-    margin = certificate.margin if certificate.contracting else 0.0
-    return Wellposedness(metric=metric, monotonicity=certificate.rate, margin=margin, witness=None, method=method)
-
-
-def _impossible(W: Tensor, Y: Tensor, method: str) -> Wellposedness:
-    proved = rules_out(Y, W)
+        return _open(best_rate(system, candidate), method)
+    if not certificate.contracting:
+        return _open(certificate.rate, method)
+    metric = certificate.metric
+    assert isinstance(metric, WeightedL2)
     return Wellposedness(
-        metric=None, monotonicity=0.0, margin=0.0, witness=Y if proved else None, method=method if proved else ""
+        metric=metric, monotonicity=certificate.rate, margin=certificate.margin, witness=None, method=method
     )
+
+
+def _open(seen: float, method: str) -> Wellposedness:
+    return Wellposedness(metric=None, monotonicity=min(0.0, seen), margin=0.0, witness=None, method=method)
+
+
+def _impossible(W: Tensor, Y: Tensor, method: str, seen: float) -> Wellposedness:
+    return replace(_open(seen, method), witness=Y) if rules_out(Y, W) else _open(seen, "")
 
 
 def _eigenvector(W: Tensor, slopes: Tensor) -> Tensor:

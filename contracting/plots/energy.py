@@ -113,8 +113,9 @@ def plot_energy_contours(
     axes = new_axes(height=4.4) if axes is None else axes
     grid_x, grid_y = (torch.linspace(*side, 201, dtype=torch.float64) for side in (x, y))
     points = torch.cartesian_prod(grid_y, grid_x).flip(-1)
-    lowest = float(energy(equilibrium[None])[0])
-    gap = (energy(points) - lowest).reshape(201, 201).numpy()
+    q = energy.problem.q
+    lowest = float(energy(equilibrium[None].to(q))[0])
+    gap = energy(points.to(q)).to("cpu", torch.float64).sub(lowest).reshape(201, 201).numpy()
     finite = np.isfinite(gap)
     levels = float(gap[finite].max()) * np.linspace(0.08, 1.0, 9) ** 2
     axes.contour(grid_x, grid_y, np.where(finite, gap, np.nan), levels=levels, colors="0.6", linewidths=0.6)
@@ -125,7 +126,7 @@ def plot_energy_contours(
     if flow is not None:
         axes.plot(*flow.detach().mT.tolist(), color=VERMILION, linewidth=1.6, label="flow")
     if iterates is not None and step is not None:
-        _draw_steps(axes, energy, iterates.detach(), step)
+        _draw_steps(axes, energy, iterates.detach().to(q), step)
     axes.plot(*equilibrium.tolist(), "*", color="black", markersize=9, linestyle="none", label="equilibrium")
     axes.set_xlim(*x)
     axes.set_ylim(*y)

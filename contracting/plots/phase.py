@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.animation
@@ -10,8 +11,9 @@ from torch import Tensor
 
 from contracting.balls import CarriedBall, unit_sphere
 from contracting.errors import InputError
+from contracting.flows import BoundFlow
 from contracting.plots.style import BLUE, GREEN, SKY, VERMILION, figure_of, finish, new_axes, shown
-from contracting.vector_fields import VectorField
+from contracting.vector_fields import LinearFlow, NeuralFlow, VectorField
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +58,7 @@ def plot_phase_portrait(
         InputError: if something is not in the plane.
     """
     axes = new_axes(height=4.4) if axes is None else axes
-    _draw_field(axes, flow, x, y)
+    _draw_field(axes, flow, x, y, _like(flow, ball))
     if trajectories is not None:
         _require_plane("trajectories", trajectories)
         for index, path in enumerate(trajectories.detach().reshape(len(trajectories), -1, 2).unbind(1)):
@@ -110,7 +112,7 @@ def animate_phase_portrait(
     """
     _require_plane("ball", ball.centre)
     axes = new_axes(4.2, 4.2) if axes is None else axes
-    _draw_field(axes, flow, x, y)
+    _draw_field(axes, flow, x, y, _like(flow, ball))
     (image,) = axes.fill([], [], facecolor=SKY, edgecolor=SKY, alpha=0.55, label="image of the ball")
     label = f"certified ball, rate {shown(ball.rate)}"
     (ring,) = axes.plot([], [], color=BLUE, linestyle="--", linewidth=1.3, label=label)
@@ -121,7 +123,7 @@ def animate_phase_portrait(
 
     def draw(frame: int) -> tuple[Any, ...]:
         inside, outside = _rings(ball, moments[frame])
-        image.set_xy(inside.numpy())
+        image.set_xy(inside.cpu().numpy())
         ring.set_data(*_closed(outside).mT.tolist())
         path.set_data(*ball.centre[: moments[frame] + 1].mT.tolist())
         return image, ring, path
@@ -132,12 +134,25 @@ def animate_phase_portrait(
     )
 
 
-def _draw_field(axes: Axes, flow: VectorField, x: Limits, y: Limits) -> None:
+def _like(flow: VectorField, ball: CarriedBall | None) -> Tensor:
+    """A tensor of the dtype and device that the states of a flow have, float64 on the CPU where nothing is known."""
+    own: Iterable[Tensor] = ()
+    if isinstance(flow, BoundFlow):
+        own = [flow.problem.q]
+    elif isinstance(flow, LinearFlow):
+        own = [flow.matrix]
+    elif isinstance(flow, NeuralFlow) and isinstance(flow.module, torch.nn.Module):
+        own = flow.module.parameters()
+    known = torch.empty(0, dtype=torch.float64) if ball is None else ball.centre
+    return next(iter(own), known)
+
+
+def _draw_field(axes: Axes, flow: VectorField, x: Limits, y: Limits, like: Tensor) -> None:
     grid_x = torch.linspace(*x, _GRID, dtype=torch.float64)
     grid_y = torch.linspace(*y, _GRID, dtype=torch.float64)
     points = torch.cartesian_prod(grid_y, grid_x).flip(-1)
     with torch.no_grad():
-        field = flow(0.0, points)
+        field = flow(0.0, points.to(like)).to("cpu", torch.float64)
     u, v = (field[:, i].reshape(_GRID, _GRID).numpy() for i in (0, 1))
     axes.streamplot(
         grid_x.numpy(), grid_y.numpy(), u, v, color="0.8", linewidth=0.6, arrowsize=0.7, density=0.9, zorder=1
@@ -160,7 +175,7 @@ def _moments(ball: CarriedBall, count: int, *, by_time: bool = False) -> list[in
         wanted = torch.linspace(float(ball.times[0]), float(ball.times[-1]), count, dtype=ball.times.dtype)
         measure = ball.times
     else:  # equally far apart along the way, so that the balls do not pile up at the equilibrium
-        lengths = torch.linalg.vector_norm(ball.centre.diff(dim=0), dim=-1).cumsum(0)
+        lengths = torch.linalg.vector_norm(ball.centre.detach().diff(dim=0), dim=-1).cumsum(0)
         measure = torch.cat([lengths.new_zeros(1), lengths])
         wanted = torch.linspace(0, float(measure[-1]), count, dtype=measure.dtype)
     return sorted({int((measure - value).abs().argmin()) for value in wanted})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from contracting.certificates.records import Certificate
@@ -51,24 +52,25 @@ def plot_rates_against_skewness(sweep: SkewnessSweep, axes: Axes | None = None) 
         The axes.
     """
     axes = new_axes() if axes is None else axes
-    skewness = sweep.skewness.tolist()
-    best = [r.best.rate for r in sweep.reports]
-    bound = [r.bound.rate for r in sweep.reports]
+    order = sweep.skewness.argsort().tolist()
+    skewness, reports = sweep.skewness[order].tolist(), [sweep.reports[index] for index in order]
+    best = [r.best.rate for r in reports]
+    bound = [r.bound.rate for r in reports]
     axes.fill_between(skewness, best, bound, color="0.85", linewidth=0, label="true rate")
     (line,) = axes.plot(skewness, bound, label="upper bound", **BOUND)
     ends = [(bound[-1], "upper bound", VERMILION)]
     for name, (colour, dashes) in _LOOKS.items():
-        points = [
-            (s, c.rate) for s, r in zip(skewness, sweep.reports, strict=True) for c in r.all if _short(c) == name
-        ]
+        points = [(s, c.rate) for s, r in zip(skewness, reports, strict=True) for c in r.all if _short(c) == name]
         if points:
             axes.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, linewidth=1.4, label=name)
             ends.append((points[-1][1], name, colour))
     axes.axhline(0, color="0.3", linewidth=0.6)
     axes.set_xlim(skewness[0], skewness[-1])
     ends.append(((best[-1] + bound[-1]) / 2, "true rate: grey", "0.4"))
-    proved = [(s, r.best) for s, r in zip(skewness, sweep.reports, strict=True) if r.best.contracting]
-    title = "No certificate proves contraction at any of these skew parts"
+    # up to the first size where it is not: beyond, a certificate may hold again
+    each = ((s, report.best) for s, report in zip(skewness, reports, strict=True))
+    proved = list(itertools.takewhile(lambda at: at[1].contracting, each))
+    title = "No certificate proves contraction at the smallest of these skew parts"
     if proved:
         title = f"Contraction is proved up to a skew part of {shown(proved[-1][0])}, by {_short(proved[-1][1])}"
     finish(axes, x="size of the skew part of the weight", y="contraction rate", title=title, legend=False)

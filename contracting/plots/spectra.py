@@ -96,7 +96,7 @@ def plot_spectra(
         axes: where to draw; None makes a figure of full width.
         certified: c.
         bound: what no certificate may exceed: the worst abscissa found is −bound.
-        title: None says how many patterns keep to the certificate.
+        title: None says whether all of the spectra shown keep to the certificate; others it knows nothing of.
 
     Returns:
         The axes.
@@ -121,7 +121,7 @@ def plot_spectra(
     axes.margins(x=0.08)
     worst = max(float(values.real.max()) for values in groups.values())
     kept = worst <= -certified + 1e-9 * (1 + abs(certified))
-    said = "No pattern of slopes has an eigenvalue beyond the certified line"
+    said = "None of the spectra shown goes beyond the certified line"
     finish(
         axes,
         x="real part of the eigenvalue (per time constant)",

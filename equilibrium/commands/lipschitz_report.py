@@ -2,6 +2,7 @@
 
 # no postponed annotations here: typer reads the annotations of the commands, which exist only once typer is imported
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -98,7 +99,7 @@ def _stored(path: Path, gamma: float | None, epsilon: float) -> Iterator[_Subjec
     if not files:
         raise InputError(f"no checkpoint (*.pt) in {path}")
     beside = (path if path.is_dir() else path.parent) / _REPORTED
-    reported = json.loads(beside.read_text()) if beside.is_file() else {}
+    reported = _read_json(beside) if beside.is_file() else {}
     for file in files:
         named = _GAMMA.search(file.name)
         bound = float(named.group(1)) if named and (gamma is None or path.is_dir()) else gamma
@@ -176,20 +177,38 @@ def _verify(path: Path, subjects: Iterator[_Subject]) -> None:
     """Repeat what results.json claims: the proof of each bound, and the two solves of each pair."""
     if not path.is_file():
         raise InputError(f"no results file at {path}")
-    entries = {entry["name"]: entry for entry in json.loads(path.read_text())["networks"]}
+    with _refusing(path):
+        claims = {entry["name"]: _claim(entry) for entry in _read_json(path)["networks"]}
     seen = 0
     for subject in subjects:
-        if subject.name not in entries:
+        if subject.name not in claims:
             continue
         seen += 1
-        claim = _claim(entries[subject.name])
+        claim = claims[subject.name]
         try:
             verify_report(subject.layer, claim)
         except CertificateError as error:
             raise InputError(f"{subject.name}: {error}") from None
         print(f"{subject.name}: verified {claim.attained:.6g} ≤ Lipschitz constant ≤ {claim.certified:.6g}")
     if seen == 0:
-        raise InputError(f"{path} is about {', '.join(entries)}: none of them is among the checkpoints")
+        raise InputError(f"{path} is about {', '.join(claims)}: none of them is among the checkpoints")
+
+
+def _read_json(path: Path) -> Any:
+    with _refusing(path):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{str(path)!r} is damaged or not what this command reads ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _claim(entry: Mapping[str, Any]) -> LipschitzReport:

@@ -69,27 +69,6 @@ class Barrier:
         logarithms = 2 * R.diagonal().log().sum() + point[:-1].log().sum() + self.inputs * point[-1].log()
         return -float(logarithms), R
 
-    def best_rho(self, s: Tensor, weight: float) -> Tensor | None:
-        """The ρ that minimises weight·log ρ − log det S, or None where Condition 1 fails or the output is too large.
-
-        With S = S₀ − H/ρ and μ the eigenvalues of S₀⁻¹H it solves Σ μ/(ρ − μ) = weight, ρ > μmax.
-        """
-        R, info = torch.linalg.cholesky_ex(self._without_inputs(s))
-        if int(info) != 0:
-            return None
-        half = torch.linalg.solve_triangular(R, self._input_gram(s), upper=False)
-        mu = torch.linalg.eigvalsh(torch.linalg.solve_triangular(R, half.mT, upper=False)).clamp_min(0)
-        top = float(mu[-1])
-        if not 0 < top < float("inf"):
-            return None
-        low, high = top, top * (1 + len(mu) / weight)
-        while high - low > 1e-15 * high + 1e-6 * (low - top):
-            middle = (low + high) / 2
-            if middle in (low, high):
-                break
-            low, high = (middle, high) if float((mu / (middle - mu)).sum()) > weight else (low, middle)
-        return mu.new_tensor(high)
-
     def _without_inputs(self, s: Tensor) -> Tensor:
         """[[P, ·], [C, I]]; only the lower triangle is meant to be read."""
         n, outputs = self.size, len(self.C)
@@ -116,11 +95,12 @@ class Barrier:
         return torch.cat([-2 * (B * T[:n]).sum(1) - 1 / s, -inner[None]]), (T, B, H)
 
     def curvature(self, point: Tensor, parts: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """The diagonal of the Hessian of −log det in s, (n,)."""
-        T, B, _ = parts
-        BT = B @ T
-        inside = (BT * B).sum(1) + self.UU.diagonal() / point[-1]
-        return 2 * (T.diagonal()[: self.size] * inside + BT.diagonal().square())
+        """The diagonal of the Hessian of −log det S in (s, ρ), (n + 1,)."""
+        (T, B, H), rho = parts, point[-1]
+        BT, TH = B @ T, T @ H
+        inside = (BT * B).sum(1) + self.UU.diagonal() / rho
+        last = (2 * TH.diagonal().sum() / rho + (TH * TH.mT).sum() / rho.square()) / rho.square()
+        return torch.cat([2 * (T.diagonal()[: self.size] * inside + BT.diagonal().square()), last[None]])
 
     def hessian(self, point: Tensor, parts: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """(n + 1, n + 1), from the second result of ``gradient`` at the same point."""

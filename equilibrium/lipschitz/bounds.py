@@ -139,8 +139,10 @@ class PairwiseLipschitz:
 
     @property
     def assumption(self) -> str:
-        """What is assumed, in words."""
-        return self.whole.assumption
+        """What is assumed, in words; of the slopes, what every one of the certificates allows."""
+        slopes = [certificate.slopes for certificate in (self.whole, *self.certificates)]
+        common = max(low for low, _ in slopes), min(high for _, high in slopes)
+        return replace(self.whole, slopes=common).assumption
 
 
 def pairwise_lipschitz(
@@ -188,7 +190,8 @@ def _pairs_of_images(weights: ConvolutionalWeights) -> PairwiseLipschitz:
 def _pair_bound(system: LipschitzSystem, start: Tensor, whole: LipschitzCertificate) -> LipschitzCertificate:
     lam = InteriorPoint(tolerance=_PAIR_TOLERANCE).multiplier(system, start)
     certificate = certified_by(system, lam, f"pair of outputs, {whole.method}")
-    fallback = replace(whole, bound=2**0.5 * whole.bound * (1 + 1e-12), multiplier=None)
-    if certificate.bound <= fallback.bound or whole.multiplier is None:
+    if certificate.bound <= 2**0.5 * whole.bound * (1 + 1e-12):
         return certificate
+    if whole.multiplier is None:
+        return elementwise_bound(system)
     return certified_by(system, 2**0.5 * start, f"pair of outputs, {whole.method}")

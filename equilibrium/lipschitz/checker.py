@@ -145,7 +145,10 @@ def _elementwise_margin(certificate: LipschitzCertificate, system: LipschitzSyst
     gains = (system.C.abs() + system.errors[1]) @ X + system.D.abs() + system.errors[2]
     needed = _norm(gains, certificate.norm) * (1 + 2 * (n + sum(gains.shape)) * UNIT)
     room = certificate.bound - needed
-    if certificate.entrywise is not None and not bool((certificate.entrywise >= gains * (1 + 4 * n * UNIT)).all()):
+    claimed = certificate.entrywise
+    if claimed is not None and (
+        claimed.shape != gains.shape or not bool((claimed >= gains * (1 + 4 * n * UNIT)).all())
+    ):
         return _FAIL
     return room / max(needed, torch.finfo(torch.float64).tiny)
 

@@ -14,7 +14,7 @@ from contracting.errors import InputError
 from equilibrium.convolution.weights import ConvolutionalWeights
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.lipschitz.bounds import certified_lipschitz
-from equilibrium.lipschitz.certificate import LipschitzCertificate
+from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
 from equilibrium.lipschitz.checker import check_lipschitz
 from equilibrium.lipschitz.lower import (
     AttainedRatio,
@@ -97,6 +97,8 @@ def attained_lipschitz(
     if x is None:
         x = torch.randn(starts, model.in_features, generator=generator, dtype=torch.float64)
     checks.last_size("x", checks.floating_tensor("x", x), model.in_features)
+    if x.numel() == 0:
+        raise InputError("x must have at least one row to start from")
     rows = checks.finite("x", x).detach().to("cpu", torch.float64).reshape(-1, model.in_features)[:starts]
     with torch.no_grad():
         weights = model.weights()
@@ -152,6 +154,8 @@ def verify_report(model: EquilibriumLayer, report: LipschitzReport, *, tolerance
     Raises:
         CertificateError: if the proof fails, the pair does not attain its ratio, or the bounds contradict each other.
     """
+    if report.certificate.norm is not Norm.L2:
+        raise CertificateError(f"the certificate is of {report.certificate.norm.value}, the pair's ratio of ℓ2")
     check_lipschitz(report.certificate, lipschitz_system(model))
     ratio = pair_ratio(model, *report.pair)
     if not ratio >= (1 - tolerance) * report.attained:

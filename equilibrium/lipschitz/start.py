@@ -5,13 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from contracting import checks
 from contracting.errors import InputError, PreconditionError
 from equilibrium.lipschitz.gain import gain
 from equilibrium.lipschitz.system import LipschitzSystem
 
 
 def best_scale(system: LipschitzSystem, lam: Tensor) -> Tensor:
-    """tΛ with about the best t > 0; γ(tΛ) is convex in t, so that going downhill with ever shorter strides finds it."""
+    """tΛ with about the best t > 0; γ(tΛ) is convex in t, so that going downhill with ever shorter strides finds it.
+
+    Raises:
+        InputError: if Λ, the start of a finder, has not one finite entry per neuron.
+    """
+    checks.shape("start", checks.finite("start", checks.floating_tensor("start", lam)), (system.size,))
     best, t = float(gain(system, lam)), 1.0
     for stride in (100.0, 10.0, 3.0, 1.5):
         for factor in (stride, 1 / stride):

@@ -310,7 +310,8 @@ def _measured(model: nn.Module, dataset: Dataset, settings: ModelSettings, works
         return measured | {"lipschitz": attained}
     certified = workspace.once("certified", lambda: _certified(layer, exact, settings))
     sizes = workspace.once("perturbations", lambda: _perturbations(model, judge, exact, settings, workspace))
-    radii = {name: _tensor(certified.pop(name)) for name in ("radius", "plain_radius")}
+    # a radius is finite; what JSON wrote as null would be no certificate, and is an error here
+    radii = {name: torch.tensor(certified.pop(name), dtype=torch.float64) for name in ("radius", "plain_radius")}
     return measured | {
         "lipschitz": attained | certified,
         "robustness": _robustness(radii, _tensor(sizes), smallest, settings),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from contracting.activations import ADMISSIBLE, ReLU, Slope, Softplus, Tanh
+from contracting.clamped import Clamped
 from contracting.energy import Energy
 from contracting.errors import InputError, PreconditionError
 from contracting.flows import FiringRate, Flow, ForwardBackwardFlow, Hopfield
@@ -57,6 +58,26 @@ def test_outside_the_range_the_potential_is_infinite() -> None:
     assert torch.isinf(potential(Softplus(beta=2.0), z)).tolist() == [True, False]
     flat = Slope(slopes=torch.tensor([0.0, 0.5], dtype=F64))
     assert potential(flat, z).tolist() == [float("inf"), 0.5 * 1.5**2]
+
+
+@pytest.mark.parametrize("inner", [ReLU(), Tanh()], ids=lambda a: type(a).__name__)
+def test_a_clamped_neuron_has_the_indicator_of_zero(inner: Activation) -> None:
+    free = torch.tensor([True, False])
+    activation = Clamped(inner=inner, free=free)
+    z = torch.tensor([[0.5, 0.0], [0.5, 0.1], [-2.0, 0.0]], dtype=F64)
+    found = potential(activation, z)
+    assert torch.equal(found[:, 0], potential(inner, z[:, 0]))
+    assert found[:, 1].tolist() == [0.0, float("inf"), 0.0]
+    # the prox of it, and an energy that the equilibrium minimises
+    W, lam = monotone_weight(2, seed=1, skew=0.0, monotonicity=0.3)
+    problem, equilibrium = planted(activation, W, lam, batch=4, seed=2)
+    energy = Energy(problem)
+    lowest = energy(equilibrium)
+    assert torch.isfinite(lowest).all() and not equilibrium[:, 1].any()
+    for scale in (1e-2, 1.0):
+        other = activation(problem.preactivation(equilibrium) + scale * torch.randn(4, 2, dtype=F64))
+        growth = 0.5 * energy.strong_convexity * energy.metric.norm(other - equilibrium).square()
+        assert torch.all(energy(other) >= lowest + growth - 1e-12)
 
 
 def test_the_dilogarithm_is_exact() -> None:

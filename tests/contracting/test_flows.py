@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from contracting.activations import ADMISSIBLE, Tanh
 from contracting.errors import InputError, PreconditionError
 from contracting.flows import FiringRate, Flow, ForwardBackwardFlow, Hopfield, PeacemanRachfordFlow, as_flow
 from contracting.integrators import ExplicitEuler
+from contracting.linear import Dense
 from contracting.metrics import WeightedL2
 from contracting.scaled_flows import DouglasRachfordFlow, ScaledFlow, TimeScaledForwardBackward
 from contracting.solve import Stop, solve
@@ -186,6 +189,33 @@ def test_another_input_is_the_same_as_another_problem(flow: Flow) -> None:
     assert moved(0.0, moved.init(z)).abs().max() < 1e-11
     assert torch.allclose(moved(0.0, z), flow.bind(other)(0.0, z), atol=1e-14)
     assert moved.contraction_rate == flow.bind(other).contraction_rate
+
+
+@each_flow
+@pytest.mark.parametrize("bound_under_no_grad", [False, True])
+def test_gradients_do_not_depend_on_what_ran_before_without_a_graph(flow: Flow, bound_under_no_grad: bool) -> None:
+    """Looked at under no_grad first, a flow keeps its values, and none of its gradients is lost."""
+    W, lam = monotone_weight(5, seed=5, skew=2.0)
+    state = torch.randn(3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def gradients(*, looked_at: bool, moved: bool) -> tuple[torch.Tensor, ...]:
+        weight = W.clone().requires_grad_()
+        problem, _ = planted(Tanh(), W, lam, batch=3, seed=6)
+        q = problem.q.clone().requires_grad_()
+        with torch.set_grad_enabled(not (looked_at and bound_under_no_grad)):
+            field = flow.bind(replace(problem, linear=Dense(weight), q=torch.zeros_like(q) if moved else q))
+        if moved:
+            field = field.with_input(q)
+        if looked_at:
+            with torch.no_grad():
+                field(0.0, state)
+        return torch.autograd.grad(field(0.0, state).square().sum(), (weight, q))
+
+    for moved in (False, True):
+        reference = gradients(looked_at=False, moved=moved)
+        assert all(float(g.abs().sum()) > 0 for g in reference)
+        for found, expected in zip(gradients(looked_at=True, moved=moved), reference, strict=True):
+            assert torch.allclose(found, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("flow", [FiringRate(), Hopfield()], ids=lambda f: type(f).__name__)

@@ -41,7 +41,7 @@ from contracting.problem import EquilibriumProblem
 from contracting.solve import Stop
 from contracting.tracking import track
 from contracting.trajectories import AdaptiveStep, distance, simulate_pairs
-from contracting.vector_fields import LinearFlow
+from contracting.vector_fields import LinearFlow, NeuralFlow
 from equilibrium.splitting import ForwardBackward
 from tests.figures import assert_readable, line
 from tests.problems import monotone_weight
@@ -50,6 +50,19 @@ F64 = torch.float64
 TIMES = torch.linspace(0, 4, 41, dtype=F64)
 WIDTHS = pytest.mark.parametrize("width", [FULL_WIDTH, HALF_WIDTH])
 LIMITS = {"x": (-1.2, 1.2), "y": (-1.2, 1.2)}
+
+
+SPIRAL = torch.tensor([[-1.0, 1.0], [-1.5, -1.0]])
+
+
+class FieldOfTime(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(2, 2, bias=False)
+        with torch.no_grad():
+            self.weight.copy_(SPIRAL)
+
+    def forward(self, t, z):
+        return super().forward(z)
 
 
 def slope(drawn) -> float:
@@ -206,6 +219,33 @@ def test_the_film_moves_the_certified_ball(spiral, ball):
     film._draw_was_started = True  # it was looked at, not forgotten
 
 
+@pytest.mark.parametrize(
+    "flow",
+    [
+        FiringRate().bind(EquilibriumProblem(linear=Dense(SPIRAL), q=torch.ones(1, 2), activation=Tanh())),
+        LinearFlow(SPIRAL),
+        NeuralFlow(FieldOfTime()),
+        NeuralFlow(lambda t, z: z @ SPIRAL.mT),
+    ],
+    ids=["problem", "linear", "module", "function"],
+)
+def test_a_flow_in_single_precision_is_drawn_in_its_own(flow):
+    carried = carry_ball(
+        flow, torch.ones(2), 0.4, TIMES.float(), metric=WeightedL2(torch.ones(2)), rate=0.1, points=10,
+        integrator=AdaptiveStep(rtol=1e-3),
+    )  # fmt: skip
+    assert carried.centre.dtype == torch.float32
+    axes = plot_phase_portrait(flow, **LIMITS, ball=carried)
+    curves = [c for c in axes.collections if type(c).__name__ == "QuadContourSet"]
+    assert len(curves) == 2
+    for unit, curve in enumerate(curves):
+        points = torch.tensor(np.concatenate([path.vertices for path in curve.get_paths()]), dtype=torch.float32)
+        assert float(flow(0.0, points)[:, unit].detach().abs().max()) < 1e-3
+    film = animate_phase_portrait(flow, carried, **LIMITS, frames=2)
+    film._func(1)
+    film._draw_was_started = True
+
+
 def test_only_the_plane_is_drawn(spiral):
     with pytest.raises(InputError, match="in the plane"):
         plot_phase_portrait(spiral[0], **LIMITS, equilibrium=torch.zeros(3))
@@ -266,7 +306,7 @@ def test_spectra_lie_left_of_the_certified_line():
         assert np.allclose(drawn.get_offsets(), torch.view_as_real(values).flatten(0, -2))
     assert line(axes, "certified").get_xdata()[0] == -certificate.rate
     assert line(axes, "worst found").get_xdata()[0] == pytest.approx(float(groups["worst"].real.max()))
-    assert axes.get_title(loc="left").startswith("No pattern")
+    assert axes.get_title(loc="left").startswith("None of the spectra shown")
     wrong = plot_spectra(groups, certified=bound.rate + 0.01)
     assert wrong.get_title(loc="left") == "Eigenvalues lie beyond the line that was given"
     for nothing in (plot_spectra, plot_numerical_range):
@@ -293,6 +333,27 @@ def test_the_sweep_scales_the_skew_part_only(skewness):
     assert all(report.best.rate <= report.bound.rate + 1e-9 for report in sweep.reports) and rates[2] < rates[0]
     with pytest.raises(InputError, match="self-adjoint"):
         sweep_skewness(torch.eye(2, dtype=F64), WeightedL2(torch.ones(2, dtype=F64)), torch.ones(1))
+
+
+def test_negative_sizes_are_refused():
+    W, lam = monotone_weight(3, seed=3, skew=1.0)
+    with pytest.raises(InputError, match="skewness must not be negative, its smallest entry is -1"):
+        sweep_skewness(W, WeightedL2(lam), torch.tensor([0.0, -1.0], dtype=F64))
+
+
+def test_the_title_speaks_of_the_skew_parts_up_to_the_first_failure():
+    """In the order of size, whatever the order they came in."""
+    sizes = torch.tensor([8.0, 0.0, 1.0], dtype=F64)
+    W, lam = monotone_weight(3, seed=3, skew=1.0, monotonicity=0.3, spread=0.5)
+    sweep = sweep_skewness(W, WeightedL2(lam), sizes)
+    assert [r.best.contracting for r in sweep.reports] == [False, True, True]
+    axes = plot_rates_against_skewness(sweep)
+    assert "up to a skew part of 1," in axes.get_title(loc="left")
+    assert line(axes, "upper bound").get_xdata().tolist() == [0.0, 1.0, 8.0]
+    broken = SkewnessSweep(skewness=torch.tensor([0.5, 0.0, 1.0], dtype=F64), reports=sweep.reports)
+    assert "up to a skew part of 0," in plot_rates_against_skewness(broken).get_title(loc="left")
+    never = SkewnessSweep(skewness=torch.tensor([0.0, 0.5, 1.0], dtype=F64), reports=sweep.reports)
+    assert plot_rates_against_skewness(never).get_title(loc="left").startswith("No certificate")
 
 
 def test_every_certificate_is_a_line(skewness):
@@ -364,6 +425,26 @@ def test_descent_is_drawn_with_its_certified_line(convex):
     assert rising.get_title(loc="left") == "The energy rises somewhere"
     with pytest.raises(InputError, match="at least one"):
         plot_energy_descent({})
+
+
+def test_an_energy_in_single_precision_is_drawn(convex):
+    double, z = convex
+    problem = double.problem
+    energy = Energy(
+        EquilibriumProblem(
+            linear=Dense(problem.linear.to_dense().float()),
+            q=problem.q.float(),
+            activation=ReLU(),
+            metric=WeightedL2(torch.ones(2)),
+        )
+    )
+    path = iterates(double, 0.6, 5)
+    for states in (path, path.float()):
+        axes = plot_energy_contours(energy, x=(-0.2, 1.6), y=(-0.4, 1.6), equilibrium=z, iterates=states, step=0.6)
+        maps = [entry for entry in axes.lines if entry.get_linewidth() == 2.2 and len(entry.get_xdata()) == 2]
+        assert len(maps) == 5
+        for index, entry in enumerate(maps):
+            assert np.allclose(np.array(entry.get_data())[:, 1], path[index + 1], atol=1e-5)
 
 
 def test_steps_are_a_gradient_step_and_a_proximal_map(convex):

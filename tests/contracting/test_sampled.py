@@ -179,6 +179,45 @@ def test_an_unstable_flow_contracts_in_no_metric() -> None:
     assert fit_metric(flow, torch.zeros(1, 2, dtype=F64), steps=50).rate <= -0.2 + 1e-9
 
 
+def test_what_is_not_finite_is_no_sample() -> None:
+    """A NaN is not a rate: neither where it is looked at first, nor where the ascent gets to."""
+    flow = NeuralFlow(lambda t, z: -z.clamp(max=1.0).sqrt() - z)  # no derivative left of 0
+    good, bad = torch.tensor([[0.5]], dtype=F64), torch.tensor([[-0.5]], dtype=F64)
+    assert sampled_rate(flow, good, euclidean(1)).rate == pytest.approx(1 + 0.5 / 0.5**0.5)
+    for metric in (euclidean(1), WeightedLinf(torch.ones(1, dtype=F64))):
+        with pytest.raises(InputError, match="the Jacobian has 1 entries that are NaN"):
+            sampled_rate(flow, bad, metric)
+        with pytest.raises(InputError, match="the Jacobian"):
+            worst_point(flow, bad, metric, radius=0.1, steps=3)
+        with pytest.raises(InputError, match="points has 1 entries"):
+            worst_point(flow, good * math.nan, metric, radius=0.1, steps=3)
+    cliff = NeuralFlow(lambda t, z: -z + z**2 + 0 * (0.6 - z).sqrt())
+    assert worst_point(cliff, good, euclidean(1), radius=0.05, steps=20).rate == pytest.approx(1 - 2 * 0.55)
+    with pytest.raises(InputError, match="the Jacobian"):
+        worst_point(cliff, good, euclidean(1), radius=1.0, steps=20)
+
+
+@pytest.mark.parametrize("learning_rate", [0.0, -0.1, math.inf, math.nan, "1"])
+def test_learning_rates_out_of_range_are_refused(learning_rate: float) -> None:
+    flow, points = LinearFlow(SHEAR), torch.zeros(1, 2, dtype=F64)
+    with pytest.raises(InputError, match="learning_rate must"):
+        worst_point(flow, points, euclidean(2), radius=1.0, steps=1, learning_rate=learning_rate)
+    with pytest.raises(InputError, match="learning_rate must"):
+        fit_metric(flow, points, steps=1, learning_rate=learning_rate)
+
+
+def test_no_points_show_nothing() -> None:
+    flow, points = LinearFlow(SHEAR), torch.zeros(0, 2, dtype=F64)
+    for call in (
+        lambda: sampled_rate(flow, points, euclidean(2)),
+        lambda: worst_point(flow, points, euclidean(2), radius=1.0),
+        lambda: fit_metric(flow, points),
+        lambda: fit_metric_by_inequalities(flow, points),
+    ):
+        with pytest.raises(InputError, match="points must have shape .* at least one row"):
+            call()
+
+
 def test_mistakes_are_named() -> None:
     flow, points = LinearFlow(SHEAR), torch.zeros(1, 2, dtype=F64)
     with pytest.raises(InputError, match="family must be one of"):

@@ -7,7 +7,7 @@ import torch
 
 from contracting.activations import LeakyReLU, ReLU, Tanh
 from contracting.convolution import CircularConvolution
-from contracting.errors import PreconditionError
+from contracting.errors import InputError, PreconditionError
 from contracting.flows import ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.frequencies import centred_sum, gram, over_space, transposed
 from contracting.linear import Dense, LinearMap
@@ -15,6 +15,7 @@ from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
 from contracting.scaled import Scaled
 from contracting.solve import Stop, solve
+from equilibrium.diagonal_step import DiagonalStep
 from equilibrium.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
 
 GRID = (4, 3)
@@ -67,7 +68,7 @@ def test_bounds_hold_and_factors_per_neuron_are_exact(transpose: bool) -> None:
         for name in ("symmetric", "skew", "lipschitz", "gain"):
             assert getattr(b, name) >= getattr(e, name) * (1 - 1e-9)
         for step in (0.05, 0.4, 2.0):
-            for factor in ("forward_factor", "reflected_factor", "euler_factor"):
+            for factor in ("forward_factor", "reflected_factor", "euler_factor", "tseng_factor"):
                 assert getattr(found, factor)(step) >= getattr(exact, factor)(step) - 1e-9
         assert (
             found.euler_factor(float(found.best_euler.step))
@@ -85,6 +86,45 @@ def test_bounds_hold_and_factors_per_neuron_are_exact(transpose: bool) -> None:
             assert float(torch.linalg.matrix_norm(root[:, None] * T / root, 2)) == pytest.approx(
                 choice.factor, abs=1e-8
             )
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_published_factors_of_tseng_hold_for_the_dense_matrix(transpose: bool) -> None:
+    """For σ = identity Tseng's step is linear, and the norm of its matrix in Λ is at most the factor."""
+    for seed in range(10):
+        scaled, metric = make(seed)
+        linear: LinearMap = scaled
+        if transpose:
+            linear, metric = scaled.adjoint, metric.dual()  # type: ignore[assignment]
+        operator, identity = linear.operator(metric), torch.eye(linear.size, dtype=torch.float64)
+        exact = Dense(linear.to_dense()).operator(metric)
+        A = metric.whiten(identity - linear.to_dense())
+        sweep = [t / operator.bounds.lipschitz for t in torch.linspace(0.02, 0.98, 49).tolist()]
+        for step in (float(operator.best_tseng.step), *sweep):
+            factor = operator.tseng_factor(step)
+            middle = identity - step * A
+            norm = float(torch.linalg.matrix_norm(middle - step * A @ (middle - identity), 2))
+            assert norm <= factor * (1 + 1e-12) and factor >= exact.tseng_factor(step) - 1e-12
+            assert operator.best_tseng.factor <= factor + 1e-4  # type: ignore[operator]
+        assert operator.best_tseng.factor < 1 and operator.tseng_factor(1 / operator.bounds.lipschitz) == 1  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("kind", [ForwardBackwardFlow, PeacemanRachfordFlow])
+def test_the_factor_of_a_diagonal_step_is_that_of_the_matrix(
+    kind: type[ForwardBackwardFlow] | type[PeacemanRachfordFlow],
+) -> None:
+    """Also where the map inside is dense, so that its matrix M could be taken for Ã."""
+    for seed in range(5):
+        scaled, metric = make(seed)
+        scaled = Scaled(Dense(scaled.inner.to_dense()), scaled.left, scaled.right)
+        q = torch.zeros(1, scaled.size, dtype=torch.float64)
+        problem = EquilibriumProblem(linear=scaled, q=q, activation=ReLU(), metric=metric)
+        step, factor = DiagonalStep().choose(problem, kind)
+        identity = torch.eye(scaled.size, dtype=torch.float64)
+        DA = torch.as_tensor(step)[:, None] * (identity - scaled.to_dense())
+        T = identity - DA if kind is ForwardBackwardFlow else (identity - DA) @ torch.linalg.inv(identity + DA)
+        own = WeightedL2(metric.weights / step)
+        assert factor == pytest.approx(float(own.operator_norm(T)), abs=1e-8)
 
 
 @pytest.mark.parametrize("activation", [ReLU(), Tanh(), LeakyReLU(negative_slope=0.3)], ids=lambda a: type(a).__name__)
@@ -122,8 +162,26 @@ def test_the_flows_contract_as_said_in_their_own_metric() -> None:
         assert (own.norm(bound.map(s) - bound.map(t)) <= choice.factor * own.norm(s - t) * (1 + 1e-9)).all()
 
 
+def test_another_input_keeps_what_is_known_of_the_step() -> None:
+    scaled, metric = make(6)
+    q = torch.randn(2, scaled.size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    problem = EquilibriumProblem(linear=scaled, q=q, activation=Tanh(), metric=metric)
+    for flow in (ForwardBackwardFlow(), PeacemanRachfordFlow()):
+        bound = flow.bind(problem)
+        moved = bound.with_input(q + 1)
+        assert moved.prediction is bound.prediction and bound.prediction.factor is not None
+        assert moved.step is bound.step and torch.equal(moved.problem.q, q + 1)
+
+
 def test_what_does_not_fit_is_refused_with_a_remedy() -> None:
     scaled, metric = make()
+    for bad, words in ((0.0, "must be positive"), (-1.0, "must be positive"), (float("nan"), "NaN or infinite")):
+        spoilt = torch.ones_like(scaled.left)
+        spoilt[1] = bad
+        with pytest.raises(InputError, match=f"left .*{words}"):
+            Scaled(scaled.inner, spoilt, scaled.right)
+        with pytest.raises(InputError, match=f"right .*{words}"):
+            Scaled(scaled.inner, scaled.left, spoilt.requires_grad_())
     with pytest.raises(PreconditionError, match="no blocks"):
         scaled.blocks(metric)
     with pytest.raises(PreconditionError, match="metric it was made for"):

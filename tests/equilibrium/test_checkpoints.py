@@ -167,9 +167,27 @@ def test_what_the_reference_layout_cannot_hold_is_refused(tmp_path: Path) -> Non
         save_reference(LBEN(3, 4, 2, contraction_rate=0.1), target)
     with pytest.raises(InputError, match="learnt metric"):
         save_reference(LBEN(3, 4, 2, lipschitz=1.0, learn_metric=False), target)
-    with pytest.raises(InputError, match="cannot write"):
+    with pytest.raises(InputError, match="cannot be written"):
         save_reference(LBEN(3, 4, 2), tmp_path / "no" / "folder.pt")
+    with pytest.raises(InputError, match=r"read with ReLU; this layer has Tanh"):
+        save_reference(LBEN(3, 4, 2, activation=torch.nn.Tanh()), target)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_written_file_has_the_usual_permissions(tmp_path: Path) -> None:
+    save_reference(LBEN(3, 4, 2), tmp_path / "layer.pt")
+    (tmp_path / "other").touch()
+    assert (tmp_path / "layer.pt").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_vector_in_place_of_a_matrix_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "layer.pt"
+    save_reference(LBEN(3, 4, 2), path)
+    tensors = torch.load(path, weights_only=True)
+    for key, ours in (("mon.linear_module.U.weight", "U"), ("Wout.weight", "output")):
+        torch.save(tensors | {key: tensors[key][0]}, path)
+        with pytest.raises(InputError, match=f"{ours} in .* must be a matrix"):
+            load_reference(path)
 
 
 CONVOLUTION = "conv_mondeq_w54"

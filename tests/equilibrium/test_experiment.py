@@ -99,6 +99,17 @@ def test_a_failing_task_is_named(tmp_path, jobs):
         run_tasks([Task(name="broken", settings=Sum(1), run=fail)], tmp_path, jobs=jobs)
 
 
+def divide(settings: Sum, workspace: Workspace) -> float:
+    return settings.start / 0
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_defect_in_a_task_gets_through_and_names_it(tmp_path, jobs):
+    with pytest.raises(ZeroDivisionError) as caught:
+        run_tasks([Task(name="broken", settings=Sum(terms=1), run=divide)], tmp_path, jobs=jobs)
+    assert "in the task 'broken'" in caught.value.__notes__[0]
+
+
 def test_the_others_finish_when_one_fails(tmp_path):
     tasks = [Task(name=f"t{n}", settings=Sum(n), run=add) for n in (1, 2)]
     tasks.insert(0, Task(name="broken", settings=Sum(1), run=fail))

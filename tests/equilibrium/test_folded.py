@@ -66,12 +66,26 @@ def test_single_precision_steps_come_first_and_decide_nothing() -> None:
     iteration.cold_start = True
     first = iteration.check_after(0)
     start = iteration.init(case.zeros())
-    rough = iteration.advance(start, 0, first)[0]
-    assert torch.equal(rough, rough.float().double())  # they were float32
+    rough = iteration.advance(start, 0, 1)[0]
+    assert torch.equal(rough, rough.float().double())  # it was float32
+    fine = iteration.advance(start, 0, first)[0]
+    assert not torch.equal(fine, fine.float().double())  # the last before the first look were float64
     assert not torch.equal(iteration.advance((rough,), first, 1)[0], iteration.advance((rough,), 0, 1)[0])
-    assert PeacemanRachford(mixed_precision=False).bind(case, stop.resolved(case)).check_after(0) < first
+    double = PeacemanRachford(mixed_precision=False).bind(case, stop.resolved(case))
+    double.cold_start = True
+    assert not torch.equal(double.advance(start, 0, 1)[0], rough)
     solution = solve(case, PeacemanRachford(), stop=stop)
     assert solution.converged.all() and (case.residual(solution.z).norm(dim=-1) <= 1e-11).all()
+
+
+def test_a_slow_solve_is_looked_at_long_before_it_is_thought_to_be_done() -> None:
+    W = torch.diag(torch.tensor([1 - 1e-7, 0.0], dtype=F64))
+    slow = EquilibriumProblem(
+        linear=Dense(W), q=torch.ones(3, 2, dtype=F64), activation=ReLU(), metric=WeightedL2(torch.ones(2, dtype=F64))
+    )
+    iteration = PeacemanRachford(step=1e-3).bind(slow, Stop(rtol=1e-10).resolved(slow))
+    iteration.cold_start = True
+    assert iteration.check_after(0) <= 100 and iteration.check_after(1200) <= 120
 
 
 def test_rows_beyond_the_range_of_single_precision_are_solved_all_the_same() -> None:

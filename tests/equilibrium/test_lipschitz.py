@@ -295,3 +295,35 @@ def test_bad_arguments_are_refused_by_name() -> None:
         FirstOrder(steps=-1)
     with pytest.raises(PreconditionError, match="built-in"):
         built_in_bound(lipschitz_system(random_weights(0, gamma=None)))
+    for finder in (FirstOrder(), InteriorPoint()):
+        with pytest.raises(InputError, match="start must have shape"):
+            finder.bound(lipschitz_system(weights), start=torch.ones(2, dtype=torch.float64))
+
+
+def test_a_learnt_constant_is_read_without_its_gradient() -> None:
+    weights = LBEN(4, 6, 3, lipschitz=0.5, learn_lipschitz=True, dtype=torch.float64).weights()
+    assert weights.lipschitz is not None and weights.lipschitz.requires_grad
+    assert certified_lipschitz(weights).bound <= 0.5
+
+
+def test_entrywise_constants_of_another_shape_are_not_certified() -> None:
+    system = lipschitz_system(explicit_weights(*(0.1 * torch.ones(3, 3, dtype=torch.float64) for _ in range(3))))
+    certificate = elementwise_bound(system)
+    assert certificate.entrywise is not None and check_lipschitz(certificate, system) > 0
+    with pytest.raises(CertificateError):
+        check_lipschitz(replace(certificate, entrywise=certificate.entrywise.amax() * torch.ones(1, 1)), system)
+
+
+def test_pairs_assume_no_more_slopes_than_every_certificate_allows() -> None:
+    layer = LBEN(4, 6, 3, lipschitz=1.0, activation=nn.LeakyReLU(0.2), dtype=torch.float64)
+    pairs = pairwise_lipschitz(layer)
+    assert all(certificate.slopes == (0.2, 1.0) for certificate in pairs.certificates)
+    assert "[0.2, 1]" in replace(pairs, whole=built_in_bound(lipschitz_system(layer))).assumption
+
+
+def test_pairs_keep_to_the_elementwise_constant_where_that_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InteriorPoint, "multiplier", lambda self, system, start: 30 * start)  # a poor one
+    eye = torch.eye(2, dtype=torch.float64)
+    pairs = pairwise_lipschitz(explicit_weights(0 * eye, eye, eye))
+    assert pairs.whole.method == pairs.certificates[0].method == "elementwise"
+    assert float(pairs.bounds[0, 1]) == pytest.approx(2**0.5 * pairs.whole.bound, rel=1e-9)

@@ -18,10 +18,10 @@ SLOPES = [(0.0, 1.0), (0.0, 0.25), (0.2, 0.7)]
 
 
 def random_system(
-    seed: int, sizes: tuple[int, int, int], *, feedthrough: bool = True, size: float = 0.5
+    seed: int, sizes: tuple[int, int, int], *, feedthrough: bool = True, size: float = 0.5, epsilon: float = 0.1
 ) -> LipschitzSystem:
     torch.manual_seed(seed)
-    free = Monotone(*sizes, lipschitz=1.0, feedthrough=feedthrough, epsilon=0.1, dtype=torch.float64)
+    free = Monotone(*sizes, lipschitz=1.0, feedthrough=feedthrough, epsilon=epsilon, dtype=torch.float64)
     with torch.no_grad():
         for parameter in free.parameters():
             parameter.copy_(size * torch.randn_like(parameter))
@@ -77,25 +77,17 @@ def test_derivatives_are_those_of_the_whole_matrix(
     assert gradient.allclose(expected, rtol=1e-9, atol=1e-9)
     hessian = barrier.hessian(point, parts)
     assert hessian.allclose(torch.autograd.functional.hessian(reference, point), rtol=1e-8, atol=1e-8)
-    n = system.size
-    barriers = point[:n] ** -2
-    assert (barrier.curvature(point, parts) + barriers).allclose(hessian.diagonal()[:n], rtol=1e-10)
+    # the rest of the barrier is −Σ log sᵢ − inputs·log ρ
+    rest = torch.cat([torch.ones(system.size), torch.tensor([barrier.inputs])]).double() / point.square()
+    assert (barrier.curvature(point, parts) + rest).allclose(hessian.diagonal(), rtol=1e-10)
 
 
-def test_the_best_rho_is_a_minimum() -> None:
+def test_outside_of_the_certificates_there_is_no_factor() -> None:
     barrier, _ = started(random_system(1, (4, 6, 3)))
-    s = torch.full((6,), 1.3, dtype=torch.float64)
-    weight = 40.0
-    rho = barrier.best_rho(s, weight)
-    assert rho is not None
-
-    def objective(value: Tensor) -> float:
-        R = barrier.factor(torch.cat([s, value[None]]))
-        return float("inf") if R is None else float(weight * value.log() - 2 * R.diagonal().log().sum())
-
-    assert objective(rho) <= min(objective(rho * factor) for factor in (0.9, 0.999, 1.001, 1.1))
-    assert barrier.best_rho(-s, weight) is None
-    assert barrier.factor(torch.cat([s, 1e-9 * rho[None]])) is None
+    inside = barrier.first_point()
+    assert barrier.factor(inside) is not None
+    for outside in (-inside, inside * torch.tensor([1.0] * 6 + [1e-9]), 0.1 * inside):
+        assert barrier.factor(outside) is None
 
 
 @pytest.mark.parametrize("slopes", SLOPES, ids=str)
@@ -119,6 +111,16 @@ def test_first_order_reaches_the_optimum_within_a_thousandth(sizes: tuple[int, i
         system = random_system(3, sizes, feedthrough=feedthrough, size=size)
         optimum = InteriorPoint().bound(system).bound
         assert 0.99999 * optimum <= FirstOrder().bound(system).bound <= 1.001 * optimum
+
+
+@pytest.mark.parametrize("feedthrough", [False, True])
+def test_the_estimated_gap_is_kept_near_the_boundary_of_condition_one(feedthrough: bool) -> None:
+    for hidden, inputs in ((8, 1), (12, 10), (30, 2)):
+        system = random_system(6, (inputs, hidden, 2), feedthrough=feedthrough, size=0.05, epsilon=1e-3)
+        optimum = InteriorPoint(tolerance=1e-7).bound(system).bound
+        gaps = [FirstOrder(tolerance=tolerance).bound(system).bound / optimum - 1 for tolerance in (1e-2, 1e-4)]
+        assert -1e-6 <= gaps[1] <= 1e-4
+        assert gaps[1] <= gaps[0] <= 1e-2
 
 
 def test_a_loose_tolerance_stops_early_and_is_still_a_certificate() -> None:

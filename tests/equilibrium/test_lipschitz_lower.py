@@ -8,9 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from contracting.certificates.records import CertificateError
 from contracting.errors import InputError
 from equilibrium import LBEN, load_reference
+from equilibrium.convert import from_sequential
 from equilibrium.lipschitz import (
+    LipschitzReport,
+    Norm,
     PairAscent,
     PatternSearch,
     RegionWalk,
@@ -18,6 +22,7 @@ from equilibrium.lipschitz import (
     certified_lipschitz,
     lipschitz_report,
     pair_ratio,
+    verify_report,
 )
 
 CHECKPOINTS = [
@@ -75,3 +80,16 @@ def test_bad_arguments_are_refused_by_name() -> None:
         attained_lipschitz(layer, torch.randn(3, 4))
     with pytest.raises(InputError, match="restarts"):
         PatternSearch(restarts=0)
+    with pytest.raises(InputError, match="x must have at least one row"):
+        attained_lipschitz(layer, torch.randn(0, 5))
+
+
+def test_a_report_with_a_certificate_of_another_norm_is_not_verified() -> None:
+    torch.manual_seed(0)
+    layer = from_sequential(nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).double())
+    witness = attained_lipschitz(layer, searches=[PatternSearch(restarts=4, rounds=1)])
+    honest = LipschitzReport(certificate=certified_lipschitz(layer), witness=witness)
+    assert verify_report(layer, honest) == pytest.approx(witness.ratio)
+    other = LipschitzReport(certificate=certified_lipschitz(layer, norm=Norm.LINF), witness=witness)
+    with pytest.raises(CertificateError, match="ℓ∞"):
+        verify_report(layer, other)

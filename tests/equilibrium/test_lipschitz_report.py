@@ -34,6 +34,10 @@ def test_a_checkpoint_is_reported_and_its_claims_verified(
         changed.write_text(json.dumps(claim))
         assert main([*verify[:-1], str(changed)]) == 2
         assert "fc_lip0.3_w80" in capsys.readouterr().err
+    for damage in ('{"networks": [', "[]", '{"networks": [{"name": "fc_lip0.3_w80"}]}'):
+        changed.write_text(damage)
+        assert main([*verify[:-1], str(changed)]) == 2
+        assert "attained.json' is damaged" in capsys.readouterr().err
     claim = json.loads(results.read_text())
     claim["networks"][0]["name"] = "another"
     results.write_text(json.dumps(claim))

@@ -194,3 +194,43 @@ def test_refusals_name_what_is_wrong(trained, pairs, monkeypatch):
     with pytest.raises(MissingExtraError, match=r"contracting-equilibria\[attacks\]"):
         fast_gradient(trained.exact, x, y, [1.0], bounds=trained.bounds)
 
+
+
+def test_labels_that_are_no_classes_are_refused_everywhere(trained):
+    x, bounds = trained.inputs[:3], trained.bounds
+    for labels in (torch.tensor([0, 1, 10]), torch.tensor([0, 1, -1]), torch.tensor([0.0, 1.0, 2.0])):
+        for call in (
+            lambda labels=labels: certified_radius(trained.exact, x, labels, 1.0),
+            lambda labels=labels: fast_gradient(trained.exact, x, labels, [1.0], bounds=bounds),
+            lambda labels=labels: smallest_perturbation(trained.exact, x, labels, bounds=bounds),
+        ):
+            with pytest.raises(InputError, match=r"labels must be int64 in 0 … 9"):
+                call()
+
+
+def test_a_radius_is_not_certified_in_float32(trained):
+    with pytest.raises(InputError, match="float64"):
+        certified_radius(trained.layer, trained.inputs.float(), trained.labels, 1.0)
+
+
+def test_an_attack_needs_a_size_and_two_classes(trained):
+    rows = slice(0, 2)
+    with pytest.raises(InputError, match="allowed"):
+        fast_gradient(trained.exact, trained.inputs[rows], trained.labels[rows], [], bounds=trained.bounds)
+    single = nn.Linear(64, 1).double()
+    with pytest.raises(InputError, match="two classes"):
+        smallest_perturbation(single, trained.inputs[rows], 0 * trained.labels[rows], bounds=trained.bounds)
+
+
+def test_an_attack_leaves_every_mode_and_every_gradient_as_it_was(trained):
+    model = nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 10)).double()
+    model.train()
+    model[1].eval()  # frozen statistics
+    model[0].weight.requires_grad_(False)
+    before = [module.training for module in model.modules()], [p.requires_grad for p in model.parameters()]
+    state = copy.deepcopy(model.state_dict())
+    first = smallest_perturbation(model, trained.inputs[:4], trained.labels[:4], bounds=trained.bounds, steps=3)
+    again = smallest_perturbation(model, trained.inputs[:4], trained.labels[:4], bounds=trained.bounds, steps=3)
+    assert before == ([module.training for module in model.modules()], [p.requires_grad for p in model.parameters()])
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(first.sizes, again.sizes)  # the automatic temperature too is taken without dropout

@@ -193,3 +193,47 @@ def test_shifts_are_drawn_anew_and_repeat_with_the_seed(images):
     assert without_times(records[1]) == without_times(records[2]) != without_times(records[0])
     with pytest.raises(InputError, match="shift"):
         train(new_layer(), images, epochs=1, shift=-1)
+
+
+def test_a_checkpoint_of_another_model_is_refused_even_where_its_tensors_fit(images, tmp_path):
+    path = tmp_path / "training.pt"
+    train(new_layer(), images, epochs=1, checkpoint=path)
+    for other in (new_layer(epsilon=0.5), new_layer(activation=nn.Tanh())):
+        with pytest.raises(InputError, match="belongs to a training with model"):
+            train(other, images, epochs=1, checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (LBEN(64, 12, 9), "each of the 10 classes, it has 9"),
+        (LBEN(64, 12, 10, dtype=torch.float64), "train_inputs has dtype"),
+        (nn.Linear(63, 10), "does not take the images"),
+        (nn.Linear(64, 10).requires_grad_(False), "nothing to train"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_refused_before_training(images, model, message):
+    with pytest.raises(InputError, match=message):
+        train(model, images, epochs=1)
+
+
+def test_dropout_is_on_in_training_and_off_in_tests(images):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
+    model.eval()
+    seen = []
+    model[3].register_forward_hook(lambda module, *_: seen.append(module.training))
+    record = train(model, images, epochs=1, batch_size=100, learning_rate=0.01)
+    assert seen[-4:] == [True, True, True, False]
+    assert not any(module.training for module in model.modules())  # as it came
+    model.train()
+    statistics = model[1].running_mean.clone()
+    assert record.test_error == error_percent(model, images.test_inputs, images.test_labels)
+    assert torch.equal(model[1].running_mean, statistics) and model[3].training
+
+
+def test_a_learnt_constant_is_no_other_model(images, tmp_path):
+    layer = new_layer(learn_lipschitz=True)
+    record = train(layer, images, epochs=1, checkpoint=tmp_path / "training.pt")
+    assert float(layer.weights().lipschitz.detach()) != 1.0
+    assert train(layer, images, epochs=1, checkpoint=tmp_path / "training.pt") == record

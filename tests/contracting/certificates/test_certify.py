@@ -22,9 +22,11 @@ from contracting.certificates import (
     CertificateError,
     DiagonalMetric,
     FiringRateSystem,
+    GivenMetric,
     HopfieldSystem,
     InclusionMetric,
     InclusionSystem,
+    LinearSystem,
     ParabolaTest,
     VertexInequalities,
     certificates,
@@ -33,9 +35,11 @@ from contracting.certificates import (
     report,
     system_of,
 )
+from contracting.convolution import CircularConvolution
 from contracting.errors import InputError
 from contracting.flows import Flow
 from contracting.linear import Dense
+from contracting.metrics import WeightedL2
 from contracting.proximal import Activation
 from equilibrium import LBEN
 from tests.contracting.certificates.instances import gaussian
@@ -151,15 +155,40 @@ def test_float32_and_gradients_are_followed_by_float64_certificates() -> None:
     assert certificate.error_bound(FiringRate().bind(problem), torch.ones(2, 4)).dtype == torch.float32
 
 
-def test_certificates_need_no_cvxpy() -> None:
+@pytest.mark.parametrize("missing", [("cvxpy", "clarabel"), ("clarabel",), ("cvxpy",)])
+def test_certificates_need_no_solver(missing: tuple[str, ...]) -> None:
     code = (
-        "import sys; sys.modules['cvxpy'] = None; sys.modules['clarabel'] = None; import torch\n"
+        f"import sys; sys.modules.update(dict.fromkeys({missing})); import torch\n"
         "from contracting.certificates import *\n"
         "from contracting.errors import MissingExtraError\n"
         "s = FiringRateSystem(W=0.3 * torch.ones(3, 3))\n"
         "assert certify(s).rate > 0 and find_metric(s.W).metric is not None\n"
+        "assert find_metric(torch.tensor([[0.9, 4.0], [4.0, 0.9]])).metric is None\n"
         "try: certify(s, SectorInequality())\n"
         "except MissingExtraError as error: assert 'certificates' in str(error)\n"
         "else: raise SystemExit('no error')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_matrix_of_a_convolution_is_that_of_its_kernel_in_double_precision() -> None:
+    """Not of its transform rounded to single precision."""
+    kernel = 0.1 * torch.randn(8, 8, 9, 9, generator=torch.Generator().manual_seed(0))
+    linear = CircularConvolution(kernel, grid=(9, 9))
+    problem = EquilibriumProblem(linear=linear, q=torch.zeros(1, linear.size), activation=ReLU())
+    W = system_of(FiringRate().bind(problem)).W
+    exact = CircularConvolution(kernel.double(), grid=(9, 9)).to_dense()
+    assert torch.equal(W, exact)
+    assert float((linear.to_dense() - exact).abs().max()) > 1e-9  # what it would have been
+
+
+def test_a_metric_of_your_own_is_judged_where_it_applies() -> None:
+    W, lam = monotone_weight(20, seed=1, skew=1.0, monotonicity=0.3, spread=0.5)
+    inclusion = InclusionSystem(W=W)
+    # no vertices to enumerate
+    assert GivenMetric(metric=WeightedL2(lam)).certify(inclusion).rate == pytest.approx(0.3, abs=1e-9)
+    with pytest.raises(PreconditionError, match="n ≤ 14, got 20"):
+        GivenMetric(metric=WeightedL2(lam)).certify(FiringRateSystem(W=W))
+    for system in (inclusion, FiringRateSystem(W=W), LinearSystem(W=W)):
+        with pytest.raises(InputError, match="metric must act on the 20 entries of the flow, got 19"):
+            GivenMetric(metric=WeightedL2(lam[1:])).certify(system)

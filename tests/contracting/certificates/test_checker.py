@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from contracting.certificates import (
     HopfieldSystem,
     InclusionMetric,
     InclusionSystem,
+    LinearSystem,
+    LyapunovMetric,
     ParabolaTest,
     PolyhedralMetric,
     SectorInequality,
@@ -101,6 +104,17 @@ def test_inclusion_certificates() -> None:
             check(claim, about)
 
 
+def test_a_certificate_of_another_kind_of_flow_is_refused() -> None:
+    """The inclusion's slopes are unbounded, a linear flow has none: neither proves anything of bounded slopes."""
+    W, lam = monotone_weight(4, seed=4, skew=1.0, monotonicity=0.3)
+    inclusion = InclusionMetric(optimise=0).certify(InclusionSystem(W=W, hint=lam))
+    linear = LyapunovMetric().certify(LinearSystem(W=W - torch.eye(4, dtype=torch.float64)))
+    for certificate in (inclusion, linear, replace(inclusion, slopes=(float("nan"), 1.0))):
+        for system in (FiringRateSystem(W=W), HopfieldSystem(W=W, slopes=(0.2, 1.0)), FiringRateSystem(W=W, speed=2)):
+            with pytest.raises(CertificateError, match="is about"):
+                check(certificate, system)
+
+
 def test_other_slopes_than_certified_are_refused() -> None:
     narrow = FiringRateSystem(W=W4, slopes=(0.0, 0.25))
     certificate = ParabolaTest().certify(narrow)
@@ -140,6 +154,48 @@ def test_rounding_is_never_taken_for_a_proof() -> None:
     bad[0, 0] = float("nan")
     assert definite_margin(bad, torch.zeros_like(bad)) <= 0
     assert definite_margin(torch.diag(torch.tensor([1.0, -1e-300], dtype=torch.float64)), torch.zeros_like(bad)) <= 0
+
+
+def test_cancellation_on_the_diagonal_is_no_proof() -> None:
+    """n = 1, slopes [0, b]: where b·W rounds to 1 from above, −1 + bW looks like 0, and the true rate is negative."""
+    tried = 0
+    for numerator in range(3, 200, 2):
+        b = numerator / 256.0 / 0.9
+        if b >= 1:
+            break
+        w = 1 / b
+        true = 1 - Fraction(b) * Fraction(w)
+        if b * w != 1.0 or true >= 0:
+            continue
+        tried += 1
+        system = FiringRateSystem(W=torch.tensor([[w]], dtype=torch.float64), slopes=(0.0, b))
+        claim = Certificate(
+            rate=float(true) / 2, metric=WeightedL2.identity(1, dtype=torch.float64), slopes=(0.0, b), method="",
+            flow="", margin=0.0,
+        )  # fmt: skip
+        assert Fraction(claim.rate) > true
+        with pytest.raises(CertificateError, match="not certified"):
+            check(claim, system)
+        assert check(replace(claim, rate=-1e-14), system) > 0
+    assert tried > 5
+
+
+def test_both_halves_of_a_matrix_count() -> None:
+    """FullP allows an asymmetry of rounding; the norm is that of the symmetric part, and so is the proof."""
+    certificate = ParabolaTest().certify(FiringRateSystem(W=W4))
+    assert isinstance(certificate.metric, FullP)
+    P = certificate.metric.matrix
+    skew = torch.zeros_like(P)
+    skew[0, 1], skew[1, 0] = 1.0, -1.0
+    skewed = FullP(P + 10 * 2.0**-52 * float(P.abs().max()) * skew)
+    assert not torch.equal(skewed.matrix, skewed.matrix.mT)
+    symmetric = FullP((skewed.matrix + skewed.matrix.mT) / 2)
+    system = FiringRateSystem(W=W4)
+    for multiplier in (None, certificate.multiplier):
+        margins = [
+            check(replace(certificate, metric=metric, multiplier=multiplier), system) for metric in (skewed, symmetric)
+        ]
+        assert margins[0] == margins[1]
 
 
 def test_scaling_does_not_matter() -> None:

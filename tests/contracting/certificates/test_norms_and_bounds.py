@@ -112,6 +112,54 @@ def test_switching_finds_the_divergence_of_the_counterexample() -> None:
     assert abscissa_bound(FiringRateSystem(W=rotation(10.0))).rate == pytest.approx(1)
 
 
+@pytest.mark.parametrize("flow", [FiringRateSystem, HopfieldSystem])
+def test_the_word_of_a_switching_bound_shows_its_rate(flow: type[FiringRateSystem] | type[HopfieldSystem]) -> None:
+    """In the flow itself, in the order given: for words of three pieces or more the other order shows another rate."""
+
+    def rate(slopes: torch.Tensor, dwell: torch.Tensor) -> float:
+        product = torch.eye(6, dtype=torch.float64)
+        for matrix, time in zip(system.jacobians(slopes), dwell, strict=True):
+            product = torch.linalg.matrix_exp(matrix * time) @ product
+        return -float(torch.linalg.eigvals(product).abs().max().log() / dwell.sum())
+
+    for seed in (0, 2):
+        W = monotone_weight(6, seed=seed, skew=8.0, spread=0.5)[0]
+        system = flow(W=W if flow is HopfieldSystem else W.mT.contiguous(), speed=1.5)
+        bound = switching_bound(system)
+        assert len(bound.slopes) >= 3
+        assert rate(bound.slopes, bound.dwell) == pytest.approx(bound.rate, abs=1e-9)
+        assert abs(rate(bound.slopes.flip(0), bound.dwell.flip(0)) - bound.rate) > 0.1
+
+
+@pytest.mark.parametrize("build", [forward_backward_system, peaceman_rachford_system])
+def test_a_step_per_neuron_moves_the_hint_to_the_metric_of_the_splitting(build) -> None:  # type: ignore[no-untyped-def]
+    """The step D contracts in ΛD⁻¹, which is where searches should start."""
+    W, lam = monotone_weight(4, seed=1, skew=2.0, spread=0.5)
+    D = torch.tensor([0.1, 0.5, 1.0, 0.02], dtype=torch.float64)
+    system = build(W, step=D, hint=lam)
+    assert torch.allclose(system.hint, lam / D)
+    assert DiagonalMetric().certify(system).rate == DiagonalMetric(weights=lam / D).certify(system).rate > 0
+    assert DiagonalMetric(weights=lam).certify(system).rate < 0
+    assert torch.equal(build(W, step=0.3, hint=lam).hint, lam)
+
+
+@pytest.mark.parametrize("slopes", [(-1.0, -1.0), (-1.0, -0.99999), (1.0, 1.0), (0.5, 0.5)])
+def test_narrow_slopes_are_widened_to_an_interval_that_is_allowed(slopes: tuple[float, float]) -> None:
+    low, high = FiringRateSystem(W=rotation(1.0), slopes=slopes).slopes
+    assert -1 <= low <= slopes[0] <= slopes[1] <= high <= 1 and high - low >= 0.999e-3
+
+
+def test_a_long_step_of_peaceman_rachford_is_certified() -> None:
+    """α = 2000 and slopes up to ¼ leave slopes of 2prox − 1 in [−1, −.99967]."""
+    W, lam = monotone_weight(4, seed=1, skew=1.0)
+    system = peaceman_rachford_system(W, step=2000.0, slopes=(0.0, 0.25), hint=lam)
+    assert system.slopes[0] == -1 and system.slopes[1] < -0.99
+    A = torch.eye(4, dtype=torch.float64) - W
+    factor = 1 - DiagonalMetric().certify(system).rate
+    reflection = torch.linalg.solve(torch.eye(4, dtype=torch.float64) + 2000 * A, torch.eye(4) - 2000 * A)
+    assert factor <= float(torch.linalg.matrix_norm(reflection, 2)) + 1e-6
+
+
 @pytest.mark.parametrize("slopes", [(0.0, 1.0), (0.2, 0.9), (-1.0, 1.0)])
 def test_abscissa_bound_is_the_maximum_over_vertices(slopes: tuple[float, float]) -> None:
     for seed in range(3):

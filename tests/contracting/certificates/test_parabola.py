@@ -21,7 +21,7 @@ from contracting.certificates import (
 from contracting.certificates.multipliers import scaled
 from contracting.certificates.numerical_range import reach, swept_reach
 from contracting.certificates.riccati import hamiltonian_rate, riccati_metric
-from contracting.errors import PreconditionError
+from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP
 from tests.contracting.certificates.instances import gaussian, quadratic_rate, random_lben, rotation
 from tests.problems import monotone_weight
@@ -43,11 +43,21 @@ def test_counterexample_has_the_rate_1_minus_half_k(k: float) -> None:
 def test_parabola_rate_is_the_optimum_of_the_inequality_for_its_multiplier(seed: int) -> None:
     n = 3 + seed % 10
     Q = torch.exp(gaussian(n, 100 + seed)[0])
-    system = FiringRateSystem(W=gaussian(n, seed, 1.5))
+    flow = HopfieldSystem if seed % 2 else FiringRateSystem  # Q is that of the flow, not of its transpose
+    system = flow(W=gaussian(n, seed, 1.5))
     by_program = SectorInequality(multiplier=Q, tolerance=1e-5).certify(system).rate
     by_parabola = ParabolaTest(multiplier=Q).certify(system).rate
     assert by_parabola == pytest.approx(by_program, abs=1e-4)
     assert by_parabola >= by_program - 1e-5
+
+
+@pytest.mark.parametrize("method", [SectorInequality, ParabolaTest])
+def test_a_multiplier_that_does_not_fit_is_refused(method: type[SectorInequality] | type[ParabolaTest]) -> None:
+    for system in (FiringRateSystem(W=gaussian(4, 0)), HopfieldSystem(W=gaussian(4, 0))):
+        with pytest.raises(InputError, match=r"multiplier must have shape \(4,\), got \(3,\)"):
+            method(multiplier=torch.ones(3)).certify(system)
+        with pytest.raises(InputError, match="multiplier must be positive"):
+            method(multiplier=torch.tensor([1.0, -1.0, 1.0, 1.0])).certify(system)
 
 
 @pytest.mark.parametrize("seed", range(8))

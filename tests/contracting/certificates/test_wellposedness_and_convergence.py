@@ -18,6 +18,7 @@ from contracting.certificates import (
     InclusionSystem,
     certify,
     check_convergence,
+    convergence,
     find_metric,
     fixed_input_convergence,
     rules_out,
@@ -63,6 +64,19 @@ def test_the_dual_of_the_program_proves_what_no_submatrix_shows() -> None:
     assert found.impossible == (found.metric is None)
     cyclic = 2.4 * W / 1.6
     assert find_metric(cyclic).impossible
+
+
+def test_without_a_metric_the_best_value_seen_is_reported() -> None:
+    """At most 0, and attained in some metric; also where it is impossible, and where the checker refuses."""
+    W = gaussian(6, 0, 1.7)
+    for weight in (W + 2 * torch.eye(6, dtype=torch.float64), W - torch.diag(W.diagonal()) + gaussian(6, 1, 3.0)):
+        found = find_metric(weight)
+        assert found.metric is None and found.impossible
+        identity = 1 - float(WeightedL2.identity(6, dtype=torch.float64).matrix_measure(weight))
+        assert identity - 1e-9 <= found.monotonicity < -0.1
+    barely = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)  # m = 0 exactly
+    assert find_metric(barely).metric is None
+    assert -1e-9 <= find_metric(barely).monotonicity <= 0
 
 
 def test_edge_cases_of_witnesses() -> None:
@@ -134,3 +148,31 @@ def test_convergence_is_not_contraction_and_forgeries_fail() -> None:
         fixed_input_convergence(PeacemanRachfordFlow(step=1.0).bind(problem))
     free = fixed_input_convergence(HopfieldSystem(W=0 * W))
     assert free.rate == pytest.approx(0.5) and free.overshoot == pytest.approx(1)
+
+
+@pytest.mark.parametrize("system", [HopfieldSystem, FiringRateSystem])
+def test_the_room_left_for_rounding_grows_with_the_size(
+    system: type[HopfieldSystem] | type[FiringRateSystem], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W = ½I attains its norm in every direction. Beyond n = 750 only this room is left, so it is tried here alone."""
+    monkeypatch.setattr(convergence, "_SAFETY", 0.0)
+    for n in (2, 30, 200):
+        spread = torch.exp2(torch.linspace(-1, 1, n, dtype=torch.float64))  # uneven after scaling by powers of two
+        for lam in (torch.ones(n, dtype=torch.float64), spread):
+            half = system(W=0.5 * torch.eye(n, dtype=torch.float64), hint=lam)
+            assert fixed_input_convergence(half).rate == pytest.approx(0.25, abs=1e-9)
+    monkeypatch.setattr(convergence, "_UNITS", 1)
+    with pytest.raises(CertificateError, match=r"‖W̃‖ < 0.5 misses"):
+        fixed_input_convergence(half)
+
+
+def test_the_bound_on_the_norm_that_is_proved_is_the_one_that_is_used() -> None:
+    """A certificate that needs a norm below the proved bound is refused, and the inequality is named."""
+    W, lam = monotone_weight(5, seed=7, skew=1.0, spread=0.5, monotonicity=0.6)
+    system = HopfieldSystem(W=W, hint=lam)
+    norm = float(WeightedL2(lam).operator_norm(W))
+    exact = (1 + norm**2 / 0.6) ** 0.5  # with m and w without any room
+    certificate = fixed_input_convergence(system)
+    assert exact < certificate.overshoot < exact * (1 + 1e-8)
+    with pytest.raises(CertificateError, match="Condition 1.* misses"):
+        check_convergence(replace(certificate, overshoot=exact), system)

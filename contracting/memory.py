@@ -1,0 +1,68 @@
+"""What is computed from tensors and remembered beside them, never beyond a change of one of them in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+T = TypeVar("T")
+
+_MOST = 8  # values of one kind that are kept, so that a sweep over steps does not keep a matrix for each
+
+
+class Memory:
+    """A few values of each kind, forgotten when one of the tensors they were computed from was changed in place.
+
+    Tensors made under ``torch.inference_mode`` count no changes: those must not be changed in place. A copy of its
+    holder (``copy.deepcopy``, pickle) starts with nothing remembered.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, list[tuple[Any, tuple[int, ...], Any]]] = {}
+        self._versions: tuple[int, ...] = ()
+
+    def __reduce__(self) -> tuple[type[Memory], tuple[()]]:
+        return Memory, ()
+
+    def recall(self, what: str, tensors: Sequence[Tensor], compute: Callable[[], T], owner: Any = None) -> T:
+        """The value of a kind for an owner, computed where it is not known, or not any more.
+
+        Args:
+            what: the kind.
+            tensors: what every value in this memory depends on.
+            compute: the value.
+            owner: what else this value depends on: a number, by value; a tensor or an object with ``tensors()``, such
+                as a metric, by identity and as long as it is not changed in place; or None.
+        """
+        versions, seen = _versions(tensors), _versions(_tensors_of(owner))
+        if versions != self._versions:
+            self._kinds, self._versions = {}, versions
+        known = self._kinds.get(what, [])
+        for entry in known:
+            if _same(entry[0], owner) and entry[1] == seen:
+                value: T = entry[2]
+                if entry is known[-1]:  # nothing to reorder
+                    return value
+                break
+        else:
+            value = compute()
+        others = [entry for entry in self._kinds.get(what, ()) if not _same(entry[0], owner)]
+        self._kinds[what] = [*others[1 - _MOST :], (owner, seen, value)]  # the latest last
+        return value
+
+
+def _same(known: Any, owner: Any) -> bool:
+    return known is owner or (isinstance(known, float) and isinstance(owner, float) and known == owner)
+
+
+def _tensors_of(owner: Any) -> Sequence[Tensor]:
+    if isinstance(owner, Tensor):
+        return (owner,)
+    found: Sequence[Tensor] = owner.tensors() if hasattr(owner, "tensors") else ()
+    return found
+
+
+def _versions(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)
