@@ -68,6 +68,11 @@ def load_reference(
     tensors = _plain_tensors(Path(path))
     short = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
     if is_convolutional(short):
+        if _PREFIX + "Wout.weight" in tensors:
+            raise InputError(
+                f"{path} holds a Lipschitz-bounded convolutional model, whose W contains its readout and is no "
+                "convolution: this layout is not read (its certificate is about another operator than it applies)"
+            )
         if lipschitz is not None:
             raise InputError(f"{path} holds a convolutional model, which has no Lipschitz bound: leave lipschitz out")
         return convolutional_layer(str(path), short, image=image, epsilon=epsilon, dtype=dtype)

@@ -294,3 +294,15 @@ def test_a_convolutional_file_that_does_not_fit_is_refused(tmp_path: Path) -> No
     layer = load_reference(_convolutional_file(tmp_path / "e.pt", flat), image=(4, 4))
     with pytest.raises(InputError, match="only dense layers"):
         save_reference(layer, tmp_path / "f.pt")
+
+
+def test_a_lipschitz_bounded_convolution_is_not_taken_for_an_unbounded_one(tmp_path: Path) -> None:
+    """Its tensors have the same names and shapes; only the place of the readout tells them apart."""
+    path = _convolutional_file(tmp_path / "model.pt", torch.zeros(1, 1, 1, 1))
+    content = torch.load(path, weights_only=True)
+    for name in ("Wout.weight", "Wout.bias"):
+        content["mon.linear_module." + name] = content.pop(name)
+    torch.save(content, path)
+    for gamma in (None, 1.0):
+        with pytest.raises(InputError, match="Lipschitz-bounded convolutional"):
+            load_reference(path, image=(4, 4), lipschitz=gamma)
