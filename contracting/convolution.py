@@ -24,9 +24,9 @@ from contracting.frequencies import (
     centred_sum,
     checked_grid,
     checked_kernel,
-    convolve_by_symbol,
     convolve_directly,
-    frequencies,
+    in_rows,
+    kernel_gradient,
     per_channel,
     pointwise,
     symbol_of,
@@ -36,9 +36,7 @@ from contracting.linear import LinearMap
 from contracting.metrics import Metric, WeightedL2
 from contracting.operator import MonotoneOperator
 from contracting.proximal import Step
-
-# A tap costs one multiply-add per pair of channels; the transform costs two per pair and this many per channel.
-_TRANSFORM_COST = 400
+from contracting.transform import by_neuron, frequencies, is_by_neuron, product, real_form, sides
 
 Self = TypeVar("Self", bound="TranslationInvariant")
 
@@ -77,8 +75,30 @@ class TranslationInvariant(LinearMap):
             return self.remember("symbol", None, lambda: source.symbol.mH.resolve_conj().contiguous())
         return self.remember("symbol", None, self._make_symbol)
 
+    @property
+    def _form(self) -> Tensor:
+        """The symbol in real numbers, as products take it."""
+        if any(tensor.requires_grad for tensor in self.tensors()):
+            return real_form(self.symbol)
+        if self._transposed_from is not None:
+            return self._transposed_from._form.mT
+        return self.remember("real form", None, lambda: real_form(self.symbol))
+
     def apply(self, z: Tensor) -> Tensor:
-        return convolve_by_symbol(z, self.symbol, self.grid).reshape(z.shape)
+        return in_rows(product(z.reshape(-1, self.size), self._form, self.grid), like=z).reshape(z.shape)
+
+    def affine(self, z: Tensor, offset: Tensor, out: Tensor | None = None) -> Tensor:
+        graph = torch.is_grad_enabled() and any(t.requires_grad for t in (z, offset, *self.tensors()))
+        if graph or z.ndim != 2 or not is_by_neuron(z) or not is_by_neuron(offset):
+            return super().affine(z, offset, out)
+        # the sum puts the images back into rows, in one pass
+        images = product(z, self._form, self.grid)
+        out = torch.empty_like(z) if out is None else out
+        torch.add(images, offset.view(images.shape), out=out.view(images.shape))
+        return out
+
+    def laid_out(self, rows: Tensor) -> Tensor:
+        return by_neuron(rows)
 
     @property
     def adjoint(self: Self) -> Self:
@@ -213,13 +233,18 @@ class CircularConvolution(TranslationInvariant):
         # transformed in double precision: the bounds are those of the kernel, not of its rounded transform
         return symbol_of(self.kernel.detach().to("cpu", torch.float64), self.grid)
 
+    def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
+        return (kernel_gradient(z, cotangent, tuple(self.kernel.shape[2:]), self.grid),)
+
     def _make_adjoint(self) -> CircularConvolution:
         return CircularConvolution(transposed(self.kernel), grid=self.grid, _transposed_from=self)
 
     def apply(self, z: Tensor) -> Tensor:
-        sides, taps = self.kernel.shape[2:], math.prod(self.kernel.shape[2:])
-        fits = all(side <= size for side, size in zip(sides, self.grid, strict=True))
-        if fits and taps * self.channels <= 2 * self.channels + _TRANSFORM_COST:
+        taps = math.prod(self.kernel.shape[2:])
+        fits = all(side <= size for side, size in zip(self.kernel.shape[2:], self.grid, strict=True))
+        # multiply-adds per entry: of the taps, and of the product per frequency with the transforms there and back
+        height, width = sides(self.grid)
+        if fits and taps * self.channels <= 2 * self.channels + 2 * height + 4 * width:
             return convolve_directly(z, self.kernel, self.grid).reshape(z.shape)
         return super().apply(z)
 

@@ -3,14 +3,15 @@ r"""Circular convolution on an image seen frequency by frequency: one small matr
 A kernel k of odd side 2r + 1 acts as torch's convolution with circular padding does,
 (k ∗ z)[o, p] = Σ_{c,d} k[o, c, d + r] z[c, p + d], d ∈ {−r … r}, positions modulo the grid. The discrete Fourier
 transform makes it a product per frequency, ŷ(f) = K̂(f)ẑ(f) with K̂(f) = Σ_d k[·, ·, d + r] e^{2πi f·d/N}. For real
-images half of the frequencies say it all (the others are their conjugates): those of the real transform, here flattened
-to one axis.
+images half of the frequencies say it all (the others are their conjugates): those of the real transform, whose halved
+axis is the first, here flattened to one axis (``contracting.transform``).
 
 Images travel as rows, (batch, channels · positions), row-major as ``Tensor.flatten`` makes them.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contracting import checks
+from contracting import checks, transform
 from contracting.errors import InputError
 
 Grid = tuple[int, ...]
@@ -48,47 +49,67 @@ def checked_kernel(name: str, kernel: Tensor, grid: Grid) -> Tensor:
     return kernel
 
 
-def frequencies(grid: Grid) -> int:
-    """Number of frequencies of the real transform."""
-    return math.prod(grid[:-1]) * (grid[-1] // 2 + 1)
-
-
 def symbol_of(kernel: Tensor, grid: Grid) -> Tensor:
     """K̂ of a kernel: (out, in, *sides) -> (frequencies, out, in), complex and differentiable.
 
     Sides may exceed the grid; the kernel then wraps around.
     """
-    double = torch.float64 if kernel.dtype == torch.float64 else torch.float32
-    turns = torch.zeros(1, 1, dtype=torch.float64)  # f·d/N, (frequencies, taps)
-    for axis, (size, side) in enumerate(zip(grid, kernel.shape[2:], strict=True)):
-        count = size // 2 + 1 if axis == len(grid) - 1 else size
-        offset = torch.arange(side) - side // 2
-        # reduced in whole numbers, so that no phase loses digits
-        turn = (torch.arange(count)[:, None] * offset % size).to(torch.float64) / size
-        turns = (turns[:, None, :, None] + turn[None, :, None, :]).flatten(2).flatten(0, 1)
-    phase = (2 * math.pi * turns).to(kernel.device)
-    waves = torch.cat([phase.cos(), phase.sin()]).to(double)
+    waves = _waves(tuple(kernel.shape[2:]), grid, kernel.dtype, kernel.device)
     taps = kernel.flatten(2).permute(2, 0, 1)
     parts = (waves @ taps.flatten(1)).reshape(2, -1, *kernel.shape[:2])
     return torch.complex(parts[0], parts[1])
 
 
+@functools.lru_cache(maxsize=64)
+def _waves(sides: tuple[int, ...], grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """cos over sin of 2πf·d/N, (2 · frequencies, taps)."""
+    turns = torch.zeros(1, 1, dtype=torch.float64)  # f·d/N, (frequencies, taps)
+    for axis, (size, side) in enumerate(zip(grid, sides, strict=True)):
+        count = size // 2 + 1 if axis == 0 else size
+        offset = torch.arange(side) - side // 2
+        # reduced in whole numbers, so that no phase loses digits
+        turn = (torch.arange(count)[:, None] * offset % size).to(torch.float64) / size
+        turns = (turns[:, None, :, None] + turn[None, :, None, :]).flatten(2).flatten(0, 1)
+    phase = 2 * math.pi * turns
+    return torch.cat([phase.cos(), phase.sin()]).to(device, dtype)
+
+
+def kernel_gradient(z: Tensor, cotangent: Tensor, sides: tuple[int, ...], grid: Grid) -> Tensor:
+    """Gradient of ⟨cotangent, k ∗ z⟩ in k, itself differentiable: two (batch, C · positions) -> (C, C, *sides)."""
+    C = z.shape[-1] // math.prod(grid)
+    left, right = (transform.analysed(rows, C, grid) for rows in (cotangent, z))
+    # ⟨w, y⟩ = Σ share·(wᵣ·yᵣ + wᵢ·yᵢ) with yᵣ = Rzᵣ − Izᵢ, yᵢ = Izᵣ + Rzᵢ
+    gram = left @ right.mT * transform.shares(grid).to(z)[:, None, None]
+    of_real = gram[:, :C, :C] + gram[:, C:, C:]
+    of_imaginary = gram[:, C:, :C] - gram[:, :C, C:]
+    waves = _waves(sides, grid, z.dtype, z.device)
+    taps = waves.mT @ torch.cat([of_real, of_imaginary]).flatten(1)
+    return taps.mT.reshape(C, C, *sides)
+
+
 def convolve_by_symbol(z: Tensor, symbol: Tensor, grid: Grid) -> Tensor:
     """Rows of the image that has K̂ẑ at every frequency: (batch, in · positions) -> (batch, out · positions)."""
-    dims = tuple(range(-len(grid), 0))
-    spectrum = torch.fft.rfftn(z.reshape(-1, symbol.shape[2], *grid), dim=dims)
-    product = symbol @ spectrum.flatten(2).permute(2, 1, 0)
-    back = product.permute(2, 1, 0).reshape(-1, symbol.shape[1], *spectrum.shape[2:])
-    return torch.fft.irfftn(back, s=grid, dim=dims).flatten(1)
+    images = transform.product(z, transform.real_form(symbol), grid)
+    return in_rows(images, like=z)
 
 
-def convolve_directly(z: Tensor, kernel: Tensor, grid: Grid) -> Tensor:
-    """Rows of k ∗ z tap by tap: (batch, in · positions) -> (batch, out · positions); sides at most the grid's."""
+def in_rows(images: Tensor, *, like: Tensor) -> Tensor:
+    """Images as rows, laid out in memory as ``like`` is: (batch, channels, *grid) -> (batch, channels · positions)."""
+    if transform.is_by_neuron(like):
+        return images.movedim(0, -1).flatten(0, -2).mT
+    return images.flatten(1)
+
+
+def convolve_directly(z: Tensor, kernel: Tensor, grid: Grid, *, stride: int = 1) -> Tensor:
+    """Rows of k ∗ z tap by tap, at every ``stride``-th position of each axis; sides at most the grid's.
+
+    (batch, in · positions) -> (batch, out · positions / strideᵈ) for d axes.
+    """
     images = z.reshape(-1, kernel.shape[1], *grid)
     radii = [side // 2 for side in reversed(kernel.shape[2:]) for _ in range(2)]
     padded = torch.nn.functional.pad(images, radii, mode="circular") if any(radii) else images
     convolution = torch.nn.functional.conv1d if len(grid) == 1 else torch.nn.functional.conv2d
-    return convolution(padded, kernel).flatten(1)
+    return convolution(padded, kernel, stride=stride).flatten(1)
 
 
 def transposed(kernel: Tensor) -> Tensor:

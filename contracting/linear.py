@@ -86,6 +86,10 @@ class LinearMap(ABC):
         """Rows of W z + offset: (batch, n) -> (batch, n), into ``out`` where that is given (no gradient then)."""
         return torch.add(self.apply(z), offset, out=out)
 
+    def laid_out(self, rows: Tensor) -> Tensor:
+        """The same (batch, n), laid out in memory as products with this map are fastest."""
+        return rows
+
     def reflection(self, step: Step) -> LinearMap:
         """2(I + α(I − W))⁻¹ − I, the reflected resolvent; α as in ``resolvent``."""
         if any(t.requires_grad for t in self.tensors()):

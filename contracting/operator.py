@@ -174,13 +174,15 @@ class MonotoneOperator:
 
     @cached_property
     def usual_reflected(self) -> StepChoice:
-        """The step of Peaceman–Rachford for usual inputs: one over the mean of the spectrum of Ã.
+        """The step of Peaceman–Rachford for usual inputs, between the best one and one over the mean of the spectrum.
 
-        The best worst case is that of single directions, while most of an error lies in the bulk of the spectrum. Its
+        The best worst case is that of single directions, while most of an error lies in the bulk of the spectrum, which
+        1/mean suits; their geometric mean took as few steps as either, or fewer, on the reference checkpoints. Its
         factor is proved like any other; where that promises less than a quarter of the best step's digits, the best is
         taken.
         """
-        step = 1 / float(torch.real(self.blocks.diagonal(dim1=-2, dim2=-1)).mean())
+        mean = float(torch.real(self.blocks.diagonal(dim1=-2, dim2=-1)).mean())
+        step = math.sqrt(self._best_step / mean)
         if self.reflected_factor(step) > self.reflected_factor(self._best_step) ** _LEAST_SHARE:
             step = self._best_step
         return StepChoice(step=step, factor=self.reflected_factor(step))

@@ -73,6 +73,9 @@ class Scaled(LinearMap):
         scaled = self.right * z
         return z - self.left * (scaled - self.inner.apply(scaled))
 
+    def laid_out(self, rows: Tensor) -> Tensor:
+        return self.inner.laid_out(rows)
+
     @property
     def adjoint(self) -> Scaled:
         return self._transposed_from or Scaled(self.inner.adjoint, self.right, self.left, _transposed_from=self)
@@ -203,6 +206,9 @@ class _Similar(LinearMap):
 
     def apply(self, z: Tensor) -> Tensor:
         return self.inner.apply(self.scale * z) / self.scale
+
+    def laid_out(self, rows: Tensor) -> Tensor:
+        return self.inner.laid_out(rows)
 
     @property
     def adjoint(self) -> _Similar:

@@ -85,7 +85,16 @@ class FoldedIteration(Iteration):
 
     def init(self, z0: Tensor) -> State:
         self.map_evals += not self.cold_start
-        return (self.flow.init_at_zero() if self.cold_start else self.flow.init(z0),)
+        if not self.cold_start:
+            return (self.flow.init(z0),)
+        start = self.flow.init_at_zero()
+        if self._in_graph(start):
+            return (start,)
+        # one step from u = 0, where R_f u = 0 too: it costs nothing, and took no more steps on any checkpoint
+        dtype = torch.float32 if self._single_steps else start.dtype
+        with torch.no_grad():
+            stepped = self._offset(dtype, self._linear(dtype)).to(start.dtype)
+            return (torch.where(torch.isfinite(stepped).all(-1, keepdim=True), stepped, start),)
 
     def step(self, state: State) -> State:
         self.map_evals += 1
@@ -102,13 +111,16 @@ class FoldedIteration(Iteration):
 
     def advance(self, state: State, taken: int, steps: int) -> State:
         (u,) = state
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (u, *self.flow.problem.tensors())):
+        if self._in_graph(u):
             return super().advance(state, taken, steps)
         self.map_evals += steps
         single = min(max(self._single_steps - taken, 0), steps) if self.cold_start else 0
         with torch.no_grad():
             blocks = [self._in_both(rows, u[rows], single, steps - single) for rows in _blocks(u)]
-            return (blocks[0] if len(blocks) == 1 else torch.cat(blocks),)
+            return (blocks[0] if len(blocks) == 1 else self.flow.reflection.laid_out(torch.cat(blocks)),)
+
+    def _in_graph(self, state: Tensor) -> bool:
+        return torch.is_grad_enabled() and any(t.requires_grad for t in (state, *self.flow.problem.tensors()))
 
     def _in_both(self, rows: slice, u: Tensor, single: int, double: int) -> Tensor:
         """The steps of a block in float32, then those in the precision of the problem."""
@@ -124,6 +136,7 @@ class FoldedIteration(Iteration):
         if key not in self._kernels:
             self._kernels[key] = self._kernel(dtype, rows)
         linear, offset, reflect = self._kernels[key]
+        u = linear.laid_out(u)
         reflected = torch.empty_like(u)
         for step in range(steps):
             reflect(u, out=reflected)
@@ -142,14 +155,18 @@ class FoldedIteration(Iteration):
             self._single_offset = linear.affine(scaled, scaled)
         return self._single_offset
 
+    def _linear(self, dtype: torch.dtype) -> LinearMap:
+        owner = self.flow.reflection
+        return owner if dtype == owner.dtype else owner.remember("other precision", None, lambda: owner.to(dtype))
+
     def _kernel(self, dtype: torch.dtype, rows: slice) -> Kernel:
-        flow, owner = self.flow, self.flow.reflection
-        linear = owner if dtype == owner.dtype else owner.remember("other precision", None, lambda: owner.to(dtype))
+        flow, linear = self.flow, self._linear(dtype)
         offset = self._offset(dtype, linear)[rows]
         step = flow.step.to(dtype) if isinstance(flow.step, Tensor) else flow.step
         if self.relaxation != 1:
             linear, offset = linear.combined(self.relaxation, 0.0), self.relaxation * offset
         activation = flow.problem.activation.rows(rows)
+        offset = linear.laid_out(offset)
         return linear, offset, activation.with_tensors([t.to(dtype) for t in activation.tensors()]).reflection(step)
 
 

@@ -60,6 +60,7 @@ class TrainingRecord:
     learning_rate: float
     temperature: float
     noise: float
+    shift: int
     seed: int
     epochs: tuple[Epoch, ...]
 
@@ -83,6 +84,7 @@ def train(
     learning_rate: float = 0.03,
     temperature: float = 1.0,
     noise: float = 0.0,
+    shift: int = 0,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
@@ -104,7 +106,9 @@ def train(
             distance in the inputs over which training looks for a margin.
         noise: standard deviation of the normal noise that is added to every training input, drawn anew each time. It
             smooths the classes, and so helps against attacks and against overfitting.
-        seed: of the order of the images and of the noise; the model's start is the caller's.
+        shift: every training image is shifted by up to so many pixels along each axis, drawn anew each time; what comes
+            in is background, a pixel of value zero.
+        seed: of the order of the images, of noise and shifts; the model's start is the caller's.
         checkpoint: file that holds, after every epoch, everything that the rest of the training depends on. If it
             exists, training continues from there and ends with the same weights, bit for bit, as without a break.
         progress: show a bar where standard error is a terminal.
@@ -124,6 +128,7 @@ def train(
     checks.number("learning_rate", learning_rate, low=0, low_open=True, high=math.inf, high_open=True)
     checks.number("temperature", temperature, low=0, low_open=True, high=math.inf, high_open=True)
     checks.number("noise", noise, low=0, high=math.inf, high_open=True)
+    checks.whole_number("shift", shift, low=0)
     generator = torch.Generator().manual_seed(checks.whole_number("seed", seed, low=0))
     _check_fit(model, dataset)
     count = len(dataset.train_labels)
@@ -138,6 +143,7 @@ def train(
         "learning_rate": learning_rate,
         "temperature": temperature,
         "noise": noise,
+        "shift": shift,
         "seed": seed,
         # γ, ε and the activation are no tensors, so that the weights of another model may fit; addresses tell nothing,
         # and a γ that is learnt is among the weights
@@ -156,6 +162,8 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate * schedule(epoch * batches + batch)
                 inputs, labels = dataset.train_inputs[rows], dataset.train_labels[rows]
+                if shift > 0:
+                    inputs = shifted(inputs, dataset, shift, generator)
                 if noise > 0:
                     inputs = inputs + noise * torch.randn(inputs.shape, generator=generator).to(inputs)
                 where = f"epoch {epoch + 1} of {epochs}"
@@ -182,9 +190,24 @@ def train(
         learning_rate=learning_rate,
         temperature=temperature,
         noise=noise,
+        shift=shift,
         seed=seed,
         epochs=tuple(records),
     )
+
+
+def shifted(inputs: Tensor, dataset: Dataset, shift: int, generator: torch.Generator) -> Tensor:
+    """Every image moved by a random number of pixels in [−shift, shift] along each axis: (count, in) -> (count, in)."""
+    channels, height, width = dataset.image_shape
+    background = float(dataset.normalization.normalize(torch.zeros((), dtype=torch.float64)))
+    images = inputs.reshape(-1, *dataset.image_shape)
+    padded = torch.nn.functional.pad(images, [shift] * 4, value=background)
+    corners = torch.randint(0, 2 * shift + 1, (2, len(inputs)), generator=generator).to(inputs.device)
+    rows = corners[0][:, None] + torch.arange(height, device=inputs.device)
+    columns = corners[1][:, None] + torch.arange(width, device=inputs.device)
+    image = torch.arange(len(inputs), device=inputs.device)[:, None, None, None]
+    channel = torch.arange(channels, device=inputs.device)[:, None, None]
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]].flatten(1)
 
 
 def last_complete_epoch(checkpoint: str | os.PathLike[str], model: nn.Module) -> tuple[Epoch, ...]:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from contracting.activations import Identity, LeakyReLU, ReLU, Tanh
-from contracting.clamped import zero_border
+from contracting.clamped import Clamped, zero_border
 from contracting.convolution import CircularConvolution
 from contracting.frequencies import centred_sum, gram, over_space, pointwise, transposed
 from contracting.linear import Dense, LinearMap
 from contracting.metrics import WeightedL2
+from contracting.polyphase import blocks, phases
 from contracting.problem import EquilibriumProblem
 from contracting.proximal import Activation
 from contracting.scaled import Scaled
@@ -136,6 +137,28 @@ def _on_images(metric: str) -> Callable[[], tuple[EquilibriumProblem, Tensor]]:
     return make
 
 
+def _resolutions() -> tuple[EquilibriumProblem, Tensor]:
+    """ReLU with clamped entries on two resolutions, 4×6 and 2×3, coupled by a convolution of stride two."""
+    grid, counts = (2, 3), (8, 1)
+    generator = torch.Generator().manual_seed(110)
+
+    def kernel(out: int, into: int) -> Tensor:
+        return torch.randn(out, into, 3, 3, generator=generator, dtype=torch.float64) / 6
+
+    def skewed(fine: Tensor, down: Tensor | None, coarse: Tensor) -> Tensor:
+        coupling = None if down is None else phases(down, out=1, into=2, stride=2)
+        return blocks([[phases(fine, out=2, into=2, stride=1), None], [coupling, coarse]], counts, counts)
+
+    A, B = skewed(kernel(2, 2), kernel(1, 2), kernel(1, 1)), skewed(kernel(2, 2), None, kernel(1, 1))
+    half = pointwise(0.5 * torch.eye(sum(counts), dtype=torch.float64), 2)
+    linear = CircularConvolution(centred_sum([half, -gram(A), B, -transposed(B)]), grid=grid)  # I − W ⪰ I/2
+    activation = Clamped(inner=ReLU(), free=torch.arange(linear.size).remainder(5) > 0)
+    v = torch.randn(3, linear.size, generator=generator, dtype=torch.float64)
+    z = activation(v)
+    metric = WeightedL2.identity(linear.size, dtype=torch.float64)
+    return EquilibriumProblem(linear=linear, q=v - linear.apply(z), activation=activation, metric=metric), z
+
+
 KNOWN = (
     KnownProblem(name="linear", make=_linear),
     KnownProblem(name="tanh in 40 digits", make=_tanh_by_mpmath),
@@ -150,4 +173,5 @@ KNOWN = (
     KnownProblem(name="ReLU, n = 300", make=_planted(ReLU(), 300, 90, skew=2.0, scale=3.0)),
     KnownProblem(name="convolution, metric per channel", make=_on_images("channel")),
     KnownProblem(name="convolution, metric per position", make=_on_images("position")),
+    KnownProblem(name="convolution, several resolutions", make=_resolutions),
 )

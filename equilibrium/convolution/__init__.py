@@ -3,6 +3,7 @@
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.layer import ConvolutionalLayer, LBENConv2d
 from equilibrium.convolution.parameterization import ConvolutionalMonotone, Initialization, MetricShape
+from equilibrium.convolution.scales import MultiScaleConv2d, MultiScaleMonotone
 from equilibrium.convolution.weights import ConvolutionalWeights
 
 __all__ = [
@@ -13,4 +14,6 @@ __all__ = [
     "Initialization",
     "LBENConv2d",
     "MetricShape",
+    "MultiScaleConv2d",
+    "MultiScaleMonotone",
 ]

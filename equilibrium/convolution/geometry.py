@@ -96,9 +96,8 @@ class Geometry:
         padded = torch.nn.functional.pad(images, [margin] * 2 * len(self.image)).flatten(1)
         fits = all(side <= size for side, size in zip(kernel.shape[2:], self.torus, strict=True))
         if fits:
-            fine = convolve_directly(padded, kernel, self.torus)
-        else:
-            fine = convolve_by_symbol(padded, symbol_of(kernel, self.torus), self.torus)
+            return convolve_directly(padded, kernel, self.torus, stride=self.stride)
+        fine = convolve_by_symbol(padded, symbol_of(kernel, self.torus), self.torus)
         return self.sample(fine.reshape(-1, kernel.shape[0], *self.torus)).flatten(1)
 
     def sample(self, fine: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ code of arXiv 2010.01732 and 2006.08591, with ε and the two gains kept positive
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from enum import Enum
 
 import torch
@@ -75,6 +76,25 @@ class Initialization(Enum):
 
     DEFAULT = "default"
     IDENTITY = "identity-like"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """What the weights are made of, on the grid of the state.
+
+    Attributes:
+        U: of the input, (C, in channels, side, …).
+        bias: (C,).
+        A: (C, C, side, …), not yet normalised.
+        B: (C, C, side, …), not yet normalised.
+        psi: log Ψ, of the shape of the metric; None for the identity.
+    """
+
+    U: Tensor
+    bias: Tensor
+    A: Tensor
+    B: Tensor
+    psi: Tensor | None
 
 
 class ConvolutionalMonotone(Parameterization):
@@ -132,18 +152,32 @@ class ConvolutionalMonotone(Parameterization):
         super().__init__(geometry.in_features, geometry.hidden_features, out_features, device=device, dtype=dtype)
         self.geometry, self.metric, self.initialization = geometry, metric, initialization
         self.epsilon, self.lipschitz, self.contraction_rate = epsilon, lipschitz, contraction_rate
-        C, dims = geometry.channels, len(geometry.grid)
-        self.U = self._parameter(C, geometry.in_channels, *[input_kernel_size] * dims)
-        self.bias = self._parameter(C)
-        self.A = self._parameter(C, C, *[kernel_size] * dims)
-        self.B = self._parameter(C, C, *[kernel_size] * dims)
+        self.kernel_size, self.input_kernel_size = kernel_size, input_kernel_size
+        self._make_kernels()
         self.log_g = self._parameter()
         self.log_h = self._parameter()
         self.output = self._parameter(out_features, geometry.cell_features)
         self.output_bias = self._parameter(out_features)
-        shape = metric.of(geometry)
-        self.psi = None if shape is None else self._parameter(*shape)
         self.reset_parameters()
+
+    def _make_kernels(self) -> None:
+        """Kernels, bias and metric."""
+        geometry = self.geometry
+        C, dims = geometry.channels, len(geometry.grid)
+        self.U = self._parameter(C, geometry.in_channels, *[self.input_kernel_size] * dims)
+        self.bias = self._parameter(C)
+        self.A = self._parameter(C, C, *[self.kernel_size] * dims)
+        self.B = self._parameter(C, C, *[self.kernel_size] * dims)
+        shape = self.metric.of(geometry)
+        self.psi = None if shape is None else self._parameter(*shape)
+
+    def _reset_kernels(self) -> None:
+        nn.init.normal_(self.A)
+        nn.init.normal_(self.B)
+
+    def _kernels(self) -> Kernels:
+        """What the weights are made of; for a network of several resolutions, what it makes of its parameters."""
+        return Kernels(U=self.U, bias=self.bias, A=self.A, B=self.B, psi=self.psi)
 
     def reset_parameters(self) -> None:
         """Draw new values as ``initialization`` says; input and output as torch's layers do, smaller for small γ."""
@@ -152,8 +186,7 @@ class ConvolutionalMonotone(Parameterization):
                 bound = 1 / math.sqrt(weight[0].numel())
                 nn.init.uniform_(weight, -bound, bound)
                 nn.init.uniform_(bias, -bound, bound)
-            nn.init.normal_(self.A)
-            nn.init.normal_(self.B)
+            self._reset_kernels()
             nn.init.zeros_(self.log_g)
             nn.init.zeros_(self.log_h)
             if self.psi is not None:
@@ -170,19 +203,19 @@ class ConvolutionalMonotone(Parameterization):
 
     def explicit(self) -> ConvolutionalWeights:
         """The weights and their certificates."""
-        geometry, c = self.geometry, self.contraction_rate
+        geometry, c, free = self.geometry, self.contraction_rate, self._kernels()
         grid, dims = geometry.grid, len(geometry.grid)
-        lam = None if self.psi is None else (-self.psi).exp()  # Λ = Ψ⁻¹, (C or 1, *grid or 1 …)
+        lam = None if free.psi is None else (-free.psi).exp()  # Λ = Ψ⁻¹, (C or 1, *grid or 1 …)
         per_channel = None
         if not self.metric.varies_over_space:
             per_channel = self.bias.new_ones(geometry.channels)
             per_channel = per_channel if lam is None else per_channel * lam.flatten()
         identity = torch.eye(geometry.channels, dtype=self.bias.dtype, device=self.bias.device)
-        skew = self.log_h.exp() * _normalised(self.B)
+        skew = self.log_h.exp() * _normalised(free.B)
         skew = transposed(skew) - skew  # S̃ inside the bracket
-        symmetric = [pointwise(self.epsilon * identity, dims), self.log_g.exp() * gram(_normalised(self.A))]
+        symmetric = [pointwise(self.epsilon * identity, dims), self.log_g.exp() * gram(_normalised(free.A))]
         if self.lipschitz is not None:
-            symmetric += self._lipschitz_terms(self.lipschitz, lam, per_channel)
+            symmetric += self._lipschitz_terms(self.lipschitz, free.U, lam, per_channel)
         if c is not None:
             assert per_channel is not None
             scaled = skew / _as_rows(per_channel.sqrt(), dims)
@@ -196,8 +229,8 @@ class ConvolutionalMonotone(Parameterization):
         return ConvolutionalWeights(
             geometry=geometry,
             state=state,
-            input_kernel=self.U,
-            bias=self.bias,
+            input_kernel=free.U,
+            bias=free.bias,
             output=self.output,
             output_bias=self.output_bias,
             metric=WeightedL2(weights.detach()),
@@ -225,18 +258,20 @@ class ConvolutionalMonotone(Parameterization):
             P = CircularConvolution(centred_sum([start, symmetric]).detach(), grid=grid)
         return CircularConvolution(kernel, grid=grid), P
 
-    def _lipschitz_terms(self, gamma: float, lam: Tensor | None, per_channel: Tensor | None) -> list[Tensor]:
+    def _lipschitz_terms(
+        self, gamma: float, U: Tensor, lam: Tensor | None, per_channel: Tensor | None
+    ) -> list[Tensor]:
         """Kernels of the two upper bounds in Q_γ; see the module."""
         geometry = self.geometry
         dims = len(geometry.grid)
         readout = readout_bound(self.output, geometry) / (2 * gamma)
         terms = [pointwise(torch.diag(readout), dims)]
         if per_channel is not None:
-            terms.append(sampled_gram(_as_rows(per_channel, dims) * self.U, geometry) / (2 * gamma))
+            terms.append(sampled_gram(_as_rows(per_channel, dims) * U, geometry) / (2 * gamma))
         else:
             assert lam is not None
             largest = lam.flatten(1).amax(1).expand(geometry.channels)
-            kernel = _as_rows(largest, dims) * self.U
+            kernel = _as_rows(largest, dims) * U
             if geometry.stride == 1:  # ‖NC‖² from the smaller of the two products
                 product = symbol_of(gram(kernel), geometry.torus)
             else:
@@ -248,7 +283,7 @@ class ConvolutionalMonotone(Parameterization):
 
     def extra_repr(self) -> str:
         """Sizes and settings."""
-        parts = [super().extra_repr(), f"kernel_size={self.A.shape[-1]}", f"epsilon={self.epsilon:g}"]
+        parts = [super().extra_repr(), f"kernel_size={self.kernel_size}", f"epsilon={self.epsilon:g}"]
         if self.lipschitz is not None:
             parts.append(f"lipschitz={self.lipschitz:.4g}")
         if self.contraction_rate is not None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from contracting.errors import InputError
+from contracting.plots.style import BLUE, FULL_WIDTH, GREEN, ORANGE, PURPLE, SKY, VERMILION, finish
 from contracting.solve import Method, Stop, Trace, solve
 from equilibrium.convolution.layer import ConvolutionalLayer
 
@@ -21,16 +22,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FULL_WIDTH = 6.8  # inches
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#000000")
+_COLOURS = (BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, "#000000")
 _STYLES = ("-", "--", "-.", ":")
 
 
 def plot_filters(layer: ConvolutionalLayer) -> Figure:
     """The input kernel of every channel, first channel of the image, all on one scale that is symmetric about zero."""
-    kernels = layer.parameterization.U.detach()[:, 0]
+    kernels = layer.parameterization.U.detach()[:, 0].numpy()
     figure, panels = _panels(len(kernels), "Input filters, one per channel of the state")
-    top = float(kernels.abs().max())
+    top = float(abs(kernels).max())
     for channel, (axes, kernel) in enumerate(zip(panels, kernels, strict=True)):
         picture = axes.imshow(kernel, cmap="RdBu_r", vmin=-top, vmax=top)
         axes.set_title(f"{channel}", fontsize=7)
@@ -41,11 +41,11 @@ def plot_filters(layer: ConvolutionalLayer) -> Figure:
 @torch.no_grad()
 def plot_equilibrium(layer: ConvolutionalLayer, image: Tensor) -> Figure:
     """An image, (channels, height, width), and its equilibrium, every channel on one scale, zero border included."""
-    states = layer.as_image(layer.solve(image).z)
+    states = layer.as_image(layer.solve(image).z).numpy()
     figure, panels = _panels(len(states) + 1, "An image and its equilibrium")
-    panels[0].imshow(image[0], cmap="gray")
+    panels[0].imshow(image[0].numpy(), cmap="gray")
     panels[0].set_title("image", fontsize=7)
-    top = float(states.abs().max())
+    top = float(abs(states).max())
     for channel, (axes, state) in enumerate(zip(panels[1:], states, strict=True)):
         picture = axes.imshow(state, cmap="viridis", vmin=0, vmax=top)
         axes.set_title(f"{channel}", fontsize=7)
@@ -54,36 +54,38 @@ def plot_equilibrium(layer: ConvolutionalLayer, image: Tensor) -> Figure:
 
 
 @torch.no_grad()
-def plot_convergence(layer: ConvolutionalLayer, x: Tensor, methods: Mapping[str, Method], *, stop: Stop) -> Figure:
-    """Relative residual of the worst image against the applications of W, one curve per method, markers at checks.
+def plot_convergence(
+    layer: ConvolutionalLayer, x: Tensor, methods: Mapping[str, Method], axes: Axes, *, stop: Stop
+) -> Axes:
+    """Relative residual of the worst image against the applications of W, one curve per method.
 
     Args:
         layer: the network; all methods solve its equilibrium.
         x: images.
         methods: by the name in the legend.
+        axes: where to draw.
         stop: when a curve ends.
     """
     problem = layer.problem(x)
-    figure = matplotlib.figure.Figure(figsize=(FULL_WIDTH, 3.6), layout="constrained")
-    axes = figure.subplots()
     for index, (name, method) in enumerate(methods.items()):
         trace = Trace()
         solution = solve(problem, method, stop=stop, trace=trace, throw=False)
         final = max(1, int(solution.steps.max()))
-        worst = (
-            trace.residual.nan_to_num(0.0).amax(-1)
-            / layer.activation(problem.preactivation(solution.z)).norm(dim=-1).max()
-        )
+        scale = layer.activation(problem.preactivation(solution.z)).norm(dim=-1)
+        worst = (trace.residual.nan_to_num(0.0) / scale).amax(-1)
         work = [step * solution.map_evals / final for step in trace.steps.tolist()]
         colour = _COLOURS[index % len(_COLOURS)]
-        axes.semilogy(work, worst, _STYLES[index % len(_STYLES)], color=colour, label=name, linewidth=1.3)
+        axes.loglog(
+            work[1:], worst[1:], _STYLES[index % len(_STYLES)], color=colour, label=name, linewidth=1.5
+        )
     axes.axhline(stop.rtol or 0.0, color="0.6", linewidth=0.8)
-    axes.set_xlabel("applications of W or of its resolvent")
-    axes.set_ylabel("relative residual, worst image")
-    axes.set_title("Splittings and integrators reach the same equilibrium", fontsize=10)
-    axes.legend(fontsize=8, frameon=False)
-    axes.grid(True, which="major", linewidth=0.3)
-    return figure
+    finish(
+        axes,
+        x="applications of W or of its resolvent",
+        y="relative residual, worst image",
+        title="Splittings and integrators reach the same equilibrium",
+    )
+    return axes
 
 
 @torch.no_grad()
@@ -117,18 +119,18 @@ def animate_relaxation(
     final = layer.as_image(solution.z)[0]
     strongest = final.flatten(1).norm(dim=1).topk(min(channels, len(final))).indices
     figure, panels = _panels(len(strongest), "")
-    states = [layer.as_image(z)[0] for z in trace.z]
+    states = [layer.as_image(z)[0].numpy() for z in trace.z]
     top = float(final.abs().max())
     pictures = []
     for axes, channel in zip(panels, strongest.tolist(), strict=True):
         pictures.append(axes.imshow(states[0][channel], cmap="viridis", vmin=0, vmax=top))
         axes.set_title(f"channel {channel}", fontsize=7)
-    size = max(float(final.norm()), 1e-30)
+    size, reached = max(float(final.norm()), 1e-30), final.numpy()
 
     def draw(frame: int) -> list[Any]:
         for picture, channel in zip(pictures, strongest.tolist(), strict=True):
             picture.set_data(states[frame][channel])
-        away = float((states[frame] - final).norm()) / size
+        away = float((((states[frame] - reached) ** 2).sum()) ** 0.5) / size
         figure.suptitle(f"step {int(trace.steps[frame])}: relative distance to the equilibrium {away:.1e}", fontsize=9)
         return pictures
 
@@ -142,7 +144,8 @@ def animate_relaxation(
 
 
 def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
-    columns = min(8, count)
+    few = min(6, count)
+    columns = min(range(few, min(9, count) + 1), key=lambda k: (-count % k, -k))  # the fewest empty places
     rows = math.ceil(count / columns)
     figure = matplotlib.figure.Figure(figsize=(FULL_WIDTH, 0.5 + rows * FULL_WIDTH / columns), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)

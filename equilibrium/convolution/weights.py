@@ -54,7 +54,10 @@ class ConvolutionalWeights(NetworkWeights):
         return self.output.shape[0]
 
     def input_term(self, x: Tensor) -> Tensor:
-        return self.geometry.inject(x, self.input_kernel) + over_space(self.bias, self.geometry.grid)
+        # everything a solve computes is then laid out as products with W are fastest
+        return self.state.laid_out(self.geometry.inject(x, self.input_kernel)) + over_space(
+            self.bias, self.geometry.grid
+        )
 
     def readout(self, z: Tensor, x: Tensor) -> Tensor:
         return torch.nn.functional.linear(self.geometry.average(z), self.output, self.output_bias)

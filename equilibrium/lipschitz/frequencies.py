@@ -30,6 +30,7 @@ from contracting.errors import PreconditionError
 from contracting.frequencies import over_space, per_channel, symbol_of
 from contracting.linear import Dense
 from contracting.scaled import Scaled
+from contracting.transform import shares, spectrum
 from equilibrium.convolution.parameterization import sampled_gram
 from equilibrium.convolution.weights import ConvolutionalWeights
 from equilibrium.layers import EquilibriumLayer
@@ -126,14 +127,8 @@ def frequency_system(weights: ConvolutionalWeights) -> FrequencySystem:
         )
     W = symbol_of(as_double(convolution.kernel), grid)
     images = geometry.average_adjoint(as_double(weights.output)).reshape(-1, C, *grid)
-    dims = tuple(range(-len(grid), 0))
-    G = torch.fft.rfftn(images, dim=dims).flatten(2).permute(2, 1, 0)
-    columns = torch.arange(grid[-1] // 2 + 1)
-    once = (columns == 0) | (2 * columns == grid[-1])
-    share = torch.where(once, 1.0, 2.0).to(torch.float64).repeat(math.prod(grid[:-1])) / math.prod(grid)
-    return FrequencySystem(
-        A=torch.eye(C, dtype=torch.complex128) - W, Q=Q, G=G.contiguous(), share=share, fixed=fixed, start=start
-    )
+    G, share = spectrum(images, grid), shares(grid)
+    return FrequencySystem(A=torch.eye(C, dtype=torch.complex128) - W, Q=Q, G=G, share=share, fixed=fixed, start=start)
 
 
 def frequency_bound(weights: ConvolutionalWeights, *, steps: int = 30) -> LipschitzCertificate:

@@ -14,9 +14,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from contracting.errors import InputError
 from contracting.solve import Stop
 from equilibrium.checkpoints import load_reference
+from equilibrium.cifar import cifar10
 from equilibrium.convert import from_sequential
+from equilibrium.convolution import LBENConv2d, MetricShape
 from equilibrium.data import Dataset, digits, mnist, subset
 from equilibrium.experiment import Workspace
 from equilibrium.implicit import Implicit
@@ -43,6 +46,7 @@ from equilibrium.training import TrainingError, error_percent, last_complete_epo
 _EXACT = Stop(rtol=1e-8, atol=1e-12)
 _ATTACK = 1e-4  # relative tolerance of the float32 solves that an attack makes; what it finds is verified in float64
 _BATCH = 1000
+_PAIR_STEPS = 60
 
 
 class Kind(Enum):
@@ -64,6 +68,16 @@ class Images(Enum):
 
     MNIST = "mnist"
     DIGITS = "digits"
+    CIFAR10 = "cifar10"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolutions:
+    """The kernels of a network on images; fields as in ``LBENConv2d``."""
+
+    input_kernel_size: int
+    stride: int
+    pool: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +86,8 @@ class ModelSettings:
 
     Attributes:
         kind: what is trained.
-        hidden: n; a perceptron has two hidden layers and about as many parameters as an LBEN with n neurons.
+        hidden: n, or the channels of a network on images; a perceptron has two hidden layers and about as many
+            parameters as an LBEN with n neurons.
         lipschitz: γ, or None.
         contraction_rate: c, or None.
         epsilon: ε of the parameterisation.
@@ -90,6 +105,9 @@ class ModelSettings:
         attack_steps: gradients of the strong attack, per image.
         thorough: whether one constant is certified for every pair of classes, and the attained constant is searched
             in every way; otherwise one constant and one quick search.
+        convolutions: of an equilibrium network on images; None for a dense one.
+        shift: pixels by which training images are shifted at most.
+        strongly_attacked: the last so many test images are attacked by the strong attack; None for all.
     """
 
     kind: Kind
@@ -109,6 +127,9 @@ class ModelSettings:
     allowed: tuple[float, ...]
     attack_steps: int
     thorough: bool
+    convolutions: Convolutions | None = None
+    shift: int = 0
+    strongly_attacked: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +148,13 @@ class CheckpointSettings:
 
 @functools.cache
 def load_images(images: Images, data_dir: Path | None) -> Dataset:
-    """The data set; digits are divided in a small and fixed way."""
+    """The data set; digits are divided in a small and fixed way. CIFAR-10 needs its folder."""
     if images is Images.MNIST:
         return mnist(data_dir)
+    if images is Images.CIFAR10:
+        if data_dir is None:
+            raise InputError("CIFAR-10 needs the folder of its binary files: --cifar FOLDER")
+        return cifar10(data_dir)
     return subset(digits(), train=600, test=200)
 
 
@@ -145,6 +170,8 @@ def new_model(settings: ModelSettings, dataset: Dataset) -> nn.Module:
             # Newton's method finds an equilibrium within a few steps, or there may be none
             stop = dataclasses.replace(stop, max_steps=50)
             return EquilibriumLayer(Unconstrained(*sizes), stop=stop, backward=Implicit(stop=stop))
+        if settings.convolutions is not None:
+            return _on_images(settings, settings.convolutions, dataset, stop)
         return LBEN(
             *sizes,
             lipschitz=settings.lipschitz,
@@ -154,6 +181,25 @@ def new_model(settings: ModelSettings, dataset: Dataset) -> nn.Module:
             stop=stop,
             backward=Implicit(stop=stop),
         )
+
+
+def _on_images(settings: ModelSettings, convolutions: Convolutions, dataset: Dataset, stop: Stop) -> LBENConv2d:
+    colours, height, width = dataset.image_shape
+    return LBENConv2d(
+        colours,
+        settings.hidden,
+        dataset.classes,
+        image=(height, width),
+        input_kernel_size=convolutions.input_kernel_size,
+        stride=convolutions.stride,
+        pool=convolutions.pool,
+        lipschitz=settings.lipschitz,
+        contraction_rate=settings.contraction_rate,
+        epsilon=settings.epsilon,
+        metric=MetricShape.IDENTITY if settings.kind is Kind.MONDEQ else MetricShape.CHANNEL,
+        stop=stop,
+        backward=Implicit(stop=stop),
+    )
 
 
 def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -186,6 +232,7 @@ def run_model(settings: ModelSettings, workspace: Workspace, *, data_dir: Path |
             learning_rate=settings.learning_rate,
             temperature=settings.temperature,
             noise=settings.noise,
+            shift=settings.shift,
             seed=settings.seed,
             checkpoint=checkpoint,
             progress=workspace.progress,
@@ -302,7 +349,11 @@ def _fast_gradient(
 
 
 def _attained(layer: EquilibriumLayer, exact: _Exact, settings: ModelSettings) -> dict[str, Any]:
-    searches = (PatternSearch(), RegionWalk(), PairAscent()) if settings.thorough else (PatternSearch(rounds=1),)
+    searches: tuple[PatternSearch | RegionWalk | PairAscent, ...]
+    if settings.convolutions is not None:
+        searches = (PairAscent(steps=_PAIR_STEPS),)  # the others need matrices
+    else:
+        searches = (PatternSearch(), RegionWalk(), PairAscent()) if settings.thorough else (PatternSearch(rounds=1),)
     witness = attained_lipschitz(layer, exact.inputs, searches=searches, seed=settings.seed)
     return {"attained": witness.ratio, "attained_by": witness.method, "built_in": settings.lipschitz}
 
@@ -336,12 +387,14 @@ def _perturbations(
         # relative to z alone, float32 could not resolve an equilibrium close to zero
         model.stop = Stop(rtol=_attack_tolerance(model), atol=_ATTACK)
         model.backward = Implicit(stop=model.stop)
-    batches = math.ceil(len(exact.labels) / _BATCH)
+    rows = slice(None if settings.strongly_attacked is None else -settings.strongly_attacked, None)
+    inputs, labels = exact.inputs[rows], exact.labels[rows]
+    batches = math.ceil(len(labels) / _BATCH)
     with progress_bar(batches, "attacking", show=workspace.progress, place=workspace.place) as bar:
         return smallest_perturbation(
             model,
-            exact.inputs,
-            exact.labels,
+            inputs,
+            labels,
             bounds=exact.bounds,
             verify=judge,
             steps=settings.attack_steps,
@@ -357,12 +410,12 @@ def _robustness(
     """Curves over the attack sizes, and whether any attack succeeded inside a certified radius."""
     allowed = torch.tensor(settings.allowed, dtype=torch.float64)
     both = sizes.clone()
-    rows = slice(-len(smallest), None)
-    both[rows] = torch.minimum(both[rows], _tensor(smallest))
-    radius = radii["radius"]
+    common = min(len(smallest), len(sizes))
+    both[-common:] = torch.minimum(both[-common:], _tensor(smallest)[-common:])
+    radius = radii["radius"][-len(sizes) :]
     close = (both / radius)[radius > 0]
     return {
-        "certified_accuracy": accuracy_within(radius, allowed),
+        "certified_accuracy": accuracy_within(radii["radius"], allowed),
         "certified_accuracy_plain": accuracy_within(radii["plain_radius"], allowed),
         "attacked_accuracy": accuracy_within(sizes, allowed),
         "images": len(sizes),

@@ -95,7 +95,7 @@ def test_lost_rows_fail_alone_in_a_large_batch(moves: list[int]) -> None:
     assert (solution.status[lost] == Status.NONFINITE).all() and solution.z[lost].isnan().all()
     assert solution.converged[~lost].all()
     whole = solve(problem, PeacemanRachford(), stop=STOP)
-    assert (solution.z[~lost] - whole.z[~lost]).abs().max() <= 1e-9
+    assert (solution.z[~lost] - whole.z[~lost]).abs().max() <= 4e-9  # both are solved to 1e-9
 
 
 def test_rows_that_cannot_finish_in_time_say_so_wherever_they_are(moves: list[int]) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from contracting.errors import InputError
 from equilibrium import LBEN
 from equilibrium.data import digits, subset
-from equilibrium.training import TrainingError, error_percent, train
+from equilibrium.training import TrainingError, error_percent, shifted, train
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +171,28 @@ def test_any_classifier_can_be_trained(images):
     assert record.epochs[-1].loss < record.epochs[0].loss
     assert record.epochs[-1].solver_steps is None
     assert record.test_error == error_percent(model, images.test_inputs, images.test_labels)
+
+
+def test_shifts_move_images_by_whole_pixels_and_fill_with_background(images):
+    generator = torch.Generator().manual_seed(0)
+    inputs = images.train_inputs[:64]
+    background = float(images.normalization.normalize(torch.zeros(())))
+    moved = shifted(inputs, images, 1, generator).reshape(64, 8, 8)
+    seen = set()
+    for before, after in zip(inputs.reshape(64, 8, 8), moved, strict=True):
+        padded = torch.nn.functional.pad(before, [1] * 4, value=background)
+        fits = [(a, b) for a in range(3) for b in range(3) if torch.allclose(padded[a : a + 8, b : b + 8], after)]
+        assert fits
+        seen |= set(fits)
+    assert len(seen) == 9
+    assert torch.equal(shifted(inputs, images, 0, generator), inputs)
+
+
+def test_shifts_are_drawn_anew_and_repeat_with_the_seed(images):
+    records = [train(new_layer(), images, epochs=1, batch_size=64, shift=shift) for shift in (0, 1, 1)]
+    assert without_times(records[1]) == without_times(records[2]) != without_times(records[0])
+    with pytest.raises(InputError, match="shift"):
+        train(new_layer(), images, epochs=1, shift=-1)
 
 
 def test_a_checkpoint_of_another_model_is_refused_even_where_its_tensors_fit(images, tmp_path):
