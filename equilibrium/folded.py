@@ -20,7 +20,7 @@ from contracting.proximal import Reflection
 from contracting.solve import Iteration, State, Stop
 
 _BLOCK_BYTES = 640_000  # of the state of a block of rows; three such arrays are at work
-_CHECKS = 4  # in the number of steps that are predicted: a check costs as much as two steps, of a few rows as ten
+_CHECKS = 5  # in the number of steps that are predicted: a check costs as much as two steps, of a few rows as ten
 _FEWEST = 3  # steps between two checks
 _MOST = 100  # steps before the first check, however many are predicted
 _OVERSHOOT = 12  # where a solve takes long, one step in so many may be in vain
