@@ -7,6 +7,7 @@ weights give the same step, whatever was solved before.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -88,16 +89,22 @@ def sampled_decay(reflection: LinearMap) -> float:
     Args:
         reflection: 2K − I, or its transpose, which decays alike.
     """
-    generator = torch.Generator().manual_seed(0)
-    shape = (_SIGNS, reflection.size)
-    signs = (2 * torch.randint(0, 2, shape, generator=generator) - 1).to(reflection.dtype).to(reflection.device)
-    error = torch.randn(shape, generator=generator).to(reflection.dtype).to(reflection.device)
+    signs, error = _random_pattern(reflection.size, reflection.dtype, reflection.device)
     for _ in range(_SETTLING):
         error = reflection.apply(error * signs)
     start = torch.linalg.vector_norm(error, dim=-1)
     for _ in range(_WATCHED):
         error = reflection.apply(error * signs)
     return float((torch.linalg.vector_norm(error, dim=-1) / start).max()) ** (1 / _WATCHED)
+
+
+@functools.lru_cache(maxsize=8)
+def _random_pattern(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Signs of neurons and an error, each (patterns, n): the same in every call."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (_SIGNS, size)
+    signs = 2 * torch.randint(0, 2, shape, generator=generator) - 1
+    return signs.to(device, dtype), torch.randn(shape, generator=generator).to(device, dtype)
 
 
 def _length(columns: Tensor) -> Tensor:

@@ -165,6 +165,8 @@ class EquilibriumProblem:
 
     def detach(self) -> EquilibriumProblem:
         """The same problem cut from the autograd graph; remembered analyses of W are kept where W needs no gradient."""
+        if not any(t.requires_grad for t in self.tensors()):
+            return self
         linear = self.linear.detached
         return replace(
             self,

@@ -22,7 +22,7 @@ from contracting.solution import Solution, Stop, Trace
 if TYPE_CHECKING:
     from contracting.solve import Iteration, Method, State
 
-_SMALL = 256  # rows below which a smaller batch saves nothing
+_SMALL = 20_000  # entries of a state below which a smaller batch saves nothing
 _SHARE = 0.5  # of the rows at work may be running when the others leave
 
 Flags = NDArray[np.bool_]
@@ -139,7 +139,7 @@ class Rows:
     def _compact(self) -> None:
         """Let the finished rows leave the batch where that pays."""
         rows = len(self.running)
-        if not (self.any_running and self.iteration.separable and rows >= _SMALL):
+        if not (self.any_running and self.iteration.separable and rows * self.problem.size >= _SMALL):
             return
         index = np.flatnonzero(self.running)
         if len(index) > _SHARE * rows:

@@ -20,14 +20,16 @@ from contracting.proximal import Reflection
 from contracting.solve import Iteration, State, Stop
 
 _BLOCK_BYTES = 640_000  # of the state of a block of rows; three such arrays are at work
-_CHECKS = 8  # in the number of steps that the factor predicts
-_FEWEST = 3  # steps between two checks, since a check costs more than a step
+_CHECKS = 5  # in the number of steps that are predicted: a check costs as much as two steps, of a few rows as ten
+_FEWEST = 3  # steps between two checks
 _MOST = 100  # steps before the first check, however many are predicted
 _OVERSHOOT = 12  # where a solve takes long, one step in so many may be in vain
 _UNKNOWN = 5  # steps between two checks where nothing is predicted
-_FIRST_SHARE = 1.1  # of the steps that the sampled decay predicts, before the first check
-_SINGLE_SHARE = 1.2  # of the steps predicted down to the accuracy of float32: its steps cost a third
+_FIRST_SHARE = 1.2  # of the steps that the sampled decay predicts, before the first check
+_SINGLE_SHARE = 1.3  # of the steps predicted down to the accuracy of float32: its steps cost a third
 _SINGLE_FLOOR = torch.finfo(torch.float32).eps  # times 1 + ‖W‖: the residual that float32 reaches, and a little more
+
+Kernel = tuple[LinearMap, Tensor, Reflection]  # what a step of a block of rows needs
 
 
 def relaxed(factor: float | None, relaxation: float) -> float | None:
@@ -66,6 +68,7 @@ class FoldedIteration(Iteration):
         planned = planned_steps(expected, max(stop.rtol or 0.0, 1e-15)) or 0.0
         self._first_check = min(_MOST, round(_FIRST_SHARE * planned))
         self._single_offset: Tensor | None = None
+        self._kernels: dict[tuple[torch.dtype, int], Kernel] = {}
         self.map_evals += 1  # of the offset
 
     def _planned_single_steps(self, expected: float | None, stop: Stop) -> int:
@@ -129,8 +132,11 @@ class FoldedIteration(Iteration):
 
     def _run(self, dtype: torch.dtype, rows: slice, u: Tensor, steps: int) -> Tensor:
         """``steps`` steps of a block of rows in a precision."""
-        linear, offset, reflect = self._kernel(dtype, rows)
-        u, offset = linear.laid_out(u), linear.laid_out(offset)
+        key = dtype, rows.start
+        if key not in self._kernels:
+            self._kernels[key] = self._kernel(dtype, rows)
+        linear, offset, reflect = self._kernels[key]
+        u = linear.laid_out(u)
         reflected = torch.empty_like(u)
         for step in range(steps):
             reflect(u, out=reflected)
@@ -153,13 +159,14 @@ class FoldedIteration(Iteration):
         owner = self.flow.reflection
         return owner if dtype == owner.dtype else owner.remember("other precision", None, lambda: owner.to(dtype))
 
-    def _kernel(self, dtype: torch.dtype, rows: slice) -> tuple[LinearMap, Tensor, Reflection]:
+    def _kernel(self, dtype: torch.dtype, rows: slice) -> Kernel:
         flow, linear = self.flow, self._linear(dtype)
         offset = self._offset(dtype, linear)[rows]
         step = flow.step.to(dtype) if isinstance(flow.step, Tensor) else flow.step
         if self.relaxation != 1:
             linear, offset = linear.combined(self.relaxation, 0.0), self.relaxation * offset
         activation = flow.problem.activation.rows(rows)
+        offset = linear.laid_out(offset)
         return linear, offset, activation.with_tensors([t.to(dtype) for t in activation.tensors()]).reflection(step)
 
 

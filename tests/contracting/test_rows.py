@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from contracting import EquilibriumProblem, Stop, Trace, WeightedL2, solve
+from contracting import EquilibriumProblem, Stop, Trace, WeightedL2, rows, solve
 from contracting.activations import ReLU
 from contracting.errors import Status
 from contracting.linear import Dense
@@ -42,6 +42,7 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             seen.append(len(self.running))
 
     monkeypatch.setattr(Rows, "_compact", watched)
+    monkeypatch.setattr(rows, "_SMALL", 2_000)  # entries: the problems here are small
     return seen
 
 
