@@ -56,15 +56,16 @@ class Clamped(Activation):
         return Clamped(inner=self.inner.rows(index), free=self.free)
 
     def reflection(self, step: Step) -> Reflection:
-        inner, sign = self.inner.reflection(step), self.free
+        inner, free = self.inner.reflection(step), self.free
+        held = torch.nonzero(~free).flatten()
 
         def reflect(x: Tensor, out: Tensor | None = None) -> Tensor:
             # R_f of the indicator of {0} is −x
-            return (
-                torch.where(sign.to(x.device), inner(x), -x, out=out)
-                if out is not None
-                else torch.where(sign.to(x.device), inner(x), -x)
-            )
+            if out is None:
+                return torch.where(free.to(x.device), inner(x), -x)
+            where = held.to(x.device)
+            negative = -x.index_select(-1, where)
+            return inner(x, out=out).index_copy_(-1, where, negative)
 
         return reflect
 

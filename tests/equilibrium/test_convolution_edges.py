@@ -8,9 +8,13 @@ import io
 import pytest
 import torch
 
+from contracting.activations import ReLU, Tanh
+from contracting.clamped import zero_border
 from contracting.convolution import CircularConvolution
 from contracting.errors import Status
+from contracting.proximal import Activation
 from contracting.solve import Stop, solve
+from contracting.transform import by_neuron
 from equilibrium import PeacemanRachford, SemismoothNewton
 from equilibrium.convolution import LBENConv2d, MetricShape
 from equilibrium.lipschitz import certified_lipschitz
@@ -104,3 +108,16 @@ def test_the_tolerance_of_a_solve_is_kept_in_both_precisions() -> None:
         problem = solution.problem
         residual = problem.residual(solution.z).norm(dim=-1) / problem.map(solution.z).norm(dim=-1)
         assert float(residual.max()) <= rtol * 1.01
+
+
+@pytest.mark.parametrize("inner", [ReLU(), Tanh()])
+def test_the_reflection_of_a_clamped_activation_in_both_layouts(inner: Activation) -> None:
+    activation = zero_border(inner, channels=2, grid=(4, 3), border=1)
+    x = torch.randn(5, 24, dtype=torch.float64)
+    expected = 2 * activation.prox(x, 0.7) - x
+    reflect = activation.reflection(0.7)
+    for rows in (x, by_neuron(x)):
+        assert torch.allclose(reflect(rows), expected, atol=1e-12)
+        out = torch.empty_like(rows)
+        assert torch.allclose(reflect(rows, out=out), expected, atol=1e-12)
+        assert torch.allclose(out, expected, atol=1e-12)
