@@ -18,6 +18,7 @@ DEMOS = sorted((ROOT / "demos").glob("*.py"))
 ALSO = {
     "compare_solvers": ["--solvers", "PeacemanRachford,SemismoothNewton,DormandPrince,torchdiffeq-rk4"],
     "contraction_cost": ["--seeds", "1", "--hidden", "8"],
+    "convolution": ["--models", "lben", "--jobs", "1"],  # all of them: tests/equilibrium/test_convolution_study.py
 }
 
 

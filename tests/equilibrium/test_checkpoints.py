@@ -300,8 +300,8 @@ def test_a_lipschitz_bounded_convolution_is_not_taken_for_an_unbounded_one(tmp_p
     """Its tensors have the same names and shapes; only the place of the readout tells them apart."""
     path = _convolutional_file(tmp_path / "model.pt", torch.zeros(1, 1, 1, 1))
     content = torch.load(path, weights_only=True)
-    for name in ("Wout.weight", "Wout.bias"):
-        content["mon.linear_module." + name] = content.pop(name)
+    for key in ("Wout.weight", "Wout.bias"):
+        content["mon.linear_module." + key] = content.pop(key)
     torch.save(content, path)
     for gamma in (None, 1.0):
         with pytest.raises(InputError, match="Lipschitz-bounded convolutional"):
