@@ -107,7 +107,8 @@ def run_tasks(
         Results and times.
 
     Raises:
-        InputError: if two tasks have one name, or the folder holds tasks of these names with other settings.
+        InputError: if two tasks have one name, a name is not that of a folder, or the folder holds tasks of these names
+            with other settings.
         TaskError: if a task raised an error of this library or its process died; any other exception of a task gets
             through, with a note that names the task.
         MissingExtraError: with ``progress`` but without tqdm, the extra ``cli``.
@@ -116,6 +117,9 @@ def run_tasks(
     names = [task.name for task in tasks]
     if len(set(names)) != len(names):
         raise InputError(f"tasks must have different names, got {', '.join(names)}")
+    for name in names:
+        if Path(name).name != name:
+            raise InputError(f"a task is named after its folder: {name!r} must be a plain name, without separators")
     root = output_directory(folder)
     folders = [_claim(root, task) for task in tasks]
     run = _in_this_process if jobs == 1 else _in_processes

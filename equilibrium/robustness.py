@@ -8,6 +8,7 @@ each verified here by a solve of its own. No attack may succeed inside a certifi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -232,7 +233,7 @@ def smallest_perturbation(
     _checked_rows(inputs, labels)
     checks.whole_number("steps", steps)
     _checked_bounds(inputs, bounds)
-    kind = next(model.parameters())
+    kind = _kind(model, inputs)
     classes = _outputs(model, inputs[:1].to(kind)).shape[-1]
     _checked_labels(labels, classes)
     if classes < 2:
@@ -269,7 +270,7 @@ def _foolbox() -> ModuleType:
 
 
 def _wrapped(foolbox: ModuleType, call: nn.Module, bounds: tuple[float, float]) -> Any:
-    return foolbox.PyTorchModel(call, bounds=bounds, device=next(call.parameters()).device)
+    return foolbox.PyTorchModel(call, bounds=bounds, device=_kind(call, torch.empty(())).device)
 
 
 class _Attacked(nn.Module):
@@ -296,9 +297,14 @@ class _Attacked(nn.Module):
         self._before.close()
 
 
+def _kind(model: nn.Module, otherwise: Tensor) -> Tensor:
+    """A tensor of the precision and on the device of a model; a model without any takes what it is given."""
+    return next(itertools.chain(model.parameters(), model.buffers()), otherwise)
+
+
 @torch.no_grad()
 def _classes(call: nn.Module, inputs: Tensor) -> Tensor:
-    outputs: Tensor = call(inputs.to(next(call.parameters())))
+    outputs: Tensor = call(inputs.to(_kind(call, inputs)))
     return outputs.argmax(-1)
 
 

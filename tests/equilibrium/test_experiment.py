@@ -122,6 +122,8 @@ def test_damaged_files_and_double_names_are_refused(tmp_path):
     task = Task(name="a", settings=Sum(1), run=add)
     with pytest.raises(InputError, match="different names"):
         run_tasks([task, task], tmp_path)
+    with pytest.raises(InputError, match="separators"):
+        run_tasks([Task(name="../a", settings=Sum(1), run=add)], tmp_path)
     run_tasks([task], tmp_path)
     (tmp_path / "a" / "result.step.json").write_text("{")
     with pytest.raises(TaskError, match="a: .*remove it to compute it again"):

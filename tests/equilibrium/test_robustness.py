@@ -234,3 +234,13 @@ def test_an_attack_leaves_every_mode_and_every_gradient_as_it_was(trained):
     assert before == ([module.training for module in model.modules()], [p.requires_grad for p in model.parameters()])
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(first.sizes, again.sizes)  # the automatic temperature too is taken without dropout
+
+
+def test_a_model_without_parameters_can_be_attacked():
+    class Sides(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack((x[:, 0], -x[:, 0]), -1)
+
+    x = torch.tensor([[1.0, 0.0], [-2.0, 0.5]], dtype=torch.float64)
+    found = smallest_perturbation(Sides(), x, torch.tensor([0, 1]), bounds=(-5.0, 5.0), steps=100)
+    assert torch.allclose(found.sizes, torch.tensor([1.0, 2.0], dtype=found.sizes.dtype), rtol=0.02)
