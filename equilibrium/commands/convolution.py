@@ -21,7 +21,7 @@ from equilibrium.convolution import LBENConv2d
 from equilibrium.data import Dataset
 from equilibrium.implicit import Implicit
 from equilibrium.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
-from equilibrium.studies.classifiers import Images, load_images, new_model
+from equilibrium.studies.models import Images, load_images, new_model
 from equilibrium.studies.robustness import Plan, catalogue, run_experiment
 from equilibrium.training import last_complete_epoch
 

@@ -12,7 +12,7 @@ from contracting import checks
 from contracting.errors import InputError
 from equilibrium.artifacts import output_directory, plain, write_figure, write_json, write_text
 from equilibrium.commands.common import DPI, aligned, draw_figures, number, report
-from equilibrium.studies.classifiers import Images
+from equilibrium.studies.models import Images
 from equilibrium.studies.robustness import CHECKPOINTS, PAPER_ERROR, Plan, run_experiment
 
 _SHOWN_SIZES = (1.5, 3.0, 5.0, 8.0)  # of the fast-gradient columns, the nearest of those that were tried

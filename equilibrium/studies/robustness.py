@@ -15,15 +15,8 @@ from typing import Any
 from contracting.errors import InputError
 from equilibrium.artifacts import environment
 from equilibrium.experiment import Outcome, Task, run_tasks
-from equilibrium.studies.classifiers import (
-    CheckpointSettings,
-    Convolutions,
-    Images,
-    Kind,
-    ModelSettings,
-    run_checkpoint,
-    run_model,
-)
+from equilibrium.studies.classifiers import run_checkpoint, run_model
+from equilibrium.studies.models import CheckpointSettings, Convolutions, Images, Kind, ModelSettings
 
 LIPSCHITZ = (0.1, 0.2, 0.3, 0.4, 0.5, 0.8, 1.0, 5.0)
 """The constants γ of the paper."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from equilibrium import cli
 from equilibrium.convolution import LBENConv2d, MetricShape
-from equilibrium.studies.classifiers import Images, Kind, load_images, new_model
+from equilibrium.studies.models import Images, Kind, load_images, new_model
 from equilibrium.studies.robustness import Plan, catalogue
 
 MODELS = ("lipschitz-1", "lben", "mondeq")

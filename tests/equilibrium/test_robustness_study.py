@@ -13,7 +13,8 @@ from equilibrium import EquilibriumLayer, Unconstrained, cli
 from equilibrium.commands import mnist_robustness
 from equilibrium.experiment import Workspace
 from equilibrium.studies import classifiers
-from equilibrium.studies.classifiers import Images, Kind, load_images, new_model, run_model
+from equilibrium.studies.classifiers import run_model
+from equilibrium.studies.models import Images, Kind, load_images, new_model
 from equilibrium.studies.robustness import CHECKPOINTS, LIPSCHITZ, PAPER_ERROR, SIZES, Plan, catalogue
 from equilibrium.studies.square_wave import WaveSettings, fit, shown_points, square_wave
 from equilibrium.training import TrainingError
