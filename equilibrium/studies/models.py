@@ -1,4 +1,4 @@
-"""The models of the robustness experiments: their settings, the images they classify, and the models before training."""
+"""The models of the robustness experiments: settings, the images they classify, and the models before training."""
 
 from __future__ import annotations
 
