@@ -93,7 +93,10 @@ class FoldedIteration(Iteration):
         # one step from u = 0, where R_f u = 0 too: it costs nothing, and took no more steps on any checkpoint
         dtype = torch.float32 if self._single_steps else start.dtype
         with torch.no_grad():
-            stepped = self._offset(dtype, self._linear(dtype)).to(start.dtype)
+            stepped = self._offset(dtype, self._linear(dtype))
+            if dtype == start.dtype:
+                return (stepped,)
+            stepped = stepped.to(start.dtype)
             return (torch.where(torch.isfinite(stepped).all(-1, keepdim=True), stepped, start),)
 
     def step(self, state: State) -> State:
