@@ -373,7 +373,9 @@ class _Case:
             trace = Trace()
             solution = solve(self.problem, exact, stop=self.timing.stop(tolerance), trace=trace, throw=False)
             relative = trace.residual / scale
-        return curve, _late_factor(trace.steps, relative[:, solution.steps.argmax()])
+        # of the rows that were at work to the last check, the one that is farthest from done
+        slowest = torch.where(solution.steps == solution.steps.max(), solution.relative_residual, -1.0).argmax()
+        return curve, _late_factor(trace.steps, relative[:, slowest])
 
 
 def _in_one_precision(method: Method, problem: EquilibriumProblem) -> Method:

@@ -106,7 +106,7 @@ def lipschitz_system(
         slopes=slopes,
         errors=(torch.zeros_like(U), torch.zeros_like(C), torch.zeros_like(D)),
         metric=None if weights.metric is None else as_double(weights.metric.weights),
-        claimed=None if weights.lipschitz is None else float(weights.lipschitz.detach()),
+        claimed=None if weights.lipschitz is None else float(torch.as_tensor(weights.lipschitz).detach()),
     )
     if following is not None:
         rows = _matrix("following", following)

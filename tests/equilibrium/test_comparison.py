@@ -107,7 +107,7 @@ def test_no_step_is_slower_than_predicted(comparison):
 
 
 def test_measured_factor_is_that_of_the_slowest_row(layer, inputs, comparison):
-    solution = layer.solve(inputs, ForwardBackward(), stop=Stop(rtol=1e-10))
+    solution = layer.solve(inputs, ForwardBackward(), stop=Stop(rtol=1e-10, check_every=1))
     slowest = inputs[solution.steps.argmax()][None]
     alone = compare(layer, slowest, {"ForwardBackward": ForwardBackward()}, (1e-10,), repeats=1)
     expected = alone.solver("ForwardBackward").measured_factor
