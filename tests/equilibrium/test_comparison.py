@@ -111,7 +111,8 @@ def test_measured_factor_is_that_of_the_slowest_row(layer, inputs, comparison):
     slowest = inputs[solution.steps.argmax()][None]
     alone = compare(layer, slowest, {"ForwardBackward": ForwardBackward()}, (1e-10,), repeats=1)
     expected = alone.solver("ForwardBackward").measured_factor
-    assert comparison.solver("ForwardBackward").measured_factor == pytest.approx(expected, rel=1e-6)
+    # the last residuals are close to rounding; other rows have factors that differ by 1e-3 and more
+    assert comparison.solver("ForwardBackward").measured_factor == pytest.approx(expected, rel=1e-4)
 
 
 def test_curves_end_where_the_measurements_do(comparison):
