@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -90,13 +92,14 @@ def test_lost_rows_fail_alone_in_a_large_batch(moves: list[int]) -> None:
     q = problem.q.clone()
     q[::3, 0] = float("nan")
     broken = EquilibriumProblem(linear=problem.linear, q=q, activation=ReLU(), metric=problem.metric)
-    solution = solve(broken, PeacemanRachford(), stop=STOP, throw=False)
+    tight = replace(STOP, atol=2e-10)  # two solutions may differ by more than the residual of each
+    solution = solve(broken, PeacemanRachford(), stop=tight, throw=False)
     lost = torch.zeros(BATCH, dtype=torch.bool)
     lost[::3] = True
     assert (solution.status[lost] == Status.NONFINITE).all() and solution.z[lost].isnan().all()
     assert solution.converged[~lost].all()
-    whole = solve(problem, PeacemanRachford(), stop=STOP)
-    assert (solution.z[~lost] - whole.z[~lost]).abs().max() <= 4e-9  # both are solved to 1e-9
+    whole = solve(problem, PeacemanRachford(), stop=tight)
+    assert (solution.z[~lost] - whole.z[~lost]).abs().max() <= 1e-9
 
 
 def test_rows_that_cannot_finish_in_time_say_so_wherever_they_are(moves: list[int]) -> None:
