@@ -3,7 +3,8 @@
 ‖z − σ(Wz + q)‖/‖σ(Wz + q)‖ of the worst row is computed here in float64 for everybody; whoever does not get there is
 reported as failed. Everybody is timed in turn, on the same number of threads; what depends on the weight alone (bounds,
 step, inverse, trials of a step) is set-up and reported apart. Other libraries are given the best of a small sweep of
-their settings, which costs them nothing. "bare" are the matrix products of our own iterations and nothing else.
+their settings, which costs them nothing. "bare" are the matrix products of our own iterations and nothing else,
+"bare-with-checks" has the products of the checks too.
 
 Without --checkpoints a network is trained on the bundled digits; without the environment that make_rivals.sh makes, the
 other libraries are reported as not installed. --small is a version of seconds.
@@ -16,7 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,18 @@ import torch
 from cases import Network, accepted, networks, true_residual
 from timing import Timer, Times, in_turn, timer
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from contracting.linear import Dense
 from contracting.problem import EquilibriumProblem
-from contracting.solve import Iteration, Method, Stop, solve
+from contracting.solve import Method, Stop, solve
 from equilibrium.artifacts import environment, output_directory, write_figure, write_json, write_text
 from equilibrium.automatic import Automatic
 from equilibrium.newton import SemismoothNewton
 from equilibrium.splitting import DouglasRachford, PeacemanRachford
 
-DEFAULT, SPLITTING, BARE = "default", "PeacemanRachford", "bare"
+DEFAULT, SPLITTING = "default", "PeacemanRachford"
+BARE, CHECKED = "bare", "bare-with-checks"
 HALVED, ORACLE = "reference", "reference-oracle"
 NEWTON = "SemismoothNewton"
 NEWTON_ROWS = 128  # it keeps an n × n matrix per row
@@ -84,45 +87,50 @@ class Case:
         mine, its = self.seconds(DEFAULT, clock), self.seconds(name, clock)
         if mine is None or its is None:
             return None
-        return mine / its if name == BARE else its / mine
+        return mine / its if name in (BARE, CHECKED) else its / mine
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recorded(PeacemanRachford):
-    """Peaceman–Rachford, which writes down every product it takes: precision, rows and steps of each block."""
+class Products(TorchDispatchMode):
+    """Writes down every matrix product: precision, rows and where the matrix is."""
 
-    products: list[tuple[torch.dtype, int, int]] = field(default_factory=list, compare=False)
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[torch.dtype, int, int]] = []
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
-        iteration: Any = super().bind(problem, stop)
-        run = iteration._run
-
-        def recorded(dtype: torch.dtype, rows: slice, u: Tensor, steps: int) -> Tensor:
-            self.products.append((dtype, len(u), steps))
-            return run(dtype, rows, u, steps)
-
-        iteration._run = recorded
-        return iteration
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.addmm, torch.ops.aten.mm):
+            values, matrix = args[-2:]
+            self.seen.append((values.dtype, len(values), matrix.data_ptr()))
+        return func(*args, **(kwargs or {}))
 
 
-def bare_products(problem: EquilibriumProblem, stop: Stop) -> tuple[Callable[[], None], int]:
-    """The products of the iterations that the default solver takes, without checks, and how many steps that was."""
-    method = Recorded()
-    solution = solve(problem, method, stop=stop, throw=False)
-    reflection = problem.linear.reflection(problem.reflected_step("the benchmark").step).to_dense()
-    most = max((rows for _, rows, _ in method.products), default=0)
+def bare_products(problem: EquilibriumProblem, stop: Stop, *, checks: bool) -> tuple[Callable[[], None], int]:
+    """The products of the iterations that the default solver takes, and how many steps that was.
+
+    Args:
+        problem: what it solves.
+        stop: how far.
+        checks: include the products with W itself, those of the checks.
+    """
+    solve(problem, PeacemanRachford(), stop=stop, throw=False)  # so that all that depends on the weight is known
+    with Products() as products:
+        solution = solve(problem, PeacemanRachford(), stop=stop, throw=False)
+    weight = problem.linear.to_dense().data_ptr()
+    taken = [(dtype, rows) for dtype, rows, matrix in products.seen if checks or matrix != weight]
+    if len(taken) < int(solution.steps.max()):
+        raise SystemExit("fewer products than steps were seen: the bare products would be too few")
+    most = max(rows for _, rows in taken)
+    n = problem.size
     # in the layout in which a product takes least time
-    matrices = {dtype: reflection.to(dtype).mT.contiguous() for dtype, _, _ in method.products}
-    inputs = {dtype: torch.rand(most, problem.size, dtype=dtype) for dtype in matrices}
+    matrices = {dtype: torch.rand(n, n, dtype=dtype) for dtype, _ in taken}
+    inputs = {dtype: torch.rand(most, n, dtype=dtype) for dtype in matrices}
     outputs = {dtype: torch.empty_like(values) for dtype, values in inputs.items()}
 
-    def products() -> None:
-        for dtype, rows, steps in method.products:
-            matrix, values, out = matrices[dtype], inputs[dtype][:rows], outputs[dtype][:rows]
-            for _ in range(steps):
-                torch.mm(values, matrix, out=out)
+    def products_alone() -> None:
+        for dtype, rows in taken:
+            torch.mm(inputs[dtype][:rows], matrices[dtype], out=outputs[dtype][:rows])
 
-    return products, int(solution.steps.max())
+    return products_alone, int(solution.steps.max())
 
 
 class Arena:
@@ -168,8 +176,9 @@ class Arena:
         if choice.method != OURS[SPLITTING]:
             self.enter(Contestant(name=BARE, failure=f"the default is {choice.method}: {choice.reason}"), None, None)
             return
-        products, steps = bare_products(self.problem, self.stop)
-        self.enter(Contestant(name=BARE, iterations=steps), None, timer(products))
+        for name in (BARE, CHECKED):
+            products, steps = bare_products(self.problem, self.stop, checks=name == CHECKED)
+            self.enter(Contestant(name=name, iterations=steps), None, timer(products))
 
     def enter_reference(self) -> None:
         started = time.perf_counter()
@@ -249,16 +258,17 @@ def table(cases: list[Case], clock: str) -> str:
     for dtype, target in dict.fromkeys((case.dtype, case.target) for case in cases):
         lines += [
             f"{dtype}, true relative residual {target:g}: {clock} time of the default solver, its ratio to the bare "
-            "products of its own iterations, and the time of each other divided by the default's",
+            "products of its own iterations, without and with those of its checks, and the time of each other divided "
+            "by the default's",
             "",
-            f"| network | rows | default (ms) | / bare | {' | '.join(COLUMNS)} |",
-            "|---" * (4 + len(COLUMNS)) + "|",
+            f"| network | rows | default (ms) | / bare | / bare with checks | {' | '.join(COLUMNS)} |",
+            "|---" * (5 + len(COLUMNS)) + "|",
         ]
         for case in cases:
             if (case.dtype, case.target) == (dtype, target):
                 mine = case.seconds(DEFAULT, clock)
                 cells = [case.network, str(case.rows), _failed(case, DEFAULT) if mine is None else f"{1e3 * mine:.3g}"]
-                cells += [_cell(case, name, clock) for name in (BARE, *COLUMNS)]
+                cells += [_cell(case, name, clock) for name in (BARE, CHECKED, *COLUMNS)]
                 lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     return "\n".join([*lines, *verdict(cases, clock)]) + "\n"
@@ -284,8 +294,9 @@ def verdict(cases: list[Case], clock: str) -> list[str]:
         for label, prefix in (("torchdiffeq's best", "torchdiffeq"), ("torchdeq's best", "torchdeq"), (ORACLE, ORACLE)):
             best = [min(found) for case in some if (found := _ratios(case, prefix, clock))]
             parts.append(f"{label} {min(best):.3g}× (on {len(best)} of {len(some)})" if best else f"{label} –")
-        bare = [ratio for case in some if (ratio := case.ratio(BARE, clock)) is not None]
-        parts.append(f"default / bare at most {max(bare):.3g}" if bare else "default / bare –")
+        for name in (BARE, CHECKED):
+            bare = [ratio for case in some if (ratio := case.ratio(name, clock)) is not None]
+            parts.append(f"default / {name} at most {max(bare):.3g}" if bare else f"default / {name} –")
         lines.append(f"float64, 1e-6, {rows} rows, least favourable network: {', '.join(parts)}")
     return lines
 
@@ -374,9 +385,10 @@ def _line(case: Case, clock: str) -> str:
         prefix: f"{min(found):.3g}×" if (found := _ratios(case, prefix, clock)) else "–"
         for prefix in (ORACLE, "torchdiffeq", "torchdeq")
     }
-    bare = case.ratio(BARE, clock) or math.nan
+    bare, checked = (case.ratio(name, clock) or math.nan for name in (BARE, CHECKED))
     return (
-        f"{case.network}, {case.rows} rows, {case.dtype}, {case.target:g}: {shown}, {bare:.3g} times the products; "
+        f"{case.network}, {case.rows} rows, {case.dtype}, {case.target:g}: {shown}, "
+        f"{bare:.3g} times the products ({checked:.3g} with those of the checks); "
         + ", ".join(f"{name} {value}" for name, value in best.items())
     )
 

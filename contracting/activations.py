@@ -117,6 +117,7 @@ class Arctan(Curved):
 class Identity(PiecewiseLinear):
     """σ(v) = v, f = 0: prox_{αf}(x) = x."""
 
+    homogeneous = True
     _interval = (1.0, 1.0)
 
     def _prox(self, x: Tensor, step: Step) -> Tensor:
@@ -130,14 +131,36 @@ class Identity(PiecewiseLinear):
 class ReLU(PiecewiseLinear):
     """σ(v) = max(v, 0), f the indicator of [0, ∞): prox_{αf} = σ for every α. At 0 the derivative is 0."""
 
+    homogeneous = True
+
     def reflection(self, step: Step) -> Reflection:
         return _absolute
+
+    def reflection_from(self, base: Tensor, size: Tensor | None, step: Step, dtype: torch.dtype) -> Reflection:
+        # with e = ±d, the sign that of x: |x + d| − |x| is e as long as x + d has that sign, and −2|x| − e beyond
+        scaled = (base if size is None else base / size).to(dtype)
+        sign = torch.copysign(scaled.new_ones(()), scaled)
+        twice = scaled.abs_().mul_(-2)
+        beyond = torch.empty_like(twice)
+
+        def change(d: Tensor, out: Tensor) -> Tensor:
+            torch.mul(d, sign, out=out)
+            return torch.maximum(out, torch.sub(twice, out, out=beyond), out=out)
+
+        return change
 
     def _prox(self, x: Tensor, step: Step) -> Tensor:
         return torch.relu(x)
 
     def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
         return (x > 0).to(x.dtype)
+
+
+def _multiplication(factor: Tensor) -> Reflection:
+    def multiply(x: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.mul(factor, x, out=out)
+
+    return multiply
 
 
 def _absolute(x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -209,6 +232,7 @@ class LeakyReLU(PiecewiseLinear):
     prox_{αf}(x) = x if x > 0 else ax / (α + (1 − α)a).
     """
 
+    homogeneous = True
     negative_slope: float = 0.01
 
     def __post_init__(self) -> None:
@@ -243,6 +267,7 @@ class Slope(PiecewiseLinear):
         InputError: if slopes is no floating-point tensor of one or two dimensions.
     """
 
+    homogeneous = True
     values: Tensor
 
     def __init__(self, *, slopes: Tensor):
@@ -278,12 +303,10 @@ class Slope(PiecewiseLinear):
         return self if self.values.ndim == 1 else Slope(slopes=self.values[index])
 
     def reflection(self, step: Step) -> Reflection:
-        factor = 2 * self._ratio(step) - 1
+        return _multiplication(2 * self._ratio(step) - 1)
 
-        def reflect(x: Tensor, out: Tensor | None = None) -> Tensor:
-            return torch.mul(factor, x, out=out)
-
-        return reflect
+    def reflection_from(self, base: Tensor, size: Tensor | None, step: Step, dtype: torch.dtype) -> Reflection:
+        return _multiplication((2 * self._ratio(step) - 1).to(dtype))
 
     def _prox(self, x: Tensor, step: Step) -> Tensor:
         return self._ratio(step) * x

@@ -40,6 +40,7 @@ class Clamped(Activation):
         if not isinstance(self.free, Tensor) or self.free.dtype != torch.bool or self.free.ndim != 1:
             raise InputError("free must be a bool tensor of shape (n,)")
         object.__setattr__(self, "piecewise_linear", self.inner.piecewise_linear)
+        object.__setattr__(self, "homogeneous", self.inner.homogeneous)
 
     @property
     def slopes(self) -> tuple[float, float]:
@@ -56,7 +57,13 @@ class Clamped(Activation):
         return Clamped(inner=self.inner.rows(index), free=self.free)
 
     def reflection(self, step: Step) -> Reflection:
-        inner, free = self.inner.reflection(step), self.free
+        return self._holding(self.inner.reflection(step))
+
+    def reflection_from(self, base: Tensor, size: Tensor | None, step: Step, dtype: torch.dtype) -> Reflection:
+        return self._holding(self.inner.reflection_from(base, size, step, dtype))
+
+    def _holding(self, inner: Reflection) -> Reflection:
+        free = self.free
         held = torch.nonzero(~free).flatten()
 
         def reflect(x: Tensor, out: Tensor | None = None) -> Tensor:

@@ -63,8 +63,12 @@ class BoundFlow(VectorField):
 
     def with_input(self, q: Tensor) -> Self:
         """The same flow, with the same step and what is known of it, under another input q, (batch, n)."""
+        return self.on(replace(self.problem, q=q))
+
+    def on(self, problem: EquilibriumProblem) -> Self:
+        """The same flow on a problem with the same weight and metric."""
         flow = copy.copy(self)
-        flow.problem = replace(self.problem, q=q)
+        flow.problem = problem
         return flow
 
     @property
@@ -372,7 +376,7 @@ class BoundPeacemanRachford(BoundSplitting):
     @property
     def offset(self) -> Tensor:
         """2K(αq), the part of R_A(h) = (2K − I)h + 2K(αq) that does not change; 2K = (2K − I) + I."""
-        return self._once("offset", lambda: self.reflection.affine(scaled := self.init_at_zero(), scaled))
+        return self._once("offset", lambda: self.reflection.affine(scaled := self.step * self.problem.q, scaled))
 
     def _once(self, what: str, compute: Callable[[], T]) -> T:
         """Compute once, and a second time where that was without a graph and one is recorded now."""
@@ -396,10 +400,6 @@ class BoundPeacemanRachford(BoundSplitting):
         # at the equilibrium v − z ∈ ∂f(z) for v = Wz + q, and u − z ∈ α∂f(z)
         return z + self.step * (self.problem.preactivation(z) - z)
 
-    def init_at_zero(self) -> Tensor:
-        """``init`` of z = 0, without a product."""
-        return self.step * self.problem.q
-
     def read(self, state: Tensor) -> Tensor:
         return self.problem.activation.prox(state, self.step)
 
@@ -410,8 +410,8 @@ class BoundPeacemanRachford(BoundSplitting):
     def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
         return self.reflection.apply((2 * self.problem.activation.prox_derivative(state, self.step) - 1) * direction)
 
-    def with_input(self, q: Tensor) -> Self:
-        flow = super().with_input(q)
+    def on(self, problem: EquilibriumProblem) -> Self:
+        flow = super().on(problem)
         flow._computed = {what: kept for what, kept in self._computed.items() if what != "offset"}
         return flow
 

@@ -32,6 +32,8 @@ class Activation(ABC):
 
     piecewise_linear: ClassVar[bool] = False
     """Whether σ is piecewise linear, so that σ' is piecewise constant and carries no autograd graph in v."""
+    homogeneous: ClassVar[bool] = False
+    """Whether σ(tv) = tσ(v) for every t > 0."""
     _interval: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def __call__(self, v: Tensor) -> Tensor:
@@ -71,6 +73,25 @@ class Activation(ABC):
             return torch.sub(2 * self._prox(x, step), x, out=out)
 
         return reflect
+
+    def reflection_from(self, base: Tensor, size: Tensor | None, step: Step, dtype: torch.dtype) -> Reflection:
+        """d ↦ (R_f(x + s·d) − R_f(x))/s as a function (d, out) in a lower precision, as accurate as d is.
+
+        Args:
+            base: x, (batch, n), in the precision of the problem.
+            size: s, (batch, 1), powers of two; None for ones.
+            step: as for ``prox``.
+            dtype: of d and of the result.
+        """
+        reflect = self.reflection(step)
+        start = reflect(base)
+
+        def change(d: Tensor, out: Tensor) -> Tensor:
+            if size is None:
+                return out.copy_(reflect(base + d).sub_(start))
+            return out.copy_(reflect(torch.addcmul(base, size, d.to(base.dtype))).sub_(start).div_(size))
+
+        return change
 
     @property
     def slopes(self) -> tuple[float, float]:

@@ -54,7 +54,7 @@ class Rows:
         self.whole, self.problem, self.stop, self.method = problem, problem, stop, method
         self.iteration: Iteration = method.bind(problem, stop)
         self.iteration.cold_start = z0 is None
-        self.state: State = self.iteration.init(problem.zeros() if z0 is None else z0)
+        self.state: State = self.iteration.init(_zeros(problem) if z0 is None else z0)
         self.place: Numbers | None = None  # of each row at work in the whole batch; None: all are there, in order
         self.answers: _Answers | None = None
         self.checks = 0
@@ -69,17 +69,19 @@ class Rows:
             self.check(self.state, 0)
 
     @torch.no_grad()
-    def assess(self, z: Tensor) -> tuple[Numbers, Numbers]:
-        """Residual norm and its scale ‖σ(Wz + q)‖ of the rows at work, each (rows,)."""
-        image = self.problem.map(z)
-        sizes = torch.linalg.vector_norm(z - image, dim=-1), torch.linalg.vector_norm(image, dim=-1)
-        residual, scale = torch.stack(sizes).cpu().numpy()
-        return residual, scale
+    def assess(self, z: Tensor) -> tuple[Numbers, Numbers, Tensor]:
+        """Residual norm and its scale ‖σ(Wz + q)‖ of the rows at work, each (rows,), and Wz + q."""
+        preactivation = self.problem.preactivation(z)
+        image = self.problem.activation(preactivation)
+        scale = torch.linalg.vector_norm(image, dim=-1)
+        error = image.sub_(z) if image is not preactivation else image - z  # in place, while it is in cache
+        sizes = torch.stack((torch.linalg.vector_norm(error, dim=-1), scale)).cpu().numpy()
+        return sizes[0], sizes[1], preactivation
 
     def check(self, state: State, taken: int) -> None:
         """Take over the new state of the rows at work, judge the running ones, and let the finished ones leave."""
         z = self.iteration.read(state)
-        residual, scale = self.assess(z)
+        residual, scale, preactivation = self.assess(z)
         self.checks += 1
         # an iteration that blew up has an infinite residual and an infinite scale
         converged = (residual <= self.stop.tolerance(scale)) & np.isfinite(residual)
@@ -97,7 +99,11 @@ class Rows:
             self.running = self.running & ~leaving
             self.any_running = bool(self.running.any())
         self.state, self.z, self.residual, self.scale = state, z, residual, scale
-        self._compact()
+        if self.any_running:
+            staying = self._compact()
+            if staying is not None:
+                preactivation = preactivation[staying]
+            self.state = self.iteration.resume(self.state, preactivation, taken)
 
     def _stalled(self, state: State, residual: Numbers, taken: int) -> Flags | None:
         better = residual < self.best
@@ -131,28 +137,29 @@ class Rows:
     def _look_back(self) -> None:
         """Take the start, at which the state still is, for the last answer of the rows that are finite there."""
         z = self.iteration.read(self.state)
-        residual, scale = self.assess(z)
+        residual, scale, _ = self.assess(z)
         finite = np.isfinite(residual)
         self.z = torch.where(self._on_device(finite)[:, None], z, self.z)
         self.residual, self.scale = np.where(finite, residual, np.nan), np.where(finite, scale, np.nan)
 
-    def _compact(self) -> None:
-        """Let the finished rows leave the batch where that pays."""
+    def _compact(self) -> Tensor | None:
+        """Let the finished rows leave the batch where that pays; the rows that stay, or None for all."""
         rows = len(self.running)
-        if not (self.any_running and self.iteration.separable and rows * self.problem.size >= _SMALL):
-            return
+        if not (self.iteration.separable and rows * self.problem.size >= _SMALL):
+            return None
         index = np.flatnonzero(self.running)
         if len(index) > _SHARE * rows:
-            return
+            return None
         self.place = index if self.place is None else self.place[index]
         on_device = self._on_device(index)
         before, self.problem = self.iteration, self.problem.rows(on_device)
         self.method = before.method or self.method
-        self.iteration = self.method.bind(self.problem, self.stop)
+        self.iteration = before.on(self.problem) or self.method.bind(self.problem, self.stop)
         self.iteration.map_evals, self.iteration.cold_start = before.map_evals, before.cold_start
         self.state, self.z = tuple(entry[on_device] for entry in self.state), self.z[on_device]
         for name in ("residual", "scale", "best", "best_step", "running"):
             setattr(self, name, getattr(self, name)[index])
+        return on_device
 
     def _on_device(self, entries: Numbers) -> Tensor:
         return torch.from_numpy(entries).to(self.problem.q.device)
@@ -197,3 +204,8 @@ class Rows:
             problem=self.whole.detach(),
             trace=trace,
         )
+
+
+def _zeros(problem: EquilibriumProblem) -> Tensor:
+    """z = 0 for every row, without the memory."""
+    return problem.q.new_zeros(()).expand(problem.q.shape)

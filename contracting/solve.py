@@ -69,6 +69,14 @@ class Iteration(ABC):
         """How many steps after ``taken`` the residual is looked at again; may depend on nothing else of the run."""
         return self.check_every
 
+    def resume(self, state: State, preactivation: Tensor, taken: int) -> State:
+        """The state after a check, which has computed Wz + q at the z of this state; a method may make use of it."""
+        return state
+
+    def on(self, problem: EquilibriumProblem) -> Iteration | None:
+        """This iteration on some rows of its problem, or None where it has to be bound anew."""
+        return None
+
     @abstractmethod
     def read(self, state: State) -> Tensor:
         """The current z, shape (batch, n)."""

@@ -17,6 +17,7 @@ from contracting.problem import EquilibriumProblem
 from contracting.solve import Iteration, Method, State, Stop
 from equilibrium.diagonal_step import DiagonalStep
 from equilibrium.folded import FoldedIteration, planned_interval, relaxed
+from equilibrium.refined import RefinedIteration, refinable
 
 
 class _RelaxedIteration(Iteration):
@@ -81,7 +82,8 @@ class _ReflectedSplitting(_Splitting):
         else:
             flow = self._flow(problem)
         assert isinstance(flow, BoundPeacemanRachford)
-        return FoldedIteration(flow, self.share, stop, mixed_precision=self.mixed_precision)
+        single = self.mixed_precision and refinable(flow, self.share)
+        return (RefinedIteration if single else FoldedIteration)(flow, self.share, stop)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +113,9 @@ class PeacemanRachford(_ReflectedSplitting):
     Args:
         step: α, a number, one per neuron, or DiagonalStep(); None minimises the factor exactly, or nearly so for
             weights in training.
-        mixed_precision: take the first steps of a float64 problem in float32. What is returned is as accurate, but two
-            solves of a row in batches of different size then agree to the tolerance, not to the last digits.
+        mixed_precision: take the steps of a float64 problem in float32, as iterative refinement. What is returned is as
+            accurate, but two solves of a row in batches of different size then agree to the tolerance, not to the last
+            digits.
 
     Raises:
         PreconditionError: on binding, if α is automatic and Condition 1 is not certified.

@@ -37,11 +37,12 @@ def moves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     compact = Rows._compact
 
-    def watched(self: Rows) -> None:
+    def watched(self: Rows) -> Tensor | None:
         before = len(self.running)
-        compact(self)
+        staying = compact(self)
         if len(self.running) < before:
             seen.append(len(self.running))
+        return staying
 
     monkeypatch.setattr(Rows, "_compact", watched)
     monkeypatch.setattr(rows, "_SMALL", 2_000)  # entries: the problems here are small
