@@ -1,4 +1,4 @@
-"""A = I − W of which only bounds are known: what they prove of factors and steps where no exact analysis is affordable."""
+"""A = I − W of which only bounds are known: what they prove of factors and steps."""
 
 from __future__ import annotations
 

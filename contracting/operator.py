@@ -87,7 +87,7 @@ class MonotoneOperator:
 
     @cached_property
     def mean(self) -> float:
-        """The mean of the spectrum of Ã, its trace over n."""
+        """The mean of the diagonals of the blocks: the trace of Ã over n, or nearly that where blocks count twice."""
         return float(torch.real(self.blocks.diagonal(dim1=-2, dim2=-1)).mean())
 
     @cached_property
