@@ -11,14 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from contracting.errors import InputError
+from contracting.errors import InputError, PreconditionError
 from contracting.linear import Dense
 from contracting.low_rank import LowRank
 from contracting.scaled import Scaled
 from contracting.solve import Stop
 from equilibrium import ForwardBackward, PeacemanRachford, SemismoothNewton, load_reference
 from equilibrium.convolution import ConvolutionalLayer
-from equilibrium.lipschitz import built_in_bound, certified_lipschitz, lipschitz_system
+from equilibrium.lipschitz import (
+    PairAscent,
+    built_in_bound,
+    certified_lipschitz,
+    lipschitz_report,
+    lipschitz_system,
+    pairwise_lipschitz,
+)
 
 SHAPES = ["1,C,H,W", "1,1,H,W", "1,C,1,1", "1,1,1,1"]
 Tensors = dict[str, torch.Tensor]
@@ -298,6 +305,26 @@ def test_bounds_of_the_weight_and_certificates(tmp_path: Path) -> None:
         assert certificate.bound <= file.gamma * (1 + 1e-9)
         assert gain(matrices(file), matrices(file).U, matrices(file).free, seed) <= certificate.bound
         assert built_in_bound(lipschitz_system(layer)).bound <= file.gamma * (1 + 1e-6)
+
+
+def test_pairs_of_inputs_attain_less_than_is_certified(tmp_path: Path) -> None:
+    layer = write(tmp_path, metric="C,H,W", normalised=False, image=(3, 3), pool=1, loud=4.0).load()
+    report = lipschitz_report(layer, searches=(PairAscent(steps=15),), starts=2)
+    assert 0.05 < report.attained <= report.certified <= 1 + 1e-9
+    pairs = pairwise_lipschitz(layer).bounds
+    assert pairs.shape == (3, 3) and float(pairs.max()) <= 2**0.5 * report.certified * (1 + 1e-9)
+
+
+def test_a_large_network_names_what_is_certified(tmp_path: Path) -> None:
+    layer = write(tmp_path, metric="1,1,1,1", image=(22, 22), pool=2, gamma=0.25).load()
+    with pytest.raises(PreconditionError, match=r"up to n = 1000 .* by construction is lipschitz = 0.25"):
+        certified_lipschitz(layer)
+    with torch.no_grad():
+        weights = layer.weights()
+        x = torch.randn(2, layer.in_features, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        solution = layer.solve(x)
+    assert weights.metric is not None and solution.error_bound is not None
+    assert weights.state.operator(weights.metric).bounds.monotonicity > 0
 
 
 def test_it_can_be_trained_further_and_stays_certified(tmp_path: Path) -> None:
