@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -142,6 +144,30 @@ def test_bounds_and_factors_are_on_the_safe_side_of_the_matrix(skew: float, tran
             assert choice.factor is not None and factor(float(choice.step)) <= choice.factor + 1e-12 < 1 + 1e-12
         estimates = linear.estimates(metric)
         assert estimates is not None and estimates.mean == pytest.approx(exact.mean, rel=0.1)
+
+
+def test_bounds_are_attained_by_one_column() -> None:
+    """On a multiple of the identity, one column gives the symmetric part exactly these extreme eigenvalues."""
+    metric = WeightedL2((0.5 * draw(6, seed=0)).exp())
+    base = Dense(0.4 * torch.eye(6, dtype=torch.float64))
+    for seed in range(5):
+        linear = LowRank(base, 7 * draw(6, 1, seed=seed + 1), draw(6, 1, seed=seed + 9) / 5, exact_up_to=0)
+        found, exact = linear.operator(metric).bounds, Dense(linear.to_dense()).operator(metric).bounds
+        assert found.monotonicity == pytest.approx(exact.monotonicity, abs=1e-11)
+        assert found.symmetric == pytest.approx(exact.symmetric, abs=1e-11)
+
+
+def test_a_large_readout_does_not_spoil_the_factor_that_is_proved() -> None:
+    """Of the digits per step that the best step gains, at least half are proved; from m and L alone, few."""
+    for seed in range(5):
+        linear, metric = make(seed, spread=0.7)
+        loud = LowRank(linear.base, 4 * linear.left, 4 * linear.right, exact_up_to=0)
+        found, exact = loud.operator(metric), Dense(loud.to_dense()).operator(metric)
+        proved, best = found.best_reflected.factor, exact.best_reflected.factor
+        assert proved is not None and best is not None
+        assert math.log(proved) <= 0.5 * math.log(best)
+        m, L = found.bounds.monotonicity, found.bounds.lipschitz
+        assert math.log((1 - m / L) / (1 + m / L)) / 2 > 0.15 * math.log(best)
 
 
 def test_a_term_that_destroys_monotonicity_is_not_certified() -> None:
