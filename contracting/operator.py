@@ -86,6 +86,11 @@ class MonotoneOperator:
         return None if len(self.blocks) > 1 or self.blocks.is_complex() else self.blocks[0]
 
     @cached_property
+    def mean(self) -> float:
+        """The mean of the diagonals of the blocks: the trace of Ã over n, or nearly that where blocks count twice."""
+        return float(torch.real(self.blocks.diagonal(dim1=-2, dim2=-1)).mean())
+
+    @cached_property
     def _symmetric_part(self) -> Tensor:
         return (self.blocks + self.blocks.mH) / 2
 
@@ -181,8 +186,7 @@ class MonotoneOperator:
         factor is proved like any other; where that promises less than a quarter of the best step's digits, the best is
         taken.
         """
-        mean = float(torch.real(self.blocks.diagonal(dim1=-2, dim2=-1)).mean())
-        step = math.sqrt(self._best_step / mean)
+        step = math.sqrt(self._best_step / self.mean)
         if self.reflected_factor(step) > self.reflected_factor(self._best_step) ** _LEAST_SHARE:
             step = self._best_step
         return StepChoice(step=step, factor=self.reflected_factor(step))

@@ -15,7 +15,6 @@ The bounds in Λ itself, which error bounds use, follow from those of M: with S 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.bounded import BoundedOperator, gain_bound
 from contracting.errors import PreconditionError
 from contracting.estimates import Estimates
 from contracting.linear import LinearMap
@@ -242,7 +242,7 @@ class ScaledEstimates(Estimates):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ScaledOperator(MonotoneOperator):
+class ScaledOperator(BoundedOperator):
     """Ã = tSMS, known through M: its best steps are one per neuron, bounds and factors for one number are estimates.
 
     Args:
@@ -258,46 +258,19 @@ class ScaledOperator(MonotoneOperator):
     largest: float
     unit_step: Tensor = field(repr=False)
 
-    @property
-    def matrix(self) -> None:
-        """None: the blocks are those of M."""
-        return None
-
     @cached_property
     def bounds(self) -> Bounds:
         """Proved bounds: m from below, the others from above."""
         inner = self.inner.bounds
         m = inner.monotonicity * (self.smallest if inner.monotonicity > 0 else self.largest)
         L = self.largest * inner.lipschitz
-        # ‖W̃x‖² = ‖x‖² − 2⟨x, Ãx⟩ + ‖Ãx‖², and ‖W̃‖ ≤ 1 + ‖Ã‖
         return Bounds(
             monotonicity=m,
             symmetric=inner.symmetric * (self.largest if inner.symmetric > 0 else self.smallest),
             skew=self.largest * inner.skew,
             lipschitz=L,
-            gain=min(1 + L, math.sqrt(max(0.0, 1 - 2 * m + L**2))),
+            gain=gain_bound(m, L),
         )
-
-    def forward_factor(self, step: float) -> float:
-        """An upper bound of ‖I − αÃ‖₂ for one number α."""
-        m, L = self.bounds.monotonicity, self.bounds.lipschitz
-        return math.sqrt(max(0.0, 1 - 2 * step * m + (step * L) ** 2))
-
-    def reflected_factor(self, step: float) -> float:
-        """An upper bound of ‖(I − αÃ)(I + αÃ)⁻¹‖₂ for one number α."""
-        m, square = step * self.bounds.monotonicity, 1 + (step * self.bounds.lipschitz) ** 2
-        return math.sqrt(max(0.0, (square - 2 * m) / (square + 2 * m)))
-
-    def euler_factor(self, step: float) -> float:
-        """An upper bound of that of the exact operator, from sym(W̃) ⪯ 1 − m and ‖W̃‖."""
-        excess = 2 * step * (1 - step) * (1 - self.bounds.monotonicity) + (step * self.bounds.gain) ** 2
-        return math.sqrt((1 - step) ** 2 + max(0.0, excess))
-
-    def _tseng_excess(self, step: float) -> tuple[float, float]:
-        # ÃᵀÃ ⪯ L² and H ⪰ m
-        m, L = self.bounds.monotonicity, self.bounds.lipschitz
-        near, far = 1 / (1 - (step * L) ** 2), 1 / (2 * step * m)
-        return near + far, 2 * step * (L * near) ** 2 - far / step
 
     @cached_property
     def best_forward(self) -> StepChoice:
@@ -316,18 +289,3 @@ class ScaledOperator(MonotoneOperator):
 
     def _per_neuron(self, choice: StepChoice) -> StepChoice:
         return StepChoice(step=choice.step * self.unit_step, factor=choice.factor, expected=choice.expected)
-
-    @cached_property
-    def best_euler(self) -> StepChoice:
-        """The step that minimises the bound in ``euler_factor``, a piecewise quadratic function of h."""
-        m, w = self.bounds.monotonicity, self.bounds.gain
-        # (1−h)² + 2h(1−h)(1−m) + h²w², without the maximum: a parabola whose minimum has the excess at or above zero,
-        # or else the excess vanishes first
-        curvature = 1 - 2 * (1 - m) + w**2
-        candidates = [1.0]
-        if curvature > 0:
-            candidates.append(m / curvature)
-        if m > 1:
-            candidates.append(2 * (m - 1) / (2 * (m - 1) + w**2))
-        step = min((h for h in candidates if 0 < h <= 1), key=self.euler_factor)
-        return StepChoice(step=step, factor=self.euler_factor(step))

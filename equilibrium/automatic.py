@@ -97,7 +97,7 @@ def _predicted_steps(problem: EquilibriumProblem, stop: Stop) -> tuple[float, st
     step = problem.reflected_step("the automatic choice")
     steps = planned_steps(step.expected, max(stop.rtol or 0.0, 1e-15))
     assert steps is not None and step.expected is not None
-    return steps, f"{'exact' if step.factor is not None else 'estimated'} factor {step.expected:.4g}"
+    return steps, f"{'proved' if step.factor is not None else 'estimated'} factor {step.expected:.4g}"
 
 
 def _newton(problem: EquilibriumProblem, steps: float, predicted: str) -> Choice | None:

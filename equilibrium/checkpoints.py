@@ -46,12 +46,15 @@ def load_reference(
     image: tuple[int, int] = (28, 28),
     dtype: torch.dtype | None = None,
 ) -> EquilibriumLayer:
-    """Read a checkpoint of the reference code: its dense layouts, and a single convolution.
+    """Read a checkpoint of the reference code: its dense layouts, and a single convolution with or without a bound.
+
+    The formulas of the convolutional layouts are in ``equilibrium.convolution.checkpoints``. γ is certified for the map
+    from the image to y as the layer applies it.
 
     Args:
         path: a file with a state dict of plain tensors.
-        lipschitz: γ the model was trained with; needed exactly for the layout with a Lipschitz bound, because the file
-            does not store it.
+        lipschitz: γ the model was trained with; needed exactly for the layouts with a Lipschitz bound, dense or
+            convolutional, because the file does not store it.
         epsilon: ε the model was trained with (the files do not store it): 1 for the authors' dense models and the
             convolutional monDEQ, 0.1 for their other convolutional ones.
         image: (height, width) of the images of a convolutional model, which the file does not store; not used
@@ -68,14 +71,17 @@ def load_reference(
     tensors = _plain_tensors(Path(path))
     short = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
     if is_convolutional(short):
-        if _PREFIX + "Wout.weight" in tensors:
+        # the place of the readout is all that tells one from the other where the gains have the same names
+        bounded = _PREFIX + "Wout.weight" in tensors or "u" in short
+        if bounded and lipschitz is None:
             raise InputError(
-                f"{path} holds a Lipschitz-bounded convolutional model, whose W contains its readout and is no "
-                "convolution: this layout is not read (its certificate is about another operator than it applies)"
+                f"{path} holds a Lipschitz-bounded convolutional model, whose γ is not stored: pass lipschitz=…"
             )
-        if lipschitz is not None:
+        if not bounded and lipschitz is not None:
             raise InputError(f"{path} holds a convolutional model, which has no Lipschitz bound: leave lipschitz out")
-        return convolutional_layer(str(path), short, image=image, epsilon=epsilon, dtype=dtype)
+        return convolutional_layer(
+            str(path), short, image=image, epsilon=epsilon, lipschitz=lipschitz, dtype=dtype
+        )
     layout, tensors = _recognise(Path(path), tensors)
     if layout == "lipschitz" and lipschitz is None:
         raise InputError(f"{path} holds a Lipschitz-bounded model, whose γ is not stored: pass lipschitz=…")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mpmath
 import torch
@@ -14,6 +14,7 @@ from contracting.clamped import Clamped, zero_border
 from contracting.convolution import CircularConvolution
 from contracting.frequencies import centred_sum, gram, over_space, pointwise, transposed
 from contracting.linear import Dense, LinearMap
+from contracting.low_rank import LowRank
 from contracting.metrics import WeightedL2
 from contracting.polyphase import blocks, phases
 from contracting.problem import EquilibriumProblem
@@ -137,6 +138,19 @@ def _on_images(metric: str) -> Callable[[], tuple[EquilibriumProblem, Tensor]]:
     return make
 
 
+def _low_rank() -> tuple[EquilibriumProblem, Tensor]:
+    """ReLU with a border of zeros and a readout inside W, its rank 2 and its bounds those that need no matrix."""
+    problem, _ = _on_images("position")()
+    assert isinstance(problem.linear, Scaled)
+    generator = torch.Generator().manual_seed(120)
+    R = torch.randn(problem.size, 2, generator=generator, dtype=torch.float64) / 4
+    inner = LowRank(problem.linear.inner, -R, R, exact_up_to=0)
+    linear = Scaled(inner, problem.linear.left, problem.linear.right)
+    v = torch.randn(3, linear.size, generator=generator, dtype=torch.float64)
+    z = problem.activation(v)
+    return replace(problem, linear=linear, q=v - linear.apply(z)), z
+
+
 def _resolutions() -> tuple[EquilibriumProblem, Tensor]:
     """ReLU with clamped entries on two resolutions, 4×6 and 2×3, coupled by a convolution of stride two."""
     grid, counts = (2, 3), (8, 1)
@@ -173,5 +187,6 @@ KNOWN = (
     KnownProblem(name="ReLU, n = 300", make=_planted(ReLU(), 300, 90, skew=2.0, scale=3.0)),
     KnownProblem(name="convolution, metric per channel", make=_on_images("channel")),
     KnownProblem(name="convolution, metric per position", make=_on_images("position")),
+    KnownProblem(name="convolution and a readout, metric per position", make=_low_rank),
     KnownProblem(name="convolution, several resolutions", make=_resolutions),
 )

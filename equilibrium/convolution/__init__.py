@@ -3,6 +3,7 @@
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.layer import ConvolutionalLayer, LBENConv2d
 from equilibrium.convolution.parameterization import ConvolutionalMonotone, Initialization, MetricShape
+from equilibrium.convolution.readout import ReadoutMonotone
 from equilibrium.convolution.scales import MultiScaleConv2d, MultiScaleMonotone
 from equilibrium.convolution.weights import ConvolutionalWeights
 
@@ -16,4 +17,5 @@ __all__ = [
     "MetricShape",
     "MultiScaleConv2d",
     "MultiScaleMonotone",
+    "ReadoutMonotone",
 ]

@@ -94,6 +94,10 @@ class Geometry:
         images = x.reshape(-1, self.in_channels, *self.image)
         margin = self.border * self.stride
         padded = torch.nn.functional.pad(images, [margin] * 2 * len(self.image)).flatten(1)
+        return self.convolve(padded, kernel)
+
+    def convolve(self, padded: Tensor, kernel: Tensor) -> Tensor:
+        """Rows of the input convolution of images on the torus: (batch, in channels · torus) -> (batch, n)."""
         fits = all(side <= size for side, size in zip(kernel.shape[2:], self.torus, strict=True))
         if fits:
             return convolve_directly(padded, kernel, self.torus, stride=self.stride)

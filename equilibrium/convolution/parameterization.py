@@ -218,7 +218,7 @@ class ConvolutionalMonotone(Parameterization):
             symmetric += self._lipschitz_terms(self.lipschitz, free.U, lam, per_channel)
         if c is not None:
             assert per_channel is not None
-            scaled = skew / _as_rows(per_channel.sqrt(), dims)
+            scaled = skew / as_rows(per_channel.sqrt(), dims)
             symmetric += [pointwise(torch.diag(c * per_channel), dims), gram(scaled) / (4 * (1 - c))]
         state, contraction_map = self._state(centred_sum(symmetric), skew, lam, per_channel)
         if per_channel is not None:
@@ -251,7 +251,7 @@ class ConvolutionalMonotone(Parameterization):
             inner = CircularConvolution(centred_sum([pointwise(identity, dims), -bracket]), grid=grid)
             psi = (1 / lam).expand(geometry.channels, *grid).flatten()
             return Scaled(inner, psi, torch.ones_like(psi)), None
-        kernel = centred_sum([pointwise(identity, dims), -bracket / _as_rows(per_channel, dims)])
+        kernel = centred_sum([pointwise(identity, dims), -bracket / as_rows(per_channel, dims)])
         P = None
         if c is not None:
             start = pointwise(torch.diag((1 - 2 * c) * per_channel), dims)
@@ -267,11 +267,11 @@ class ConvolutionalMonotone(Parameterization):
         readout = readout_bound(self.output, geometry) / (2 * gamma)
         terms = [pointwise(torch.diag(readout), dims)]
         if per_channel is not None:
-            terms.append(sampled_gram(_as_rows(per_channel, dims) * U, geometry) / (2 * gamma))
+            terms.append(sampled_gram(as_rows(per_channel, dims) * U, geometry) / (2 * gamma))
         else:
             assert lam is not None
             largest = lam.flatten(1).amax(1).expand(geometry.channels)
-            kernel = _as_rows(largest, dims) * U
+            kernel = as_rows(largest, dims) * U
             if geometry.stride == 1:  # ‖NC‖² from the smaller of the two products
                 product = symbol_of(gram(kernel), geometry.torus)
             else:
@@ -326,6 +326,6 @@ def _only_centre(taps: Tensor, kernel: Tensor) -> Tensor:
     return centred_sum([centre, torch.zeros_like(kernel)])
 
 
-def _as_rows(values: Tensor, dims: int) -> Tensor:
+def as_rows(values: Tensor, dims: int) -> Tensor:
     """One number per output channel of a kernel."""
     return values.reshape(-1, *[1] * (1 + dims))

@@ -28,7 +28,7 @@ from contracting.certificates.records import CertificateError
 from contracting.convolution import CircularConvolution
 from contracting.errors import PreconditionError
 from contracting.frequencies import over_space, per_channel, symbol_of
-from contracting.linear import Dense
+from contracting.linear import LinearMap
 from contracting.scaled import Scaled
 from contracting.transform import shares, spectrum
 from equilibrium.convolution.parameterization import sampled_gram
@@ -38,6 +38,7 @@ from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
 from equilibrium.lipschitz.system import Model, as_double
 
 _ROUNDING = 1e-12  # of the size of a symbol: what its transform and assembly in float64 may be wrong by, generously
+_DENSE_UP_TO = 1000  # n for which the matrix of a W that is no convolution is formed instead
 _INFLATIONS = (1e-9, 1e-7, 1e-5, 1e-3)
 
 
@@ -76,6 +77,8 @@ class FrequencySystem:
 def image_weights(model: Model, following: Tensor | nn.Linear | None = None) -> ConvolutionalWeights | None:
     """The explicit weights of ``following ∘ model`` if the model is a network on images, else None.
 
+    None also where W is no convolution, for instance because it contains the readout, and n allows for its matrix.
+
     Raises:
         InputError: if ``following`` does not fit.
     """
@@ -84,8 +87,10 @@ def image_weights(model: Model, following: Tensor | nn.Linear | None = None) -> 
             weights = model.weights()
     else:
         weights = model
-    if not isinstance(weights, ConvolutionalWeights) or isinstance(weights.state, Dense):
+    if not isinstance(weights, ConvolutionalWeights):
         return None
+    if _convolution(weights.state) is None and weights.hidden_features <= _DENSE_UP_TO:
+        return None  # its matrix is another way
     if following is None:
         return weights
     rows = (following.weight if isinstance(following, nn.Linear) else following).detach().to(weights.output)
@@ -93,6 +98,13 @@ def image_weights(model: Model, following: Tensor | nn.Linear | None = None) -> 
     # in float64, where the product is exact to a rounding that the proof allows for
     exact = weights.double()
     return replace(exact, output=rows.double() @ exact.output, output_bias=rows.new_zeros(len(rows)).double())
+
+
+def _convolution(state: LinearMap) -> CircularConvolution | None:
+    """V where W = V or W = I − Ψ(I − V) is made of a convolution V, else None."""
+    if isinstance(state, Scaled) and bool((state.right == 1).all()):
+        state = state.inner
+    return state if isinstance(state, CircularConvolution) else None
 
 
 def frequency_system(weights: ConvolutionalWeights) -> FrequencySystem:
@@ -107,24 +119,26 @@ def frequency_system(weights: ConvolutionalWeights) -> FrequencySystem:
     fixed = None
     start = torch.ones(C, dtype=torch.float64)
     kernel = as_double(weights.input_kernel)
-    if isinstance(state, CircularConvolution):
-        convolution = state
+    convolution = _convolution(state)
+    if convolution is None:
+        promised = "" if weights.lipschitz is None else (
+            f"; certified by construction is lipschitz = {float(weights.lipschitz):.6g} of these weights"
+        )
+        raise PreconditionError(
+            f"a bound per frequency needs a convolution as W, got {type(state).__name__}: up to n = {_DENSE_UP_TO} its "
+            f"matrix is taken instead, as by certified_lipschitz(weights.dense()), and n is {state.size}{promised}"
+        )
+    if not isinstance(state, Scaled):
         Q = symbol_of(sampled_gram(kernel, geometry), grid)
         if weights.metric is not None:
             found = per_channel(as_double(weights.metric.weights), C)
             start = start if found is None else found
-    elif isinstance(state, Scaled) and isinstance(state.inner, CircularConvolution) and bool((state.right == 1).all()):
-        convolution = state.inner
+    else:
         fixed = 1 / as_double(state.left)
         largest = fixed.reshape(C, -1).amax(1)
         product = symbol_of(sampled_gram(largest.reshape(-1, *[1] * (kernel.ndim - 1)) * kernel, geometry), grid)
         norm = float(torch.linalg.eigvalsh(product)[:, -1].max()) * (1 + _ROUNDING)
         Q = (norm * torch.eye(C, dtype=torch.complex128)).expand(len(product), C, C)
-    else:
-        raise PreconditionError(
-            f"a bound per frequency needs a convolution as W, got {type(state).__name__}; "
-            "for small n use weights.dense()"
-        )
     W = symbol_of(as_double(convolution.kernel), grid)
     images = geometry.average_adjoint(as_double(weights.output)).reshape(-1, C, *grid)
     G, share = spectrum(images, grid), shares(grid)

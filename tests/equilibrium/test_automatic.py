@@ -26,14 +26,14 @@ def problem_of(n: int, *, batch: int = 500, activation=ReLU(), certified: bool =
 
 
 CASES: list[tuple[dict, Method, str]] = [
-    ({"n": 80, "skew": 2.0, "scale": 20.0}, PeacemanRachford(), "exact factor"),
+    ({"n": 80, "skew": 2.0, "scale": 20.0}, PeacemanRachford(), "proved factor"),
     ({"n": 400, "skew": 2.0, "scale": 20.0}, PeacemanRachford(), "estimated factor"),
     ({"n": 80, "certified": False}, SemismoothNewton(), "no metric certifies"),
     ({"n": 600, "certified": False}, NewtonKrylov(flow=FiringRate()), "too large"),
     ({"n": 20, "skew": 50.0, "monotonicity": 0.01}, SemismoothNewton(), "more than Newton's method costs"),
     ({"n": 600, "skew": 1.0, "monotonicity": 1e-6, "scale": 50.0}, NewtonKrylov(), "Newton–Krylov solve costs"),
     ({"n": 20, "skew": 2.0, "scale": 10.0, "activation": Tanh()}, SemismoothNewton(), "prox of a curved"),
-    ({"n": 200, "skew": 2.0, "scale": 10.0, "activation": Tanh()}, PeacemanRachford(), "exact factor"),
+    ({"n": 200, "skew": 2.0, "scale": 10.0, "activation": Tanh()}, PeacemanRachford(), "proved factor"),
     ({"n": 20, "skew": 20.0, "activation": Identity()}, SemismoothNewton(), "σ is linear"),
     ({"n": 280, "batch": 1, "skew": 3.0, "scale": 0.1}, PeacemanRachford(), "one factorisation"),
     ({"n": 600, "batch": 1, "skew": 1.0, "scale": 1.0}, Tseng(), "Tseng needs about"),

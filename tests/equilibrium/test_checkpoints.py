@@ -11,6 +11,8 @@ import torch.nn.functional as F
 
 from contracting.errors import InputError, PreconditionError, Status
 from contracting.integrators import ExplicitEuler
+from contracting.low_rank import LowRank
+from contracting.scaled import Scaled
 from contracting.solve import Stop, solve
 from equilibrium import (
     FISTA,
@@ -303,6 +305,8 @@ def test_a_lipschitz_bounded_convolution_is_not_taken_for_an_unbounded_one(tmp_p
     for key in ("Wout.weight", "Wout.bias"):
         content["mon.linear_module." + key] = content.pop(key)
     torch.save(content, path)
-    for gamma in (None, 1.0):
-        with pytest.raises(InputError, match="Lipschitz-bounded convolutional"):
-            load_reference(path, image=(4, 4), lipschitz=gamma)
+    with pytest.raises(InputError, match="Lipschitz-bounded convolutional model, whose γ is not stored"):
+        load_reference(path, image=(4, 4))
+    weights = load_reference(path, image=(4, 4), lipschitz=1.0).weights()
+    assert isinstance(weights.state, Scaled) and isinstance(weights.state.inner, LowRank)
+    assert weights.lipschitz is not None and float(weights.lipschitz) == 1.0
