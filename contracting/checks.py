@@ -66,9 +66,12 @@ def positive_tensor(name: str, value: Tensor) -> Tensor:
     """Return ``value`` if every entry is finite and > 0, else raise InputError; as ``finite`` while traced."""
     if torch.compiler.is_compiling():
         return value
-    if not bool(((value.detach() > 0) & (value.detach() < math.inf)).all()):
+    if value.numel() == 0:
+        return value
+    low, high = (float(end) for end in value.detach().aminmax())
+    if not (low > 0 and high < math.inf):
         finite(name, value)
-        raise InputError(f"{name} must be positive, its smallest entry is {float(value.detach().min()):.3g}")
+        raise InputError(f"{name} must be positive, its smallest entry is {low:.3g}")
     return value
 
 

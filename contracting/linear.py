@@ -6,6 +6,7 @@ and remembered on the map itself. New weights are a new map; a tensor changed in
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -171,7 +172,7 @@ class LinearMap(ABC):
     def finite(self) -> bool:
         """Whether every entry of W is finite."""
         values = self.untransposed
-        return values.remember("finite", None, lambda: all(bool(torch.isfinite(t).all()) for t in values.tensors()))
+        return values.remember("finite", None, lambda: all(_all_finite(t) for t in values.tensors()))
 
     def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
         """Gradient of ⟨cotangent, W z⟩ with respect to ``tensors()``, itself differentiable."""
@@ -192,6 +193,11 @@ class LinearMap(ABC):
         """
         values = self.detached
         return values.remember("estimates", metric, lambda: estimate(values.blocks(metric)))
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    # a finite sum has finite terms, and costs less than to look at each
+    return math.isfinite(float(tensor.detach().sum())) or bool(torch.isfinite(tensor).all())
 
 
 @torch.no_grad()

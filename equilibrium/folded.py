@@ -26,7 +26,6 @@ _FEWEST = 3  # steps between two checks
 MOST = 100  # steps before the first check, however many are predicted
 _OVERSHOOT = 12  # where a solve takes long, one step in so many may be in vain
 _UNKNOWN = 5  # steps between two checks where nothing is predicted
-_FIRST_SHARE = 1.0  # of the steps that the sampled decay predicts, before the first check
 
 Kernel = tuple[LinearMap, Tensor, Reflection]  # M, c and h of a block of rows
 
@@ -64,7 +63,7 @@ class FoldedIteration(Iteration):
         self.expected = relaxed(usual_decay(flow), relaxation)
         self.check_every = planned_interval(self.expected, stop)
         planned = planned_steps(self.expected, max(stop.rtol or 0.0, 1e-15)) or 0.0
-        self._first_check = min(MOST, math.ceil(_FIRST_SHARE * planned))
+        self._first_check = min(MOST, math.ceil(planned))
         self._kernels: dict[int, Kernel] = {}
 
     @property
@@ -144,7 +143,8 @@ def usual_decay(flow: BoundPeacemanRachford) -> float:
     """What a step usually leaves of an error: sampled, and no more than the proved factor where there is one."""
     # a matrix and its transpose decay alike, so that the forward and the adjoint solve share one sample
     owner, factor = flow.problem.linear.untransposed, flow.prediction.factor
-    sampled = owner.remember("usual decay", flow.step, lambda: sampled_decay(flow.reflection))
+    lasting = not owner.changing
+    sampled = owner.remember("usual decay", flow.step, lambda: sampled_decay(flow.reflection, careful=lasting))
     return sampled if factor is None else min(sampled, factor)
 
 

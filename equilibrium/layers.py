@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -247,9 +248,10 @@ class LBEN(EquilibriumLayer):
         return weights
 
 
-def _full_precision(x: Tensor) -> torch.autocast:
-    """Autocast switched off: half precision would take the certificates along with the digits."""
-    return torch.autocast(device_type=x.device.type, enabled=False)
+def _full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Autocast switched off where it is on: half precision would take the certificates along with the digits."""
+    device = x.device.type
+    return torch.autocast(device_type=device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _checked(name: str, value: Any, kind: type, example: str) -> Any:

@@ -222,10 +222,11 @@ class Monotone(DenseParameterization):
         lam = log_lam.exp()  # Λ = Ψ⁻¹
         skew = self.S - self.S.mT
         D: Tensor | None = self.D
-        symmetric = gram(self.V) + self.epsilon * identity
+        roots: list[Tensor] = [self.V]  # of the symmetric part, Σ XᵀX
         if gamma is not None:
             D = None if D is None else gamma * _into_unit_ball(D)
-            symmetric = symmetric + self._lipschitz_term(lam, gamma, D)
+            roots += self._lipschitz_roots(lam, gamma, D)
+        symmetric = gram(torch.cat(roots)) + self.epsilon * identity
         if c is not None:
             scaled = skew / lam.sqrt()[:, None]
             symmetric = symmetric + torch.diag(c * lam) + scaled.mT @ scaled / (4 * (1 - c))
@@ -242,15 +243,17 @@ class Monotone(DenseParameterization):
             contraction_matrix=None if c is None else torch.diag((1 - 2 * c) * lam) + symmetric,
         )
 
-    def _lipschitz_term(self, lam: Tensor, gamma: Tensor, D: Tensor | None) -> Tensor:
+    def _lipschitz_roots(self, lam: Tensor, gamma: Tensor, D: Tensor | None) -> list[Tensor]:
+        """X, ... with Q_γ = Σ XᵀX."""
+        share = (2 * gamma).rsqrt()
         B, output = lam[:, None] * self.U, self.output
         if D is None:
-            return (gram(output) + gram(B.mT)) / (2 * gamma)
+            return [share * output, share * B.mT]
         coupled = gamma * B + output.mT @ D
         identity = torch.eye(self.in_features, dtype=D.dtype, device=D.device)
         factor = torch.linalg.cholesky(gamma**2 * identity - D.mT @ D)
         half = torch.linalg.solve_triangular(factor, coupled.mT, upper=False)
-        return (gram(output) + gram(half)) / (2 * gamma)
+        return [share * output, share * half]
 
     def extra_repr(self) -> str:
         """Sizes and settings."""
