@@ -74,7 +74,8 @@ class Rows:
         preactivation = self.problem.preactivation(z)
         image = self.problem.activation(preactivation)
         scale = torch.linalg.vector_norm(image, dim=-1)
-        error = image.sub_(z) if image is not preactivation else image - z  # in place, while it is in cache
+        shared = image.data_ptr() == preactivation.data_ptr()  # as where σ is the identity
+        error = image - z if shared else image.sub_(z)  # in place, while it is in cache
         sizes = torch.stack((torch.linalg.vector_norm(error, dim=-1), scale)).cpu().numpy()
         return sizes[0], sizes[1], preactivation
 

@@ -50,7 +50,6 @@ class RefinedIteration(FoldedIteration):
         self._at_zero = False  # whether it is zero, where the first phase of a cold start begins
         self._scaled = False  # whether some row has a size other than one
         linear = _single(flow.reflection)
-        self._linear = linear
         self._relaxed = linear if relaxation == 1 else linear.combined(relaxation, 0.0)
 
     def read(self, state: State) -> Tensor:
@@ -101,7 +100,7 @@ class RefinedIteration(FoldedIteration):
             self.map_evals += 1
             preactivation = self.flow.problem.preactivation(z)
         self._moved, self._at_zero = taken, False
-        v = torch.lerp(z, u, 1 / self.flow.step)
+        v = z if z.data_ptr() == u.data_ptr() else z.lerp_(u, 1 / self.flow.step)  # z is u where σ is the identity
         return self._phase_from(u, preactivation.sub_(v))  # in place: nobody needs Wz̄ + q any more
 
     def _phase_from(self, base: Tensor, error: Tensor) -> State:
@@ -112,7 +111,7 @@ class RefinedIteration(FoldedIteration):
             single = (error / size).to(torch.float32)
         kick = single.mul_(self._single_step)
         drive = self._relaxed.affine(kick, kick if self.relaxation == 1 else self.relaxation * kick)
-        return base, size, torch.zeros_like(drive), drive
+        return base, size, drive.new_zeros(()).expand_as(drive), drive
 
     def _changed(self, state: State, steps: int, *, first: bool) -> State:
         base, size, change, drive = state
