@@ -43,6 +43,8 @@ HALVED, ORACLE = "reference", "reference-oracle"
 NEWTON = "SemismoothNewton"
 NEWTON_ROWS = 128  # it keeps an n × n matrix per row
 ORACLE_STEPS = [2.0 ** (k / 2) for k in range(2, -15, -1)]
+_GOALS = ("float64:1e-6", "float64:1e-10", "float32:1e-5")
+_SMALL_GOALS = ("float64:1e-6", "float32:1e-5")
 _SHORTEST = 0.02  # seconds of one measurement
 _BUDGET = 20.0  # seconds of one contestant in one case, beyond three rounds
 OURS: dict[str, Any] = {
@@ -329,12 +331,24 @@ def finish(cases: list[Case], clock: str, folder: Path) -> None:
         print(f"wrote {write_figure(folder / f'{name}.png', figure, dpi=200)}")
 
 
+def _goal(text: str) -> tuple[torch.dtype, float]:
+    dtype, _, residual = text.partition(":")
+    known = {"float32": torch.float32, "float64": torch.float64}
+    if dtype not in known or not 0 < float(residual) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no goal such as float64:1e-6")
+    return known[dtype], float(residual)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=Path, help="folder with checkpoints of the reference code")
     parser.add_argument("--data-dir", type=Path, help="folder with the MNIST files, for the checkpoints")
     parser.add_argument("--rows", type=int, nargs="+", help="batch sizes (default 1 128 1000 10000)")
     parser.add_argument("--networks", nargs="+", help="only these")
+    parser.add_argument(
+        "--goals", nargs="+", type=_goal, metavar="DTYPE:RESIDUAL",
+        help="default float64:1e-6 float64:1e-10 float32:1e-5",
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--time-limit", type=float, default=30.0, help="seconds of one solve of a rival")
@@ -352,9 +366,7 @@ def main(arguments: list[str] | None = None) -> None:
         given.rounds, given.time_limit = 1, min(given.time_limit, 0.6)
     rows = given.rows or ([1, 20] if given.small else [1, 128, 1000, 10000])
     folder = output_directory(given.out)
-    goals = [(torch.float64, 1e-6), (torch.float32, 1e-5)]
-    if not given.small:
-        goals.insert(1, (torch.float64, 1e-10))
+    goals = given.goals or [_goal(goal) for goal in (_SMALL_GOALS if given.small else _GOALS)]
     cases: list[Case] = []
     with other.Rivals(given.rivals, threads=given.threads, cpu_clock=given.clock == "cpu") as rivals:
         about = {"environment": environment() | {"rivals": rivals.versions()}, "settings": _settings(given, rows)}
