@@ -55,12 +55,12 @@ def iterations(problem: EquilibriumProblem, step: float | None, target: float) -
 def sweep(network: Network, rows: int, target: float) -> Sweep:
     problem = network.problem(rows, torch.float64)
     operator = problem.require_operator("the sweep")
-    own = operator.best_reflected.step
-    steps = [own * 4 ** (2 * k / (POINTS - 1) - 1) for k in range(POINTS)]
+    centre = operator.best_reflected.step
+    steps = [centre * 4 ** (2 * k / (POINTS - 1) - 1) for k in range(POINTS)]
     return Sweep(
         network=network.name,
         condition=operator.bounds.condition,
-        step=own,
+        step=operator.usual_reflected.step,  # which PeacemanRachford() takes
         iterations=iterations(problem, None, target),
         steps=steps,
         counts=[iterations(problem, step, target) for step in steps],

@@ -36,7 +36,7 @@ class _Sample:
 
 _QUICK = _Sample(patterns=8, densities=(0.5, 0.5), settling=2, watched=6, share=1.6)
 _EAGER = _Sample(patterns=8, densities=(0.5, 0.5), settling=2, watched=6, share=1.2)
-_CAREFUL = _Sample(patterns=12, densities=(0.15, 0.85), settling=8, watched=8, share=1.2)
+_CAREFUL = _Sample(patterns=12, densities=(0.15, 0.85), settling=8, watched=8, share=1.15)
 
 
 @dataclass(frozen=True, kw_only=True)
