@@ -183,9 +183,9 @@ class MonotoneOperator:
         """The step of Peaceman–Rachford for usual inputs, between the best one and one over the mean of the spectrum.
 
         The best worst case is that of single directions, while most of an error lies in the bulk of the spectrum, which
-        1/mean suits; a little less than their geometric mean took at most a tenth more steps than the best of a
-        sweep on each of the reference checkpoints. Its factor is proved like any other; where that promises less than a quarter
-        of the best step's digits, the best is taken.
+        1/mean suits; a little less than their geometric mean took at most a tenth more steps than the best of a sweep
+        on each of the reference checkpoints. Its factor is proved like any other; where that promises less than a
+        quarter of the best step's digits, the best is taken.
         """
         step = _USUAL_SHARE * math.sqrt(self._best_step / self.mean)
         if self.reflected_factor(step) > self.reflected_factor(self._best_step) ** _LEAST_SHARE:
