@@ -29,7 +29,7 @@ from equilibrium.newton import SemismoothNewton
 from equilibrium.splitting import PeacemanRachford
 from equilibrium.weights import NetworkWeights, Weights, explicit_weights
 
-_TIGHT = Stop(rtol=1e-12, atol=1e-14, max_steps=500, patience=100)
+_TIGHT = Stop(rtol=1e-12, atol=1e-14, max_steps=5_000, patience=100)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

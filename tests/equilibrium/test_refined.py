@@ -63,7 +63,8 @@ def test_steps_are_those_of_the_flow_to_single_precision_of_what_they_change(
         found = iteration._whole(iteration.advance(start, 10, steps))
         moved = (expected[0] - start[0]).abs().max()
         assert 1e-3 * near < moved < 1e3 * near
-        assert (found - expected[0]).abs().max() <= 1e-5 * moved
+        rounding = 4e-15 * start[0].abs().max()  # of float64 itself, where little moves
+        assert (found - expected[0]).abs().max() <= 1e-5 * moved + rounding
 
 
 def test_the_state_is_single_until_a_check_and_solves_are_double() -> None:
