@@ -334,9 +334,13 @@ def finish(cases: list[Case], clock: str, folder: Path) -> None:
 def _goal(text: str) -> tuple[torch.dtype, float]:
     dtype, _, residual = text.partition(":")
     known = {"float32": torch.float32, "float64": torch.float64}
-    if dtype not in known or not 0 < float(residual) < 1:
+    try:
+        wanted = float(residual)
+    except ValueError:
+        wanted = math.nan
+    if dtype not in known or not 0 < wanted < 1:
         raise argparse.ArgumentTypeError(f"{text} is no goal such as float64:1e-6")
-    return known[dtype], float(residual)
+    return known[dtype], wanted
 
 
 def main(arguments: list[str] | None = None) -> None:
