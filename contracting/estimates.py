@@ -10,33 +10,14 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from contracting.proximal import Step
 
-if TYPE_CHECKING:
-    from contracting.linear import LinearMap
-
 _VECTORS = 4  # iterated together, so that close eigenvalues do no harm
-_LARGE = 1_000  # neurons beyond which a look at the residual costs little more than a step, and may come too early
 _ITERATIONS = 2  # few enough not to need normalising in between
-
-
-@dataclass(frozen=True)
-class _Sample:
-    patterns: int  # of active neurons that are tried
-    densities: tuple[float, float]  # share of active neurons in the first and the last
-    settling: int  # steps before the decay is measured
-    watched: int  # steps over which it is
-    share: float  # times its steps are planned; the slowest rows of trained networks take 0.9 to 1.6 times its steps
-
-
-_QUICK = _Sample(patterns=8, densities=(0.5, 0.5), settling=2, watched=6, share=1.6)
-_EAGER = _Sample(patterns=8, densities=(0.5, 0.5), settling=2, watched=6, share=1.2)
-_CAREFUL = _Sample(patterns=12, densities=(0.15, 0.85), settling=8, watched=8, share=1.15)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,37 +71,6 @@ def estimate(blocks: Tensor) -> Estimates | None:
         return None
     mean = float(torch.real(blocks.diagonal(dim1=-2, dim2=-1)).mean())
     return Estimates(monotonicity=min(found[0], mean), lipschitz=max(found), mean=mean)
-
-
-@torch.no_grad()
-def sampled_decay(reflection: LinearMap, *, careful: bool) -> float:
-    """What a step of Peaceman–Rachford leaves of an error when neurons are active at random: of ReLU, R_f is ±1 then.
-
-    The slowest of a few patterns, over a few steps from a random error, made slower by about as much as trained
-    networks were found to be.
-
-    Args:
-        reflection: 2K − I, or its transpose, which decays alike.
-        careful: try more patterns for longer, for weights that will be solved with many times.
-    """
-    sample = _EAGER if reflection.size > _LARGE else _CAREFUL if careful else _QUICK
-    signs, error = _random_pattern(sample, reflection.size, reflection.dtype, reflection.device)
-    for _ in range(sample.settling):
-        error = reflection.apply(error * signs)
-    start = torch.linalg.vector_norm(error, dim=-1)
-    for _ in range(sample.watched):
-        error = reflection.apply(error * signs)
-    left = float((torch.linalg.vector_norm(error, dim=-1) / start).max())
-    return left ** (1 / (sample.watched * sample.share))
-
-
-@functools.lru_cache(maxsize=8)
-def _random_pattern(sample: _Sample, size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Signs of neurons and an error, each (patterns, n): the same in every call."""
-    generator = torch.Generator().manual_seed(0)
-    share = torch.linspace(*sample.densities, sample.patterns)[:, None]
-    signs = 2.0 * (torch.rand(sample.patterns, size, generator=generator) < share) - 1
-    return signs.to(device, dtype), torch.randn(sample.patterns, size, generator=generator).to(device, dtype)
 
 
 @functools.lru_cache(maxsize=8)

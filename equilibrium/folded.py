@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from contracting.estimates import sampled_decay
 from contracting.flows import BoundPeacemanRachford
+from contracting.forecast import Forecast, sampled_forecast
 from contracting.linear import LinearMap
 from contracting.problem import EquilibriumProblem
 from contracting.proximal import Reflection
@@ -47,7 +47,11 @@ def planned_steps(expected: float | None, reduction: float) -> float | None:
 
 def planned_interval(expected: float | None, stop: Stop) -> int:
     """Steps between two checks of the residual; a function of the weights and the tolerance alone."""
-    steps = planned_steps(expected, max(stop.rtol or 0.0, 1e-15))
+    return interval(planned_steps(expected, max(stop.rtol or 0.0, 1e-15)))
+
+
+def interval(steps: float | None) -> int:
+    """Steps between two checks in a solve of so many steps."""
     return _UNKNOWN if steps is None else min(50, max(_FEWEST, round(steps / _CHECKS)))
 
 
@@ -60,10 +64,10 @@ class FoldedIteration(Iteration):
         prediction = flow.prediction
         self.step_size = None if isinstance(flow.step, Tensor) else flow.step
         self.factor = relaxed(prediction.factor, relaxation)
-        self.expected = relaxed(usual_decay(flow), relaxation)
-        self.check_every = planned_interval(self.expected, stop)
-        planned = planned_steps(self.expected, max(stop.rtol or 0.0, 1e-15)) or 0.0
-        self._first_check = min(MOST, math.ceil(planned))
+        self.forecast = usual_forecast(flow, relaxation)
+        planned = None if self.forecast is None else self.forecast.steps(max(stop.rtol or 0.0, 1e-15))
+        self.check_every = interval(planned)
+        self._first_check = min(MOST, math.ceil(planned or 0.0))
         self._kernels: dict[int, Kernel] = {}
 
     @property
@@ -139,13 +143,17 @@ def run(kernel: Kernel, u: Tensor, steps: int, relaxation: float) -> Tensor:
     return u
 
 
-def usual_decay(flow: BoundPeacemanRachford) -> float:
-    """What a step usually leaves of an error: sampled, and no more than the proved factor where there is one."""
+def usual_forecast(flow: BoundPeacemanRachford, relaxation: float) -> Forecast | None:
+    """How the residual usually falls: sampled, and no slower than the proved factor where there is one."""
     # a matrix and its transpose decay alike, so that the forward and the adjoint solve share one sample
-    owner, factor = flow.problem.linear.untransposed, flow.prediction.factor
-    lasting = not owner.changing
-    sampled = owner.remember("usual decay", flow.step, lambda: sampled_decay(flow.reflection, careful=lasting))
-    return sampled if factor is None else min(sampled, factor)
+    linear = flow.problem.linear
+    owner = linear.untransposed
+    sampled = owner.remember(
+        "forecast",
+        flow.step,
+        lambda: sampled_forecast(linear, flow.reflection, flow.step, lasting=not owner.changing),
+    )
+    return None if sampled is None else sampled.at_most(flow.prediction.factor).relaxed(relaxation)
 
 
 def blocks_of(state: Tensor) -> Iterator[slice]:

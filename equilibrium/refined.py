@@ -20,7 +20,7 @@ from contracting.flows import BoundPeacemanRachford
 from contracting.linear import LinearMap
 from contracting.proximal import Activation, Reflection, Step
 from contracting.solve import State, Stop
-from equilibrium.folded import MOST, FoldedIteration, blocks_of, planned_steps, relaxed, run, usual_decay
+from equilibrium.folded import MOST, FoldedIteration, blocks_of, run, usual_forecast
 
 _FLOOR = 0.7 * torch.finfo(torch.float32).eps  # times 1 + ‖W‖: the residual that all rows reach in float32
 _SHARE = 0.85  # of the steps predicted down to that, before ū moves: the last of them would only round
@@ -33,8 +33,8 @@ def refinable(flow: BoundPeacemanRachford, relaxation: float) -> bool:
     """Whether float32 steps pay: the problem is float64, and its steps contract more than float32 rounds."""
     if flow.problem.q.dtype != torch.float64 or (flow.prediction.factor or 0.0) > _SLOWEST:
         return False
-    expected = relaxed(usual_decay(flow), relaxation)
-    return expected is not None and expected <= _SLOWEST_USUAL
+    forecast = usual_forecast(flow, relaxation)
+    return forecast is not None and forecast.decay <= _SLOWEST_USUAL
 
 
 class RefinedIteration(FoldedIteration):
@@ -43,7 +43,7 @@ class RefinedIteration(FoldedIteration):
     def __init__(self, flow: BoundPeacemanRachford, relaxation: float, stop: Stop):
         super().__init__(flow, relaxation, stop)
         floor = _FLOOR * (1 + flow.problem.linear.rough_norm)
-        planned = planned_steps(self.expected, floor) or 1.0
+        planned = 1.0 if self.forecast is None else self.forecast.steps(floor)
         enough = floor <= (stop.rtol or 0.0)
         self._phase = MOST if enough else max(1, min(MOST, math.ceil(_SHARE * planned)))  # steps for which ū may stay
         self._moved = 0  # the step at which ū moved last

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import pickle
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from contracting import EquilibriumProblem, Stop, WeightedL2, solve
 from contracting.activations import ADMISSIBLE, ReLU, Slope
 from contracting.errors import Status
-from contracting.estimates import estimate, sampled_decay
+from contracting.estimates import estimate
 from contracting.linear import Dense
 from contracting.proximal import Activation
 from equilibrium import LBEN, DouglasRachford, PeacemanRachford, folded
@@ -96,17 +95,6 @@ def test_estimates_are_close_and_one_sided(seed: int) -> None:
     m, L = operator.bounds.monotonicity, operator.bounds.lipschitz
     assert m * (1 - 1e-9) <= found.monotonicity <= 1.25 * m
     assert 0.85 * L <= found.lipschitz <= L * (1 + 1e-9)
-
-
-@pytest.mark.parametrize("careful", [False, True])
-@pytest.mark.parametrize("size", [10, 1200])
-def test_the_sampled_decay_of_a_multiple_of_the_identity_is_known(careful: bool, size: int) -> None:
-    decay = sampled_decay(Dense(0.5 * torch.eye(size)), careful=careful)
-    planned = math.log(decay) / math.log(0.5)  # one over the share of steps that are planned beyond the sample's
-    assert 1 / 1.7 < planned < 1 / 1.1
-    assert sampled_decay(Dense(0.5 * torch.eye(size)), careful=careful) == decay
-    slower = torch.diag(torch.linspace(0.5, 0.9, size))
-    assert sampled_decay(Dense(slower), careful=careful) > decay
 
 
 def test_no_estimate_without_monotonicity() -> None:
