@@ -300,7 +300,13 @@ class Slope(PiecewiseLinear):
 
     def rows(self, index: Tensor | slice) -> Slope:
         """The slopes of some rows; slopes of shape (n,) serve every row."""
-        return self if self.values.ndim == 1 else Slope(slopes=self.values[index])
+        if self.values.ndim == 1 or (isinstance(index, slice) and index.indices(len(self.values)) == self._all):
+            return self
+        return Slope(slopes=self.values[index])
+
+    @property
+    def _all(self) -> tuple[int, int, int]:
+        return 0, len(self.values), 1
 
     def reflection(self, step: Step) -> Reflection:
         return _multiplication(2 * self._ratio(step) - 1)

@@ -17,11 +17,11 @@ from contracting.linear import LinearMap
 from contracting.proximal import Step
 
 _LARGE = 1_000  # neurons beyond which few patterns say as much as many, and a look costs hardly more than a step
-_PATTERNS = {False: 16, True: 4}  # of active neurons, for small and for large n
+_PATTERNS = {False: 8, True: 4}  # of active neurons, for small and for large n
 _DENSITIES = 0.2, 0.8  # share of active neurons in the first and the last pattern
-_LOOKS = 2, 4, 8, 16  # steps after which the residual is looked at
-_LASTING = 1.25, 1.0  # times the steps of the sample, and more: the slowest rows of trained networks take 1.1 to 1.3
-_CHEAP = 1.12, 0.0  # the same where another look costs little: large n, or the small batches of training
+_LOOKS = 2, 4, 12  # steps after which the residual is looked at
+_MARGIN = 1.3, 1.0  # times the steps of the sample, and more: the slowest rows of trained networks take 1.0 to 1.4
+_EAGER = 1.12, 0.0  # the same for large n
 _FASTEST = 1e-3  # decay per step that is counted on
 
 
@@ -55,14 +55,13 @@ class Forecast:
 
 
 @torch.no_grad()
-def sampled_forecast(linear: LinearMap, reflection: LinearMap, step: Step, *, lasting: bool) -> Forecast | None:
+def sampled_forecast(linear: LinearMap, reflection: LinearMap, step: Step) -> Forecast | None:
     """The mean residual of z = J(Wz + q) for random q and random slopes J of zeros and ones.
 
     Args:
         linear: W, or its transpose, which decays alike.
         reflection: 2(I + α(I − W))⁻¹ − I.
         step: α.
-        lasting: whether these weights will be solved with again.
 
     Returns:
         The forecast, or None where the residual does not get smaller.
@@ -71,27 +70,26 @@ def sampled_forecast(linear: LinearMap, reflection: LinearMap, step: Step, *, la
     scaled = step * q
     offset = reflection.affine(scaled, scaled)
     signs, u = 2 * active - 1, offset
-    sizes, taken = [], 0
+    seen, taken = [], 0
     for look in _LOOKS:
         for _ in range(look - taken):
             u = reflection.affine(u * signs, offset)
+        seen.append(u)
         taken = look
-        z = u * active
-        image = linear.affine(z, q) * active
-        sizes.append(torch.linalg.vector_norm(z - image, dim=-1))
-    residuals = (torch.stack(sizes) / torch.linalg.vector_norm(image, dim=-1)).mean(-1)
-    margin = _LASTING if lasting and linear.size <= _LARGE else _CHEAP
-    fit = _fitted(residuals.tolist(), 10 * torch.finfo(u.dtype).eps)
+    z = torch.stack(seen) * active
+    image = linear.affine(z.flatten(0, 1), q.repeat(len(seen), 1)).view(z.shape) * active
+    sizes = torch.linalg.vector_norm(torch.cat((z - image, image[-1:])), dim=-1)
+    fit = _fitted((sizes[:-1] / sizes[-1]).mean(-1).tolist(), 10 * torch.finfo(u.dtype).eps)
+    margin = _EAGER if linear.size > _LARGE else _MARGIN
     return None if fit is None else Forecast(start=fit[0], decay=fit[1], margin=margin)
 
 
 def _fitted(residuals: list[float], rounding: float) -> tuple[float, float] | None:
-    """Start and decay of the line through the last look that is no rounding and one well before it."""
-    sound = next((i for i, residual in enumerate(residuals) if residual < rounding), len(residuals))
+    """Start and decay of the line through the last two looks that are no mere rounding."""
+    sound = sum(1 for residual in residuals if residual >= rounding)
     if sound < 2:
         return 1.0, rounding ** (1 / _LOOKS[0])
-    late = sound - 1
-    early = max(late - 2, 0)
+    early, late = sound - 2, sound - 1
     if not residuals[late] < residuals[early]:
         return None
     decay = (residuals[late] / residuals[early]) ** (1 / (_LOOKS[late] - _LOOKS[early]))

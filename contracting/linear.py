@@ -19,7 +19,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
 from contracting.estimates import Estimates, estimate
-from contracting.memory import Memory
+from contracting.memory import Lineage, Memory
 from contracting.metrics import Metric, WeightedL2
 from contracting.operator import MonotoneOperator
 from contracting.proximal import Step
@@ -87,6 +87,10 @@ class LinearMap(ABC):
         """Rows of W z + offset: (batch, n) -> (batch, n), into ``out`` where that is given (no gradient then)."""
         return torch.add(self.apply(z), offset, out=out)
 
+    def steps_with(self, offset: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """``affine`` with this offset as a function (z, out), for many calls."""
+        return lambda z, out: self.affine(z, offset, out)
+
     def laid_out(self, rows: Tensor) -> Tensor:
         """The same (batch, n), laid out in memory as products with this map are fastest."""
         return rows
@@ -141,6 +145,20 @@ class LinearMap(ABC):
         """
         return self._memory.recall(what, self._watched, compute, owner)
 
+    def descend_from(self, lineage: Lineage) -> None:
+        """Take over what guided the solves with earlier weights, for as long as it may serve."""
+        lineage.next_generation()
+        self.__dict__["_lineage"] = lineage
+
+    @cached_property
+    def _lineage(self) -> Lineage | None:
+        return None
+
+    def guide(self, what: str, owner: Any, compute: Callable[[], T], key: float | None = None) -> T:
+        """``remember``, or what is known of earlier weights for this key: for what costs steps at worst."""
+        lineage = self._lineage
+        return self.remember(what, owner, compute if lineage is None else lambda: lineage.recall(what, key, compute))
+
     @property
     def detached(self) -> LinearMap:
         """The same map cut from the autograd graph, made once so that its analyses are shared by all who detach it."""
@@ -150,7 +168,7 @@ class LinearMap(ABC):
 
     def _cut(self) -> LinearMap:
         values = self.with_tensors([t.detach() for t in self.tensors()])
-        values.__dict__["_momentary"] = True
+        values.__dict__.update(_momentary=True, _lineage=self._lineage)
         return values
 
     def to(self, dtype: torch.dtype) -> LinearMap:
@@ -192,7 +210,11 @@ class LinearMap(ABC):
             PreconditionError: as ``blocks``.
         """
         values = self.detached
-        return values.remember("estimates", metric, lambda: estimate(values.blocks(metric)))
+
+        def compute() -> Estimates | None:
+            return estimate(values.blocks(metric), single=values.dtype == torch.float32)
+
+        return values.guide("estimates", metric, compute)
 
 
 def _all_finite(tensor: Tensor) -> bool:
@@ -248,6 +270,10 @@ class Dense(LinearMap):
 
     def affine(self, z: Tensor, offset: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.addmm(offset, z, self.weight.mT, out=out) if z.ndim == 2 else self.apply(z) + offset
+
+    def steps_with(self, offset: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
+        transposed, product = self.weight.mT, torch.addmm
+        return lambda z, out: product(offset, z, transposed, out=out)
 
     def combined(self, scale: float, shift: float) -> Dense:
         matrix = scale * self.weight

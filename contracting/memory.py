@@ -1,15 +1,16 @@
-"""What is computed from tensors and remembered beside them, never beyond a change of one of them in place."""
+"""What is computed from tensors and remembered beside them: until one of them changes in place, or a little longer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
 T = TypeVar("T")
 
 _MOST = 8  # values of one kind that are kept, so that a sweep over steps does not keep a matrix for each
+_GENERATIONS = 10  # for which a value that only guides the work may serve
 
 
 class Memory:
@@ -51,6 +52,33 @@ class Memory:
         others = [entry for entry in self._kinds.get(what, ()) if not _same(entry[0], owner)]
         self._kinds[what] = [*others[1 - _MOST :], (owner, seen, value)]  # the latest last
         return value
+
+
+class Lineage:
+    """What guides the solves with a succession of weights, such as those of a layer in training: known a little longer.
+
+    Each value is computed for one of ten generations and serves the others. It may therefore be stale: for what can
+    cost steps, never correctness. A copy starts with nothing.
+    """
+
+    def __init__(self) -> None:
+        self._generation = 0
+        self._known: dict[str, tuple[int, float | None, Any]] = {}
+
+    def __reduce__(self) -> tuple[type[Lineage], tuple[()]]:
+        return Lineage, ()
+
+    def next_generation(self) -> None:
+        """Other weights follow."""
+        self._generation += 1
+
+    def recall(self, what: str, key: float | None, compute: Callable[[], T]) -> T:
+        """The value of a kind, computed where it is too old, is for another key, or is None."""
+        made, known, value = self._known.get(what, (0, None, None))
+        if value is None or known != key or self._generation - made >= _GENERATIONS:
+            value = compute()
+            self._known[what] = self._generation, key, value
+        return cast(T, value)
 
 
 def _same(known: Any, owner: Any) -> bool:

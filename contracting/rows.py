@@ -187,18 +187,25 @@ class Rows:
         whole_z = self.answers.z.detach().index_copy(0, self._on_device(there), z.detach()[self._on_device(here)])
         return self._on_device(whole), self._on_device(active), whole_z
 
+    @property
+    def solved(self) -> bool:
+        """Whether every row of the whole batch has converged."""
+        return self.answers is None or bool((self.answers.status == Status.CONVERGED).all())
+
     def solution(self, seconds: float, trace: Trace | None) -> Solution:
         """The record of the whole batch."""
         answers = self.answers
         if answers is None:  # a batch without rows
             none = np.zeros(0)
             answers = _Answers(z=self.z, residual=none, scale=none, status=none.astype(np.int8), steps=self.best_step)
-        residual, scale = (self._on_device(part).to(answers.z.dtype) for part in (answers.residual, answers.scale))
+        dtype = answers.z.dtype
+        with np.errstate(invalid="ignore", over="ignore"):  # of rows that are lost
+            relative = answers.residual / np.maximum(answers.scale, torch.finfo(dtype).tiny)
         return Solution(
             z=answers.z,
             status=self._on_device(answers.status),
-            residual=residual,
-            relative_residual=residual / scale.clamp_min(torch.finfo(scale.dtype).tiny),
+            residual=self._on_device(answers.residual).to(dtype),
+            relative_residual=self._on_device(relative).to(dtype),
             steps=self._on_device(answers.steps),
             map_evals=self.iteration.map_evals + self.checks,
             seconds=seconds,

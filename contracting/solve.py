@@ -157,7 +157,7 @@ def solve(
         rows.check(state, taken)
         watch.see(taken, rows)
     solution = rows.solution(watch.elapsed(), trace)
-    if throw and not bool(solution.converged.all()):
+    if throw and not rows.solved:
         raise SolveError(_failure(method, solution, rows.iteration.advice), solution)
     return solution
 

@@ -133,13 +133,15 @@ def run(kernel: Kernel, u: Tensor, steps: int, relaxation: float) -> Tensor:
     """u ← (1 − θ)u + M h(u) + c, ``steps`` times; the kernel is M, c and h, θ already a factor of M and c."""
     linear, offset, reflect = kernel
     u = linear.laid_out(u)
-    reflected = torch.empty_like(u)
-    for step in range(steps):
+    reflected, out = torch.empty_like(u), None
+    if relaxation != 1:
+        for _ in range(steps):
+            u = linear.affine(reflect(u, out=reflected), torch.add(offset, u, alpha=1 - relaxation))
+        return u
+    mapped = linear.steps_with(offset)
+    for _ in range(steps):
         reflect(u, out=reflected)
-        if relaxation == 1:
-            u = linear.affine(reflected, offset, out=u if step else None)
-        else:
-            u = linear.affine(reflected, torch.add(offset, u, alpha=1 - relaxation))
+        u = out = mapped(reflected, out)  # not into the given u, which is somebody's state
     return u
 
 
@@ -147,12 +149,15 @@ def usual_forecast(flow: BoundPeacemanRachford, relaxation: float) -> Forecast |
     """How the residual usually falls: sampled, and no slower than the proved factor where there is one."""
     # a matrix and its transpose decay alike, so that the forward and the adjoint solve share one sample
     linear = flow.problem.linear
-    owner = linear.untransposed
-    sampled = owner.remember(
-        "forecast",
-        flow.step,
-        lambda: sampled_forecast(linear, flow.reflection, flow.step, lasting=not owner.changing),
-    )
+
+    def compute() -> Forecast | None:
+        return sampled_forecast(linear, flow.reflection, flow.step)
+
+    owner, step = linear.untransposed, flow.step
+    if isinstance(step, Tensor):
+        sampled = owner.remember("forecast", step, compute)
+    else:
+        sampled = owner.guide("forecast", step, compute, key=step)
     return None if sampled is None else sampled.at_most(flow.prediction.factor).relaxed(relaxation)
 
 

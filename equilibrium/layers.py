@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from contracting import checks
 from contracting.activations import ReLU, as_activation
 from contracting.errors import InputError
 from contracting.flows import BoundFlow, Flow, as_flow
+from contracting.memory import Lineage
 from contracting.problem import EquilibriumProblem
 from contracting.proximal import Activation
 from contracting.solve import Method, Solution, Stop, Trace, solve
@@ -47,6 +48,7 @@ class EquilibriumLayer(nn.Module):
     ):
         super().__init__()
         self._known: NetworkWeights | None = None  # the weights of the last evaluation
+        self._lineage = Lineage()  # what guides the solves of a few training steps
         if not isinstance(parameterization, Parameterization):
             raise InputError(f"parameterization must be a Parameterization, got {type(parameterization).__name__}")
         self.parameterization = parameterization
@@ -133,13 +135,22 @@ class EquilibriumLayer(nn.Module):
         """The explicit weights of the present parameters.
 
         Without gradients, equal weights are given as the same object again, with all that is remembered of them: what
-        is compared are the values, so that nothing an optimiser or ``load_state_dict`` does can make it stale.
+        is compared are the values, so that nothing an optimiser or ``load_state_dict`` does can make it stale. In
+        training, the step of the solver and the number of steps that is expected may be those of a few updates ago,
+        which can cost steps; ``train()`` and ``eval()`` start anew.
         """
         weights = self.parameterization.explicit()
         if torch.is_grad_enabled() or any(t.requires_grad for t in weights.state.tensors()):
+            if self.training:
+                weights.state.descend_from(self._lineage)
             return weights
         self._known = weights = weights.recalled_from(self._known)
         return weights
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode, as of every module."""
+        self._lineage = Lineage()
+        return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_known": None}  # copies and pickles find out again

@@ -16,9 +16,9 @@ from equilibrium.folded import FoldedIteration
 F32, F64 = torch.float32, torch.float64
 
 
-def forecast(W: torch.Tensor, step: float, *, lasting: bool = True) -> Forecast | None:
+def forecast(W: torch.Tensor, step: float) -> Forecast | None:
     linear = Dense(W)
-    return sampled_forecast(linear, linear.reflection(step), step, lasting=lasting)
+    return sampled_forecast(linear, linear.reflection(step), step)
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
