@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import reference_algorithm as reference
 import rivals as other
@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from contracting.linear import Dense
 from contracting.problem import EquilibriumProblem
+from contracting.rows import Rows
 from contracting.solve import Method, Stop, solve
 from equilibrium.artifacts import environment, output_directory, write_figure, write_json, write_text
 from equilibrium.automatic import Automatic
@@ -93,17 +94,35 @@ class Case:
 
 
 class Products(TorchDispatchMode):
-    """Writes down every matrix product: precision, rows and where the matrix is."""
+    """Writes down every matrix product: precision, rows, and whether it was made to look at the residual."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[torch.dtype, int, int]] = []
+        self.seen: list[tuple[torch.dtype, int, bool]] = []
+        self._looking = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in (torch.ops.aten.addmm, torch.ops.aten.mm):
-            values, matrix = args[-2:]
-            self.seen.append((values.dtype, len(values), matrix.data_ptr()))
+            values = args[-2]
+            self.seen.append((values.dtype, len(values), self._looking))
         return func(*args, **(kwargs or {}))
+
+    def __enter__(self) -> Self:
+        assess = self._assess = Rows.assess
+
+        def watched(rows: Rows, z: Tensor) -> Any:
+            self._looking = True
+            try:
+                return assess(rows, z)
+            finally:
+                self._looking = False
+
+        Rows.assess = watched  # type: ignore[method-assign]
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        Rows.assess = self._assess  # type: ignore[method-assign]
+        super().__exit__(*exception)
 
 
 def bare_products(problem: EquilibriumProblem, stop: Stop, *, checks: bool) -> tuple[Callable[[], None], int]:
@@ -112,13 +131,12 @@ def bare_products(problem: EquilibriumProblem, stop: Stop, *, checks: bool) -> t
     Args:
         problem: what it solves.
         stop: how far.
-        checks: include the products with W itself, those of the checks.
+        checks: include those of the checks of the residual.
     """
     solve(problem, PeacemanRachford(), stop=stop, throw=False)  # so that all that depends on the weight is known
     with Products() as products:
         solution = solve(problem, PeacemanRachford(), stop=stop, throw=False)
-    weight = problem.linear.to_dense().data_ptr()
-    taken = [(dtype, rows) for dtype, rows, matrix in products.seen if checks or matrix != weight]
+    taken = [(dtype, rows) for dtype, rows, check in products.seen if checks or not check]
     if len(taken) < int(solution.steps.max()):
         raise SystemExit("fewer products than steps were seen: the bare products would be too few")
     most = max(rows for _, rows in taken)

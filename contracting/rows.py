@@ -60,8 +60,8 @@ class Rows:
         self.checks = 0
         self.running: Flags = np.ones(problem.batch, dtype=np.bool_)
         self.any_running = problem.batch > 0
-        self.best: Numbers = np.full(problem.batch, np.inf)
-        self.best_step: Numbers = np.zeros(problem.batch, dtype=np.int64)
+        self.best: Numbers | None = None  # the smallest residual so far, and when it was; from the first look that fails
+        self.best_step: Numbers = np.zeros(0, dtype=np.int64)
         self.residual: Numbers = np.full(problem.batch, np.nan)  # never had an answer
         self.scale = self.residual
         self.z = problem.q.new_full((), float("nan")).expand(problem.q.shape)
@@ -85,8 +85,13 @@ class Rows:
         residual, scale, preactivation = self.assess(z)
         self.checks += 1
         # an iteration that blew up has an infinite residual and an infinite scale
-        converged = (residual <= self.stop.tolerance(scale)) & np.isfinite(residual)
-        lost = ~(residual < np.inf)
+        finite = residual < np.inf
+        converged = (residual <= self.stop.tolerance(scale)) & finite
+        if self.answers is None and converged.all():  # as mostly at the first look: nothing else is to be found out
+            self._finish(z, residual, scale, taken)
+            self.state, self.z, self.residual, self.scale = state, z, residual, scale
+            return
+        lost = ~finite
         ended = converged | lost
         stalled = self._stalled(state, residual, taken)
         if stalled is not None:
@@ -106,7 +111,16 @@ class Rows:
                 preactivation = preactivation[staying]
             self.state = self.iteration.resume(self.state, preactivation, taken)
 
+    def _finish(self, z: Tensor, residual: Numbers, scale: Numbers, taken: int) -> None:
+        """All rows have converged, and none had before."""
+        status = np.full(len(residual), Status.CONVERGED, dtype=np.int8)
+        steps = np.full(len(residual), taken)
+        self.answers = _Answers(z=z, residual=residual.copy(), scale=scale.copy(), status=status, steps=steps)
+        self.running, self.any_running = np.zeros(len(residual), dtype=np.bool_), False
+
     def _stalled(self, state: State, residual: Numbers, taken: int) -> Flags | None:
+        if self.best is None:
+            self.best, self.best_step = np.full(len(residual), np.inf), np.zeros(len(residual), dtype=np.int64)
         better = residual < self.best
         self.best = np.where(better, residual, self.best)
         self.best_step[better] = taken

@@ -51,6 +51,8 @@ class Implicit:
 
     def equilibrium(self, problem: EquilibriumProblem, method: Method, stop: Stop, z0: Tensor | None = None) -> Tensor:
         """z with z = σ(Wz + q), (batch, n), differentiable in the tensors of the problem."""
+        if not torch.is_grad_enabled():
+            return solve(problem.detach(), method, z0=z0, stop=stop).z
         call = _Call(problem, method, stop, z0, self)
         z: Tensor = _Equilibrium.apply(call, *problem.tensors())  # type: ignore[no-untyped-call]
         return z

@@ -13,7 +13,7 @@ from torch import Tensor
 from contracting.activations import Slope
 from contracting.convolution import CircularConvolution, Spectral
 from contracting.linear import Dense, LinearMap
-from contracting.memory import Memory
+from contracting.memory import Lineage, Memory
 from contracting.metrics import FullP, Metric, WeightedL2
 from tests.contracting.test_scaled import GRID, make, monotone_kernel
 from tests.problems import monotone_weight
@@ -149,3 +149,23 @@ def test_the_adjoint_of_a_spectral_map_keeps_the_graph() -> None:
     z = torch.randn(2, make()[0].size, dtype=torch.float64)
     (gradient,) = torch.autograd.grad(Spectral(values, grid=GRID).adjoint.apply(z).square().sum(), values)
     assert float(gradient.abs().sum()) > 0
+
+
+def test_a_lineage_serves_ten_generations_of_one_key_and_nothing_of_none() -> None:
+    lineage, made = Lineage(), []
+
+    def compute() -> int:
+        made.append(len(made))
+        return made[-1]
+
+    seen = []
+    for _ in range(25):
+        lineage.next_generation()
+        seen.append(lineage.recall("kind", 0.5, compute))
+    assert seen == [0] * 10 + [1] * 10 + [2] * 5
+    assert lineage.recall("kind", 0.25, compute) == 3 and lineage.recall("other", 0.25, compute) == 4
+    assert [lineage.recall("empty", None, lambda: made.append(-1)) for _ in range(3)] == [None] * 3
+    assert made.count(-1) == 3
+    for twin in (copy.deepcopy(lineage), pickle.loads(pickle.dumps(lineage))):
+        count = len(made)
+        assert twin.recall("kind", 0.25, compute) == count and len(made) == count + 1

@@ -83,7 +83,8 @@ def test_copies_pickles_and_states_are_the_same_network() -> None:
     torch.save(layer, file)
     file.seek(0)
     for again in (copy.deepcopy(layer), torch.load(file, weights_only=False)):
-        assert torch.allclose(again(x), before)
+        with torch.no_grad():  # as before: with gradients, another step may be chosen
+            assert torch.allclose(again(x), before)
         again.parameterization.A.data.mul_(-0.5).add_(0.1)
         with torch.no_grad():
             assert not torch.allclose(again(x), before)
