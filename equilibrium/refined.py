@@ -23,6 +23,7 @@ from contracting.solve import State, Stop
 from equilibrium.folded import MOST, FoldedIteration, blocks_of, run, usual_forecast
 
 _FLOOR = 0.7 * torch.finfo(torch.float32).eps  # times 1 + ‖W‖: the residual that all rows reach in float32
+_EXACT = 0.4 / 0.7  # of that where the offset 2αKq is computed in float64: q can be much larger than u, and cancels
 _SHARE = 0.85  # of the steps predicted down to that, before ū moves: the last of them would only round
 _SLOWEST = 1 - 1e-6  # proved factor above which the rounding of M to float32 might undo the contraction
 _SLOWEST_USUAL = 1 - 1e-4  # the same for the usual decay
@@ -44,7 +45,8 @@ class RefinedIteration(FoldedIteration):
         super().__init__(flow, relaxation, stop)
         floor = _FLOOR * (1 + flow.problem.linear.rough_norm)
         planned = 1.0 if self.forecast is None else self.forecast.steps(floor)
-        enough = floor <= (stop.rtol or 0.0)
+        enough = _EXACT * floor <= (stop.rtol or 0.0)
+        self._exact_start = enough and floor > (stop.rtol or 0.0)  # one float64 product instead of a move
         self._phase = MOST if enough else max(1, min(MOST, math.ceil(_SHARE * planned)))  # steps for which ū may stay
         self._moved = 0  # the step at which ū moved last
         self._at_zero = False  # whether it is zero, where the first phase of a cold start begins
@@ -109,6 +111,9 @@ class RefinedIteration(FoldedIteration):
         size, self._scaled = _sizes(single, error)
         if self._scaled:
             single = (error / size).to(torch.float32)
+        if self._exact_start and self._at_zero and not self._scaled:
+            drive = (self.flow.offset if self.relaxation == 1 else self.relaxation * self.flow.offset).to(torch.float32)
+            return base, size, drive.new_zeros(()).expand_as(drive), drive
         kick = single.mul_(self._single_step)
         drive = self._relaxed.affine(kick, kick if self.relaxation == 1 else self.relaxation * kick)
         return base, size, drive.new_zeros(()).expand_as(drive), drive

@@ -153,3 +153,28 @@ def test_a_given_start_is_not_spoilt_by_single_precision() -> None:
     assert int(again.steps.max()) < 30
     at_once = solve(case, PeacemanRachford(), z0=exact, stop=Stop(rtol=1e-12))
     assert (at_once.steps == 0).all()
+
+
+@pytest.mark.parametrize("method", [PeacemanRachford(), DouglasRachford(relaxation=1.6)], ids=["PR", "DR"])
+def test_near_the_floor_of_single_precision_an_exact_offset_saves_a_move(method: PeacemanRachford) -> None:
+    generator = torch.Generator().manual_seed(0)
+    S = torch.randn(40, 40, generator=generator, dtype=F64)
+    W, q = S - S.mT - 5 * torch.eye(40, dtype=F64), 20 * torch.randn(100, 40, generator=generator, dtype=F64)
+    case = EquilibriumProblem(linear=Dense(W), q=q, activation=ReLU(), metric=WeightedL2(torch.ones(40, dtype=F64)))
+    unit = torch.finfo(torch.float32).eps * (1 + case.linear.rough_norm)
+    for share, exact, moves in ((1.0, False, 0), (0.5, True, 0), (0.2, False, 1)):  # of the unit of rounding
+        stop = Stop(rtol=share * unit, atol=0.0)
+        iteration = method.bind(case, stop)
+        assert isinstance(iteration, RefinedIteration)
+        iteration.cold_start = True
+        evals, steps = iteration.map_evals, iteration.check_after(0)
+        state = iteration.advance(iteration.init(case.zeros()), 0, min(steps, 99))
+        assert iteration.map_evals - evals == min(steps, 99) + moves
+        first = iteration.advance(iteration.init(case.zeros()), 0, 1)[3].double()
+        offset = method.share * iteration.flow.offset
+        rounding = (first - offset).abs().max() / offset.abs().max()
+        assert (rounding <= 2.0**-24) == exact, rounding
+        solution = solve(case, method, stop=stop)
+        residual = torch.linalg.vector_norm(case.residual(solution.z), dim=-1)
+        assert (residual <= 1.001 * stop.rtol * torch.linalg.vector_norm(case.map(solution.z), dim=-1)).all()
+        assert len(state) == 4
