@@ -60,7 +60,7 @@ class Rows:
         self.checks = 0
         self.running: Flags = np.ones(problem.batch, dtype=np.bool_)
         self.any_running = problem.batch > 0
-        self.best: Numbers | None = None  # the smallest residual so far, and when it was; from the first look that fails
+        self.best: Numbers | None = None  # smallest residual so far, and when that was; from the first look that fails
         self.best_step: Numbers = np.zeros(0, dtype=np.int64)
         self.residual: Numbers = np.full(problem.batch, np.nan)  # never had an answer
         self.scale = self.residual

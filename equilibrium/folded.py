@@ -65,10 +65,16 @@ class FoldedIteration(Iteration):
         self.step_size = None if isinstance(flow.step, Tensor) else flow.step
         self.factor = relaxed(prediction.factor, relaxation)
         self.forecast = usual_forecast(flow, relaxation)
-        planned = None if self.forecast is None else self.forecast.steps(max(stop.rtol or 0.0, 1e-15))
-        self.check_every = interval(planned)
-        self._first_check = min(MOST, math.ceil(planned or 0.0))
+        self._first_check = self._planned(stop.rtol or 0.0)
+        self.check_every = interval(self._steps_to(stop.rtol or 0.0))
         self._kernels: dict[int, Kernel] = {}
+
+    def _steps_to(self, residual: float) -> float | None:
+        return None if self.forecast is None else self.forecast.steps(max(residual, 1e-15))
+
+    def _planned(self, residual: float) -> int:
+        """Steps before the first look where a relative residual is wanted."""
+        return min(MOST, math.ceil(self._steps_to(residual) or 0.0))
 
     @property
     def check_start(self) -> bool:  # type: ignore[override]

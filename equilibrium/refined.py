@@ -24,6 +24,7 @@ from equilibrium.folded import MOST, FoldedIteration, blocks_of, run, usual_fore
 
 _FLOOR = 0.7 * torch.finfo(torch.float32).eps  # times 1 + ‖W‖: the residual that all rows reach in float32
 _EXACT = 0.4 / 0.7  # of that where the offset 2αKq is computed in float64: q can be much larger than u, and cancels
+_MOST_ROUNDING = 0.9  # of the tolerance is expected to be rounding, whose square leaves that much less for the error
 _SHARE = 0.85  # of the steps predicted down to that, before ū moves: the last of them would only round
 _SLOWEST = 1 - 1e-6  # proved factor above which the rounding of M to float32 might undo the contraction
 _SLOWEST_USUAL = 1 - 1e-4  # the same for the usual decay
@@ -43,11 +44,16 @@ class RefinedIteration(FoldedIteration):
 
     def __init__(self, flow: BoundPeacemanRachford, relaxation: float, stop: Stop):
         super().__init__(flow, relaxation, stop)
-        floor = _FLOOR * (1 + flow.problem.linear.rough_norm)
-        planned = 1.0 if self.forecast is None else self.forecast.steps(floor)
-        enough = _EXACT * floor <= (stop.rtol or 0.0)
-        self._exact_start = enough and floor > (stop.rtol or 0.0)  # one float64 product instead of a move
-        self._phase = MOST if enough else max(1, min(MOST, math.ceil(_SHARE * planned)))  # steps for which ū may stay
+        floor, wanted = _FLOOR * (1 + flow.problem.linear.rough_norm), stop.rtol or 0.0
+        self._exact_start = _EXACT * floor <= wanted < floor  # one float64 product instead of a move
+        floor *= _EXACT if self._exact_start else 1.0
+        self._phase = MOST  # steps for which ū may stay
+        if floor <= wanted:
+            rounding = min(_MOST_ROUNDING, floor / wanted)
+            self._first_check = self._planned(wanted * math.sqrt(1 - rounding**2))
+        else:
+            planned = 1.0 if self.forecast is None else self.forecast.steps(floor)
+            self._phase = max(1, min(MOST, math.ceil(_SHARE * planned)))
         self._moved = 0  # the step at which ū moved last
         self._at_zero = False  # whether it is zero, where the first phase of a cold start begins
         self._scaled = False  # whether some row has a size other than one
