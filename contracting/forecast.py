@@ -79,13 +79,17 @@ def sampled_forecast(linear: LinearMap, reflection: LinearMap, step: Step) -> Fo
     z = torch.stack(seen) * active
     image = linear.affine(z.flatten(0, 1), q.repeat(len(seen), 1)).view(z.shape) * active
     sizes = torch.linalg.vector_norm(torch.cat((z - image, image[-1:])), dim=-1)
-    fit = _fitted((sizes[:-1] / sizes[-1]).mean(-1).tolist(), 10 * torch.finfo(u.dtype).eps)
+    # a pattern without an active neuron is solved from the start
+    residuals = sizes[:-1] / sizes[-1].clamp_min(torch.finfo(u.dtype).tiny)
+    fit = _fitted(residuals.mean(-1).tolist(), 10 * torch.finfo(u.dtype).eps)
     margin = _EAGER if linear.size > _LARGE else _MARGIN
     return None if fit is None else Forecast(start=fit[0], decay=fit[1], margin=margin)
 
 
 def _fitted(residuals: list[float], rounding: float) -> tuple[float, float] | None:
     """Start and decay of the line through the last two looks that are no mere rounding."""
+    if not all(math.isfinite(residual) for residual in residuals):
+        return None
     sound = sum(1 for residual in residuals if residual >= rounding)
     if sound < 2:
         return 1.0, rounding ** (1 / _LOOKS[0])

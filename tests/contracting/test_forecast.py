@@ -40,6 +40,13 @@ def test_what_is_solved_at_once_is_looked_at_soon() -> None:
 
 def test_nothing_is_forecast_where_the_residual_grows() -> None:
     assert forecast(3 * torch.eye(10, dtype=F64), 0.2) is None
+    assert forecast(3 * torch.eye(10, dtype=F64), 0.5 - 1e-14) is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_few_neurons_of_which_none_may_be_active_are_no_obstacle(size: int) -> None:
+    found = forecast(0.5 * torch.eye(size, dtype=F64), 0.5)
+    assert found is not None and found.decay == pytest.approx(0.6, rel=1e-6)
 
 
 def test_the_step_at_which_a_line_crosses_a_residual() -> None:
