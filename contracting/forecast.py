@@ -1,7 +1,8 @@
 r"""How many steps Peaceman–Rachford usually takes, from a small linear problem solved with the same weights.
 
 A forecast says when the residual is worth a look; it certifies nothing. It is a function of the weights and the step
-alone: rows are looked at at the same steps whatever else is solved with them.
+alone (in training, of the weights a few updates ago): rows are looked at after the same steps whatever else is solved
+with them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contracting.linear import LinearMap
 from contracting.proximal import Step
 
 _LARGE = 1_000  # neurons beyond which few patterns say as much as many, and a look costs hardly more than a step
-_PATTERNS = {False: 8, True: 4}  # of active neurons, for small and for large n
+_PATTERNS, _FEW_PATTERNS = 8, 4  # of active neurons, for small and for large n
 _DENSITIES = 0.2, 0.8  # share of active neurons in the first and the last pattern
 _LOOKS = 2, 4, 12  # steps after which the residual is looked at
 _MARGIN = 1.3, 1.0  # times the steps of the sample, and more: the slowest rows of trained networks take 1.0 to 1.4
@@ -38,11 +39,6 @@ class Forecast:
     start: float
     decay: float
     margin: tuple[float, float]
-
-    def relaxed(self, relaxation: float) -> Forecast | None:
-        """Of s ← s + θ(T(s) − s), by |1 − θ| + θ·decay; None where that is not below one."""
-        decay = abs(1 - relaxation) + relaxation * self.decay
-        return replace(self, decay=decay) if decay < 1 else None
 
     def at_most(self, factor: float | None) -> Forecast:
         """With no slower decay than a proved factor, where there is one."""
@@ -103,7 +99,7 @@ def _fitted(residuals: list[float], rounding: float) -> tuple[float, float] | No
 @functools.lru_cache(maxsize=8)
 def _sample(size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Inputs q and slopes J, each (patterns, n): the same in every call."""
-    patterns = _PATTERNS[size > _LARGE]
+    patterns = _FEW_PATTERNS if size > _LARGE else _PATTERNS
     generator = torch.Generator().manual_seed(5)
     share = torch.linspace(*_DENSITIES, patterns)[:, None]
     active = torch.rand(patterns, size, generator=generator) < share

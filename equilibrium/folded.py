@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -164,7 +165,11 @@ def usual_forecast(flow: BoundPeacemanRachford, relaxation: float) -> Forecast |
         sampled = owner.remember("forecast", step, compute)
     else:
         sampled = owner.guide("forecast", step, compute, key=step)
-    return None if sampled is None else sampled.at_most(flow.prediction.factor).relaxed(relaxation)
+    if sampled is None:
+        return None
+    usual = sampled.at_most(flow.prediction.factor)
+    decay = relaxed(usual.decay, relaxation)
+    return None if decay is None else replace(usual, decay=decay)
 
 
 def blocks_of(state: Tensor) -> Iterator[slice]:

@@ -54,10 +54,19 @@ def test_the_step_at_which_a_line_crosses_a_residual() -> None:
     assert line.steps(2.0**-7) == pytest.approx(10)
     assert Forecast(start=8.0, decay=0.5, margin=(1.5, 2.0)).steps(2.0**-7) == pytest.approx(17)
     assert line.steps(100.0) == 0
-    slower = line.relaxed(0.5)
-    assert slower is not None and slower.decay == pytest.approx(0.75)
-    assert Forecast(start=1.0, decay=0.5, margin=(1.0, 0.0)).relaxed(2.0) is None
     assert line.at_most(0.25).decay == 0.25 and line.at_most(0.75) is line and line.at_most(None) is line
+
+
+def test_relaxation_makes_the_expected_decay_slower() -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        problem = LBEN(20, 30, 5, lipschitz=1.0).double().problem(torch.randn(3, 20, dtype=F64))
+    stop = Stop(rtol=1e-6, atol=0.0)
+    plain, half = (method.bind(problem, stop) for method in (PeacemanRachford(), DouglasRachford()))
+    assert isinstance(plain, FoldedIteration) and isinstance(half, FoldedIteration)
+    assert plain.forecast is not None and half.forecast is not None
+    assert half.forecast.decay == pytest.approx(0.5 + plain.forecast.decay / 2)
+    assert half.forecast.start == plain.forecast.start
 
 
 @pytest.mark.parametrize("lasting", [True, False])
