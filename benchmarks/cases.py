@@ -41,10 +41,10 @@ def networks(checkpoints: Path | None, data: Path | None, *, small: bool) -> lis
     """The checkpoints of a folder with the MNIST test images, or one network trained on the bundled digits."""
     if checkpoints is None:
         return [digits_network(small=small)]
-    images = mnist(data)
     found = {name: gamma for name, gamma in CHECKPOINTS.items() if (checkpoints / f"{name}.pt").is_file()}
     if not found:
         raise SystemExit(f"{checkpoints} holds none of {', '.join(f'{name}.pt' for name in CHECKPOINTS)}")
+    images = mnist(data)
     chosen = list(found.items())[:1] if small else list(found.items())
     return [
         Network(
