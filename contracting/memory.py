@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
@@ -11,6 +12,18 @@ T = TypeVar("T")
 
 _MOST = 8  # values of one kind that are kept, so that a sweep over steps does not keep a matrix for each
 _GENERATIONS = 10  # for which a value that only guides the work may serve
+
+
+@dataclass(frozen=True)
+class Key:
+    """Several things that a value depends on: ``plain`` settings, compared by value, and one owner with tensors."""
+
+    settings: tuple[Any, ...]
+    owner: Any
+
+    def tensors(self) -> Sequence[Tensor]:
+        """Those of the owner."""
+        return _tensors_of(self.owner)
 
 
 class Memory:
@@ -35,7 +48,7 @@ class Memory:
             tensors: what every value in this memory depends on.
             compute: the value.
             owner: what else this value depends on: a number, by value; a tensor or an object with ``tensors()``, such
-                as a metric, by identity and as long as it is not changed in place; or None.
+                as a metric, by identity and as long as it is not changed in place; a ``Key`` of several; or None.
         """
         versions, seen = _versions(tensors), _versions(_tensors_of(owner))
         if versions != self._versions:
@@ -81,7 +94,18 @@ class Lineage:
         return cast(T, value)
 
 
+def plain(value: Any) -> bool:
+    """Whether a setting can be compared by value and stays as it is: a number, a word, a frozen dataclass of such."""
+    if value is None or isinstance(value, int | float | str):
+        return True
+    dataclass_parameters = getattr(type(value), "__dataclass_params__", None)
+    frozen = dataclass_parameters is not None and dataclass_parameters.frozen
+    return frozen and all(plain(entry) for entry in vars(value).values())
+
+
 def _same(known: Any, owner: Any) -> bool:
+    if isinstance(known, Key) and isinstance(owner, Key):
+        return known.owner is owner.owner and known.settings == owner.settings
     return known is owner or (isinstance(known, float) and isinstance(owner, float) and known == owner)
 
 

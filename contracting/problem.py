@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -80,7 +79,7 @@ class EquilibriumProblem:
         """J = σ'(Wz + q), taken at the pre-activation: (batch, n) -> (batch, n)."""
         return self.activation.derivative(self.preactivation(z))
 
-    @cached_property
+    @property
     def operator(self) -> MonotoneOperator | None:
         """I − W in the claimed metric if it really is strongly monotone there, else None."""
         if self.metric is None:
@@ -109,20 +108,21 @@ class EquilibriumProblem:
         if self._analysed_exactly:
             operator = self.require_operator(method)
             return operator.usual_reflected if usual else operator.best_reflected
-        if self._estimates is None:
-            raise self._refusal(method)
         estimates = self._estimates
+        if estimates is None:
+            raise self._refusal(method)
         return StepChoice(step=estimates.reflected_step, factor=None, expected=estimates.slowest_decay)
 
     def reflected_factor(self, step: float) -> float | None:
         """The contraction factor of Peaceman–Rachford with a given step, where its computation is worth while."""
-        return None if not self._analysed_exactly or self.operator is None else self.operator.reflected_factor(step)
+        operator = self.operator if self._analysed_exactly else None
+        return None if operator is None else operator.reflected_factor(step)
 
     @property
     def _analysed_exactly(self) -> bool:
         return self.metric is not None and self.linear.exactly_analysed(self.metric)
 
-    @cached_property
+    @property
     def _estimates(self) -> Estimates | None:
         try:
             return None if self.metric is None else self.linear.estimates(self.metric)
@@ -135,9 +135,10 @@ class EquilibriumProblem:
         Raises:
             PreconditionError: if I − W is not strongly monotone in the metric, or no metric is claimed.
         """
-        if self.operator is not None:
-            return self.operator
-        raise self._refusal(method)
+        operator = self.operator
+        if operator is None:
+            raise self._refusal(method)
+        return operator
 
     def _refusal(self, method: str) -> PreconditionError:
         if self.metric is None:

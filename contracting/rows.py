@@ -7,6 +7,7 @@ smaller batch. The books are kept on the host, in numpy: two numbers per row com
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +53,9 @@ class Rows:
 
     def __init__(self, problem: EquilibriumProblem, stop: Stop, method: Method, z0: Tensor | None):
         self.whole, self.problem, self.stop, self.method = problem, problem, stop, method
-        self.iteration: Iteration = method.bind(problem, stop)
+        self.iteration: Iteration = method.bound(problem, stop)
         self.iteration.cold_start = z0 is None
-        self.state: State = self.iteration.init(_zeros(problem) if z0 is None else z0)
+        self.state: State = self.iteration.init(_expanded(problem, 0.0) if z0 is None else z0)
         self.place: Numbers | None = None  # of each row at work in the whole batch; None: all are there, in order
         self.answers: _Answers | None = None
         self.checks = 0
@@ -64,7 +65,7 @@ class Rows:
         self.best_step: Numbers = np.zeros(0, dtype=np.int64)
         self.residual: Numbers = np.full(problem.batch, np.nan)  # never had an answer
         self.scale = self.residual
-        self.z = problem.q.new_full((), float("nan")).expand(problem.q.shape)
+        self.z: Tensor | None = None  # no answer yet
         if self.iteration.check_start or stop.max_steps == 0:
             self.check(self.state, 0)
 
@@ -113,7 +114,8 @@ class Rows:
 
     def _finish(self, z: Tensor, residual: Numbers, scale: Numbers, taken: int) -> None:
         """All rows have converged, and none had before."""
-        status = np.full(len(residual), Status.CONVERGED, dtype=np.int8)
+        code = int(Status.CONVERGED)  # an enumerator takes numpy ten times as long
+        status = np.full(len(residual), code, dtype=np.int8)
         steps = np.full(len(residual), taken)
         self.answers = _Answers(z=z, residual=residual.copy(), scale=scale.copy(), status=status, steps=steps)
         self.running, self.any_running = np.zeros(len(residual), dtype=np.bool_), False
@@ -139,7 +141,7 @@ class Rows:
         if lost.any():  # a row whose new state is not finite keeps its last finite answer
             if taken and self.checks == 1:  # the start, which was not worth a look before
                 self._look_back()
-            z = torch.where(self._on_device(lost)[:, None], self.z, z)
+            z = torch.where(self._on_device(lost)[:, None], self._last_z(), z)
             residual, scale = np.where(lost, self.residual, residual), np.where(lost, self.scale, scale)
         new = _Answers(z=z, residual=residual, scale=scale, status=status, steps=np.full(len(status), taken))
         if self.answers is None:  # the others will be overwritten
@@ -149,12 +151,15 @@ class Rows:
         here = np.flatnonzero(leaving)
         self.answers.write(here if self.place is None else self.place[here], here, new)
 
+    def _last_z(self) -> Tensor:
+        return _expanded(self.problem, math.nan) if self.z is None else self.z
+
     def _look_back(self) -> None:
         """Take the start, at which the state still is, for the last answer of the rows that are finite there."""
         z = self.iteration.read(self.state)
         residual, scale, _ = self.assess(z)
         finite = np.isfinite(residual)
-        self.z = torch.where(self._on_device(finite)[:, None], z, self.z)
+        self.z = torch.where(self._on_device(finite)[:, None], z, self._last_z())
         self.residual, self.scale = np.where(finite, residual, np.nan), np.where(finite, scale, np.nan)
 
     def _compact(self) -> Tensor | None:
@@ -171,7 +176,7 @@ class Rows:
         self.method = before.method or self.method
         self.iteration = before.on(self.problem) or self.method.bind(self.problem, self.stop)
         self.iteration.map_evals, self.iteration.cold_start = before.map_evals, before.cold_start
-        self.state, self.z = tuple(entry[on_device] for entry in self.state), self.z[on_device]
+        self.state, self.z = tuple(entry[on_device] for entry in self.state), self._last_z()[on_device]
         for name in ("residual", "scale", "best", "best_step", "running"):
             setattr(self, name, getattr(self, name)[index])
         return on_device
@@ -182,7 +187,7 @@ class Rows:
     def view(self, step: int, state: State | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Residual, which rows were running, and z of the whole batch: at the check, or of a state after it."""
         if state is None:
-            z, residual = self.z, self.residual
+            z, residual = self._last_z(), self.residual
         else:
             evals = self.iteration.map_evals
             z = self.iteration.read(state)
@@ -210,8 +215,8 @@ class Rows:
         """The record of the whole batch."""
         answers = self.answers
         if answers is None:  # a batch without rows
-            none = np.zeros(0)
-            answers = _Answers(z=self.z, residual=none, scale=none, status=none.astype(np.int8), steps=self.best_step)
+            none, z = np.zeros(0), self._last_z()
+            answers = _Answers(z=z, residual=none, scale=none, status=none.astype(np.int8), steps=self.best_step)
         dtype = answers.z.dtype
         with np.errstate(invalid="ignore", over="ignore"):  # of rows that are lost
             relative = answers.residual / np.maximum(answers.scale, torch.finfo(dtype).tiny)
@@ -228,6 +233,6 @@ class Rows:
         )
 
 
-def _zeros(problem: EquilibriumProblem) -> Tensor:
-    """z = 0 for every row, without the memory."""
-    return problem.q.new_zeros(()).expand(problem.q.shape)
+def _expanded(problem: EquilibriumProblem, value: float) -> Tensor:
+    """A constant z for every row, without the memory."""
+    return problem.q.new_full((1, 1), value).expand(problem.q.shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError, SolveError, Status
+from contracting.memory import Key, plain
 from contracting.problem import EquilibriumProblem
 from contracting.rows import Rows
 from contracting.solution import Solution as Solution
@@ -74,7 +76,7 @@ class Iteration(ABC):
         return state
 
     def on(self, problem: EquilibriumProblem) -> Iteration | None:
-        """This iteration on some rows of its problem, or None where it has to be bound anew."""
+        """This iteration as it is on other rows of the same weights, or None where it has to be bound anew."""
         return None
 
     @abstractmethod
@@ -100,6 +102,21 @@ class Method(ABC):
         Raises:
             PreconditionError: if this method cannot solve this problem, before any work is done.
         """
+
+    def bound(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+        """``bind``, or what it made earlier for as many rows of weights that stay, where ``Iteration.on`` moves that.
+
+        Only settings that are numbers, words and frozen dataclasses of such are recognised; others are bound each time.
+        """
+        linear, activation = problem.linear, problem.activation
+        if linear.changing or not (plain(self) and plain(activation)):
+            return self.bind(problem, stop)
+
+        def without_rows() -> Iteration | None:  # so that what is remembered keeps no batch alive
+            return self.bind(problem, stop).on(replace(problem, q=problem.q.new_empty(0, problem.size)))
+
+        made = linear.remember("bound", Key((self, stop, activation, problem.batch), problem.metric), without_rows)
+        return (None if made is None else made.on(problem)) or self.bind(problem, stop)
 
     def solve(self, problem: EquilibriumProblem, **options: Any) -> Solution:
         """``solve(problem, self, **options)``."""
