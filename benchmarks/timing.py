@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+_WARM_UP = 5  # one run before so many: whoever comes after another finds a cache and a clock that are not its own
+
 Timer = Callable[[int], tuple[float, float]]  # repeats ↦ wall and CPU seconds of all of them
 
 
@@ -34,7 +36,7 @@ def timer(run: Callable[[], object]) -> Timer:
 
 
 def in_turn(timers: Mapping[str, Timer], *, rounds: int, shortest: float, budget: float) -> dict[str, Times]:
-    """Medians of several rounds.
+    """Medians of several rounds; before each measurement of many runs a few are not counted.
 
     Args:
         timers: who takes part.
@@ -53,6 +55,8 @@ def in_turn(timers: Mapping[str, Timer], *, rounds: int, shortest: float, budget
             if first[name][0] > budget:
                 continue
             if number < 3 or spent[name] < budget:
+                if repeats[name] > 1:
+                    measure(math.ceil(repeats[name] / _WARM_UP))
                 wall, cpu = measure(repeats[name])
                 seen[name].append((wall / repeats[name], cpu / repeats[name]))
                 spent[name] += wall

@@ -96,17 +96,19 @@ def test_timing_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def fake(name: str, seconds: float) -> Callable[[int], tuple[float, float]]:
         def measure(repeats: int) -> tuple[float, float]:
-            order.append(name)
-            return seconds * repeats, 2 * seconds * repeats
+            disturbed = 0.0 if order and order[-1][0] == name else 0.1 * seconds  # by whoever came before
+            order.append(f"{name}{repeats}")
+            return seconds * repeats + disturbed, 2 * seconds * repeats
 
         return measure
 
     timers = {"a": fake("a", 1e-3), "b": fake("b", 1.0), "c": fake("c", 30.0)}
     found = timing.in_turn(timers, rounds=5, shortest=0.01, budget=3.0)
-    assert order == ["a", "b", "c"] + ["a", "b"] * 3 + ["a"] * 2  # c is too slow for more, b has used up its budget
+    # c is too slow for more, b has used up its budget; a is warm whenever it is measured
+    assert order == ["a1", "b1", "c1"] + ["a2", "a10", "b1"] * 3 + ["a2", "a10"] * 2
     assert (found["a"].wall, found["a"].cpu, found["a"].repeats, found["a"].rounds) == (1e-3, 2e-3, 10, 5)
-    assert (found["b"].wall, found["b"].repeats, found["b"].rounds) == (1.0, 1, 3)
-    assert (found["c"].wall, found["c"].rounds) == (30.0, 1)
+    assert (found["b"].wall, found["b"].repeats, found["b"].rounds) == (1.1, 1, 3)
+    assert (found["c"].wall, found["c"].rounds) == (33.0, 1)
 
 
 @pytest.mark.slow
