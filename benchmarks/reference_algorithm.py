@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 MOST_ITERATIONS = 5_000
 _SMALLEST_STEP = 1e-4
+_DECADES = 6  # of stopping tolerances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,27 @@ def halved(W: Tensor, q: Tensor, tolerance: float, *, start: float = 1.0) -> Set
         if following.iterations > best.iterations:
             break
         best = following
+    return best
+
+
+@torch.no_grad()
+def best_step(W: Tensor, q: Tensor, target: float, alphas: list[float]) -> Setting | None:
+    """The step of the fewest iterations, each with the largest power of ten below ``target`` that reaches it.
+
+    That is the algorithm as its user would run it, if the best step were known. None where none reaches the target.
+    """
+    best: Setting | None = None
+    for alpha in alphas:
+        resolvent = inverse(W, alpha)
+        most = MOST_ITERATIONS if best is None else best.iterations
+        for tenths in range(_DECADES):
+            setting = Setting(alpha=alpha, tolerance=target / 10**tenths, iterations=0)
+            z, iterations = equilibrium(W, q, resolvent, setting, most=most)
+            if iterations == most:
+                break
+            if _solved(z, torch.relu(z @ W.mT + q), target):
+                best = replace(setting, iterations=iterations)
+                break
     return best
 
 

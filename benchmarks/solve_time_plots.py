@@ -27,6 +27,7 @@ _LABELS = {
     "DouglasRachford-1.8": "DouglasRachford(relaxation=1.8)",
     "SemismoothNewton": "SemismoothNewton()",
     "reference": "reference, trial halving",
+    "reference-best-step": "reference, best step",
     "reference-oracle": "reference, oracle",
     "torchdeq-anderson": "torchdeq Anderson",
     "torchdeq-broyden": "torchdeq Broyden",

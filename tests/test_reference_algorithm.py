@@ -86,6 +86,27 @@ def test_the_oracle_reaches_the_target_and_no_step_of_its_list_is_cheaper(
             assert bool((problem.residual(z).norm(dim=-1) > target * problem.map(z).norm(dim=-1)).any())
 
 
+def test_the_best_step_is_that_of_the_list_with_the_fewest_iterations(
+    reference: Any, problem: EquilibriumProblem
+) -> None:
+    W, q = problem.linear.to_dense(), problem.q
+    alphas, target = [2.0, 1.0, 0.5, 0.25, 1e-3], 1e-6
+    best = reference.best_step(W, q, target, alphas)
+    counts = {}
+    for alpha in alphas:
+        for tolerance in (1e-6, 1e-7, 1e-8, 1e-9):  # as its user would go on
+            tried = reference.Setting(alpha=alpha, tolerance=tolerance, iterations=0)
+            z, iterations = reference.equilibrium(W, q, reference.inverse(W, alpha), tried)
+            if bool((problem.residual(z).norm(dim=-1) <= target * problem.map(z).norm(dim=-1)).all()):
+                counts[iterations, alpha, tolerance] = None
+                break
+    iterations, alpha, tolerance = min(counts)
+    assert (best.iterations, best.alpha, best.applied) == (iterations, alpha, True)
+    assert best.tolerance == pytest.approx(tolerance)
+    assert best.iterations >= reference.oracle(W, q, target, alphas).iterations
+    assert reference.best_step(W, q, 1e-18, alphas) is None
+
+
 def test_its_gradient_is_that_of_the_layer(reference: Any) -> None:
     torch.manual_seed(0)
     layer = LBEN(
