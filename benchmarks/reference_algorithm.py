@@ -6,6 +6,8 @@ whole batch's step ‖z⁺ − z‖/(1e-6 + ‖z⁺‖) is small. The backward p
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 MOST_ITERATIONS = 5_000
 _SMALLEST_STEP = 1e-4
-_DECADES = 6  # of stopping tolerances
+_TIGHTEST = 1e-6  # stopping tolerance that is tried, in units of the target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,19 +87,7 @@ def best_step(W: Tensor, q: Tensor, target: float, alphas: list[float]) -> Setti
 
     That is the algorithm as its user would run it, if the best step were known. None where none reaches the target.
     """
-    best: Setting | None = None
-    for alpha in alphas:
-        resolvent = inverse(W, alpha)
-        most = MOST_ITERATIONS if best is None else best.iterations
-        for tenths in range(_DECADES):
-            setting = Setting(alpha=alpha, tolerance=target / 10**tenths, iterations=0)
-            z, iterations = equilibrium(W, q, resolvent, setting, most=most)
-            if iterations == most:
-                break
-            if _solved(z, torch.relu(z @ W.mT + q), target):
-                best = replace(setting, iterations=iterations)
-                break
-    return best
+    return _best(_tightened, W, q, target, alphas)
 
 
 @torch.no_grad()
@@ -106,24 +96,47 @@ def oracle(W: Tensor, q: Tensor, target: float, alphas: list[float]) -> Setting 
 
     No user of the reference algorithm can know them beforehand. None where no step of the list reaches the target.
     """
+    return _best(_cheapest, W, q, target, alphas)
+
+
+Search = Callable[[Tensor, Tensor, float, float, int], Setting | None]
+
+
+def _best(search: Search, W: Tensor, q: Tensor, target: float, alphas: list[float]) -> Setting | None:
     best: Setting | None = None
     for alpha in alphas:
-        most = MOST_ITERATIONS if best is None else best.iterations - 1
-        found = _cheapest(W, q, target, alpha, most)
-        best = found or best
+        best = search(W, q, target, alpha, MOST_ITERATIONS if best is None else best.iterations - 1) or best
     return best
 
 
-def _cheapest(W: Tensor, q: Tensor, target: float, alpha: float, most: int) -> Setting | None:
-    resolvent = inverse(W, alpha)
+def _iterates(q: Tensor, resolvent: Tensor, alpha: float) -> Iterator[tuple[Tensor, float]]:
+    """z and its step norm after each iteration."""
     z, u = torch.zeros_like(q), torch.zeros_like(q)
-    lowest = float("inf")
-    solved = applied = False
-    for iteration in range(1, most + 1):
+    while True:
         half = 2 * z - u
         u = 2 * ((half + alpha * q) @ resolvent.mT) - half
         new = torch.relu(u)
         step, z = _step_norm(new, z), new
+        yield z, step
+
+
+def _tightened(W: Tensor, q: Tensor, target: float, alpha: float, most: int) -> Setting | None:
+    tolerance = target
+    for iteration, (z, step) in enumerate(itertools.islice(_iterates(q, inverse(W, alpha), alpha), most), 1):
+        while step <= tolerance:
+            answer = torch.relu(z @ W.mT + q)
+            if _solved(answer, torch.relu(answer @ W.mT + q), target):
+                return Setting(alpha=alpha, tolerance=tolerance, iterations=iteration)
+            tolerance /= 10
+            if tolerance < _TIGHTEST * target:
+                return None
+    return None
+
+
+def _cheapest(W: Tensor, q: Tensor, target: float, alpha: float, most: int) -> Setting | None:
+    lowest = float("inf")
+    solved = applied = False
+    for iteration, (z, step) in enumerate(itertools.islice(_iterates(q, inverse(W, alpha), alpha), most), 1):
         # a tolerance stops the iteration where the step norm first gets that low
         first = step < lowest
         lowest = min(lowest, step)

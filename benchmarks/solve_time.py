@@ -204,8 +204,9 @@ class Arena:
         started = time.perf_counter()
         halved = reference.halved(self.W, self.q, self.target)
         self._enter_reference(HALVED, halved, time.perf_counter() - started)
+        steps = sorted(ORACLE_STEPS, key=lambda alpha: abs(math.log(alpha / halved.alpha)))  # the likely ones first
         for name, choose in ((BEST_STEP, reference.best_step), (ORACLE, reference.oracle)):
-            found = choose(self.W, self.q, self.target, ORACLE_STEPS)
+            found = choose(self.W, self.q, self.target, steps)
             if found is None:
                 self.enter(Contestant(name=name, failure="no step and tolerance reach the residual"), None, None)
             else:
