@@ -1,8 +1,13 @@
-"""Side by side: everybody is timed in turn, A B C A B C …, so that what disturbs one round disturbs all of it."""
+"""Side by side: everybody is timed in turn, A B C B C A …, so that what disturbs one round disturbs all of it.
+
+Each round has another order, the same in every run: somebody who always came after the same other would always find the
+machine as that one leaves it.
+"""
 
 from __future__ import annotations
 
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -36,7 +41,7 @@ def timer(run: Callable[[], object]) -> Timer:
 
 
 def in_turn(timers: Mapping[str, Timer], *, rounds: int, shortest: float, budget: float) -> dict[str, Times]:
-    """Medians of several rounds; before each measurement of many runs a few are not counted.
+    """Medians of several rounds, each in another order; before a measurement of many runs a few are not counted.
 
     Args:
         timers: who takes part.
@@ -51,7 +56,8 @@ def in_turn(timers: Mapping[str, Timer], *, rounds: int, shortest: float, budget
     for name in [name for name, (wall, _) in first.items() if wall > budget]:
         seen[name].append(first[name])
     for number in range(rounds):
-        for name, measure in timers.items():
+        for name in random.Random(number).sample(list(timers), len(timers)):
+            measure = timers[name]
             if first[name][0] > budget:
                 continue
             if number < 3 or spent[name] < budget:
