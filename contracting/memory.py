@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
@@ -98,9 +98,10 @@ def plain(value: Any) -> bool:
     """Whether a setting can be compared by value and stays as it is: a number, a word, a frozen dataclass of such."""
     if value is None or isinstance(value, int | float | str):
         return True
-    dataclass_parameters = getattr(type(value), "__dataclass_params__", None)
-    frozen = dataclass_parameters is not None and dataclass_parameters.frozen
-    return frozen and all(plain(entry) for entry in vars(value).values())
+    parameters = getattr(type(value), "__dataclass_params__", None)
+    if parameters is None or not parameters.frozen:
+        return False
+    return all(plain(getattr(value, field.name)) for field in fields(value))
 
 
 def _same(known: Any, owner: Any) -> bool:
