@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import pytest
@@ -147,6 +148,20 @@ def test_repeated_solves_are_the_same_to_the_bit_and_in_their_counts(rows: int) 
         for name in ("z", "residual", "steps", "status"):
             torch.testing.assert_close(getattr(other, name), getattr(solutions[0], name), rtol=0, atol=0)
         assert other.map_evals == solutions[0].map_evals
+
+
+def test_threads_share_what_was_bound_but_not_its_state() -> None:
+    problem = a_problem(300, 40)
+    inputs = [problem.q * size for size in (1.0, -2.0, 1e3, 1e-40)]
+
+    def answer(q: Tensor) -> Tensor:
+        return solve(replace(problem, q=q), Automatic(), stop=Stop(rtol=1e-12, atol=0.0)).z
+
+    expected = [answer(q) for q in inputs]
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        found = list(pool.map(answer, inputs * 20))
+    for z, alone in zip(found, expected * 20, strict=True):
+        torch.testing.assert_close(z, alone, rtol=0, atol=0)
 
 
 def test_nothing_keeps_a_batch_alive() -> None:
