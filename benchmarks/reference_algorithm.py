@@ -48,17 +48,24 @@ def equilibrium(
 
 
 def _fixed_point(q: Tensor, resolvent: Tensor, setting: Setting, most: int) -> tuple[Tensor, int]:
-    z, u = torch.zeros_like(q), torch.zeros_like(q)
-    error, iterations = 1.0, 0
+    iterates = _iterates(q, resolvent, setting.alpha)
+    z, error, iterations = torch.zeros_like(q), 1.0, 0
     while error > setting.tolerance and iterations < most:
-        half = 2 * z - u
-        inner = (half + setting.alpha * q) @ resolvent.mT
-        u = 2 * inner - half
-        new = torch.relu(u)
-        error = _step_norm(new, z)
-        z = new
+        z, error = next(iterates)
         iterations += 1
     return z, iterations
+
+
+def _iterates(q: Tensor, resolvent: Tensor, alpha: float) -> Iterator[tuple[Tensor, float]]:
+    """z and its step norm after each iteration."""
+    z, u = torch.zeros_like(q), torch.zeros_like(q)
+    while True:
+        half = 2 * z - u
+        inner = (half + alpha * q) @ resolvent.mT
+        u = 2 * inner - half
+        new = torch.relu(u)
+        step, z = _step_norm(new, z), new
+        yield z, step
 
 
 def _step_norm(new: Tensor, old: Tensor) -> float:
@@ -107,17 +114,6 @@ def _best(search: Search, W: Tensor, q: Tensor, target: float, alphas: list[floa
     for alpha in alphas:
         best = search(W, q, target, alpha, MOST_ITERATIONS if best is None else best.iterations - 1) or best
     return best
-
-
-def _iterates(q: Tensor, resolvent: Tensor, alpha: float) -> Iterator[tuple[Tensor, float]]:
-    """z and its step norm after each iteration."""
-    z, u = torch.zeros_like(q), torch.zeros_like(q)
-    while True:
-        half = 2 * z - u
-        u = 2 * ((half + alpha * q) @ resolvent.mT) - half
-        new = torch.relu(u)
-        step, z = _step_norm(new, z), new
-        yield z, step
 
 
 def _tightened(W: Tensor, q: Tensor, target: float, alpha: float, most: int) -> Setting | None:

@@ -24,7 +24,7 @@ from typing import Any, Self
 import reference_algorithm as reference
 import rivals as other
 import torch
-from cases import Network, accepted, networks, true_residual
+from cases import Network, accepted, networks, true_residual, whole
 from timing import Timer, Times, in_turn, timer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -368,14 +368,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=Path, help="folder with checkpoints of the reference code")
     parser.add_argument("--data-dir", type=Path, help="folder with the MNIST files, for the checkpoints")
-    parser.add_argument("--rows", type=int, nargs="+", help="batch sizes (default 1 128 1000 10000)")
+    parser.add_argument("--rows", type=whole, nargs="+", help="batch sizes (default 1 128 1000 10000)")
     parser.add_argument("--networks", nargs="+", help="only these")
     parser.add_argument(
         "--goals", nargs="+", type=_goal, metavar="DTYPE:RESIDUAL",
         help="default float64:1e-6 float64:1e-10 float32:1e-5",
     )
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--threads", type=whole, default=1)
+    parser.add_argument("--rounds", type=whole, default=21)
     parser.add_argument("--time-limit", type=float, default=30.0, help="seconds of one solve of a rival")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where the machine is not quiet")
     parser.add_argument("--rivals", type=Path, default=other.DEFAULT_PYTHON, help="Python with the other libraries")
@@ -390,14 +390,18 @@ def main(arguments: list[str] | None = None) -> None:
     if given.small:
         given.rounds, given.time_limit = 1, min(given.time_limit, 0.6)
     rows = given.rows or ([1, 20] if given.small else [1, 128, 1000, 10000])
+    found = list(networks(given.checkpoints, given.data_dir, small=given.small))
+    names = [network.name for network in found]
+    if given.networks:
+        if strangers := [name for name in given.networks if name not in names]:
+            parser.error(f"--networks: there is no {strangers[0]}, only {', '.join(names)}")
+        found = [network for network in found if network.name in given.networks]
     folder = output_directory(given.out)
     goals = given.goals or [_goal(goal) for goal in (_SMALL_GOALS if given.small else _GOALS)]
     cases: list[Case] = []
     with other.Rivals(given.rivals, threads=given.threads, cpu_clock=given.clock == "cpu") as rivals:
         about = {"environment": environment() | {"rivals": rivals.versions()}, "settings": _settings(given, rows)}
-        for network in networks(given.checkpoints, given.data_dir, small=given.small):
-            if given.networks and network.name not in given.networks:
-                continue
+        for network in found:
             for dtype, target in goals:
                 for count in rows:
                     case = measure(network, count, dtype, target, rivals, given)

@@ -19,7 +19,7 @@ from typing import Any
 
 import reference_algorithm as reference
 import torch
-from cases import images_28
+from cases import images_28, whole
 from timing import Times, in_turn, timer
 from torch import Tensor, nn
 
@@ -257,14 +257,14 @@ def table(steps: list[Step], clock: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=int, nargs="+", help="widths (default 80 250)")
-    parser.add_argument("--rows", type=int, help="batch size (default 128)")
+    parser.add_argument("--hidden", type=whole, nargs="+", help="widths (default 80 250)")
+    parser.add_argument("--rows", type=whole, help="batch size (default 128)")
     parser.add_argument("--target", type=float, default=1e-4)
-    parser.add_argument("--train-images", type=int, help="images to train on before anything is timed (default 1000)")
-    parser.add_argument("--epochs", type=int, help="passes over them (default 3)")
+    parser.add_argument("--train-images", type=whole, help="images to train on before anything is timed (default 1000)")
+    parser.add_argument("--epochs", type=whole, help="passes over them (default 3)")
     parser.add_argument("--data-dir", type=Path, help="folder with the MNIST files")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, help="default 25")
+    parser.add_argument("--threads", type=whole, default=1)
+    parser.add_argument("--rounds", type=whole, help="default 25")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where the machine is not quiet")
     parser.add_argument("--out", type=Path, default=Path("out/training-step"))
     parser.add_argument("--small", action="store_true", help="a few seconds' version")

@@ -89,6 +89,24 @@ def test_solve_time_with_a_worker(tmp_path: Path) -> None:
         assert "torchdeq" in case["contestants"]["torchdeq-broyden"]["failure"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("--rounds", "0"), "0 is no whole number of at least one"),
+        (("--rows", "10", "-3"), "-3"),
+        (("--rows", "1e3"), "1e3 is no whole number"),
+        (("--networks", "digit"), "there is no digit, only digits"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(tmp_path: Path, arguments: tuple[str, ...], named: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "solve_time.py"), "--small", "--out", "out", *arguments]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and named in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
 def test_timing_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     timing = importlib.import_module("timing")
