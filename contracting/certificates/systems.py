@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.errors import InputError
+from contracting.errors import InputError, PreconditionError
 from contracting.flows import (
     BoundFiringRate,
     BoundFlow,
@@ -230,8 +230,12 @@ def forward_backward_system(
         step: α > 0, a number or one per neuron.
         slopes: interval of σ.
         hint: Λ, a diagonal metric in which I − W may be monotone, to start searches from.
+
+    Raises:
+        InputError: if W is not a finite square matrix, or the step is not positive or does not fit W.
     """
     W = as_matrix("W", W)
+    step = _checked_step(step, W.shape[0])
     label = f"forward–backward, α = {_step_text(step)}"
     identity = torch.eye(W.shape[0], dtype=torch.float64)
     return FiringRateSystem(
@@ -254,10 +258,17 @@ def peaceman_rachford_system(
         step: α > 0, a number or one per neuron.
         slopes: interval of σ.
         hint: Λ, a diagonal metric in which I − W may be monotone, to start searches from.
+
+    Raises:
+        InputError: as ``forward_backward_system``.
+        PreconditionError: if I + αA is singular.
     """
     W = as_matrix("W", W)
+    step = _checked_step(step, W.shape[0])
     identity = torch.eye(W.shape[0], dtype=torch.float64)
-    resolvent = torch.linalg.inv(identity + _rows(step) * (identity - W))
+    resolvent, info = torch.linalg.inv_ex(identity + _rows(step) * (identity - W))
+    if int(info):
+        raise PreconditionError(f"I + step·(I − W) is singular for step = {_step_text(step)}: take another step")
     low, high = _prox_slopes(slopes, step)
     label = f"Peaceman–Rachford, α = {_step_text(step)}"
     return HopfieldSystem(
@@ -268,29 +279,36 @@ def peaceman_rachford_system(
     )
 
 
-def _rows(step: Step) -> float | Tensor:
+def _checked_step(step: Step, size: int) -> Step:
+    """A number, or (n,) in float64 on the CPU."""
     if not isinstance(step, Tensor):
-        return step
-    step = step.detach().to("cpu", torch.float64)
-    return step[:, None] if step.ndim else step
+        return checks.number("step", step, low=0, low_open=True, high=math.inf, high_open=True)
+    checks.positive_tensor("step", checks.floating_tensor("step", step))
+    if not step.ndim:
+        return float(step)
+    return checks.shape("step", step, (size,)).detach().to("cpu", torch.float64)
+
+
+def _rows(step: Step) -> Step:
+    return step[:, None] if isinstance(step, Tensor) else step
 
 
 def _splitting_hint(hint: Tensor | None, step: Step) -> Tensor | None:
     """Λ, or ΛD⁻¹ for a step D per neuron, in which a splitting with such a step lives."""
-    if hint is None or not isinstance(step, Tensor) or not step.ndim:
+    if hint is None or not isinstance(step, Tensor):
         return hint
-    return hint.detach().to("cpu", torch.float64) / step.detach().to("cpu", torch.float64)
+    return checks.shape("hint", hint, tuple(step.shape)).detach().to("cpu", torch.float64) / step
 
 
 def _step_text(step: Step) -> str:
-    if isinstance(step, Tensor) and step.ndim:
+    if isinstance(step, Tensor):
         return f"{float(step.min()):.3g}…{float(step.max()):.3g} per neuron"
-    return f"{float(step):.4g}"
+    return f"{step:.4g}"
 
 
 def _prox_slopes(slopes: Slopes, step: Step) -> Slopes:
     """Slopes of prox_{αf}: s ↦ s/(α + (1 − α)s), increasing in s; the hull over neurons where α has one per neuron."""
-    steps = [float(s) for s in step.flatten()] if isinstance(step, Tensor) else [step]
+    steps = step.tolist() if isinstance(step, Tensor) else [step]
     low = min(slopes[0] / (a + (1 - a) * slopes[0]) for a in steps)
     high = max(slopes[1] / (a + (1 - a) * slopes[1]) for a in steps)
     # outward, so that rounding cannot exclude a slope

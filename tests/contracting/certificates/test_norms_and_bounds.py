@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from contracting.certificates import (
     upper_bound,
 )
 from contracting.certificates.multipliers import perron_weights
-from contracting.errors import PreconditionError
+from contracting.errors import InputError, PreconditionError
 from contracting.metrics import WeightedL1, WeightedL2, WeightedLinf
 from tests.contracting.certificates.instances import constant_slope_bound, corners, gaussian, rotation
 from tests.problems import monotone_weight
@@ -141,6 +142,19 @@ def test_a_step_per_neuron_moves_the_hint_to_the_metric_of_the_splitting(build) 
     assert DiagonalMetric().certify(system).rate == DiagonalMetric(weights=lam / D).certify(system).rate > 0
     assert DiagonalMetric(weights=lam).certify(system).rate < 0
     assert torch.equal(build(W, step=0.3, hint=lam).hint, lam)
+
+
+@pytest.mark.parametrize("build", [forward_backward_system, peaceman_rachford_system])
+@pytest.mark.parametrize("step", [0.0, -1.0, math.nan, math.inf, "1", torch.ones(3), torch.tensor([1.0, 1, 1, -1])])
+def test_a_step_that_cannot_be_is_refused(build, step) -> None:  # type: ignore[no-untyped-def]
+    W, lam = monotone_weight(4, seed=1)
+    with pytest.raises(InputError, match="step must"):
+        build(W, step=step, hint=lam)
+
+
+def test_a_step_without_resolvent_is_refused() -> None:
+    with pytest.raises(PreconditionError, match="singular for step = 1: take another step"):
+        peaceman_rachford_system(2 * torch.eye(2, dtype=torch.float64), step=1.0)
 
 
 @pytest.mark.parametrize("slopes", [(-1.0, -1.0), (-1.0, -0.99999), (1.0, 1.0), (0.5, 0.5)])
