@@ -61,6 +61,10 @@ class BoundFlow(VectorField):
     def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
         """T'(s)d without the matrix of T': (batch, n) -> (batch, n)."""
 
+    def defect(self, state: Tensor) -> Tensor:
+        """T(s) − s, rounded relative to its own size where the flow knows how: (batch, n) -> (batch, n)."""
+        return self(0.0, state)
+
     def with_input(self, q: Tensor) -> Self:
         """The same flow, with the same step and what is known of it, under another input q, (batch, n)."""
         return self.on(replace(self.problem, q=q))
@@ -395,6 +399,12 @@ class BoundPeacemanRachford(BoundSplitting):
         if reflected.shape == self.offset.shape:
             return self.reflection.affine(reflected, self.offset)
         return self.reflection.apply(reflected) + self.offset
+
+    def defect(self, state: Tensor) -> Tensor:
+        # = 2K α(Wz + q − v) at z = prox(u) = σ(v); the difference T(u) − u is rounded relative to u, times up to αL
+        z = self.read(state)
+        error = self.step * (self.problem.preactivation(z) - z) - (state - z)
+        return self.reflection.affine(error, error)
 
     def init(self, z: Tensor) -> Tensor:
         # at the equilibrium v − z ∈ ∂f(z) for v = Wz + q, and u − z ∈ α∂f(z)

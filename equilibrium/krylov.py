@@ -112,8 +112,8 @@ class _NewtonKrylovIteration(Iteration):
 
     def step(self, state: State) -> State:
         s, u, fell_back, best, last_size, last_forcing = state
-        defect = self.flow(0.0, s)
-        self.map_evals += 1
+        defect = self.flow.defect(s)
+        self.map_evals += 2 if isinstance(self.flow, BoundPeacemanRachford) else 1  # W and its resolvent
         size = torch.linalg.vector_norm(defect, dim=-1)
         forcing = self._forcing(s, size, last_size, last_forcing)
         direction = self._direction(s, defect, forcing * size)

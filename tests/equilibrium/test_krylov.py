@@ -8,10 +8,11 @@ from torch import Tensor
 
 from contracting.activations import ReLU, Tanh
 from contracting.errors import InputError, PreconditionError
-from contracting.flows import FiringRate, ForwardBackwardFlow
+from contracting.flows import FiringRate, ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.krylov_solve import solve_rows_by_products
 from contracting.linear import Dense
 from contracting.problem import EquilibriumProblem
+from contracting.proximal import Activation
 from contracting.scaled_flows import TimeScaledForwardBackward
 from contracting.solve import Stop, solve
 from equilibrium import ForwardBackward, NewtonKrylov, PeacemanRachford
@@ -87,6 +88,27 @@ def test_reaches_1e_12_where_splitting_needs_thousands_of_steps(flow: FiringRate
     solution = solve(problem, NewtonKrylov(flow=flow), stop=stop)
     assert solution.relative_residual.max() <= 1e-12 and solution.map_evals < 1000
     assert (solution.z - exact).abs().max() < 1e-8
+
+
+def test_reaches_1e_12_where_the_resolvent_rounds_most() -> None:
+    """L = 1000: T(u) − u as a difference is rounded to some 1e-11 of u, and Newton's method would stand still there."""
+    W, lam = monotone_weight(200, seed=5, skew=1.0, monotonicity=1e-2, scale=1000.0)
+    problem, _ = planted(ReLU(), W, lam, batch=4, seed=6)
+    solution = solve(problem, NewtonKrylov(), stop=Stop(rtol=1e-12, atol=0.0, max_steps=60))
+    assert solution.relative_residual.max() <= 1e-12
+
+
+@pytest.mark.parametrize("step", [0.3, "per neuron"])
+@pytest.mark.parametrize("activation", [ReLU(), Tanh()], ids=str)
+def test_the_defect_of_a_flow_is_its_field(activation: Activation, step: float | str) -> None:
+    W, lam = monotone_weight(12, seed=1, skew=2.0)
+    problem, exact = planted(activation, W, lam, batch=3, seed=2)
+    state = torch.randn(3, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    chosen = torch.linspace(0.1, 2.0, 12, dtype=torch.float64) if isinstance(step, str) else step
+    for flow in (FiringRate(), ForwardBackwardFlow(step=chosen), PeacemanRachfordFlow(step=chosen)):
+        bound = flow.bind(problem)
+        assert torch.allclose(bound.defect(state), bound(0.0, state), rtol=0, atol=1e-13)
+        assert bound.defect(bound.init(exact)).abs().max() < 1e-13
 
 
 def test_needs_products_only() -> None:
