@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from contracting.errors import InputError
 from contracting.problem import EquilibriumProblem
 from equilibrium.checkpoints import load_reference
 from equilibrium.data import Dataset, digits, mnist, subset
@@ -44,7 +44,7 @@ def networks(checkpoints: Path | None, data: Path | None, *, small: bool) -> lis
         return [digits_network(small=small)]
     found = {name: gamma for name, gamma in CHECKPOINTS.items() if (checkpoints / f"{name}.pt").is_file()}
     if not found:
-        raise SystemExit(f"{checkpoints} holds none of {', '.join(f'{name}.pt' for name in CHECKPOINTS)}")
+        raise InputError(f"{checkpoints} holds none of {', '.join(f'{name}.pt' for name in CHECKPOINTS)}")
     images = mnist(data)
     chosen = list(found.items())[:1] if small else list(found.items())
     return [
@@ -110,10 +110,3 @@ def fitted_exponent(sizes: list[float], values: list[float]) -> float:
     x, y = torch.tensor(sizes, dtype=torch.float64).log(), torch.tensor(values, dtype=torch.float64).log()
     x, y = x - x.mean(), y - y.mean()
     return float((x * y).sum() / (x * x).sum())
-
-
-def whole(text: str) -> int:
-    """A number of rows, rounds or threads from the command line."""
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text} is no whole number of at least one")
-    return int(text)

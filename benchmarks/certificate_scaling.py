@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import command_line
 import torch
 
 from contracting.certificates import FiringRateSystem, ParabolaTest, check
@@ -40,12 +41,12 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 200, 500, 1000])
+    parser.add_argument("--sizes", type=command_line.whole, nargs="+", default=[100, 200, 500, 1000])
     parser.add_argument("--small", action="store_true", help="sizes 10 and 40 only")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # a process of its own, for its own peak
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if options.one is not None:
         certificate(options.one)
@@ -60,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

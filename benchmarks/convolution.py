@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import command_line
 import torch
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from contracting.errors import Status
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Method, Solution, Stop, solve
 from equilibrium import Automatic, ForwardBackward, load_reference
+from equilibrium.artifacts import write_json
 from equilibrium.convolution import ConvolutionalLayer, LBENConv2d, MetricShape
 from equilibrium.data import mnist
 
@@ -118,16 +120,16 @@ def classify(layer: ConvolutionalLayer, inputs: Tensor, labels: Tensor, rtol: fl
     }
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="8 channels on 10×10, batch 8")
     parser.add_argument("--checkpoint", type=Path, help="a convolutional checkpoint instead of random weights")
     parser.add_argument("--mnist", type=Path, help="folder with MNIST: solve for test images instead of noise")
     parser.add_argument("--classify", action="store_true", help="classify all test images instead of timing one solve")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=3, help="of every solve; the least time counts")
+    parser.add_argument("--threads", type=command_line.whole, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=command_line.whole, default=3, help="of every solve; the least time counts")
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.classify and (args.mnist is None or args.checkpoint is None):
         parser.error("--classify needs --mnist and --checkpoint")
     if args.small and args.mnist is not None:
@@ -149,8 +151,8 @@ def main() -> None:
     result |= {"torch": torch.__version__, "threads": args.threads, "machine": platform.processor()}
     print(json.dumps(result, indent=2, ensure_ascii=False))
     if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=2, ensure_ascii=False))
+        write_json(args.out, result)
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

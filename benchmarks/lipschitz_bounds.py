@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import command_line
 import torch
 from torch import nn
 
@@ -152,9 +153,11 @@ def table(rows: list[Comparison], found: RandomNetworks) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", action="store_true", help="a few seconds' version")
-    parser.add_argument("--program-up-to", type=int, default=60, help="largest n of the semidefinite program")
-    parser.add_argument("--networks", type=int, help="random networks (default 1000)")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--program-up-to", type=command_line.whole, default=60, help="largest n of the semidefinite program"
+    )
+    parser.add_argument("--networks", type=command_line.whole, help="random networks (default 1000)")
+    parser.add_argument("--threads", type=command_line.whole, default=1)
     parser.add_argument("--out", type=Path, default=Path("out/lipschitz-bounds"))
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
@@ -178,4 +181,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

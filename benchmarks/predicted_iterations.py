@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import command_line
 import torch
 from cases import Network, networks
 
@@ -86,18 +87,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=Path, help="folder with checkpoints of the reference code")
     parser.add_argument("--data-dir", type=Path, help="folder with the MNIST files, for the checkpoints")
-    parser.add_argument("--rows", type=int, help="images (default 200)")
-    parser.add_argument("--target", type=float, help="relative residual (default 1e-6)")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rows", type=command_line.whole, help="images (default 200)")
+    parser.add_argument("--target", type=command_line.residual, help="relative residual (default 1e-6)")
+    parser.add_argument("--threads", type=command_line.whole, default=1)
     parser.add_argument("--out", type=Path, default=Path("out/predicted-iterations"))
     parser.add_argument("--small", action="store_true", help="a few seconds' version")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     rows = given.rows or (4 if given.small else 200)
     target = given.target or (1e-3 if given.small else 1e-6)
+    chosen = networks(given.checkpoints, given.data_dir, small=given.small)
     folder = output_directory(given.out)
     found = []
-    for network in networks(given.checkpoints, given.data_dir, small=given.small):
+    for network in chosen:
         for name, method in default_solvers().items():
             if not (given.small and name in ROW_LIMITS):
                 found.append(count(network, rows, name, method, target))
@@ -116,4 +118,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

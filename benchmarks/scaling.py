@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import command_line
 import torch
 from cases import fitted_exponent, true_residual
 from torch import Tensor
@@ -247,10 +248,10 @@ def _shown(value: float | None) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", help="numbers of neurons (default 50 … 4000)")
-    parser.add_argument("--rows", type=int, nargs="+", help="batch sizes at n = 80 (default 1 … 60000)")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--runs", type=int, help="solves of a point, of which the median counts (default 5)")
+    parser.add_argument("--sizes", type=command_line.whole, nargs="+", help="numbers of neurons (default 50 … 4000)")
+    parser.add_argument("--rows", type=command_line.whole, nargs="+", help="batch sizes at n = 80 (default 1 … 60000)")
+    parser.add_argument("--threads", type=command_line.whole, default=1)
+    parser.add_argument("--runs", type=command_line.whole, help="solves of a point; the median counts (default 5)")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where the machine is not quiet")
     parser.add_argument("--out", type=Path, default=Path("out/scaling"))
     parser.add_argument("--small", action="store_true", help="a few seconds' version")
@@ -289,4 +290,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

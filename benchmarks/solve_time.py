@@ -21,14 +21,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
+import command_line
 import reference_algorithm as reference
 import rivals as other
 import torch
-from cases import Network, accepted, networks, true_residual, whole
+from cases import Network, accepted, networks, true_residual
 from timing import Timer, Times, in_turn, timer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from contracting.errors import InputError
 from contracting.linear import Dense
 from contracting.problem import EquilibriumProblem
 from contracting.rows import Rows
@@ -330,8 +332,18 @@ def _ratios(case: Case, prefix: str, clock: str) -> list[float]:
 
 
 def read(path: Path) -> tuple[list[Case], str]:
-    """The cases of a results.json, and the clock of its table."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    """The cases of a results.json, and the clock of its table.
+
+    Raises:
+        InputError: if the file is not such results.
+    """
+    try:
+        return _cases(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be drawn ({type(error).__name__}: {error}); name a results.json") from error
+
+
+def _cases(content: dict[str, Any]) -> tuple[list[Case], str]:
     cases = []
     for entry in content["cases"]:
         people = {
@@ -353,30 +365,26 @@ def finish(cases: list[Case], clock: str, folder: Path) -> None:
 
 
 def _goal(text: str) -> tuple[torch.dtype, float]:
-    dtype, _, residual = text.partition(":")
+    dtype, _, target = text.partition(":")
     known = {"float32": torch.float32, "float64": torch.float64}
-    try:
-        wanted = float(residual)
-    except ValueError:
-        wanted = math.nan
-    if dtype not in known or not 0 < wanted < 1:
+    if dtype not in known:
         raise argparse.ArgumentTypeError(f"{text} is no goal such as float64:1e-6")
-    return known[dtype], wanted
+    return known[dtype], command_line.residual(target)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=Path, help="folder with checkpoints of the reference code")
     parser.add_argument("--data-dir", type=Path, help="folder with the MNIST files, for the checkpoints")
-    parser.add_argument("--rows", type=whole, nargs="+", help="batch sizes (default 1 128 1000 10000)")
+    parser.add_argument("--rows", type=command_line.whole, nargs="+", help="batch sizes (default 1 128 1000 10000)")
     parser.add_argument("--networks", nargs="+", help="only these")
     parser.add_argument(
         "--goals", nargs="+", type=_goal, metavar="DTYPE:RESIDUAL",
         help="default float64:1e-6 float64:1e-10 float32:1e-5",
     )
-    parser.add_argument("--threads", type=whole, default=1)
-    parser.add_argument("--rounds", type=whole, default=21)
-    parser.add_argument("--time-limit", type=float, default=30.0, help="seconds of one solve of a rival")
+    parser.add_argument("--threads", type=command_line.whole, default=1)
+    parser.add_argument("--rounds", type=command_line.whole, default=21)
+    parser.add_argument("--time-limit", type=command_line.positive, default=30.0, help="seconds of a solve of a rival")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where the machine is not quiet")
     parser.add_argument("--rivals", type=Path, default=other.DEFAULT_PYTHON, help="Python with the other libraries")
     parser.add_argument("--out", type=Path, default=Path("out/solve-time"))
@@ -435,4 +443,4 @@ def _line(case: Case, clock: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

@@ -10,6 +10,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import command_line
 import torch
 from cases import Network, networks
 
@@ -87,18 +88,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=Path, help="folder with checkpoints of the reference code")
     parser.add_argument("--data-dir", type=Path, help="folder with the MNIST files, for the checkpoints")
-    parser.add_argument("--rows", type=int, help="images (default 1000)")
-    parser.add_argument("--target", type=float, default=1e-6)
+    parser.add_argument("--rows", type=command_line.whole, help="images (default 1000)")
+    parser.add_argument("--target", type=command_line.residual, default=1e-6)
     parser.add_argument("--out", type=Path, default=Path("out/step-sweep"))
     parser.add_argument("--small", action="store_true", help="a few seconds' version")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)  # nothing is timed
     rows = given.rows or (20 if given.small else 1000)
+    chosen = networks(given.checkpoints, given.data_dir, small=given.small)
     folder = output_directory(given.out)
-    found = [
-        sweep(network, rows, given.target)
-        for network in networks(given.checkpoints, given.data_dir, small=given.small)
-    ]
+    found = [sweep(network, rows, given.target) for network in chosen]
     text = table(found, given.target)
     write_json(
         folder / "results.json",
@@ -113,4 +112,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

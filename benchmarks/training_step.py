@@ -17,15 +17,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import command_line
 import reference_algorithm as reference
 import torch
-from cases import images_28, whole
+from cases import images_28
 from timing import Times, in_turn, timer
 from torch import Tensor, nn
 
 from contracting.solve import Stop, solve
 from equilibrium.artifacts import environment, output_directory, write_json, write_text
-from equilibrium.data import subset
+from equilibrium.data import Dataset, subset
 from equilibrium.implicit import Implicit
 from equilibrium.layers import LBEN
 from equilibrium.training import train
@@ -179,8 +180,7 @@ def layer_with(target: float, hidden: int, classes: int, dtype: torch.dtype) -> 
     return LBEN(784, hidden, classes, lipschitz=1.0, stop=stop, backward=Implicit(stop=stop), dtype=dtype)
 
 
-def measure(hidden: int, data: Path | None, given: argparse.Namespace) -> Step:
-    images = subset(images_28(data), train=given.train_images, test=10)
+def measure(hidden: int, images: Dataset, given: argparse.Namespace) -> Step:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layer = layer_with(given.target, hidden, images.classes, torch.float32)
@@ -257,14 +257,16 @@ def table(steps: list[Step], clock: str) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hidden", type=whole, nargs="+", help="widths (default 80 250)")
-    parser.add_argument("--rows", type=whole, help="batch size (default 128)")
-    parser.add_argument("--target", type=float, default=1e-4)
-    parser.add_argument("--train-images", type=whole, help="images to train on before anything is timed (default 1000)")
-    parser.add_argument("--epochs", type=whole, help="passes over them (default 3)")
+    parser.add_argument("--hidden", type=command_line.whole, nargs="+", help="widths (default 80 250)")
+    parser.add_argument("--rows", type=command_line.whole, help="batch size (default 128)")
+    parser.add_argument("--target", type=command_line.residual, default=1e-4)
+    parser.add_argument(
+        "--train-images", type=command_line.whole, help="images to train on before anything is timed (default 1000)"
+    )
+    parser.add_argument("--epochs", type=command_line.whole, help="passes over them (default 3)")
     parser.add_argument("--data-dir", type=Path, help="folder with the MNIST files")
-    parser.add_argument("--threads", type=whole, default=1)
-    parser.add_argument("--rounds", type=whole, help="default 25")
+    parser.add_argument("--threads", type=command_line.whole, default=1)
+    parser.add_argument("--rounds", type=command_line.whole, help="default 25")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where the machine is not quiet")
     parser.add_argument("--out", type=Path, default=Path("out/training-step"))
     parser.add_argument("--small", action="store_true", help="a few seconds' version")
@@ -274,8 +276,9 @@ def main(arguments: list[str] | None = None) -> None:
     widths = given.hidden or ([usual[0]] if given.small else [80, 250])
     given.rows, given.train_images = given.rows or usual[1], given.train_images or usual[2]
     given.epochs, given.rounds = given.epochs or usual[3], given.rounds or usual[4]
+    images = subset(images_28(given.data_dir), train=given.train_images, test=10)
     folder = output_directory(given.out)
-    steps = [measure(width, given.data_dir, given) for width in widths]
+    steps = [measure(width, images, given) for width in widths]
     text = table(steps, given.clock)
     settings = {key: None if value is None else str(value) for key, value in vars(given).items()}
     entries = [vars(s) | {"ratio": s.ratio(given.clock)} for s in steps]
@@ -285,4 +288,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main)

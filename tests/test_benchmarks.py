@@ -8,10 +8,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,22 +90,66 @@ def test_solve_time_with_a_worker(tmp_path: Path) -> None:
         assert "torchdeq" in case["contestants"]["torchdeq-broyden"]["failure"]
 
 
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., str]]:
+    """The one sentence with which a benchmark ends, run in this process and an empty folder."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.chdir(tmp_path)
+    command_line = importlib.import_module("command_line")
+
+    def run(script: str, *options: str) -> str:
+        monkeypatch.setattr(sys, "argv", [script])
+        main = importlib.import_module(script.removesuffix(".py")).main
+        with pytest.raises(SystemExit) as ended:
+            command_line.run(lambda: main(["--small", *options]))
+        assert ended.value.code == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith(f"{script}: error: ")
+        return last
+
+    threads = torch.get_num_threads()
+    yield run
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "named"),
+    ("options", "named"),
     [
-        (("--rounds", "0"), "0 is no whole number of at least one"),
-        (("--rows", "10", "-3"), "-3"),
-        (("--rows", "1e3"), "1e3 is no whole number"),
-        (("--networks", "digit"), "there is no digit, only digits"),
+        ("solve_time.py --rounds 0", "--rounds: 0 is no whole number of at least one"),
+        ("solve_time.py --rows 10 -3", "-3"),
+        ("solve_time.py --rows 1e3", "--rows: 1e3 is no whole number"),
+        ("solve_time.py --networks digit", "there is no digit, only digits"),
+        ("solve_time.py --goals float16:1e-3", "--goals: float16:1e-3 is no goal such as"),
+        ("solve_time.py --goals float64:2", "--goals: 2 is no number between 0 and 1"),
+        ("solve_time.py --time-limit nan", "--time-limit: nan is no positive number"),
+        ("solve_time.py --redraw nothing.json", "nothing.json cannot be drawn"),
+        ("solve_time.py --checkpoints nowhere", "nowhere holds none of"),
+        ("step_sweep.py --rows 0", "--rows: 0 is no whole number"),
+        ("step_sweep.py --target -1", "--target: -1 is no number between 0 and 1"),
+        ("predicted_iterations.py --rows 0", "--rows: 0 is no whole number"),
+        ("training_step.py --target inf", "--target: inf is no number between 0 and 1"),
+        ("training_step.py --data-dir nowhere", "nowhere"),
+        ("scaling.py --sizes 0", "--sizes: 0 is no whole number"),
+        ("scaling.py --runs 0", "--runs: 0 is no whole number"),
+        ("certificate_scaling.py --sizes 0", "--sizes: 0 is no whole number"),
+        ("lipschitz_bounds.py --networks 0", "--networks: 0 is no whole number"),
+        ("convolution.py --repeats 0", "--repeats: 0 is no whole number"),
+        ("convolution.py --checkpoint nothing.pt", "nothing.pt"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(tmp_path: Path, arguments: tuple[str, ...], named: str) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "solve_time.py"), "--small", "--out", "out", *arguments]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 2 and named in done.stderr.splitlines()[-1]
+def test_what_cannot_be_measured_is_refused(
+    tmp_path: Path, refused: Callable[..., str], options: str, named: str
+) -> None:
+    assert named in refused(*options.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("script", ["solve_time.py", "step_sweep.py", "training_step.py", "scaling.py"])
+def test_a_folder_that_cannot_be_used_is_refused(tmp_path: Path, refused: Callable[..., str], script: str) -> None:
+    (tmp_path / "file").touch()
+    assert "output folder 'file' cannot be used" in refused(script, "--out", "file")
 
 
 def test_timing_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
