@@ -11,14 +11,12 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
-from contracting.estimates import Estimates
 from contracting.frequencies import (
     Grid,
     centred_sum,
@@ -34,11 +32,8 @@ from contracting.frequencies import (
 )
 from contracting.linear import LinearMap
 from contracting.metrics import Metric, WeightedL2
-from contracting.operator import MonotoneOperator
 from contracting.proximal import Step
 from contracting.transform import by_neuron, frequencies, is_by_neuron, product, real_form, sides
-
-Self = TypeVar("Self", bound="TranslationInvariant")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -57,10 +52,6 @@ class TranslationInvariant(LinearMap):
     def _make_symbol(self) -> Tensor:
         """Ŵ from the tensors."""
 
-    @abstractmethod
-    def _make_adjoint(self: Self) -> Self:
-        """Wᵀ, which refers to this map."""
-
     @property
     def size(self) -> int:
         return self.channels * math.prod(self.grid)
@@ -78,7 +69,7 @@ class TranslationInvariant(LinearMap):
     @property
     def _form(self) -> Tensor:
         """The symbol in real numbers, as products take it."""
-        if any(tensor.requires_grad for tensor in self.tensors()):
+        if self._in_graph:
             return real_form(self.symbol)
         if self._transposed_from is not None:
             return self._transposed_from._form.mT
@@ -101,51 +92,10 @@ class TranslationInvariant(LinearMap):
         return by_neuron(rows)
 
     @property
-    def adjoint(self: Self) -> Self:
-        return cast(Self, self._transposed_from) if self._transposed_from is not None else self._make_adjoint()
-
-    @property
-    def detached(self: Self) -> Self:
-        if self._transposed_from is not None and any(t.requires_grad for t in self.tensors()):
-            return cast(Self, self._transposed_from.detached.adjoint)
-        return cast(Self, super().detached)
-
-    @property
-    def untransposed(self) -> LinearMap:
-        return self.detached if self._transposed_from is None else self._transposed_from.untransposed
-
-    @property
     def block_size(self) -> int:
         return self.channels
 
-    @property
-    def changing(self) -> bool:
-        return super().changing if self._transposed_from is None else self._transposed_from.changing
-
-    def operator(self, metric: Metric) -> MonotoneOperator:
-        # Ã and Ãᵀ have the same norms, so forward and adjoint solves share one analysis
-        if self._transposed_from is not None:
-            return self._transposed_from.operator(metric.dual())
-        return super().operator(metric)
-
-    def estimates(self, metric: Metric) -> Estimates | None:
-        if self._transposed_from is not None:
-            return self._transposed_from.estimates(metric.dual())
-        return super().estimates(metric)
-
-    def reflection(self, step: Step) -> LinearMap:
-        if self._transposed_from is not None and not isinstance(step, Tensor):
-            return self._transposed_from.reflection(step).adjoint
-        return super().reflection(step)
-
-    def resolvent(self, step: Step) -> Spectral:
-        if self._transposed_from is not None and not isinstance(step, Tensor):
-            return self._transposed_from.resolvent(step).adjoint
-        if any(tensor.requires_grad for tensor in self.tensors()):
-            return self._inverse(step)
-        return self.remember("resolvent", step, lambda: self._inverse(step))
-
-    def _inverse(self, step: Step) -> Spectral:
+    def _resolvent(self, step: Step) -> Spectral:
         symbol = self.symbol
         identity = torch.eye(self.channels, dtype=symbol.dtype, device=symbol.device)
         scale: Step = step
@@ -236,7 +186,7 @@ class CircularConvolution(TranslationInvariant):
     def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
         return (kernel_gradient(z, cotangent, tuple(self.kernel.shape[2:]), self.grid),)
 
-    def _make_adjoint(self) -> CircularConvolution:
+    def _transpose(self) -> CircularConvolution:
         return CircularConvolution(transposed(self.kernel), grid=self.grid, _transposed_from=self)
 
     def apply(self, z: Tensor) -> Tensor:
@@ -294,5 +244,5 @@ class Spectral(TranslationInvariant):
     def _make_symbol(self) -> Tensor:
         return self.values
 
-    def _make_adjoint(self) -> Spectral:
+    def _transpose(self) -> Spectral:
         return Spectral(self.values.mH, grid=self.grid, _transposed_from=self)

@@ -35,7 +35,11 @@ class LinearMap(ABC):
     and in coordinates where the metric is Euclidean, as a block-diagonal matrix. A dense matrix is one block; a
     circular convolution has one small complex block per frequency. Bounds, contraction factors and optimal steps are
     computed from the blocks and therefore need no second implementation.
+
+    A map and its adjoint know each other: resolvents, bounds and estimates of the adjoint are those of the map.
     """
+
+    _transposed_from: LinearMap | None = None  # the map that this one was made from as its adjoint
 
     @property
     @abstractmethod
@@ -54,18 +58,13 @@ class LinearMap(ABC):
     def apply(self, z: Tensor) -> Tensor:
         """Rows of W z: (..., n) -> (..., n)."""
 
-    @property
     @abstractmethod
-    def adjoint(self) -> LinearMap:
-        """The transposed map Wᵀ."""
+    def _transpose(self) -> LinearMap:
+        """Wᵀ, which refers to this map by ``_transposed_from``."""
 
     @abstractmethod
-    def resolvent(self, step: Step) -> LinearMap:
-        """(I + α(I − W))⁻¹ as a map; α scalar, or (n,) for the diagonal step D in (I + D(I − W))⁻¹.
-
-        Raises:
-            PreconditionError: if the matrix is singular or this map has no resolvent for such a step.
-        """
+    def _resolvent(self, step: Step) -> LinearMap:
+        """What ``resolvent`` computes, differentiable."""
 
     @abstractmethod
     def blocks(self, metric: Metric) -> Tensor:
@@ -95,16 +94,45 @@ class LinearMap(ABC):
         """The same (batch, n), laid out in memory as products with this map are fastest."""
         return rows
 
+    @property
+    def adjoint(self) -> LinearMap:
+        """The transposed map Wᵀ."""
+        return self._transposed_from or self._transpose()
+
+    def resolvent(self, step: Step) -> LinearMap:
+        """(I + α(I − W))⁻¹ as a map; α scalar, or (n,) for the diagonal step D in (I + D(I − W))⁻¹.
+
+        Raises:
+            PreconditionError: if the matrix is singular or this map has no resolvent for such a step.
+        """
+        if self._transposed_from is not None and not isinstance(step, Tensor):
+            return self._transposed_from.resolvent(step).adjoint
+        if self._in_graph:
+            return self._resolvent(step)
+        return self.remember("resolvent", step, lambda: self._resolvent(step))
+
     def reflection(self, step: Step) -> LinearMap:
         """2(I + α(I − W))⁻¹ − I, the reflected resolvent; α as in ``resolvent``."""
-        if any(t.requires_grad for t in self.tensors()):
-            return self.resolvent(step).combined(2.0, -1.0)
-        return self.remember("reflection", step, lambda: self.resolvent(step).combined(2.0, -1.0))
+        if self._transposed_from is not None and not isinstance(step, Tensor):
+            return self._transposed_from.reflection(step).adjoint
+        if self._in_graph:
+            return self._reflection(step)
+        return self.remember("reflection", step, lambda: self._reflection(step))
+
+    def _reflection(self, step: Step) -> LinearMap:
+        return self.resolvent(step).combined(2.0, -1.0)
+
+    @property
+    def _in_graph(self) -> bool:
+        """Whether W is part of a graph, which nothing that is remembered may outlive."""
+        return any(t.requires_grad for t in self.tensors())
 
     @property
     def changing(self) -> bool:
         """Whether W is part of a graph or was cut from one: the next optimiser step will bring other values."""
-        return self._momentary or any(t.requires_grad for t in self.tensors())
+        if self._transposed_from is not None:
+            return self._transposed_from.changing
+        return self._momentary or self._in_graph
 
     @cached_property
     def _momentary(self) -> bool:
@@ -162,8 +190,10 @@ class LinearMap(ABC):
     @property
     def detached(self) -> LinearMap:
         """The same map cut from the autograd graph, made once so that its analyses are shared by all who detach it."""
-        if not any(t.requires_grad for t in self.tensors()):
+        if not self._in_graph:
             return self
+        if self._transposed_from is not None:
+            return self._transposed_from.detached.adjoint
         return self.remember("detached", None, self._cut)
 
     def _cut(self) -> LinearMap:
@@ -178,7 +208,7 @@ class LinearMap(ABC):
     @property
     def untransposed(self) -> LinearMap:
         """The map that remembers what W and Wᵀ have in common; this one itself, unless it was made as an adjoint."""
-        return self.detached
+        return self.detached if self._transposed_from is None else self._transposed_from.untransposed
 
     @property
     def rough_norm(self) -> float:
@@ -200,8 +230,13 @@ class LinearMap(ABC):
 
     def operator(self, metric: Metric) -> MonotoneOperator:
         """A = I − W seen in ``metric``: its bounds, contraction factors and best steps, computed once."""
+        if self._transposed_from is not None:  # Ã and Ãᵀ have the same norms
+            return self._transposed_from.operator(metric.dual())
         values = self.detached
-        return values.remember("operator", metric, lambda: MonotoneOperator(values.blocks(metric)))
+        return values.remember("operator", metric, lambda: values._operator(metric))
+
+    def _operator(self, metric: Metric) -> MonotoneOperator:
+        return MonotoneOperator(self.blocks(metric))
 
     def estimates(self, metric: Metric) -> Estimates | None:
         """Cheap estimates of m and L in ``metric``, computed once; None where A is not strongly monotone there.
@@ -209,12 +244,13 @@ class LinearMap(ABC):
         Raises:
             PreconditionError: as ``blocks``.
         """
+        if self._transposed_from is not None:
+            return self._transposed_from.estimates(metric.dual())
         values = self.detached
+        return values.guide("estimates", metric, lambda: values._estimates(metric))
 
-        def compute() -> Estimates | None:
-            return estimate(values.blocks(metric), single=values.dtype == torch.float32)
-
-        return values.guide("estimates", metric, compute)
+    def _estimates(self, metric: Metric) -> Estimates | None:
+        return estimate(self.blocks(metric), single=self.dtype == torch.float32)
 
 
 def _all_finite(tensor: Tensor) -> bool:
@@ -279,58 +315,26 @@ class Dense(LinearMap):
         matrix = scale * self.weight
         return Dense(matrix + shift * torch.eye(self.size, dtype=matrix.dtype, device=matrix.device))
 
-    @property
-    def adjoint(self) -> Dense:
-        return self._transposed_from or Dense(self.weight.mT, _transposed_from=self)
-
-    @property
-    def detached(self) -> Dense:
-        if self._transposed_from is not None and self.weight.requires_grad:
-            return self._transposed_from.detached.adjoint
-        detached = super().detached
-        assert isinstance(detached, Dense)
-        return detached
-
-    @property
-    def untransposed(self) -> LinearMap:
-        return self.detached if self._transposed_from is None else self._transposed_from.untransposed
-
-    def operator(self, metric: Metric) -> MonotoneOperator:
-        # Ã and Ãᵀ have the same norms, so forward and adjoint solves share one analysis
-        if self._transposed_from is not None:
-            return self._transposed_from.operator(metric.dual())
-        return super().operator(metric)
-
-    def estimates(self, metric: Metric) -> Estimates | None:
-        if self._transposed_from is not None:
-            return self._transposed_from.estimates(metric.dual())
-        return super().estimates(metric)
-
-    @property
-    def changing(self) -> bool:
-        return super().changing if self._transposed_from is None else self._transposed_from.changing
+    def _transpose(self) -> Dense:
+        return Dense(self.weight.mT, _transposed_from=self)
 
     def reflection(self, step: Step) -> LinearMap:
-        if self._transposed_from is not None and not isinstance(step, Tensor):
-            if self.weight.requires_grad:
-                return self._transposed_from.reflection(step).adjoint
-            owner = self._transposed_from
-            return owner.remember(
-                "adjoint reflection", step, lambda: Dense(owner.reflection(step).to_dense().contiguous().mT)
-            )
-        if self.weight.requires_grad:
+        owner = self._transposed_from
+        if owner is None or isinstance(step, Tensor) or self._in_graph:
             return super().reflection(step)
-        return self.remember("reflection", step, lambda: Dense(_reflected_inverse(self.weight, step)))
+        # a copy in the layout that products with rows read fastest
+        return owner.remember(
+            "adjoint reflection", step, lambda: Dense(owner.reflection(step).to_dense().contiguous().mT)
+        )
+
+    def _reflection(self, step: Step) -> LinearMap:
+        return super()._reflection(step) if self._in_graph else Dense(_reflected_inverse(self.weight, step))
 
     def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
         return (cotangent.mT @ z,)
 
-    def resolvent(self, step: Step) -> Dense:
-        if self._transposed_from is not None and not isinstance(step, Tensor):
-            return self._transposed_from.resolvent(step).adjoint
-        if self.weight.requires_grad:  # part of a graph, which must not outlive its backward pass
-            return Dense(_inverse(self.weight, step))
-        return self.remember("resolvent", step, lambda: Dense(_inverse(self.weight, step)))
+    def _resolvent(self, step: Step) -> Dense:
+        return Dense(_inverse(self.weight, step))
 
     def blocks(self, metric: Metric) -> Tensor:
         if not isinstance(metric, WeightedL2):

@@ -96,29 +96,10 @@ class LowRank(LinearMap):
         of_right = z.mT @ (cotangent @ self.left)
         return (*self.base.pullback(z, cotangent), of_left, of_right)
 
-    @property
-    def adjoint(self) -> LowRank:
-        if self._transposed_from is not None:
-            return self._transposed_from
+    def _transpose(self) -> LowRank:
         return LowRank(
             self.base.adjoint, self.right, self.left, exact_up_to=self.exact_up_to, _transposed_from=self
         )
-
-    @property
-    def detached(self) -> LowRank:
-        if self._transposed_from is not None and any(t.requires_grad for t in self.tensors()):
-            return self._transposed_from.detached.adjoint
-        detached = super().detached
-        assert isinstance(detached, LowRank)
-        return detached
-
-    @property
-    def untransposed(self) -> LinearMap:
-        return self.detached if self._transposed_from is None else self._transposed_from.untransposed
-
-    @property
-    def changing(self) -> bool:
-        return super().changing if self._transposed_from is None else self._transposed_from.changing
 
     def to_dense(self) -> Tensor:
         return self.base.to_dense() + self.left @ self.right.mT
@@ -128,14 +109,7 @@ class LowRank(LinearMap):
             self, base=self.base.combined(scale, shift), left=scale * self.left, _transposed_from=None
         )
 
-    def resolvent(self, step: Step) -> LowRank:
-        if self._transposed_from is not None and not isinstance(step, Tensor):
-            return self._transposed_from.resolvent(step).adjoint
-        if any(tensor.requires_grad for tensor in self.tensors()):
-            return self._inverse(step)
-        return self.remember("resolvent", step, lambda: self._inverse(step))
-
-    def _inverse(self, step: Step) -> LowRank:
+    def _resolvent(self, step: Step) -> LowRank:
         K = self.base.resolvent(step)
         scaled = (step[:, None] if isinstance(step, Tensor) and step.ndim else step) * self.left
         near = K.apply(scaled.mT.contiguous()).mT  # KDL
@@ -168,27 +142,15 @@ class LowRank(LinearMap):
             )
         return Dense(self.to_dense().detach()).blocks(metric)
 
-    def operator(self, metric: Metric) -> MonotoneOperator:
-        if self._transposed_from is not None:
-            return self._transposed_from.operator(metric.dual())
-        if self._small:
-            return super().operator(metric)
-        values = self.detached
-        return values.remember("operator", metric, lambda: values._operator(metric))
-
     def _operator(self, metric: Metric) -> MonotoneOperator:
+        if self._small:
+            return super()._operator(metric)
         base, term = self.base.operator(metric), self._term(metric)
         return LowRankOperator(blocks=base.blocks, base=base, term=term)
 
-    def estimates(self, metric: Metric) -> Estimates | None:
-        if self._transposed_from is not None:
-            return self._transposed_from.estimates(metric.dual())
-        if self._small:
-            return super().estimates(metric)
-        values = self.detached
-        return values.remember("estimates", metric, lambda: values._estimates(metric))
-
     def _estimates(self, metric: Metric) -> Estimates | None:
+        if self._small:
+            return super()._estimates(metric)
         term = self._term(metric)
         blocks = self.base.blocks(metric)
         blocks.diagonal(dim1=-2, dim2=-1).sub_(term.lost)  # so that its Cholesky proves H_C − ¼‖E‖²I ≻ 0

@@ -27,6 +27,7 @@ from contracting.bounded import BoundedOperator, gain_bound
 from contracting.errors import PreconditionError
 from contracting.estimates import Estimates
 from contracting.linear import LinearMap
+from contracting.memory import Lineage
 from contracting.metrics import Metric, WeightedL2
 from contracting.operator import Bounds, MonotoneOperator, StepChoice
 from contracting.proximal import Step
@@ -76,32 +77,14 @@ class Scaled(LinearMap):
     def laid_out(self, rows: Tensor) -> Tensor:
         return self.inner.laid_out(rows)
 
-    @property
-    def adjoint(self) -> Scaled:
-        return self._transposed_from or Scaled(self.inner.adjoint, self.right, self.left, _transposed_from=self)
-
-    @property
-    def detached(self) -> Scaled:
-        if self._transposed_from is not None and any(t.requires_grad for t in self.tensors()):
-            return self._transposed_from.detached.adjoint
-        detached = super().detached
-        assert isinstance(detached, Scaled)
-        return detached
-
-    @property
-    def untransposed(self) -> LinearMap:
-        return self.detached if self._transposed_from is None else self._transposed_from.untransposed
+    def _transpose(self) -> Scaled:
+        return Scaled(self.inner.adjoint, self.right, self.left, _transposed_from=self)
 
     def to_dense(self) -> Tensor:
         identity = torch.eye(self.size, dtype=self.dtype, device=self.device)
         return identity - self.left[:, None] * (identity - self.inner.to_dense()) * self.right
 
-    def resolvent(self, step: Step) -> LinearMap:
-        if any(tensor.requires_grad for tensor in self.tensors()):
-            return self._inverse(step)
-        return self.remember("resolvent", step, lambda: self._inverse(step))
-
-    def _inverse(self, step: Step) -> LinearMap:
+    def _resolvent(self, step: Step) -> LinearMap:
         # D L M R = R⁻¹(EM)R with E = DLR, and E is one number where D was chosen for it
         product = step * self.left * self.right
         low, high = float(product.detach().min()), float(product.detach().max())
@@ -123,15 +106,8 @@ class Scaled(LinearMap):
     def block_size(self) -> int:
         return self.inner.block_size
 
-    @property
-    def changing(self) -> bool:
-        return super().changing if self._transposed_from is None else self._transposed_from.changing
-
-    def estimates(self, metric: Metric) -> Estimates | None:
-        if self._transposed_from is not None:
-            return self._transposed_from.estimates(metric.dual())
-        values = self.detached
-        return values.remember("estimates", metric, lambda: values._estimates(metric))
+    def descend_from(self, lineage: Lineage) -> None:
+        """Nothing: the step per neuron that the estimates suggest has to be that of these very weights."""
 
     def _estimates(self, metric: Metric) -> Estimates | None:
         squares, unit_step = self._congruence(metric)
@@ -147,12 +123,6 @@ class Scaled(LinearMap):
             "a weight with a metric of its own for every neuron has no blocks; operator(metric) gives bounds in the "
             "metric it was made for, and factors for one step per neuron"
         )
-
-    def operator(self, metric: Metric) -> MonotoneOperator:
-        if self._transposed_from is not None:
-            return self._transposed_from.operator(metric.dual())
-        values = self.detached
-        return values.remember("operator", metric, lambda: values._operator(metric))
 
     def _operator(self, metric: Metric) -> MonotoneOperator:
         squares, unit_step = self._congruence(metric)
@@ -192,6 +162,7 @@ class _Similar(LinearMap):
 
     inner: LinearMap
     scale: Tensor
+    _transposed_from: _Similar | None = field(default=None, repr=False, kw_only=True)
 
     @property
     def size(self) -> int:
@@ -210,11 +181,10 @@ class _Similar(LinearMap):
     def laid_out(self, rows: Tensor) -> Tensor:
         return self.inner.laid_out(rows)
 
-    @property
-    def adjoint(self) -> _Similar:
-        return _Similar(self.inner.adjoint, 1 / self.scale)
+    def _transpose(self) -> _Similar:
+        return _Similar(self.inner.adjoint, 1 / self.scale, _transposed_from=self)
 
-    def resolvent(self, step: Step) -> LinearMap:
+    def _resolvent(self, step: Step) -> LinearMap:
         if isinstance(step, Tensor) and step.ndim:
             raise PreconditionError("a resolvent has no resolvent for one step per neuron; pass a number")
         return _Similar(self.inner.resolvent(step), self.scale)
