@@ -26,6 +26,7 @@ from equilibrium.commands.common import (
     running_with,
 )
 from equilibrium.commands.comparison_table import table
+from equilibrium.commands.lists import numbers, words
 from equilibrium.comparison import TOLERANCES, Comparison, compare
 from equilibrium.data import Dataset, digits, mnist, subset
 from equilibrium.layers import EquilibriumLayer
@@ -113,9 +114,7 @@ def _chosen_solvers(names: str | None) -> dict[str, Method]:
     known = default_solvers()
     if names is None:
         return known
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    if not wanted:
-        raise InputError(f"--solvers names no solver; known are {', '.join(known)}")
+    wanted = words("--solvers", names, example=next(iter(known)))
     exact = {name.lower(): name for name in known}
     for name in wanted:
         if name.lower() not in exact:
@@ -126,15 +125,7 @@ def _chosen_solvers(names: str | None) -> dict[str, Method]:
 def _chosen_tolerances(text: str | None) -> tuple[float, ...]:
     if text is None:
         return ()
-    try:
-        values = {float(part) for part in text.split(",") if part.strip()}
-    except ValueError:
-        raise InputError(f"--tolerances must be numbers separated by commas, got {text!r}") from None
-    if not values:
-        raise InputError("--tolerances must have at least one number, such as 1e-6")
-    for value in values:
-        checks.number("--tolerances", value, low=0, high=1, low_open=True, high_open=True)
-    return tuple(sorted(values, reverse=True))
+    return tuple(sorted(set(numbers("--tolerances", text, example="1e-6", high=1, high_open=True)), reverse=True))
 
 
 def _compare(settings: Settings, checkpoint: Path | None, data_dir: Path | None, folder: Path) -> None:

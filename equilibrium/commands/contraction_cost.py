@@ -12,6 +12,7 @@ from contracting import checks
 from contracting.errors import InputError
 from equilibrium.artifacts import environment, output_directory, write_figure, write_json, write_text
 from equilibrium.commands.common import DPI, NARROW, SMALL_HELP, THREADS_HELP, clean_output, report, running_with
+from equilibrium.commands.lists import numbers_or_none
 from equilibrium.contraction_cost import CostSettings, TrainedLayer, contraction_cost, cost_table
 from equilibrium.data import digits, subset
 
@@ -41,7 +42,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
                 report([], _figure(layers, folder))
             return
         settings = CostSettings(
-            rates=_rates(rates),
+            rates=numbers_or_none("--rates", rates, example="none,0.2,0.5", high=1, zero=True),
             seeds=(2 if small else 5) if seeds is None else seeds,
             hidden=(12 if small else 64) if hidden is None else hidden,
             epochs=(1 if small else 15) if epochs is None else epochs,
@@ -72,13 +73,6 @@ def _say(layer: TrainedLayer) -> None:
         f"({layer.method}), slowest pair {layer.slowest:.3f}",
         flush=True,
     )
-
-
-def _rates(text: str) -> tuple[float | None, ...]:
-    try:
-        return tuple(None if part.strip() == "none" else float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--rates must be numbers or none, separated by commas, got {text!r}") from None
 
 
 def _read(source: Path) -> tuple[TrainedLayer, ...]:

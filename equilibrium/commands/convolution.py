@@ -17,6 +17,7 @@ from contracting.integrators import RK4, DormandPrince, ExplicitEuler
 from contracting.solve import Method, Stop
 from equilibrium.artifacts import output_directory, plain, write_figure, write_json, write_text
 from equilibrium.commands.common import DPI, aligned, draw_figures, number, report
+from equilibrium.commands.lists import words
 from equilibrium.convolution import LBENConv2d
 from equilibrium.data import Dataset
 from equilibrium.implicit import Implicit
@@ -61,7 +62,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
             epochs=checks.whole_number("--epochs", (2 if small else _EPOCHS) if epochs is None else epochs),
             seed=checks.whole_number("--seed", seed, low=0),
             small=small,
-            models=() if models is None else tuple(name.strip() for name in models.split(",") if name.strip()),
+            models=() if models is None else words("--models", models, example="lipschitz-1"),
             convolutional=True,
         )
         checks.whole_number("--jobs", jobs)

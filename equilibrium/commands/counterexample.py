@@ -25,7 +25,6 @@ from contracting.certificates import (
 from contracting.certificates.numerical_range import boundary
 from contracting.counterexample import SwitchingCounterexample
 from contracting.decay import decay_rate
-from contracting.errors import InputError
 from contracting.flows import FiringRate
 from contracting.metrics import WeightedL2
 from contracting.scaled_flows import TimeScaledForwardBackward
@@ -41,6 +40,7 @@ from equilibrium.commands.common import (
     running_with,
 )
 from equilibrium.commands.common import report as report_files
+from equilibrium.commands.lists import numbers
 
 _PHASE = 3.63  # gain times dwell with the largest exponent, whatever the gain
 _PERIODS = 5
@@ -57,22 +57,12 @@ def command(typer: ModuleType) -> Callable[..., None]:
         small: Annotated[bool, option("--small", help=SMALL_HELP)] = False,
     ) -> None:
         """W = k[[0, 1], [−1, 0]]: Condition 1 for every k, contraction of the firing-rate flow for k < 2 only."""
-        chosen = _chosen_gains(gains)
+        chosen = numbers("--gains", gains, example="10", high=1e3)
         chosen = (chosen[0], chosen[-1]) if small and len(chosen) > 2 else chosen
         with running_with(checks.whole_number("--threads", threads)), clean_output(out) as folder:
             _run(chosen, folder, small)
 
     return counterexample
-
-
-def _chosen_gains(text: str) -> tuple[float, ...]:
-    try:
-        values = [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise InputError(f"--gains must be numbers separated by commas, got {text!r}") from None
-    if not values:
-        raise InputError("--gains must have at least one number, such as 10")
-    return tuple(checks.number("--gains", value, low=0, low_open=True, high=1e3) for value in values)
 
 
 @dataclass(frozen=True, kw_only=True)

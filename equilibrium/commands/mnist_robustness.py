@@ -12,6 +12,7 @@ from contracting import checks
 from contracting.errors import InputError
 from equilibrium.artifacts import output_directory, plain, write_figure, write_json, write_text
 from equilibrium.commands.common import DPI, aligned, draw_figures, number, report
+from equilibrium.commands.lists import words
 from equilibrium.studies.models import Images
 from equilibrium.studies.robustness import CHECKPOINTS, PAPER_ERROR, Plan, run_experiment
 
@@ -42,7 +43,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
             epochs=checks.whole_number("--epochs", (2 if small else _EPOCHS) if epochs is None else epochs),
             seed=checks.whole_number("--seed", seed, low=0),
             small=small,
-            models=_chosen(models),
+            models=() if models is None else words("--models", models, example="lipschitz-1"),
         )
         checks.whole_number("--jobs", jobs)
         if small and data_dir is not None:
@@ -58,15 +59,6 @@ def command(typer: ModuleType) -> Callable[..., None]:
         _write(plain(results), times, out, small)
 
     return mnist_robustness
-
-
-def _chosen(text: str | None) -> tuple[str, ...]:
-    if text is None:
-        return ()
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not names:
-        raise InputError("--models must have at least one name, such as lipschitz-1")
-    return names
 
 
 def _write(results: dict[str, Any], times: dict[str, Any], folder: Path, small: bool) -> None:

@@ -21,8 +21,10 @@ from equilibrium.commands.common import (
     report,
     running_with,
 )
+from equilibrium.commands.lists import numbers_or_none
 from equilibrium.studies.square_wave import Fit, WaveSettings, fit, shown_points, square_wave
 
+_MOST = 5  # curves that one figure can show
 _WINDOW = 0.5  # half the width of the figure of the steepest points
 
 
@@ -38,7 +40,9 @@ def command(typer: ModuleType) -> Callable[..., None]:
         small: Annotated[bool, option("--small", help=SMALL_HELP)] = False,
     ) -> None:
         """Fit a square wave with slopes bounded by γ, and measure the slopes."""
-        gammas = _chosen(lipschitz)
+        gammas = numbers_or_none("--lipschitz", lipschitz, example="2,5,none", high=1e6)
+        if len(gammas) > _MOST:
+            raise InputError(f"--lipschitz must have at most {_MOST} values, got {len(gammas)}")
         checks.whole_number("--seed", seed, low=0)
         settings = WaveSettings(seed=seed)
         if small:
@@ -47,20 +51,6 @@ def command(typer: ModuleType) -> Callable[..., None]:
             _run(gammas, settings, folder, small)
 
     return square_wave
-
-
-def _chosen(text: str) -> tuple[float | None, ...]:
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts or len(parts) > 5:
-        raise InputError("--lipschitz must have one to five values, such as 2,5,none")
-    try:
-        values = [None if part == "none" else float(part) for part in parts]
-    except ValueError:
-        raise InputError(f"--lipschitz must be numbers or none, separated by commas, got {text!r}") from None
-    for value in values:
-        if value is not None:
-            checks.number("--lipschitz", value, low=0, low_open=True, high=1e6)
-    return tuple(values)
 
 
 def _run(gammas: Sequence[float | None], settings: WaveSettings, folder: Path, small: bool) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.activations import Identity
 from contracting.certificates import best_forward_backward_step, certify
-from contracting.errors import InputError, PreconditionError
+from contracting.errors import PreconditionError
 from contracting.flows import BoundFlow, FiringRate, Flow, ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.linear import Dense
 from contracting.metrics import Metric, WeightedL2
@@ -33,6 +33,7 @@ from equilibrium.commands.common import (
     report,
     running_with,
 )
+from equilibrium.commands.lists import numbers
 from equilibrium.layers import LBEN
 
 _RADIUS = 2.0  # of the circle on which the input moves
@@ -53,7 +54,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
         small: Annotated[bool, option("--small", help=SMALL_HELP)] = False,
     ) -> None:
         """Move the input of a contracting network in a circle and compare the tracking error with its bound."""
-        chosen = _frequencies(frequencies)
+        chosen = numbers("--frequencies", frequencies, example="0.3", high=100)
         hidden = checks.whole_number("--hidden", (6 if small else 20) if hidden is None else hidden)
         checks.number("--rate", rate, low=0, low_open=True, high=1, high_open=True)
         checks.whole_number("--seed", seed, low=0)
@@ -61,16 +62,6 @@ def command(typer: ModuleType) -> Callable[..., None]:
             _run(hidden, rate, chosen[-1:] if small else chosen, seed, folder, small)
 
     return tracking
-
-
-def _frequencies(text: str) -> tuple[float, ...]:
-    try:
-        values = [float(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise InputError(f"--frequencies must be numbers separated by commas, got {text!r}") from None
-    if not values:
-        raise InputError("--frequencies must have at least one number, such as 0.3")
-    return tuple(checks.number("--frequencies", value, low=0, low_open=True, high=100) for value in values)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,48 @@
+"""Options that hold several values, separated by commas."""
+
+from __future__ import annotations
+
+from contracting import checks
+from contracting.errors import InputError
+
+_NONE = "none"
+
+
+def words(option: str, text: str, *, example: str) -> tuple[str, ...]:
+    """The words of an option.
+
+    Raises:
+        InputError: if there are none; ``example`` says what there could be.
+    """
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found:
+        raise InputError(f"{option} must have at least one value, such as {example}")
+    return found
+
+
+def numbers(option: str, text: str, *, example: str, high: float, high_open: bool = False) -> tuple[float, ...]:
+    """The positive numbers of an option, none above ``high``.
+
+    Raises:
+        InputError: if there are none, or one is out of range or no number.
+    """
+    return tuple(_number(option, part, high, high_open) for part in words(option, text, example=example))
+
+
+def numbers_or_none(
+    option: str, text: str, *, example: str, high: float, zero: bool = False
+) -> tuple[float | None, ...]:
+    """The same, where a value may also be the word none, and with ``zero`` be zero."""
+    found = words(option, text, example=example)
+    known = f" or {_NONE}"
+    return tuple(None if part == _NONE else _number(option, part, high, False, zero, known) for part in found)
+
+
+def _number(
+    option: str, text: str, high: float, high_open: bool, zero: bool = False, alternative: str = ""
+) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise InputError(f"{option} must be numbers{alternative}, separated by commas, got {text!r}") from None
+    return checks.number(option, value, low=0, low_open=not zero, high=high, high_open=high_open)
