@@ -183,6 +183,14 @@ class CircularConvolution(TranslationInvariant):
         # transformed in double precision: the bounds are those of the kernel, not of its rounded transform
         return symbol_of(self.kernel.detach().to("cpu", torch.float64), self.grid)
 
+    @property
+    def _taps(self) -> Tensor:
+        """The kernel, also where this map is the adjoint of one whose kernel has changed in place."""
+        source = self._transposed_from
+        if self._in_graph or not isinstance(source, CircularConvolution):
+            return self.kernel
+        return self.remember("taps", None, lambda: transposed(source.kernel))
+
     def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
         return (kernel_gradient(z, cotangent, tuple(self.kernel.shape[2:]), self.grid),)
 
@@ -195,7 +203,7 @@ class CircularConvolution(TranslationInvariant):
         # multiply-adds per entry: of the taps, and of the product per frequency with the transforms there and back
         height, width = sides(self.grid)
         if fits and taps * self.channels <= 2 * self.channels + 2 * height + 4 * width:
-            return convolve_directly(z, self.kernel, self.grid).reshape(z.shape)
+            return convolve_directly(z, self._taps, self.grid).reshape(z.shape)
         return super().apply(z)
 
 

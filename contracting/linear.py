@@ -163,8 +163,8 @@ class LinearMap(ABC):
 
     @property
     def _watched(self) -> tuple[Tensor, ...]:
-        """The tensors whose change in place makes what is remembered stale."""
-        return self.tensors()
+        """The tensors whose change in place makes what is remembered stale; an adjoint may hold copies of them."""
+        return self.tensors() if self._transposed_from is None else self._transposed_from._watched
 
     def remember(self, what: str, owner: Any, compute: Callable[[], T]) -> T:
         """Compute ``what`` once per map and ``owner`` (a metric or tensor step by identity, a number by value).

@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from contracting.convolution import CircularConvolution, Spectral
 from contracting.linear import Dense, LinearMap
 from contracting.memory import Key, Lineage, Memory, plain
 from contracting.metrics import FullP, Metric, WeightedL2
+from contracting.scaled import Scaled
 from tests.contracting.test_scaled import GRID, make, monotone_kernel
 from tests.problems import monotone_weight
 
@@ -135,6 +137,34 @@ def test_analyses_follow_an_owner_that_is_changed_in_place(
         after = seen(linear, metric, step)
         assert after != before
         assert after == pytest.approx(seen(fresh(linear), WeightedL2(lam.clone()), step.clone()), rel=1e-12)
+
+
+def small_kernel() -> tuple[LinearMap, Tensor]:
+    kernel = 0.1 * torch.randn(1, 1, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return CircularConvolution(kernel, grid=(9,)), kernel  # which is applied tap by tap
+
+
+def scaled_small_kernel() -> tuple[LinearMap, Tensor]:
+    inner, kernel = small_kernel()
+    scale = torch.linspace(0.5, 2.0, 9, dtype=torch.float64)
+    return Scaled(inner, scale, 1 / scale), kernel
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: dense()[::2], lambda: convolution()[::2], small_kernel, scaled_small_kernel]
+)
+def test_an_adjoint_in_hand_follows_its_map(build: Callable[[], tuple[LinearMap, Any]]) -> None:
+    """It may hold a copy, such as a mirrored kernel."""
+    linear, changed = build()
+    weight = changed[0] if isinstance(changed, list) else changed
+    adjoint, z = linear.adjoint, torch.randn(2, linear.size, dtype=torch.float64)
+    assert adjoint.adjoint is linear
+    for _ in range(2):
+        for held in (adjoint, linear.adjoint):
+            assert torch.allclose(held.apply(z), z @ linear.to_dense(), atol=1e-12)
+            assert torch.allclose(held.resolvent(0.3).apply(z), z @ linear.resolvent(0.3).to_dense(), atol=1e-12)
+            assert torch.allclose(held.reflection(0.3).apply(z), z @ linear.reflection(0.3).to_dense(), atol=1e-12)
+        weight.mul_(-0.5)
 
 
 def test_norms_follow_their_tensors() -> None:
