@@ -128,6 +128,7 @@ def refused(
         ("solve_time.py --checkpoints nowhere", "nowhere holds none of"),
         ("step_sweep.py --rows 0", "--rows: 0 is no whole number"),
         ("step_sweep.py --target -1", "--target: -1 is no number between 0 and 1"),
+        ("krylov_limit.py --target 0", "--target: 0 is no number between 0 and 1"),
         ("predicted_iterations.py --rows 0", "--rows: 0 is no whole number"),
         ("training_step.py --target inf", "--target: inf is no number between 0 and 1"),
         ("training_step.py --data-dir nowhere", "nowhere"),
@@ -178,6 +179,29 @@ def test_timing_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found["a"].wall, found["a"].cpu, found["a"].repeats, found["a"].rounds) == (1e-3, 2e-3, 10, 5)
     assert (found["b"].wall, found["b"].repeats, found["b"].rounds) == (1.1, 1, 3)
     assert (found["c"].wall, found["c"].rounds) == (33.0, 1)
+
+
+def test_the_fewest_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as c has parts of different eigenvalues, by Cayley and Hamilton; one where T does nothing."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    fewest = importlib.import_module("krylov_limit").fewest
+    T = torch.diag(torch.tensor([0.5, 0.5, -0.3, 0.1, 0.1, 0.1], dtype=torch.float64))
+    identity, c = torch.eye(6, dtype=torch.float64), torch.linspace(1, 2, 6, dtype=torch.float64)
+    assert fewest(T, c, (c, T - identity), 1e-12) == 3
+    alone = c * torch.tensor([1, 1, 0, 0, 0, 0])
+    assert fewest(T, alone, (alone, T - identity), 1e-12) == 1
+    assert fewest(0 * T, c, (c, -identity), 1e-12) == 1
+    assert fewest(T, c, (c, T - identity), 0.2 * float(c.norm())) == 2
+
+
+@pytest.mark.slow
+def test_krylov_limit(tmp_path: Path) -> None:
+    printed = run("krylov_limit.py", tmp_path, "--out", str(tmp_path))
+    assert (tmp_path / "table.md").read_text() in printed
+    (entry,) = json.loads((tmp_path / "results.json").read_text())["limits"]
+    # a splitting is such a method, without the knowledge
+    assert 1 < max(entry["peaceman_rachford"]) <= entry["default"] <= entry["taken"]
+    assert len(entry["firing_rate"]) == 5 and min(entry["firing_rate"]) > 1
 
 
 @pytest.mark.slow
