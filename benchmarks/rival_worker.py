@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 SWEEP_ROWS = 256  # of larger batches, the settings are swept on the first rows
+FINALISTS = 4  # settings that were fast there and reach the target on all rows; the fastest of these is taken
 BDF_SWEEP_ROWS = 4  # each row is an integration of its own
 _FINAL_TIMES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # times ln(1/target)
 _RTOLS = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)  # times the target
@@ -169,18 +170,27 @@ class Worker:
         if isinstance(found, str):
             return {"failure": found}
         reason = "no setting of the sweep reaches the target on all rows"
+        best: dict[str, Any] | None = None
+        finalists = 0
         for seconds, setting in found:
             if seconds * len(problem.q) / rows > 4 * limit and method == "BDF":
                 return {"failure": f"time limit: {seconds / rows:.2g} s for each of {len(problem.q)} rows"}
             setting = dict(setting)
-            z, seconds, reason = self._attempt(run, problem, setting, 4 * limit)
-            if z is not None and (residual := problem.residual(z)) <= accepted:
-                torch.save(z, answer)
-                return {
-                    "setting": setting, "seconds": seconds, "residual": residual, "evaluations": problem.evaluations
-                }
-            reason = reason or f"residual {residual:.1e} at best on all rows"
-        return {"failure": reason}
+            # what is fastest on some rows need not be so on all of them
+            most = 4 * limit if best is None else 1.5 * best["seconds"]
+            z, seconds, failed = self._attempt(run, problem, setting, most)
+            residual = math.inf if z is None else problem.residual(z)
+            if z is not None and residual <= accepted:
+                finalists += 1
+                if best is None or seconds < best["seconds"]:
+                    torch.save(z, answer)
+                    evaluations = problem.evaluations
+                    best = {"setting": setting, "seconds": seconds, "residual": residual, "evaluations": evaluations}
+            elif best is None:
+                reason = failed or f"residual {residual:.1e} at best on all rows"
+            if finalists == FINALISTS or rows == len(problem.q) and best is not None:
+                break
+        return {"failure": reason} if best is None else best
 
     def _sweep(
         self,

@@ -24,7 +24,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import InputError
 from contracting.linear import LinearMap
-from contracting.operator import MonotoneOperator, StepChoice
+from contracting.operator import MonotoneOperator, StepChoice, slope_rate
 from contracting.problem import EquilibriumProblem
 from contracting.proximal import Step
 from contracting.vector_fields import Time, VectorField
@@ -241,7 +241,7 @@ class BoundFiringRate(BoundFlow):
     @property
     def contraction_rate(self) -> float | None:
         operator = self.problem.operator
-        return None if operator is None else _slope_rate(operator.bounds.monotonicity, operator.bounds.gain)
+        return None if operator is None else slope_rate(operator.bounds.monotonicity, operator.bounds.gain)
 
 
 class BoundHopfield(BoundFiringRate):
@@ -351,7 +351,7 @@ class BoundForwardBackward(BoundSplitting):
             return None
         assert not isinstance(self.step, Tensor)
         operator = self.problem.require_operator(self.name)
-        return _slope_rate(self.step * operator.bounds.monotonicity, factor)
+        return slope_rate(self.step * operator.bounds.monotonicity, factor)
 
 
 class BoundPeacemanRachford(BoundSplitting):
@@ -402,8 +402,7 @@ class BoundPeacemanRachford(BoundSplitting):
 
     def defect(self, state: Tensor) -> Tensor:
         # = 2K α(Wz + q − v) at z = prox(u) = σ(v); the difference T(u) − u is rounded relative to u, times up to αL
-        z = self.read(state)
-        error = self.step * (self.problem.preactivation(z) - z) - (state - z)
+        error = self.init(self.read(state)) - state
         return self.reflection.affine(error, error)
 
     def init(self, z: Tensor) -> Tensor:
@@ -429,11 +428,3 @@ class BoundPeacemanRachford(BoundSplitting):
     def contraction_rate(self) -> float | None:
         factor = self.factor
         return None if factor is None else 1 - factor
-
-
-def _slope_rate(monotonicity: float, gain: float) -> float:
-    r"""Contraction rate in Λ of −I + JM for slopes J in [0, 1], given m = λmin(sym(I − M̃)) and ‖M̃‖ = ``gain``.
-
-    ⟨x, JM̃x⟩ ≤ Σ max(0, xᵢ(M̃x)ᵢ) ≤ ½(‖x‖‖M̃x‖ + ⟨x, M̃x⟩), and the same for M̃J through its transpose.
-    """
-    return 1 - 0.5 * (gain + 1 - monotonicity)

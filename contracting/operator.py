@@ -291,3 +291,11 @@ def _minimise_convex(
         else:
             high, at_high = middle, value
     return point
+
+
+def slope_rate(monotonicity: float, gain: float) -> float:
+    r"""Contraction rate in Λ of −I + JM for slopes J in [0, 1], given m = λmin(sym(I − M̃)) and ‖M̃‖ = ``gain``.
+
+    ⟨x, JM̃x⟩ ≤ Σ max(0, xᵢ(M̃x)ᵢ) ≤ ½(‖x‖‖M̃x‖ + ⟨x, M̃x⟩), and the same for M̃J through its transpose.
+    """
+    return 1 - 0.5 * (gain + 1 - monotonicity)
