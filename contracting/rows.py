@@ -85,8 +85,8 @@ class Rows:
         z = self.iteration.read(state)
         residual, scale, preactivation = self.assess(z)
         self.checks += 1
-        # an iteration that blew up has an infinite residual and an infinite scale
-        finite = residual < np.inf
+        # of an iteration that blows up either may overflow first, and an infinite scale tolerates every residual
+        finite = (residual < np.inf) & (scale < np.inf)
         converged = (residual <= self.stop.tolerance(scale)) & finite
         if self.answers is None and converged.all():  # as mostly at the first look: nothing else is to be found out
             self._finish(z, residual, scale, taken)
@@ -158,7 +158,7 @@ class Rows:
         """Take the start, at which the state still is, for the last answer of the rows that are finite there."""
         z = self.iteration.read(self.state)
         residual, scale, _ = self.assess(z)
-        finite = np.isfinite(residual)
+        finite = np.isfinite(residual) & np.isfinite(scale)
         self.z = torch.where(self._on_device(finite)[:, None], z, self._last_z())
         self.residual, self.scale = np.where(finite, residual, np.nan), np.where(finite, scale, np.nan)
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from contracting import EquilibriumProblem, Stop, Trace, WeightedL2, rows, solve
 from contracting.activations import ReLU
-from contracting.errors import Status
+from contracting.errors import SolveError, Status
+from contracting.integrators import ExplicitEuler
 from contracting.linear import Dense
 from contracting.rows import Rows
 from equilibrium import ForwardBackward, PeacemanRachford
@@ -123,3 +124,17 @@ def test_gradients_pass_through_a_shrinking_batch(moves: list[int]) -> None:
     whole = gradient(everything)
     assert moves
     assert (gradient(everything[5:35]) - whole[5:35]).abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", [ExplicitEuler(step=0.5), ExplicitEuler(step=0.1)], ids=str)
+def test_a_slow_divergence_is_no_solution(method: ExplicitEuler, dtype: torch.dtype) -> None:
+    """z = ReLU(1.5z + 1) has no solution. The scale overflows a step before the residual, and tolerates all of it."""
+    problem = EquilibriumProblem(
+        linear=Dense(1.5 * torch.eye(3, dtype=dtype)), q=torch.ones(1, 3, dtype=dtype), activation=ReLU()
+    )
+    stop = Stop(max_steps=20_000, patience=20_000)
+    solution = solve(problem, method, stop=stop, throw=False)
+    assert int(solution.status) == Status.NONFINITE
+    with pytest.raises(SolveError, match="NONFINITE"):
+        solve(problem, method, stop=stop)
