@@ -14,9 +14,8 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, Self, TypeVar, cast
+from typing import ClassVar, Protocol, Self, cast
 
 import torch
 from torch import Tensor
@@ -24,12 +23,11 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import InputError
 from contracting.linear import LinearMap
+from contracting.memory import Held
 from contracting.operator import MonotoneOperator, StepChoice, slope_rate
 from contracting.problem import EquilibriumProblem
 from contracting.proximal import Step
 from contracting.vector_fields import Time, VectorField
-
-T = TypeVar("T")
 
 
 class BoundFlow(VectorField):
@@ -355,7 +353,10 @@ class BoundForwardBackward(BoundSplitting):
 
 
 class BoundPeacemanRachford(BoundSplitting):
-    """u' = −u + R_A R_f u on one problem, ‖(I − αÃ)(I + αÃ)⁻¹‖ the Lipschitz constant of its map."""
+    """u' = −u + R_A R_f u on one problem, ‖(I − αÃ)(I + αÃ)⁻¹‖ the Lipschitz constant of its map.
+
+    What is computed from q and W in a graph belongs to that graph: it serves one backward pass, as any result does.
+    """
 
     name: ClassVar[str] = "the Peaceman–Rachford flow"
 
@@ -369,27 +370,23 @@ class BoundPeacemanRachford(BoundSplitting):
 
     def __init__(self, problem: EquilibriumProblem, step: Step | None):
         super().__init__(problem, step)
-        self._computed: dict[str, tuple[Any, bool]] = {}
+        self._held = Held()
         _ = self.reflection  # now, so that a singular I + αA is refused before work starts
 
     @property
     def reflection(self) -> LinearMap:
         """2K − I with the resolvent K = (I + αA)⁻¹."""
-        return self._once("reflection", lambda: self.problem.linear.reflection(self.step))
+        linear = self.problem.linear
+        return self._held.recall("reflection", linear.tensors(), lambda: linear.reflection(self.step))
 
     @property
     def offset(self) -> Tensor:
         """2K(αq), the part of R_A(h) = (2K − I)h + 2K(αq) that does not change; 2K = (2K − I) + I."""
-        return self._once("offset", lambda: self.reflection.affine(scaled := self.step * self.problem.q, scaled))
+        return self._held.recall("offset", self.problem.tensors(), self._offset)
 
-    def _once(self, what: str, compute: Callable[[], T]) -> T:
-        """Compute once, and a second time where that was without a graph and one is recorded now."""
-        value, recorded = self._computed.get(what, (None, False))
-        wanted = torch.is_grad_enabled() and any(t.requires_grad for t in self.problem.tensors())
-        if value is None or (wanted and not recorded):
-            value = compute()
-            self._computed[what] = value, wanted
-        return cast(T, value)
+    def _offset(self) -> Tensor:
+        scaled = self.step * self.problem.q
+        return self.reflection.affine(scaled, scaled)
 
     def _predict(self, step: float) -> StepChoice:
         return StepChoice(step=step, factor=self.problem.reflected_factor(step))
@@ -421,7 +418,7 @@ class BoundPeacemanRachford(BoundSplitting):
 
     def on(self, problem: EquilibriumProblem) -> Self:
         flow = super().on(problem)
-        flow._computed = {what: kept for what, kept in self._computed.items() if what != "offset"}
+        flow._held = self._held.without("offset")
         return flow
 
     @property

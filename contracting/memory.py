@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -29,13 +30,15 @@ class Key:
 class Memory:
     """A few values of each kind, forgotten when one of the tensors they were computed from was changed in place.
 
-    Tensors made under ``torch.inference_mode`` count no changes: those must not be changed in place. A copy of its
-    holder (``copy.deepcopy``, pickle) starts with nothing remembered.
+    Torch counts no changes that are made through ``.data``, nor those of tensors made under ``torch.inference_mode``:
+    such tensors must not be changed while something that was computed from them is held. (Layers are safe: they
+    compute their weights anew from the parameters.) A copy of its holder (``copy.deepcopy``, pickle) starts with
+    nothing remembered.
     """
 
     def __init__(self) -> None:
         self._kinds: dict[str, list[tuple[Any, tuple[int, ...], Any]]] = {}
-        self._versions: tuple[int, ...] = ()
+        self._present: tuple[int, ...] = ()
 
     def __reduce__(self) -> tuple[type[Memory], tuple[()]]:
         return Memory, ()
@@ -50,9 +53,9 @@ class Memory:
             owner: what else this value depends on: a number, by value; a tensor or an object with ``tensors()``, such
                 as a metric, by identity and as long as it is not changed in place; a ``Key`` of several; or None.
         """
-        versions, seen = _versions(tensors), _versions(_tensors_of(owner))
-        if versions != self._versions:
-            self._kinds, self._versions = {}, versions
+        present, seen = versions(tensors), versions(_tensors_of(owner))
+        if present != self._present:
+            self._kinds, self._present = {}, present
         known = self._kinds.get(what, [])
         for entry in known:
             if _same(entry[0], owner) and entry[1] == seen:
@@ -65,6 +68,32 @@ class Memory:
         others = [entry for entry in self._kinds.get(what, ()) if not _same(entry[0], owner)]
         self._kinds[what] = [*others[1 - _MOST :], (owner, seen, value)]  # the latest last
         return value
+
+
+class Held:
+    """One value of each kind, in a graph or not: computed once, and again after a change in place of its tensors.
+
+    A value from a graph belongs to that graph and serves one backward pass. One that was computed without is computed
+    again where a graph is recorded.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, tuple[Any, bool, tuple[int, ...]]] = {}
+
+    def recall(self, what: str, tensors: Sequence[Tensor], compute: Callable[[], T]) -> T:
+        """The value of a kind that depends on these tensors."""
+        value, recorded, seen = self._kinds.get(what, (None, False, ()))
+        wanted, present = torch.is_grad_enabled() and any(t.requires_grad for t in tensors), versions(tensors)
+        if value is None or seen != present or (wanted and not recorded):
+            value = compute()
+            self._kinds[what] = value, wanted, present
+        return cast(T, value)
+
+    def without(self, what: str) -> Held:
+        """A copy that forgets one kind."""
+        held = Held()
+        held._kinds = {kind: entry for kind, entry in self._kinds.items() if kind != what}
+        return held
 
 
 class Lineage:
@@ -94,6 +123,11 @@ class Lineage:
         return cast(T, value)
 
 
+def versions(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """How often each was changed in place, but through ``.data``, which torch does not count."""
+    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)
+
+
 def plain(value: Any) -> bool:
     """Whether a setting can be compared by value and stays as it is: a number, a word, a frozen dataclass of such."""
     if value is None or isinstance(value, int | float | str):
@@ -115,7 +149,3 @@ def _tensors_of(owner: Any) -> Sequence[Tensor]:
         return (owner,)
     found: Sequence[Tensor] = owner.tensors() if hasattr(owner, "tensors") else ()
     return found
-
-
-def _versions(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)

@@ -9,10 +9,19 @@ import torch
 
 from contracting.activations import ADMISSIBLE, Tanh
 from contracting.errors import InputError, PreconditionError
-from contracting.flows import FiringRate, Flow, ForwardBackwardFlow, Hopfield, PeacemanRachfordFlow, as_flow
+from contracting.flows import (
+    BoundPeacemanRachford,
+    FiringRate,
+    Flow,
+    ForwardBackwardFlow,
+    Hopfield,
+    PeacemanRachfordFlow,
+    as_flow,
+)
 from contracting.integrators import ExplicitEuler
 from contracting.linear import Dense
 from contracting.metrics import WeightedL2
+from contracting.problem import EquilibriumProblem
 from contracting.scaled_flows import DouglasRachfordFlow, ScaledFlow, TimeScaledForwardBackward
 from contracting.solve import Stop, solve
 from contracting.vector_fields import LinearFlow, NeuralFlow, VectorField
@@ -321,3 +330,36 @@ def test_a_diagonal_step_must_fit_the_problem(method: type) -> None:
     scalar = method(step=torch.tensor(0.2, dtype=torch.float64)).solve(problem)
     assert torch.equal(scalar.z, method(step=0.2).solve(problem).z)
     assert torch.allclose(scalar.z, z, atol=1e-6)
+
+
+def held_flow() -> tuple[EquilibriumProblem, BoundPeacemanRachford, torch.Tensor]:
+    W, lam = monotone_weight(5, seed=1, skew=2.0)
+    problem, z = planted(Tanh(), W, lam, batch=4, seed=2)
+    return problem, PeacemanRachfordFlow(step=0.7).bind(problem), z
+
+
+@pytest.mark.parametrize("which", ["q", "W"])
+def test_a_held_flow_follows_changes_in_place(which: str) -> None:
+    problem, flow, z = held_flow()
+    before = flow(0.0, z)
+    (problem.q if which == "q" else problem.linear.to_dense()).mul_(0.5)
+    after = flow(0.0, z)
+    assert not torch.allclose(after, before)
+    assert torch.equal(after, PeacemanRachfordFlow(step=0.7).bind(problem)(0.0, z))
+
+
+def test_a_held_flow_can_be_trained_through() -> None:
+    problem, _, z = held_flow()
+    W = problem.linear.to_dense().clone().requires_grad_()
+    flow = PeacemanRachfordFlow(step=0.7).bind(replace(problem, linear=Dense(W)))
+    losses = []
+    optimiser = torch.optim.SGD([W], lr=0.01)
+    for _ in range(3):
+        loss = flow(0.0, z + 1).square().sum()
+        fresh = PeacemanRachfordFlow(step=0.7).bind(replace(problem, linear=Dense(W)))(0.0, z + 1).square().sum()
+        assert torch.equal(loss, fresh)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[0] > losses[1] > losses[2]
