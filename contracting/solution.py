@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contracting import checks
-from contracting.errors import InputError, Status
+from contracting.errors import InputError, PreconditionError, Status
 from contracting.problem import EquilibriumProblem
 
 Scale = TypeVar("Scale", Tensor, NDArray[Any])
 
+_LEAST = 1e-2  # relative residual that a default tolerance stands for at least: two digits
 _MATMUL_SAFETY = 8  # constant of the rounding bound of an inner product; n·eps is the textbook worst case
 
 
@@ -55,14 +56,24 @@ class Stop:
             checks.whole_number("Stop.check_every", self.check_every)
 
     def resolved(self, problem: EquilibriumProblem) -> Stop:
-        """The same stop with the default tolerances of the problem filled in."""
+        """The same stop with the default tolerances of the problem filled in.
+
+        Raises:
+            PreconditionError: if the precision of the problem allows for less than two digits.
+        """
         if self.rtol is not None and self.atol is not None:
             return self
         eps = torch.finfo(problem.q.dtype).eps
         double = eps < 1e-12
         rtol, atol = self.rtol, self.atol
         if rtol is None:
-            rtol = min(1.0, max(1e-8 if double else 1e-5, 2 * eps * (1 + problem.linear.rough_norm)))
+            floor = 2 * eps * (1 + problem.linear.rough_norm)
+            if floor > _LEAST:
+                raise PreconditionError(
+                    f"{problem.q.dtype} resolves this weight, whose norm is {floor / (2 * eps):.1e}, to a relative "
+                    f"residual of {floor:.1e} only: use float64 (layer.double()), or ask for what will do, Stop(rtol=…)"
+                )
+            rtol = max(1e-8 if double else 1e-5, floor)
         if atol is None:
             atol = 1e-12 if double else 1e-7
         return replace(self, rtol=rtol, atol=atol)
@@ -153,8 +164,8 @@ class Solution:
     steps: Tensor
     map_evals: int
     seconds: float
-    problem: EquilibriumProblem
-    trace: Trace | None = None
+    problem: EquilibriumProblem = field(repr=False)  # weights are not what one prints a solution for
+    trace: Trace | None = field(default=None, repr=False)
 
     @property
     def converged(self) -> Tensor:

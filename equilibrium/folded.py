@@ -41,9 +41,9 @@ def relaxed(factor: float | None, relaxation: float) -> float | None:
 
 def planned_steps(expected: float | None, reduction: float) -> float | None:
     """How many steps reduce the error to ``reduction`` at the expected factor; None where nothing is expected."""
-    if expected is None or not 0 < reduction < 1:
+    if expected is None or not reduction > 0:
         return None
-    return math.log(reduction) / math.log(min(max(expected, 1e-3), 1 - 1e-9))
+    return math.log(min(reduction, 1.0)) / math.log(min(max(expected, 1e-3), 1 - 1e-9))
 
 
 def planned_interval(expected: float | None, stop: Stop) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from contracting import checks
 from contracting.activations import ReLU
-from contracting.errors import InputError, MissingExtraError, SolveError, Status
+from contracting.errors import InputError, MissingExtraError, PreconditionError, SolveError, Status
 from contracting.linear import Dense
 from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
@@ -160,3 +160,17 @@ def test_float32_with_a_large_weight_is_no_surprise() -> None:
     problem, _ = planted(ReLU(), W.float(), lam.float(), batch=64, seed=13)
     solution = solve(problem, PeacemanRachford())
     assert solution.converged.all()
+
+
+def test_a_default_tolerance_promises_two_digits_or_refuses() -> None:
+    """‖W‖ = 1e6 in float32 lets one resolve 0.24: not called converged, unless asked for."""
+    W = 1e6 * torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    metric, q = WeightedL2(torch.ones(2)), torch.randn(3, 2)
+    problem = EquilibriumProblem(linear=Dense(W), q=q, activation=ReLU(), metric=metric)
+    with pytest.raises(PreconditionError, match=r"float64.*Stop\(rtol="):
+        solve(problem, PeacemanRachford())
+    assert Stop(rtol=0.1).resolved(problem).rtol == 0.1
+    double = EquilibriumProblem(linear=Dense(W.double()), q=q.double(), activation=ReLU(), metric=metric)
+    assert Stop().resolved(double).rtol == 1e-8
+    smaller = dataclasses.replace(problem, linear=Dense(W / 1000))
+    assert Stop().resolved(smaller).rtol == pytest.approx(2 * 2**-23 * 1001, rel=0.5)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from contracting.activations import Identity, ReLU, Tanh
+from contracting.errors import PreconditionError
 from contracting.flows import FiringRate
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Method, Stop, solve
@@ -84,3 +85,15 @@ def test_works_in_a_layer_and_in_its_gradient() -> None:
         gradients.append([p.grad.clone() for p in layer.parameters() if p.grad is not None])
     for one, other in zip(*gradients, strict=True):
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-8)
+
+
+def test_float32_that_resolves_nothing_is_refused_by_default() -> None:
+    """Weights Λ of 26 decades: the tolerance that rounding allows is 1, which every z would satisfy."""
+    torch.manual_seed(0)
+    layer, x = LBEN(6, 8, 3, lipschitz=5.0), torch.randn(4, 6)
+    with torch.no_grad():
+        layer.parameterization.psi.copy_(torch.linspace(-15, 15, 8))  # type: ignore[operator,union-attr]
+    with pytest.raises(PreconditionError, match=r"float64 \(layer.double\(\)\)"):
+        layer(x)
+    assert layer.solve(x, stop=Stop(rtol=1.0)).converged.all()  # who asks for it gets it
+    assert layer.double().solve(x.double()).converged.all()
