@@ -89,6 +89,7 @@ def sampled_rate_along(flow: VectorField, trajectory: Trajectory, metric: Metric
     return _record(torch.cat(measures), trajectory.states.flatten(0, 1), metric, times, "along trajectories")
 
 
+@torch.inference_mode(False)  # the ascent needs a graph
 def worst_point(
     flow: VectorField,
     start: Tensor,
@@ -146,6 +147,7 @@ def worst_point(
     return _record(best, best_point, metric, [t] * len(start), "gradient ascent")
 
 
+@torch.inference_mode(False)  # the training needs a graph
 def fit_metric(
     flow: VectorField,
     points: Tensor,

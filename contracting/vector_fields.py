@@ -36,41 +36,66 @@ class VectorField(ABC):
         return state
 
     def jacobian(self, state: Tensor, t: Time = 0.0) -> Tensor:
-        """∂f/∂s, shape (batch, n, n), itself differentiable; by one backward pass per component."""
+        """∂f/∂s, shape (batch, n, n), itself differentiable; by one backward pass per component.
+
+        Raises:
+            InputError: if f depends on s in a way that autograd cannot see, or its value has another shape than s.
+        """
         graph = torch.is_grad_enabled()
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             s = _tracked(state)
             value = _checked(self(t, s), s)
             rows = [_pull(value[:, i].sum(), s, graph) for i in range(s.shape[-1])]
-            return torch.stack(rows, dim=-2)
+            if all(row is None for row in rows):
+                self._check_constant(value, s, t)
+            return torch.stack([torch.zeros_like(s) if row is None else row for row in rows], dim=-2)
 
     def jvp(self, state: Tensor, direction: Tensor, t: Time = 0.0) -> Tensor:
-        """(∂f/∂s) d, the Jacobian action, without the matrix: (batch, n) -> (batch, n), itself differentiable."""
+        """(∂f/∂s) d, the Jacobian action, without the matrix: (batch, n) -> (batch, n); otherwise as ``jacobian``."""
         checks.shape("direction", direction, tuple(state.shape))
         graph = torch.is_grad_enabled()
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             s = _tracked(state)
             value = _checked(self(t, s), s)
             # u ↦ (∂f/∂s)ᵀu is linear, so the derivative of ⟨(∂f/∂s)ᵀu, d⟩ in u is the action sought
             weight = torch.zeros_like(value, requires_grad=True)
-            pulled = _pull((value * weight).sum(), s, True)
-            return _pull((pulled * direction).sum(), weight, graph)
+            pulled = _pull((_recordable(value) * weight).sum(), s, True)
+            if pulled is None:
+                self._check_constant(value, s, t)
+                return torch.zeros_like(s)
+            action = _pull((pulled * _recordable(direction)).sum(), weight, graph)
+            return torch.zeros_like(s) if action is None else action
+
+    def _check_constant(self, value: Tensor, state: Tensor, t: Time) -> None:
+        """Refuse a field whose value changes with the state although its graph says that it does not."""
+        with torch.no_grad():
+            other = self(t, state + 0.1 * (1 + state.abs()))
+            if not torch.equal(torch.nan_to_num(value), torch.nan_to_num(other)):
+                raise InputError(
+                    "f(t, s) depends on s, but autograd sees no dependence: remove what cuts the graph "
+                    "(detach, .data, no_grad, inference_mode, numpy), or override jacobian and jvp"
+                )
 
 
 def _tracked(state: Tensor) -> Tensor:
-    return state if state.requires_grad else state.detach().requires_grad_()
+    return state if state.requires_grad else _recordable(state.detach()).requires_grad_()
+
+
+def _recordable(value: Tensor) -> Tensor:
+    return value.clone() if value.is_inference() else value
 
 
 def _checked(value: Any, state: Tensor) -> Tensor:
     return checks.shape("f(t, s)", checks.floating_tensor("f(t, s)", value), tuple(state.shape))
 
 
-def _pull(scalar: Tensor, wrt: Tensor, graph: bool) -> Tensor:
-    """d scalar / d wrt, zero where nothing depends on it."""
+def _pull(scalar: Tensor, wrt: Tensor, graph: bool) -> Tensor | None:
+    """d scalar / d wrt, None where nothing depends on it."""
     if not scalar.requires_grad:
-        return torch.zeros_like(wrt)
-    (gradient,) = torch.autograd.grad(scalar, wrt, create_graph=graph, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(wrt) if gradient is None else gradient
+        return None
+    found = torch.autograd.grad(scalar, wrt, create_graph=graph, retain_graph=True, allow_unused=True)
+    gradient: Tensor | None = found[0]
+    return gradient
 
 
 class NeuralFlow(VectorField):

@@ -228,3 +228,45 @@ def test_mistakes_are_named() -> None:
         sampled_rate(lambda t, z: z, points, euclidean(2))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="radius"):
         worst_point(flow, points, euclidean(2), radius=0.0)
+
+
+def test_inference_mode_changes_nothing() -> None:
+    points = torch.randn(5, 1, dtype=F64)
+
+    def results() -> list[torch.Tensor]:
+        flow, metric = NeuralFlow(well), euclidean(1)
+        climbed = worst_point(flow, points.clone(), metric, radius=2.0, steps=20)
+        fitted = fit_metric(NeuralFlow(lambda t, s: s @ SHEAR.mT), points.expand(-1, 2).clone(), steps=20)
+        matrices = flow.jacobian(points.clone()), flow.jvp(points.clone(), points.clone())
+        return [*matrices, sampled_rate(flow, points, metric).measures, climbed.measures, fitted.measures]
+
+    expected = results()
+    with torch.inference_mode():
+        found = results()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert torch.allclose(expected[0][:, 0], -2 + torch.exp(-((points - 1) ** 2)))
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda t, s: -s.detach(),
+        torch.no_grad()(lambda t, s: -s),
+        torch.inference_mode()(lambda t, s: -s),
+        lambda t, s: torch.from_numpy(-s.detach().numpy()),
+        lambda t, s: SHEAR.clone().requires_grad_()[0] * s.detach(),
+    ],
+    ids=["detach", "no_grad", "inference_mode", "numpy", "parameters only"],
+)
+def test_a_field_that_hides_from_autograd_is_refused(cut) -> None:  # type: ignore[no-untyped-def]
+    points = torch.randn(5, 2, dtype=F64)
+    for act in (NeuralFlow(cut).jacobian, lambda s: NeuralFlow(cut).jvp(s, s)):
+        with pytest.raises(InputError, match="autograd sees no dependence"):
+            act(points)
+
+
+def test_a_constant_field_has_no_jacobian_to_hide() -> None:
+    points = torch.randn(5, 2, dtype=F64)
+    flow = NeuralFlow(lambda t, s: torch.ones_like(s))
+    assert not flow.jacobian(points).any()
+    assert not flow.jvp(points, points).any()
