@@ -72,14 +72,15 @@ class Explicit(DenseParameterization):
 
     def explicit(self) -> Weights:
         """The weights with their metric."""
+        # copies of what is analysed: a layer compares values to know whether the weights are those of before
         return Weights(
-            state=Dense(self.W),
+            state=Dense(self.W.clone()),
             input=self.U,
             bias=self.bias,
             output=self.output,
             output_bias=self.output_bias,
             feedthrough=self.D,
-            metric=None if self.lam is None else WeightedL2(self.lam),
+            metric=None if self.lam is None else WeightedL2(self.lam.clone()),
         )
 
 

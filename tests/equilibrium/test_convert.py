@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from contracting.errors import InputError, PreconditionError
+from equilibrium import EquilibriumLayer
 from equilibrium.convert import from_residual, from_sequential, from_weights, norm_product, residual_norm_product
 from equilibrium.lipschitz import MatrixInequality, attained_lipschitz, certified_lipschitz, lipschitz_system
 from equilibrium.lipschitz.lower import PatternSearch
+from equilibrium.weights import explicit_weights
 
 ACTIVATIONS = [nn.ReLU(), nn.Tanh(), nn.LeakyReLU(0.1)]
 ACTIVATIONS += [nn.Softplus(threshold=40), nn.ELU(), nn.Hardtanh(), nn.Sigmoid()]
@@ -167,3 +169,25 @@ def test_bad_residual_blocks_are_refused() -> None:
         from_residual([(nn.Linear(3, 4),)])  # type: ignore[list-item]
 
 
+
+
+@pytest.mark.parametrize("inside", [torch.no_grad, torch.enable_grad])
+def test_weights_replaced_through_data_are_analysed_anew(inside) -> None:  # type: ignore[no-untyped-def]
+    """Torch counts no change through .data: the layer compares values."""
+    torch.manual_seed(0)
+    W = [0.5 * torch.randn(4, 4, dtype=torch.float64) for _ in range(2)]
+    W = [w - 2 * torch.eye(4, dtype=torch.float64) for w in W]
+    U, C, x = (torch.randn(size, dtype=torch.float64) for size in ((4, 3), (2, 4), (5, 3)))
+
+    def layer_of(W: torch.Tensor) -> EquilibriumLayer:
+        return from_weights(explicit_weights(W, U, C, metric=torch.ones(4, dtype=torch.float64)))
+
+    with inside():
+        layer = layer_of(W[0])
+        layer.solve(x)
+        layer.parameterization.W.data.copy_(W[1])  # type: ignore[operator,union-attr]
+        fresh = layer_of(W[1])
+        ours, theirs = layer.problem(x).operator, fresh.problem(x).operator
+        assert ours is not None and theirs is not None
+        assert ours.bounds == theirs.bounds
+        assert torch.equal(layer.solve(x).z, fresh.solve(x).z)
