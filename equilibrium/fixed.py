@@ -22,6 +22,8 @@ from contracting.errors import InputError, PreconditionError
 from contracting.linear import Dense
 from contracting.proximal import Activation, PiecewiseLinear
 from equilibrium.layers import EquilibriumLayer
+from equilibrium.precision import full_precision
+from equilibrium.weights import NetworkWeights
 
 
 class FixedIterations(nn.Module):
@@ -81,19 +83,23 @@ class FixedIterations(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """y: (..., in) -> (..., out), differentiable in x and in every parameter."""
-        checks.last_size("x", x, self.layer.in_features)
-        weights = self.layer.weights()
-        rows = x.reshape(-1, x.shape[-1])
-        q = weights.input_term(rows)
-        z = _equilibrium(weights.state.to_dense(), q, self.layer.activation, self.step, self.iterations)
-        return weights.readout(z, rows).reshape(*x.shape[:-1], self.layer.out_features)
+        weights, rows, z = self._solved(x)
+        with full_precision(x):
+            return weights.readout(z, rows).reshape(*x.shape[:-1], self.layer.out_features)
 
     def equilibrium(self, x: Tensor) -> Tensor:
         """z_k: (..., in) -> (..., hidden)."""
-        weights = self.layer.weights()
-        q = weights.input_term(x.reshape(-1, x.shape[-1]))
-        z = _equilibrium(weights.state.to_dense(), q, self.layer.activation, self.step, self.iterations)
-        return z.reshape(*x.shape[:-1], self.layer.hidden_features)
+        return self._solved(x)[2].reshape(*x.shape[:-1], self.layer.hidden_features)
+
+    def _solved(self, x: Tensor) -> tuple[NetworkWeights, Tensor, Tensor]:
+        """The weights, the rows of x and z_k of each."""
+        checks.last_size("x", x, self.layer.in_features)
+        with full_precision(x):
+            weights = self.layer.weights()
+            W = weights.state.to_dense()
+            rows = checks.same_kind("x", x, "the layer", W).reshape(-1, x.shape[-1])
+            z = _equilibrium(W, weights.input_term(rows), self.layer.activation, self.step, self.iterations)
+        return weights, rows, z
 
     @torch.no_grad()
     def error_bound(self, x: Tensor) -> Tensor:
@@ -141,10 +147,10 @@ class _Fixed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         W, q, reflection, z = ctx.saved_tensors
-        # σ is piecewise linear: its slopes are locally constant
-        slopes = ctx.activation._slope((z @ W.mT + q).detach())
-        w = _FixedLinear.apply(W.mT, cotangents[0], reflection.mT, slopes, ctx.step, ctx.steps)  # type: ignore[no-untyped-call]
-        return w.mT @ z, w, None, None, None, None
+        with full_precision(z):
+            # σ is piecewise linear: its slopes are locally constant
+            slopes = ctx.activation._slope((z @ W.mT + q).detach())
+            return *_pullback(W, reflection, slopes, z, cotangents[0], ctx), None, None, None, None
 
 
 class _FixedLinear(torch.autograd.Function):
@@ -169,5 +175,11 @@ class _FixedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         W, reflection, slopes, z = ctx.saved_tensors
-        w = _FixedLinear.apply(W.mT, cotangents[0], reflection.mT, slopes, ctx.step, ctx.steps)  # type: ignore[no-untyped-call]
-        return w.mT @ z, w, None, None, None, None
+        with full_precision(z):
+            return *_pullback(W, reflection, slopes, z, cotangents[0], ctx), None, None, None, None
+
+
+def _pullback(W: Tensor, reflection: Tensor, slopes: Tensor, z: Tensor, g: Tensor, ctx: Any) -> tuple[Tensor, Tensor]:
+    """Gradients with respect to W and q: wᵀz and w = J(Wᵀw + g)."""
+    w: Tensor = _FixedLinear.apply(W.mT, g, reflection.mT, slopes, ctx.step, ctx.steps)  # type: ignore[no-untyped-call]
+    return w.mT @ z, w

@@ -20,6 +20,7 @@ from contracting.errors import SolveError
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Method, Stop, solve
 from equilibrium.automatic import Automatic
+from equilibrium.precision import full_precision
 
 
 class Backward(Protocol):
@@ -100,24 +101,28 @@ class _Equilibrium(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        call: _Call = ctx.call
         z = ctx.saved_tensors[0]  # carries this node as its history, so that higher derivatives see z move
-        problem = call.problem
-        settings = call.backward
-        if not torch.is_grad_enabled():
-            problem = problem.detach()
-        # of unit size, so that tolerances mean the same however small a gradient is
-        size = cotangent.detach().abs().amax(-1, keepdim=True)
-        size = torch.where(size == 0, 1.0, size)
-        adjoint = problem.adjoint(problem.slopes(z), cotangent / size)
-        try:
-            w = settings.equilibrium(adjoint, settings.adjoint_solver(adjoint), settings.adjoint_stop(adjoint))
-        except SolveError as error:
-            raise SolveError(f"the adjoint solve of the backward pass failed: {error}", error.solution) from None
-        gradients = _activation_gradients(problem, z, adjoint, w, size)
-        w = size * w
-        gradients = [w, *problem.linear.pullback(z, w), *gradients]
-        return None, *gradients
+        with full_precision(z):
+            return None, *_gradients(ctx.call, z, cotangent)
+
+
+def _gradients(call: _Call, z: Tensor, cotangent: Tensor) -> list[Tensor]:
+    """With respect to the tensors of the problem."""
+    problem = call.problem
+    settings = call.backward
+    if not torch.is_grad_enabled():
+        problem = problem.detach()
+    # of unit size, so that tolerances mean the same however small a gradient is
+    size = cotangent.detach().abs().amax(-1, keepdim=True)
+    size = torch.where(size == 0, 1.0, size)
+    adjoint = problem.adjoint(problem.slopes(z), cotangent / size)
+    try:
+        w = settings.equilibrium(adjoint, settings.adjoint_solver(adjoint), settings.adjoint_stop(adjoint))
+    except SolveError as error:
+        raise SolveError(f"the adjoint solve of the backward pass failed: {error}", error.solution) from None
+    gradients = _activation_gradients(problem, z, adjoint, w, size)
+    w = size * w
+    return [w, *problem.linear.pullback(z, w), *gradients]
 
 
 def _activation_gradients(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -19,6 +18,7 @@ from contracting.solve import Method, Solution, Stop, Trace, solve
 from equilibrium.automatic import Automatic
 from equilibrium.implicit import Backward, Implicit
 from equilibrium.parameterizations import Monotone, Parameterization
+from equilibrium.precision import full_precision
 from equilibrium.weights import NetworkWeights, Weights
 
 
@@ -82,7 +82,7 @@ class EquilibriumLayer(nn.Module):
             SolveError: if a row does not converge.
         """
         rows, lead = self._rows(x)
-        with _full_precision(x):
+        with full_precision(x):
             weights = self.weights()
             z = self.backward.equilibrium(weights.problem(rows, self.activation), self.solver, self.stop)
             return weights.readout(z, rows).reshape(*lead, self.out_features)
@@ -90,7 +90,7 @@ class EquilibriumLayer(nn.Module):
     def equilibrium(self, x: Tensor) -> Tensor:
         """z: (..., in) -> (..., hidden), differentiable in x and in every parameter; raises as ``forward`` does."""
         rows, lead = self._rows(x)
-        with _full_precision(x):
+        with full_precision(x):
             z = self.backward.equilibrium(self.problem(rows), self.solver, self.stop)
             return z.reshape(*lead, self.hidden_features)
 
@@ -124,7 +124,7 @@ class EquilibriumLayer(nn.Module):
         rows, lead = self._rows(x)
         if z0 is not None:
             z0 = checks.shape("z0", z0, (*lead, self.hidden_features)).reshape(-1, self.hidden_features)
-        with _full_precision(x):
+        with full_precision(x):
             problem = self.problem(rows)
             solution = solve(
                 problem, solver or self.solver, z0=z0, stop=stop or self.stop, trace=trace, throw=throw
@@ -158,7 +158,7 @@ class EquilibriumLayer(nn.Module):
     def problem(self, x: Tensor) -> EquilibriumProblem:
         """The equilibrium problem of inputs x, (..., in), its rows flattened."""
         rows = self._rows(x)[0]
-        with _full_precision(x):
+        with full_precision(x):
             return self.weights().problem(rows, self.activation)
 
     def flow(self, flow: Flow | type[Flow], x: Tensor | None = None) -> BoundFlow:
@@ -257,12 +257,6 @@ class LBEN(EquilibriumLayer):
         weights = super().weights()
         assert isinstance(weights, Weights)
         return weights
-
-
-def _full_precision(x: Tensor) -> AbstractContextManager[Any]:
-    """Autocast switched off where it is on: half precision would take the certificates along with the digits."""
-    device = x.device.type
-    return torch.autocast(device_type=device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _checked(name: str, value: Any, kind: type, example: str) -> Any:

@@ -134,3 +134,23 @@ def test_refuses_what_it_cannot_promise() -> None:
         FixedIterations(layer_of(activation=torch.nn.Tanh()), iterations=3)
     with pytest.raises(PreconditionError, match="FixedIterations cannot choose"):
         FixedIterations(EquilibriumLayer(Unconstrained(6, 8, 3)), iterations=3)
+
+
+def test_autocast_costs_no_digits() -> None:
+    """In y, z and the gradient of z in b, which only the adjoint steps lie before."""
+    layer = layer_of(lipschitz=1.0).float()
+    fixed, x = FixedIterations(layer, tolerance=1e-6), torch.randn(5, 6)
+
+    def results() -> list[torch.Tensor]:
+        z = fixed.equilibrium(x)
+        return [fixed(x), z, *torch.autograd.grad(z.square().sum(), layer.parameterization.bias)]
+
+    expected = results()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = results()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_an_input_of_another_precision_is_refused() -> None:
+    with pytest.raises(InputError, match="x has dtype torch.float32 but"):
+        FixedIterations(layer_of(lipschitz=1.0), iterations=10)(torch.randn(2, 6))

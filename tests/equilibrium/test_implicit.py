@@ -176,3 +176,21 @@ def test_only_what_needs_a_gradient_gets_one() -> None:
     layer(torch.randn(2, 2, dtype=torch.float64)).sum().backward()
     for name, parameter in layer.named_parameters():
         assert (parameter.grad is not None) == name.endswith("bias")
+
+
+@pytest.mark.parametrize(("order", "accuracy"), [(1, 1e-4), (2, 1e-2)])
+def test_backward_inside_autocast_is_backward_outside(order: int, accuracy: float) -> None:
+    """With respect to b, which only the adjoint solve lies before; what torch records itself it takes in half there."""
+    torch.manual_seed(0)
+    layer, x = LBEN(4, 6, 3, lipschitz=2.0, activation=Tanh()), torch.randn(5, 4)
+    bias = layer.parameterization.bias
+
+    def gradient() -> Tensor:
+        (found,) = torch.autograd.grad(layer.equilibrium(x).square().sum(), bias, create_graph=order > 1)
+        return found if order == 1 else torch.autograd.grad(found.square().sum(), bias)[0]
+
+    expected = gradient()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = gradient()
+    assert float(expected.abs().max()) > 0.1
+    assert torch.allclose(found, expected, atol=accuracy * float(expected.abs().max()))
