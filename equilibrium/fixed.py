@@ -29,10 +29,10 @@ from equilibrium.weights import NetworkWeights
 class FixedIterations(nn.Module):
     r"""An equilibrium layer solved by k Peaceman–Rachford steps, whatever the input; shares the layer's parameters.
 
-    Works under ``torch.compile(fullgraph=True)``, ``torch.export`` and ``torch.func.vmap``. The gradient is the
-    implicit one, from k steps on the adjoint equation. Step and number of iterations are those of the weights at
-    construction: make a new one, or call ``refresh()``, after training. There are no checks and no statuses: the bound
-    is the promise.
+    Works under ``torch.compile(fullgraph=True)``, ``torch.export`` and ``torch.func`` (``vmap``, ``grad``, ``jacrev``;
+    not in forward mode, as the compiler refuses functions that know it). The gradient is the implicit one, from k steps
+    on the adjoint equation. Step and number of iterations are those of the weights at construction: make a new one, or
+    call ``refresh()``, after training. There are no checks and no statuses: the bound is the promise.
 
     Args:
         layer: a layer with dense weights, a certified metric and a piecewise-linear activation (ReLU, HardTanh, …).
@@ -42,7 +42,7 @@ class FixedIterations(nn.Module):
 
     Raises:
         InputError: if both or neither of tolerance and iterations are given, or one is out of range.
-        PreconditionError: if the layer's weights or activation do not qualify.
+        PreconditionError: if the layer's weights or activation do not qualify, or the tolerance is below rounding.
     """
 
     step: float
@@ -75,10 +75,15 @@ class FixedIterations(nn.Module):
         self.step = float(choice.step)
         self.factor = operator.reflected_factor(self.step)
         self._lead = operator.forward_factor(self.step) / operator.bounds.monotonicity
-        self.iterations = self._given or self._enough()
+        self.iterations = self._given or self._enough(torch.finfo(problem.q.dtype))
 
-    def _enough(self) -> int:
+    def _enough(self, precision: torch.finfo) -> int:
         assert self.tolerance is not None
+        if self.tolerance < precision.eps:
+            raise PreconditionError(
+                f"tolerance={self.tolerance:g} is below the rounding of {precision.dtype}, {precision.eps:.1e}: the "
+                "bound on the error would not be true; ask for more, or use layer.double()"
+            )
         return max(1, math.ceil(math.log(self.tolerance / self._lead) / math.log(self.factor)))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,11 +16,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from contracting.errors import SolveError
+from contracting.errors import PreconditionError, SolveError
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Method, Stop, solve
 from equilibrium.automatic import Automatic
 from equilibrium.precision import full_precision
+
+_NO_TRANSFORMS = (
+    "torch.func and forward-mode differentiation cannot follow a solve, whose number of steps depends on the data: use "
+    "torch.autograd (torch.autograd.functional.jacobian for a Jacobian), or the reverse mode of torch.func (grad, "
+    "jacrev, vmap) on FixedIterations(layer, tolerance=…), which takes a number of steps set in advance"
+)
 
 
 class Backward(Protocol):
@@ -33,7 +39,7 @@ class Backward(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Implicit:
-    """Differentiate through the equilibrium equation, whatever solver found the equilibrium.
+    """Differentiate through the equilibrium equation, whatever solver found the equilibrium; in reverse mode.
 
     Memory does not depend on the number of iterations, backward may be repeated, derivatives of any order are right.
 
@@ -45,6 +51,7 @@ class Implicit:
 
     Raises:
         SolveError: in backward, if the adjoint solve of a row fails.
+        PreconditionError: under ``torch.func`` or forward-mode differentiation.
     """
 
     solver: Method | None = None
@@ -55,7 +62,12 @@ class Implicit:
         if not torch.is_grad_enabled():
             return solve(problem.detach(), method, z0=z0, stop=stop).z
         call = _Call(problem, method, stop, z0, self)
-        z: Tensor = _Equilibrium.apply(call, *problem.tensors())  # type: ignore[no-untyped-call]
+        try:
+            z: Tensor = _Equilibrium.apply(call, *problem.tensors())  # type: ignore[no-untyped-call]
+        except RuntimeError as error:  # NotImplementedError is one
+            if "setup_context" in str(error) or "jvp function" in str(error):
+                raise PreconditionError(_NO_TRANSFORMS) from error
+            raise
         return z
 
     def adjoint_stop(self, problem: EquilibriumProblem) -> Stop:

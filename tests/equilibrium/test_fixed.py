@@ -154,3 +154,10 @@ def test_autocast_costs_no_digits() -> None:
 def test_an_input_of_another_precision_is_refused() -> None:
     with pytest.raises(InputError, match="x has dtype torch.float32 but"):
         FixedIterations(layer_of(lipschitz=1.0), iterations=10)(torch.randn(2, 6))
+
+
+def test_a_tolerance_below_rounding_is_refused() -> None:
+    layer = layer_of(lipschitz=1.0)
+    assert FixedIterations(layer, tolerance=1e-12).iterations > 1
+    with pytest.raises(PreconditionError, match=r"float32.*layer.double\(\)"):
+        FixedIterations(layer.float(), tolerance=1e-12)

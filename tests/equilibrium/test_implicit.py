@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from contracting.activations import ReLU, Softplus, Tanh
-from contracting.errors import SolveError
+from contracting.errors import PreconditionError, SolveError
 from contracting.integrators import DormandPrince, ExponentialEuler, PseudoTransient, RungeKuttaChebyshev
 from contracting.proximal import Activation
 from contracting.solve import Method, Stop
@@ -194,3 +194,13 @@ def test_backward_inside_autocast_is_backward_outside(order: int, accuracy: floa
         found = gradient()
     assert float(expected.abs().max()) > 0.1
     assert torch.allclose(found, expected, atol=accuracy * float(expected.abs().max()))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # forward mode's own
+@pytest.mark.parametrize(
+    "transform", [torch.func.jacrev, torch.func.vmap, lambda f: lambda x: torch.func.jvp(f, (x,), (x,))]
+)
+def test_function_transforms_are_told_what_to_use(transform) -> None:  # type: ignore[no-untyped-def]
+    layer, x = make_layer(ReLU()), torch.randn(4, 2, dtype=torch.float64)
+    with pytest.raises(PreconditionError, match=r"FixedIterations\(layer"):
+        transform(layer)(x)
