@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import secrets
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from importlib import metadata
@@ -132,9 +133,9 @@ def write_animation(
 
 
 def environment() -> dict[str, str | int]:
-    """Versions and threads that a measured time depends on, without host names or paths."""
+    """Versions, with the revision of a checkout, and threads: what results depend on, without host names or paths."""
     return {
-        "contracting-equilibria": _version("contracting-equilibria"),
+        "contracting-equilibria": " ".join([_version("contracting-equilibria"), *_revision()]),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count() or 1,
@@ -150,6 +151,23 @@ def _version(distribution: str) -> str:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _revision() -> list[str]:
+    """The commit of this very code and whether it was changed since; nothing outside a checkout of it."""
+    here = Path(__file__)
+    # a package that is installed inside somebody's checkout has files there that are not tracked
+    commands = ["ls-files", "--error-unmatch", here.name], ["describe", "--always", "--dirty=-modified", "--exclude=*"]
+    try:
+        said = [
+            subprocess.run(
+                ["git", "-C", str(here.parent), *command], capture_output=True, text=True, check=True, timeout=10
+            ).stdout
+            for command in commands
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [f"({said[-1].strip()})"]
 
 
 def _write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:

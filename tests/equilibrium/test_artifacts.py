@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import stat
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -235,4 +237,33 @@ def test_environment_without_an_install(monkeypatch):
         raise artifacts.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(artifacts.metadata, "version", version)
+    monkeypatch.setattr(artifacts, "_revision", list)
     assert artifacts.environment()["contracting-equilibria"] == "not installed"
+
+
+def test_environment_names_the_commit_of_a_checkout_and_of_no_other(monkeypatch, tmp_path):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+
+    def run(*command):
+        return subprocess.run([*git, *command], check=True, capture_output=True, text=True).stdout.strip()
+
+    if shutil.which("git") is None:
+        pytest.skip("git is not installed")
+    file = tmp_path / "artifacts.py"
+    file.write_text("here")
+    monkeypatch.setattr(artifacts, "__file__", str(file))
+    assert artifacts._revision() == []  # no checkout
+    run("init", "--quiet")
+    (tmp_path / "other").write_text("there")
+    run("add", "other")
+    run("commit", "--quiet", "-m", "other")
+    assert artifacts._revision() == []  # a checkout of something else
+    run("add", "artifacts.py")
+    run("commit", "--quiet", "-m", "ours")
+    commit = run("rev-parse", "--short", "HEAD")
+    assert artifacts._revision() == [f"({commit})"]
+    assert artifacts.environment()["contracting-equilibria"].endswith(f"({commit})")
+    file.write_text("changed")
+    assert artifacts._revision() == [f"({commit}-modified)"]
+    monkeypatch.setenv("PATH", "")  # no git
+    assert artifacts._revision() == []
