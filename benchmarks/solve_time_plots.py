@@ -38,15 +38,15 @@ _LABELS = {
 
 
 def draw(cases: Sequence[Case], clock: str) -> dict[str, Figure]:
-    """The figures by name: everybody's time in float64 to 1e-6, and what the checks and the rest cost us."""
+    """The figures by name: everybody's time in float64 to 1e-6, and the cost beside products by rows."""
     chosen = [case for case in cases if case.dtype == "float64" and case.target == 1e-6]
     if not chosen:
         return {}
     rows = _ROWS if any(case.rows == _ROWS for case in chosen) else max(case.rows for case in chosen)
-    return {
-        "time-to-residual": _times([case for case in chosen if case.rows == rows], clock),
-        "overhead": _overheads(chosen, clock),
-    }
+    figures = {"time-to-residual": _times([case for case in chosen if case.rows == rows], clock)}
+    if len({case.rows for case in chosen}) > 1:  # its message is how the share falls with the rows
+        figures["overhead"] = _overheads(chosen, clock)
+    return figures
 
 
 def _times(cases: Sequence[Case], clock: str) -> Figure:

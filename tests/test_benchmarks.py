@@ -72,7 +72,7 @@ def test_solve_time_without_the_other_libraries(tmp_path: Path) -> None:
     table = (tmp_path / "table.md").read_text()
     assert table in printed and "failed: not installed" in table
     assert "reference-oracle" in table and "least favourable network" in table
-    assert (tmp_path / "time-to-residual.png").stat().st_size > 0
+    assert all((tmp_path / f"{name}.png").stat().st_size > 0 for name in ("time-to-residual", "overhead"))
     again = run("solve_time.py", tmp_path, "--redraw", str(tmp_path / "results.json"), "--out", str(tmp_path / "again"))
     assert table in again
 
@@ -83,6 +83,7 @@ def test_solve_time_with_a_worker(tmp_path: Path) -> None:
     pytest.importorskip("scipy")
     run("solve_time.py", tmp_path, "--out", str(tmp_path), "--rivals", sys.executable, "--rows", "3", *CLOCK)
     case = json.loads((tmp_path / "results.json").read_text())["cases"][0]
+    assert not (tmp_path / "overhead.png").exists()  # one batch size is no curve
     solved = case["contestants"]["torchdiffeq-dopri5"]
     assert solved["failure"] is None and solved["residual"] <= case["target"], solved
     assert solved["times"]["cpu"] > case["contestants"]["default"]["times"]["cpu"]
