@@ -64,7 +64,7 @@ class Memory:
                     return value
                 break
         else:
-            value = compute()
+            value = _lasting(compute)
         others = [entry for entry in self._kinds.get(what, ()) if not _same(entry[0], owner)]
         self._kinds[what] = [*others[1 - _MOST :], (owner, seen, value)]  # the latest last
         return value
@@ -118,9 +118,17 @@ class Lineage:
         """The value of a kind, computed where it is too old, is for another key, or is None."""
         made, known, value = self._known.get(what, (0, None, None))
         if value is None or known != key or self._generation - made >= _GENERATIONS:
-            value = compute()
+            value = _lasting(compute)
             self._known[what] = self._generation, key, value
         return cast(T, value)
+
+
+def _lasting(compute: Callable[[], T]) -> T:
+    """A value that may be used anywhere: one made in ``torch.inference_mode`` could not enter a graph later."""
+    if not torch.is_inference_mode_enabled():
+        return compute()
+    with torch.inference_mode(False), torch.no_grad():
+        return compute()
 
 
 def versions(tensors: Sequence[Tensor]) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.errors import InputError, SolveError, Status
+from contracting.errors import InputError, PreconditionError, SolveError, Status
 from contracting.memory import Key, plain
 from contracting.problem import EquilibriumProblem
 from contracting.rows import Rows
@@ -177,6 +177,19 @@ def solve(
     if throw and not rows.solved:
         raise SolveError(_failure(method, solution, rows.iteration.advice), solution)
     return solution
+
+
+def refuse_graph(problem: EquilibriumProblem, method: str) -> None:
+    """Refuse a problem whose graph would have to lead through the steps of a method that cannot be in one.
+
+    Raises:
+        PreconditionError: if a graph is being recorded and the problem is part of it.
+    """
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in problem.tensors()):
+        raise PreconditionError(
+            f"{method} cannot be differentiated through: use the implicit gradient, backward=Implicit(), or solve "
+            "under torch.no_grad()"
+        )
 
 
 class _Watch:

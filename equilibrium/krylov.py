@@ -25,7 +25,7 @@ from contracting.flows import (
 from contracting.krylov_solve import solve_rows_by_products
 from contracting.problem import EquilibriumProblem
 from contracting.scaled_flows import ScaledFlow
-from contracting.solve import Iteration, Method, State, Stop
+from contracting.solve import Iteration, Method, State, Stop, refuse_graph
 
 _SUFFICIENT = 1e-3  # a Newton step must reduce the best residual so far by at least this fraction
 _LOOSEST, _GAIN = 0.1, 0.9  # forcing terms: η ≤ 0.1, η = 0.9 (‖F‖/‖F before‖)²
@@ -53,6 +53,10 @@ class NewtonKrylov(Method):
         halvings: how often t may be halved.
         memory: bytes that the Krylov spaces of one chunk of rows may take.
 
+    Raises:
+        InputError: if a setting is out of range.
+        PreconditionError: on binding, if gradients would have to flow through the steps.
+
     Source: Eisenstat and Walker, Forcing terms in an inexact Newton method, SIAM J. Sci. Comput. 17 (1996);
     Jiránek and Rozložník, Adaptive version of Simpler GMRES, Numer. Algorithms 53 (2010).
     """
@@ -73,6 +77,7 @@ class NewtonKrylov(Method):
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
+        refuse_graph(problem, "NewtonKrylov, which reuses the memory of its Krylov spaces,")
         flow = self.flow
         if flow is None:
             flow = PeacemanRachfordFlow() if problem.well_posed else FiringRate()

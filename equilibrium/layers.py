@@ -134,13 +134,14 @@ class EquilibriumLayer(nn.Module):
     def weights(self) -> NetworkWeights:
         """The explicit weights of the present parameters.
 
-        Without gradients, equal weights are given as the same object again, with all that is remembered of them: what
-        is compared are the values, so that nothing an optimiser or ``load_state_dict`` does can make it stale. In
-        training, the step of the solver and the number of steps that is expected may be those of a few updates ago,
-        which can cost steps; ``train()`` and ``eval()`` start anew.
+        Where none of them takes part in gradients (``no_grad``, or parameters that are frozen), equal weights are given
+        as the same object again, with all that is remembered of them: what is compared are the values, so that nothing
+        an optimiser or ``load_state_dict`` does can make it stale. In training, the step of the solver and the number
+        of steps that is expected may be those of a few updates ago, which can cost steps; ``train()`` and ``eval()``
+        start anew.
         """
         weights = self.parameterization.explicit()
-        if torch.is_grad_enabled() or any(t.requires_grad for t in weights.state.tensors()):
+        if any(t.requires_grad for t in weights.state.tensors()):
             if self.training:
                 weights.state.descend_from(self._lineage)
             return weights

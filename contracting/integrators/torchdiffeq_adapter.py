@@ -23,7 +23,7 @@ from contracting import checks
 from contracting.errors import ContractingError, InputError, PreconditionError
 from contracting.flows import BoundFlow, FiringRate, Flow, as_flow
 from contracting.problem import EquilibriumProblem
-from contracting.solve import Iteration, Method, State, Stop
+from contracting.solve import Iteration, Method, State, Stop, refuse_graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +146,7 @@ class TorchDiffEq(Method):
         """The integrator on one problem."""
         if KINDS[self.method].scipy:
             checks.extra("scipy.integrate", "scipy", f"TorchDiffEq({self.method!r})")
-            if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in problem.tensors()):
-                raise PreconditionError(
-                    f"scipy's {self.method} cannot be differentiated through: use the implicit gradient, "
-                    "backward=Implicit(), or solve under torch.no_grad()"
-                )
+            refuse_graph(problem, f"scipy's {self.method}")
         return Segments(problem, stop, self)
 
 

@@ -19,7 +19,10 @@ from contracting.problem import EquilibriumProblem
 from contracting.solve import Iteration, Method, Stop, solve
 from equilibrium.anderson import Anderson
 from equilibrium.automatic import Automatic
+from equilibrium.implicit import Implicit, Unrolled
 from equilibrium.krylov import NewtonKrylov
+from equilibrium.layers import LBEN
+from equilibrium.newton import SemismoothNewton
 from equilibrium.splitting import PeacemanRachford
 from tests.problems import monotone_weight
 
@@ -190,3 +193,46 @@ def test_a_gradient_with_respect_to_the_input_alone_is_that_of_fresh_weights() -
     fresh = gradient(Dense(problem.linear.weight.clone()))
     for value in remembered:
         torch.testing.assert_close(value, fresh, rtol=0, atol=0)
+
+
+def frozen_layer(**options: object) -> LBEN:
+    torch.manual_seed(0)
+    layer = LBEN(3, 12, 2, lipschitz=2.0, dtype=torch.float64, stop=STOP, **options)  # type: ignore[arg-type]
+    return layer.requires_grad_(False)
+
+
+def input_derivatives(layer: LBEN, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of a loss in x, and one of its second derivatives."""
+    x = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    return first.detach(), torch.autograd.grad(first.sin().sum(), x)[0]
+
+
+def test_a_frozen_layer_is_not_bound_again_for_gradients_to_its_input() -> None:
+    layer, x = frozen_layer(solver=Counted()), torch.randn(7, 3, dtype=torch.float64)
+    found = [input_derivatives(layer, x) for _ in range(3)]
+    assert len(BINDINGS) == 1
+    layer.requires_grad_(True)
+    expected = input_derivatives(layer, x)
+    assert len(BINDINGS) == 2
+    assert all(torch.allclose(a, b, atol=1e-7) for pair in found for a, b in zip(pair, expected, strict=True))
+    with torch.no_grad():
+        layer.requires_grad_(False).parameterization.psi.add_(1.0)  # type: ignore[operator,union-attr]
+    changed = input_derivatives(layer, x)
+    assert len(BINDINGS) == 3 and not torch.allclose(changed[0], expected[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("backward", [Implicit(), Unrolled()], ids=lambda b: type(b).__name__)
+@pytest.mark.parametrize("solver", [None, SemismoothNewton(), PeacemanRachford()], ids=lambda m: type(m).__name__)
+def test_what_inference_mode_remembers_serves_gradients(backward: Implicit | Unrolled, solver: Method | None) -> None:
+    """Before or after the weights were first known outside of it."""
+    x = torch.randn(7, 3, dtype=torch.float64)
+    expected = input_derivatives(frozen_layer(backward=backward, solver=solver), x)
+    for known_before in (False, True):
+        layer = frozen_layer(backward=backward, solver=solver)
+        if known_before:
+            layer.weights()
+        with torch.inference_mode():
+            layer(x)
+        found = input_derivatives(layer, x)
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

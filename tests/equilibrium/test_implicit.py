@@ -17,6 +17,7 @@ from equilibrium.automatic import Automatic
 from equilibrium.diagonal_step import DiagonalStep
 from equilibrium.krylov import NewtonKrylov
 from equilibrium.newton import SemismoothNewton
+from equilibrium.solvers import default_solvers
 from equilibrium.splitting import ForwardBackward, PeacemanRachford
 from equilibrium.tseng import Tseng
 
@@ -120,6 +121,27 @@ def test_implicit_equals_unrolled(activation: Activation, solver: Method) -> Non
     unrolled(x).square().sum().backward()
     for one, other in zip(implicit.parameters(), unrolled.parameters(), strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=1e-8, atol=1e-10)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", default_solvers())
+def test_every_method_can_be_unrolled_or_says_that_it_cannot(name: str) -> None:
+    if "BDF" in name:
+        pytest.importorskip("scipy")
+
+    def gradients(backward: Implicit | Unrolled) -> tuple[Tensor, ...]:
+        layer = make_layer(Tanh(), solver=default_solvers()[name])
+        layer.backward = backward
+        y = layer(torch.ones(3, 2, dtype=torch.float64))
+        return torch.autograd.grad(y.square().sum(), list(layer.parameters()))
+
+    refused = {"FISTA": "self-adjoint", "torchdiffeq-BDF": r"backward=Implicit\(\)"}
+    refused |= {name: r"backward=Implicit\(\)" for name in default_solvers() if "NewtonKrylov" in name}
+    if name in refused:
+        with pytest.raises(PreconditionError, match=refused[name]):
+            gradients(Unrolled())
+    else:
+        for one, other in zip(gradients(BACKWARD), gradients(Unrolled()), strict=True):
+            assert torch.allclose(one, other, rtol=1e-7, atol=1e-9)
 
 
 def test_against_the_closed_form_row_by_row() -> None:
