@@ -103,6 +103,13 @@ def whole_number(name: str, value: Any, *, low: int = 1) -> int:
     return int(value)
 
 
+def seed(name: str, value: Any) -> int:
+    """Return ``value`` as an int that any random generator takes, 0 ≤ value < 2⁶³, else raise InputError."""
+    if whole_number(name, value, low=0) >= 2**63:
+        raise InputError(f"{name} must be a whole number below 2**63, got {value}; take a smaller one, such as 0")
+    return int(value)
+
+
 def extra(module: str, extra_name: str, purpose: str) -> ModuleType:
     """Import an optional module, or raise MissingExtraError naming the extra that brings it."""
     try:

@@ -82,11 +82,11 @@ def digits(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Dataset:
         dtype: Of the inputs, float32 or float64.
 
     Raises:
-        InputError: For a seed that is not a whole number from 0, or another dtype.
+        InputError: For a seed that is not a whole number from 0 and below 2⁶³, or another dtype.
         MissingExtraError: Without scikit-learn, the extra ``data``.
     """
     _check_dtype(dtype)
-    generator = torch.Generator().manual_seed(checks.whole_number("seed", seed, low=0))
+    generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     bunch = checks.extra("sklearn.datasets", "data", "digits()").load_digits()
     pixels = torch.as_tensor(bunch.data, dtype=torch.float64)
     labels = torch.as_tensor(bunch.target, dtype=torch.int64)

@@ -232,6 +232,7 @@ def smallest_perturbation(
     """
     _checked_rows(inputs, labels)
     checks.whole_number("steps", steps)
+    checks.seed("seed", seed)
     _checked_bounds(inputs, bounds)
     kind = _kind(model, inputs)
     classes = _outputs(model, inputs[:1].to(kind)).shape[-1]
@@ -246,7 +247,7 @@ def smallest_perturbation(
         temperature = _lead(model, inputs[:batch_size].to(kind)) / 5 or 1.0
     found, sizes = [], []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(checks.whole_number("seed", seed, low=0))
+        torch.manual_seed(seed)
         for x, y in _batches(inputs, labels, batch_size):
             start = x.to(kind)
             with _Attacked(model, temperature) as call:

@@ -129,7 +129,7 @@ def train(
     checks.number("temperature", temperature, low=0, low_open=True, high=math.inf, high_open=True)
     checks.number("noise", noise, low=0, high=math.inf, high_open=True)
     checks.whole_number("shift", shift, low=0)
-    generator = torch.Generator().manual_seed(checks.whole_number("seed", seed, low=0))
+    generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     _check_fit(model, dataset)
     count = len(dataset.train_labels)
     batches = math.ceil(count / batch_size)

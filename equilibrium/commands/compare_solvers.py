@@ -77,7 +77,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
             hidden=checks.whole_number("--hidden", (16 if small else 64) if hidden is None else hidden),
             epochs=checks.whole_number("--epochs", _epochs(data, small) if epochs is None else epochs),
             batch_size=64 if data is _Data.DIGITS else 256,
-            seed=checks.whole_number("--seed", seed, low=0),
+            seed=checks.seed("--seed", seed),
             threads=checks.whole_number("--threads", threads),
             small=small,
         )

@@ -76,7 +76,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
         """Train a contracting network on digits; certified ≤ true ≤ bound for each of its flows, with figures."""
         hidden = checks.whole_number("--hidden", (12 if small else 40) if hidden is None else hidden)
         epochs = checks.whole_number("--epochs", (1 if small else 15) if epochs is None else epochs)
-        checks.whole_number("--seed", seed, low=0)
+        checks.seed("--seed", seed)
         with running_with(checks.whole_number("--threads", threads)), clean_output(out) as folder:
             networks: dict[str, EquilibriumLayer] = {}
             if checkpoint is not None:  # read first: a wrong file is said before the training

@@ -60,7 +60,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
         plan = Plan(
             images=images,
             epochs=checks.whole_number("--epochs", (2 if small else _EPOCHS) if epochs is None else epochs),
-            seed=checks.whole_number("--seed", seed, low=0),
+            seed=checks.seed("--seed", seed),
             small=small,
             models=() if models is None else words("--models", models, example="lipschitz-1"),
             convolutional=True,

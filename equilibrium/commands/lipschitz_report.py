@@ -68,7 +68,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
         small: Annotated[bool, option("--small", help=SMALL_HELP)] = False,
     ) -> None:
         """Bound the Lipschitz constant of networks from above, with proof, and from below, with a pair of inputs."""
-        checks.whole_number("--seed", seed, low=0)
+        checks.seed("--seed", seed)
         with running_with(checks.whole_number("--threads", threads)):
             if checkpoint is None and verify is not None:
                 raise InputError("--verify needs the networks: name them by --checkpoint")

@@ -43,7 +43,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
         gammas = numbers_or_none("--lipschitz", lipschitz, example="2,5,none", high=1e6)
         if len(gammas) > _MOST:
             raise InputError(f"--lipschitz must have at most {_MOST} values, got {len(gammas)}")
-        checks.whole_number("--seed", seed, low=0)
+        checks.seed("--seed", seed)
         settings = WaveSettings(seed=seed)
         if small:
             settings = WaveSettings(seed=seed, hidden=10, steps=60, points=60, grid=1000)

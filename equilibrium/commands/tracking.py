@@ -57,7 +57,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
         chosen = numbers("--frequencies", frequencies, example="0.3", high=100)
         hidden = checks.whole_number("--hidden", (6 if small else 20) if hidden is None else hidden)
         checks.number("--rate", rate, low=0, low_open=True, high=1, high_open=True)
-        checks.whole_number("--seed", seed, low=0)
+        checks.seed("--seed", seed)
         with running_with(checks.whole_number("--threads", threads)), clean_output(out) as folder:
             _run(hidden, rate, chosen[-1:] if small else chosen, seed, folder, small)
 

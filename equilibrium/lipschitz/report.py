@@ -93,7 +93,7 @@ def attained_lipschitz(
     checks.whole_number("starts", starts)
     if not searches:
         raise InputError("searches must name at least one search, such as PatternSearch()")
-    generator = torch.Generator().manual_seed(checks.whole_number("seed", seed, low=0))
+    generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     if x is None:
         x = torch.randn(starts, model.in_features, generator=generator, dtype=torch.float64)
     checks.last_size("x", checks.floating_tensor("x", x), model.in_features)

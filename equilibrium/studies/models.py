@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from contracting import checks
 from contracting.errors import InputError
 from contracting.solve import Stop
 from equilibrium.cifar import cifar10
@@ -136,7 +137,7 @@ def new_model(settings: ModelSettings, dataset: Dataset) -> nn.Module:
     stop = Stop(rtol=settings.tolerance, atol=0.0, max_steps=5000)
     sizes = (dataset.features, settings.hidden, dataset.classes)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(checks.seed("seed", settings.seed))
         if settings.kind is Kind.PERCEPTRON:
             return _perceptron(*sizes)
         if settings.kind is Kind.UNCONSTRAINED:

@@ -89,7 +89,7 @@ def fit(lipschitz: float | None, settings: WaveSettings, *, progress: bool = Fal
     for name in ("hidden", "steps", "points", "grid"):
         checks.whole_number(name, getattr(settings, name))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(checks.seed("seed", settings.seed))
         layer = LBEN(
             1,
             settings.hidden,

@@ -243,6 +243,21 @@ def test_help(arguments, expected, capsys):
     assert expected in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "compare-solvers", "contraction-rates", "convolution", "lipschitz-report", "mnist-robustness", "ode-layer",
+        "square-wave", "tracking",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("seed", [-1, 2**64])
+def test_a_seed_that_no_generator_takes_is_one_sentence(tmp_path, monkeypatch, capsys, command, seed):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([command, "--seed", str(seed)]) == 2
+    assert "seed must be a whole number" in one_sentence(capsys)
+    assert files(tmp_path) == set()
+
+
 @pytest.mark.parametrize("arguments", [["--method", "dopri99"], ["--hidden", "0"], ["--epochs", "0"], ["nonsense"]])
 def test_ode_layer_bad_input(arguments, capsys):
     assert cli.main(["ode-layer", *arguments]) == 2

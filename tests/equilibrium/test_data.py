@@ -164,10 +164,17 @@ def test_digits_division_depends_on_the_seed_alone():
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("seed", [-1, 0.5, "0", True])
+@pytest.mark.parametrize("seed", [-1, 0.5, "0", True, 2**63, 2**64])
 def test_digits_refuses_a_bad_seed(seed):
     with pytest.raises(InputError, match="seed"):
         data.digits(seed=seed)
+
+
+def test_the_largest_seed():
+    assert checks.seed("seed", 2**63 - 1) == 2**63 - 1
+    torch.Generator().manual_seed(2**63 - 1)
+    with pytest.raises(InputError, match=r"^--seed must be a whole number below 2\*\*63, got 18446744073709551616; "):
+        checks.seed("--seed", 2**64)
 
 
 def test_dtype_must_be_float32_or_float64(tmp_path):

@@ -78,6 +78,8 @@ def test_bad_arguments_are_refused_by_name() -> None:
         attained_lipschitz(layer, searches=[])
     with pytest.raises(InputError, match="x must have 5"):
         attained_lipschitz(layer, torch.randn(3, 4))
+    with pytest.raises(InputError, match="seed"):
+        attained_lipschitz(layer, seed=2**64)
     with pytest.raises(InputError, match="restarts"):
         PatternSearch(restarts=0)
     with pytest.raises(InputError, match="x must have at least one row"):

@@ -190,6 +190,8 @@ def test_refusals_name_what_is_wrong(trained, pairs, monkeypatch):
         fast_gradient(trained.exact, x, y, [1.0], bounds=(0.0, 1.0))
     with pytest.raises(InputError, match="steps"):
         smallest_perturbation(trained.exact, x, y, bounds=trained.bounds, steps=0)
+    with pytest.raises(InputError, match="seed"):
+        smallest_perturbation(trained.exact, x, y, bounds=trained.bounds, seed=2**64)
     monkeypatch.setitem(sys.modules, "foolbox", None)
     with pytest.raises(MissingExtraError, match=r"contracting-equilibria\[attacks\]"):
         fast_gradient(trained.exact, x, y, [1.0], bounds=trained.bounds)

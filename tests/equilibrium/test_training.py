@@ -80,6 +80,7 @@ def test_loss_that_is_not_finite_is_one_sentence(images, failure):
         ({"epochs": 1, "batch_size": 0}, "batch_size"),
         ({"epochs": 1, "learning_rate": -1.0}, "learning_rate"),
         ({"epochs": 1, "seed": -1}, "seed"),
+        ({"epochs": 1, "seed": 2**64}, "seed"),
     ],
 )
 def test_wrong_settings_are_named(images, options, named):
