@@ -48,10 +48,13 @@ def certified_radius(
         batch_size: inputs per solve.
 
     Raises:
-        InputError: on sizes or labels that do not fit, another dtype, or constants that are not of ℓ2.
+        InputError: on another kind of model, sizes or labels that do not fit, another dtype, or constants that are not
+            of ℓ2.
         PreconditionError: if the equilibria of the model are not certified.
         SolveError: if a row does not converge.
     """
+    if not isinstance(model, EquilibriumLayer):
+        raise InputError(f"model must be an EquilibriumLayer to certify a radius, got {type(model).__name__}")
     _checked_rows(inputs, labels)
     _checked_labels(labels, model.out_features)
     if inputs.dtype != torch.float64:
@@ -82,7 +85,7 @@ def certified_radius(
 
 def margins(outputs: Tensor, labels: Tensor) -> Tensor:
     """The lead y_label − y_j over every class j, zero for the label itself: (batch, classes), (batch,) -> the same."""
-    return outputs.gather(-1, labels[:, None]) - outputs
+    return _with_axes("outputs", outputs, "batch", "classes").gather(-1, labels[:, None]) - outputs
 
 
 def accuracy_within(radius: Tensor, sizes: Tensor) -> Tensor:
@@ -90,6 +93,7 @@ def accuracy_within(radius: Tensor, sizes: Tensor) -> Tensor:
 
     Of certified radii this is the certified accuracy; of the smallest perturbations found, the accuracy under attack.
     """
+    radius, sizes = _with_axes("radius", radius, "count"), _with_axes("sizes", sizes, "k")
     return 100 * (radius[None, :] > sizes[:, None]).double().mean(-1)
 
 
@@ -100,6 +104,7 @@ def attacks_inside(radius: Tensor, sizes: Tensor) -> Tensor:
         radius: certified, (count,).
         sizes: of the smallest perturbation that fooled each input, ∞ where none did, (count,).
     """
+    radius, sizes = _with_axes("radius", radius, "count"), _with_axes("sizes", sizes, "count")
     return torch.nonzero(checks.shape("sizes", sizes, tuple(radius.shape)) < radius).flatten()
 
 
@@ -170,8 +175,8 @@ def fast_gradient(
         MissingExtraError: without foolbox, the extra ``attacks``.
     """
     _checked_rows(inputs, labels)
-    if not allowed:
-        raise InputError("allowed must hold at least one size")
+    if not isinstance(allowed, Sequence) or not allowed:
+        raise InputError(f"allowed must be a list of at least one size, such as [0.5, 1.0], got {allowed!r}")
     for size in allowed:
         checks.number("allowed", size, low=0, high=math.inf, high_open=True)
     low, high = _checked_bounds(inputs, bounds)
@@ -337,9 +342,17 @@ def _widened(x: Tensor, bounds: tuple[float, float]) -> tuple[float, float]:
     return min(low, float(x.min())), max(high, float(x.max()))
 
 
+def _with_axes(name: str, value: Tensor, *axes: str) -> Tensor:
+    if checks.floating_tensor(name, value).ndim != len(axes):
+        raise InputError(f"{name} must be of shape ({', '.join(axes)}), got {tuple(value.shape)}")
+    return value
+
+
 def _checked_rows(inputs: Tensor, labels: Tensor) -> None:
-    count = checks.whole_number("the number of inputs", len(checks.floating_tensor("inputs", inputs)))
-    checks.shape("labels", labels, (count,))
+    _with_axes("inputs", inputs, "count", "in")
+    if not isinstance(labels, Tensor):
+        raise InputError(f"labels must be a torch.Tensor, got {type(labels).__name__}; use torch.as_tensor(...)")
+    checks.shape("labels", labels, (checks.whole_number("the number of inputs", len(inputs)),))
 
 
 def _checked_labels(labels: Tensor, classes: int) -> None:
@@ -351,7 +364,9 @@ def _checked_labels(labels: Tensor, classes: int) -> None:
 
 
 def _checked_bounds(inputs: Tensor, bounds: tuple[float, float]) -> tuple[float, float]:
-    low, high = bounds
+    if not isinstance(bounds, Sequence) or len(bounds) != 2:
+        raise InputError(f"bounds must be the smallest and the largest value of an input, (low, high), got {bounds!r}")
+    low, high = (checks.number("bounds", bound) for bound in bounds)
     if not (low < high and low <= float(inputs.min()) and float(inputs.max()) <= high):
         raise InputError(
             f"bounds must enclose the inputs, which reach from {float(inputs.min()):g} to {float(inputs.max()):g}, got "

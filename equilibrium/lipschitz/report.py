@@ -88,11 +88,12 @@ def attained_lipschitz(
         The pair and its ratio, recomputed from the pair in float64 with a relative tolerance of 1e-12.
 
     Raises:
-        InputError: if x does not fit or nothing is to be searched.
+        InputError: if the model is no layer, x does not fit or nothing is to be searched.
     """
+    _checked_layer(model)
     checks.whole_number("starts", starts)
-    if not searches:
-        raise InputError("searches must name at least one search, such as PatternSearch()")
+    if not isinstance(searches, Sequence) or not searches:
+        raise InputError("searches must be a list of at least one search, such as [PatternSearch()]")
     generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     if x is None:
         x = torch.randn(starts, model.in_features, generator=generator, dtype=torch.float64)
@@ -129,7 +130,7 @@ def lipschitz_report(
 
 def pair_ratio(model: EquilibriumLayer, first: Tensor, second: Tensor) -> float:
     """‖y(x₁) − y(x₂)‖₂/‖x₁ − x₂‖₂ of one pair, (in,) each, solved in float64: to verify a report."""
-    weights = model.weights()
+    weights = _checked_layer(model).weights()
     network: Network | ImageNetwork
     if isinstance(weights, ConvolutionalWeights):
         network = ImageNetwork(weights, model.activation)
@@ -163,3 +164,9 @@ def verify_report(model: EquilibriumLayer, report: LipschitzReport, *, tolerance
     if not ratio <= (1 + tolerance) * report.certified:
         raise CertificateError(f"a pair attains {ratio:.9g}, above the certified {report.certified:.9g}")
     return ratio
+
+
+def _checked_layer(model: EquilibriumLayer) -> EquilibriumLayer:
+    if not isinstance(model, EquilibriumLayer):
+        raise InputError(f"model must be an EquilibriumLayer, got {type(model).__name__}")
+    return model

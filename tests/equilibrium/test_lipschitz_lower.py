@@ -78,6 +78,12 @@ def test_bad_arguments_are_refused_by_name() -> None:
         attained_lipschitz(layer, searches=[])
     with pytest.raises(InputError, match="x must have 5"):
         attained_lipschitz(layer, torch.randn(3, 4))
+    with pytest.raises(InputError, match="searches must be a list"):
+        attained_lipschitz(layer, searches=PatternSearch())
+    with pytest.raises(InputError, match="model must be an EquilibriumLayer, got Linear"):
+        attained_lipschitz(torch.nn.Linear(5, 3))
+    with pytest.raises(InputError, match="model must be an EquilibriumLayer, got Linear"):
+        pair_ratio(torch.nn.Linear(5, 3), torch.zeros(5), torch.ones(5))
     with pytest.raises(InputError, match="seed"):
         attained_lipschitz(layer, seed=2**64)
     with pytest.raises(InputError, match="restarts"):

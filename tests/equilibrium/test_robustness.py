@@ -210,6 +210,48 @@ def test_labels_that_are_no_classes_are_refused_everywhere(trained):
                 call()
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"inputs": 1.0}, "inputs must be a torch.Tensor, got float"),
+        ({"inputs": torch.tensor(1.0, dtype=F64)}, r"inputs must be of shape \(count, in\), got \(\)"),
+        ({"inputs": torch.zeros(64, dtype=F64)}, r"inputs must be of shape \(count, in\), got \(64,\)"),
+        ({"labels": [0, 1, 2]}, "labels must be a torch.Tensor, got list"),
+        ({"labels": torch.tensor(1)}, r"labels must have shape \(3,\), got \(\)"),
+        ({"bounds": 9.0}, r"bounds must be .*\(low, high\), got 9.0"),
+        ({"bounds": (-9.0, torch.tensor(9.0))}, "bounds must be a number, got Tensor"),
+        ({"allowed": 0.5}, r"allowed must be a list .*got 0.5"),
+        ({"allowed": torch.tensor([0.5, 1.0])}, "allowed must be a list"),
+        ({"constants": torch.tensor(1.0)}, "constants must be a number, got Tensor"),
+    ],
+)
+def test_what_is_no_tensor_or_no_list_is_named(trained, changed, message):
+    own = {
+        certified_radius: {"constants": 1.0},
+        fast_gradient: {"allowed": [0.5], "bounds": trained.bounds},
+        smallest_perturbation: {"bounds": trained.bounds},
+    }
+    rows = {"inputs": trained.inputs[:3], "labels": trained.labels[:3]}
+    concerned = [call for call, options in own.items() if changed.keys() <= rows.keys() | options.keys()]
+    assert concerned
+    for call in concerned:
+        with pytest.raises(InputError, match=message):
+            call(trained.exact, **rows | own[call] | changed)
+
+
+def test_curves_need_tensors_and_a_radius_a_layer_of_ours(trained):
+    values = torch.ones(3)
+    for call in (lambda x: attacks_inside(x, values), lambda x: attacks_inside(values, x)):
+        with pytest.raises(InputError, match=r"(radius|sizes) must be"):
+            call(1.0)
+    with pytest.raises(InputError, match=r"sizes must be of shape \(k\), got \(\)"):
+        accuracy_within(values, torch.tensor(1.0))
+    with pytest.raises(InputError, match="outputs must be a torch.Tensor"):
+        margins(1.0, torch.tensor([0]))
+    with pytest.raises(InputError, match="model must be an EquilibriumLayer .*got Linear"):
+        certified_radius(nn.Linear(64, 10).double(), trained.inputs[:3], trained.labels[:3], 1.0)
+
+
 def test_a_radius_is_not_certified_in_float32(trained):
     with pytest.raises(InputError, match="float64"):
         certified_radius(trained.layer, trained.inputs.float(), trained.labels, 1.0)
