@@ -26,6 +26,7 @@ from equilibrium.progress import progress_bar
 
 _WARM_UP = 0.1  # share of all steps in which the learning rate rises to its full value
 _TEST_BATCH = 1000
+_LARGEST_RATE = 1e37  # Adam's first step divides it by 0.1, in float32
 
 
 class TrainingError(ContractingError, RuntimeError):
@@ -107,7 +108,7 @@ def train(
         noise: standard deviation of the normal noise that is added to every training input, drawn anew each time. It
             smooths the classes, and so helps against attacks and against overfitting.
         shift: every training image is shifted by up to so many pixels along each axis, drawn anew each time; what comes
-            in is background, a pixel of value zero.
+            in is background, a pixel of value zero. Less than a side of the images.
         seed: of the order of the images, of noise and shifts; the model's start is the caller's.
         checkpoint: file that holds, after every epoch, everything that the rest of the training depends on. If it
             exists, training continues from there and ends with the same weights, bit for bit, as without a break.
@@ -120,15 +121,17 @@ def train(
     Raises:
         InputError: on a setting out of range, a model that does not fit the data or has nothing to train, or a
             checkpoint of another training or another model.
-        TrainingError: if the loss or the model stops being finite.
+        TrainingError: if the loss or the model stops being finite, or the model cannot be solved any more.
         MissingExtraError: with ``progress`` but without tqdm, the extra ``cli``.
     """
     checks.whole_number("epochs", epochs)
     checks.whole_number("batch_size", batch_size)
-    checks.number("learning_rate", learning_rate, low=0, low_open=True, high=math.inf, high_open=True)
+    checks.number("learning_rate", learning_rate, low=0, low_open=True, high=_LARGEST_RATE)
     checks.number("temperature", temperature, low=0, low_open=True, high=math.inf, high_open=True)
     checks.number("noise", noise, low=0, high=math.inf, high_open=True)
-    checks.whole_number("shift", shift, low=0)
+    if checks.whole_number("shift", shift, low=0) >= min(dataset.image_shape[1:]):
+        height, width = dataset.image_shape[1:]
+        raise InputError(f"shift must be smaller than the images, {height} × {width} pixels, got {shift}")
     generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     _check_fit(model, dataset)
     count = len(dataset.train_labels)
@@ -155,7 +158,7 @@ def train(
     bars = progress_bar(epochs * batches, "training", show=progress, place=place, start=done)
     with modes_restored(model), bars as bar:
         for epoch in range(len(records), epochs):
-            started = time.perf_counter()
+            started, where = time.perf_counter(), f"epoch {epoch + 1} of {epochs}"
             model.train()
             loss_sum, wrong = 0.0, 0
             for batch, rows in enumerate(torch.split(torch.randperm(count, generator=generator), batch_size)):
@@ -166,12 +169,15 @@ def train(
                     inputs = shifted(inputs, dataset, shift, generator)
                 if noise > 0:
                     inputs = inputs + noise * torch.randn(inputs.shape, generator=generator).to(inputs)
-                where = f"epoch {epoch + 1} of {epochs}"
-                loss, outputs = _step(model, optimizer, inputs, labels, temperature, where)
+                with _diverging(where):
+                    loss, outputs = _step(model, optimizer, inputs, labels, temperature)
                 loss_sum += loss * len(rows)
                 wrong += int((outputs.argmax(-1) != labels).sum())
                 bar.update()
-            test_error, solver_steps = _test(model, dataset)
+            with _diverging(where):
+                for name, parameter in model.named_parameters():
+                    checks.finite(name, parameter)
+                test_error, solver_steps = _test(model, dataset)
             records.append(
                 Epoch(
                     loss=loss_sum / count,
@@ -313,26 +319,26 @@ def _refusing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-    labels: Tensor,
-    temperature: float,
-    where: str,
-) -> tuple[float, Tensor]:
-    """One step of the optimiser: the loss before it, and the outputs."""
+@contextlib.contextmanager
+def _diverging(where: str) -> Iterator[None]:
     try:
-        outputs = model(inputs)
-        loss = cross_entropy(outputs / temperature, labels)
-        if not bool(torch.isfinite(loss)):
-            raise TrainingError(f"the loss is {float(loss.detach()):g}")
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        yield
     except (ContractingError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
         raise TrainingError(
             f"training stopped in {where}: {error} — use a smaller learning_rate, and check the data for NaN"
         ) from error
+
+
+def _step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor, temperature: float
+) -> tuple[float, Tensor]:
+    """One step of the optimiser: the loss before it, and the outputs."""
+    outputs = model(inputs)
+    loss = cross_entropy(outputs / temperature, labels)
+    if not bool(torch.isfinite(loss)):
+        raise TrainingError(f"the loss is {float(loss.detach()):g}")
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return float(loss.detach()), outputs.detach()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -73,10 +74,28 @@ def test_loss_that_is_not_finite_is_one_sentence(images, failure):
     assert ("the loss is nan" in str(error.value)) == (failure == "readout")
 
 
+@pytest.mark.parametrize("rate", [1e2, 1e6])
+def test_divergence_in_the_last_step_of_an_epoch_is_the_same_sentence(images, rate):
+    """The weights overflow after the only step, so that it is the test that cannot be made."""
+    few = subset(images, train=64)
+    with pytest.raises(TrainingError, match=r"^training stopped in epoch 1 of 1: .*smaller learning_rate"):
+        train(new_layer(), few, epochs=1, learning_rate=rate)
+    train(new_layer(), few, epochs=1, learning_rate=0.03)
+
+
+def test_weights_that_stop_being_finite_in_the_last_step_are_told(images):
+    few, model = subset(images, train=64), nn.Linear(64, 10)
+    model.weight.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(TrainingError, match="epoch 1 of 1: weight has .* NaN"):
+        train(model, few, epochs=1)
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
         ({"epochs": 0}, "epochs"),
+        ({"epochs": 1, "learning_rate": 1e38}, "learning_rate"),
+        ({"epochs": 1, "shift": 8}, "shift must be smaller than the images, 8 × 8 pixels, got 8"),
         ({"epochs": 1, "batch_size": 0}, "batch_size"),
         ({"epochs": 1, "learning_rate": -1.0}, "learning_rate"),
         ({"epochs": 1, "seed": -1}, "seed"),
@@ -190,7 +209,7 @@ def test_shifts_move_images_by_whole_pixels_and_fill_with_background(images):
 
 
 def test_shifts_are_drawn_anew_and_repeat_with_the_seed(images):
-    records = [train(new_layer(), images, epochs=1, batch_size=64, shift=shift) for shift in (0, 1, 1)]
+    records = [train(new_layer(), images, epochs=1, batch_size=64, shift=shift) for shift in (0, 1, 1, 7)]
     assert without_times(records[1]) == without_times(records[2]) != without_times(records[0])
     with pytest.raises(InputError, match="shift"):
         train(new_layer(), images, epochs=1, shift=-1)
