@@ -37,8 +37,10 @@ def output_directory(path: str | os.PathLike[str]) -> Path:
     """Return ``path`` as a folder that exists and can be written to, made with its parents if need be.
 
     Raises:
-        InputError: If it is not a folder, or cannot be made or written to.
+        InputError: If it is not a folder, or cannot be made or written to, or is the empty text.
     """
+    if not os.fspath(path):
+        raise InputError("the output folder is the empty text; name one, or '.' for the current folder")
     folder = Path(path)
     probe = folder / f".{secrets.token_hex(8)}.tmp"
     try:
@@ -48,7 +50,8 @@ def output_directory(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         reason = "it is not a folder" if folder.exists() and not folder.is_dir() else error.strerror or error
         raise InputError(
-            f"the output folder {str(folder)!r} cannot be used ({reason}); name another one (--out)"
+            f"the output folder {str(folder)!r} cannot be used ({reason}); name another one "
+            "(at the command line: --out)"
         ) from error
     return folder
 
@@ -189,7 +192,8 @@ def _complete(path: str | os.PathLike[str], suffix: str) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(
-            f"{str(path)!r} cannot be written ({error.strerror or error}); make room or name another folder (--out)"
+            f"{str(path)!r} cannot be written ({error.strerror or error}); make room, or name a file in another folder "
+            "(at the command line: --out)"
         ) from error
     finally:
         # Already gone after a success; removed after an error or an interrupt, whose own message must get through.

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from contracting import checks
-from contracting.errors import ContractingError
+from contracting.errors import ContractingError, InputError
 from equilibrium.commands import COMMANDS
 
 PROGRAM = "contracting-equilibria"
@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line on ``arguments`` (those of the process if None) and return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        _refuse_empty_values(given)
         application = _application(checks.extra("typer", "cli", "the command line"))
         code: int = application(args=given or ["--help"], prog_name=PROGRAM, standalone_mode=False) or 0
         return _refuse("interrupted", code) if code == _INTERRUPTED else code
@@ -34,6 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not hasattr(error, "format_message"):
             raise
         return _refuse(f"{error.format_message()} (options: {PROGRAM} COMMAND --help)")
+
+
+def _refuse_empty_values(given: Sequence[str]) -> None:
+    """No option has a use for the empty text, and as a path it would silently be the current folder."""
+    for before, text in zip([PROGRAM, *given], given, strict=False):
+        if not text or (text.startswith("--") and text.endswith("=")):
+            raise InputError(f"the value of {text[:-1] or before} is the empty text; give another one or leave it out")
 
 
 def _refuse(message: str, code: int = _BAD_INPUT) -> int:

@@ -146,7 +146,7 @@ def _claim(root: Path, task: Task) -> Path:
     if found != json.loads(json.dumps(wanted)):
         raise InputError(
             f"the folder {str(folder)!r} was begun with other settings ({_difference(found, wanted)}); repeat those, "
-            "or name another folder (--out)"
+            "or name another folder (at the command line: --out)"
         )
     return folder
 

@@ -127,7 +127,7 @@ def load_images(images: Images, data_dir: Path | None) -> Dataset:
         return mnist(data_dir)
     if images is Images.CIFAR10:
         if data_dir is None:
-            raise InputError("CIFAR-10 needs the folder of its binary files: --cifar FOLDER")
+            raise InputError("CIFAR-10 needs data_dir, the folder of its binary files (at the command line: --cifar)")
         return cifar10(data_dir)
     return subset(digits(), train=600, test=200)
 

@@ -67,7 +67,9 @@ def catalogue(plan: Plan) -> dict[str, ModelSettings]:
     known = _on_images(plan) if plan.convolutional else _dense(plan)
     for name in plan.models:
         if name not in known:
-            raise InputError(f"--models has the unknown name {name!r}; known are {', '.join(known)}")
+            raise InputError(
+                f"models has the unknown name {name!r}; known are {', '.join(known)} (at the command line: --models)"
+            )
     return {name: settings for name, settings in known.items() if not plan.models or name in plan.models}
 
 
@@ -196,7 +198,10 @@ def run_experiment(
     reported = None
     if checkpoints is not None:
         if plan.images is not Images.MNIST or plan.convolutional:
-            raise InputError("the authors' checkpoints are dense and classify MNIST; leave --checkpoints out otherwise")
+            raise InputError(
+                "the authors' checkpoints are dense and classify MNIST; leave checkpoints out otherwise "
+                "(at the command line: --checkpoints)"
+            )
         reported = read_reported(checkpoints)
     listed = tasks(plan, data_dir=data_dir, checkpoints=checkpoints)
     outcome = run_tasks(listed, folder, jobs=jobs, progress=progress)
@@ -216,8 +221,8 @@ def read_reported(folder: Path) -> dict[str, dict[str, Any]]:
         return {name: {field: content[name][field] for field in fields} for name in CHECKPOINTS}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{str(path)!r} cannot be read as what the authors report ({type(error).__name__}: {error}); --checkpoints "
-            "is the folder with their files and reported.json"
+            f"{str(path)!r} cannot be read as what the authors report ({type(error).__name__}: {error}); give the "
+            "folder with their files and reported.json (at the command line: --checkpoints)"
         ) from error
 
 

@@ -55,6 +55,21 @@ def test_output_directory_refuses_a_file(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_output_directory_refuses_the_empty_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="empty text; name one, or '.' for the current folder"):
+        artifacts.output_directory("")
+    assert artifacts.output_directory(".") == Path()
+
+
+def test_a_remedy_names_the_option_as_one_of_the_command_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"name another one \(at the command line: --out\)$"):
+        artifacts.output_directory(tmp_path / "file")
+    with pytest.raises(InputError, match=r"name a file in another folder \(at the command line: --out\)$"):
+        artifacts.write_tensors(tmp_path / "file" / "weights.pt", {})
+
+
 def test_output_directory_refuses_what_cannot_be_written(tmp_path, monkeypatch):
     def touch(self, **_):
         raise PermissionError(13, "Permission denied")

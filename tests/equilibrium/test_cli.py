@@ -214,6 +214,15 @@ def test_output_folder_is_checked_before_any_work(finished, tmp_path, idle, monk
     assert files(tmp_path) == {"file"} and (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.parametrize("arguments", [["--out", ""], ["--out="]])
+@pytest.mark.parametrize("command", ["compare-solvers", "mnist-robustness", "square-wave"])
+def test_an_empty_output_folder_is_not_the_current_one(tmp_path, idle, monkeypatch, capsys, command, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([command, "--small", *arguments]) == 2
+    assert one_sentence(capsys).endswith("the value of --out is the empty text; give another one or leave it out")
+    assert files(tmp_path) == set()
+
+
 def test_failed_run_keeps_what_was_there(tmp_path, checkpoint, capsys):
     (tmp_path / "results.json").write_text("older")
     assert cli.main(["compare-solvers", "--checkpoint", "none.pt", "--out", str(tmp_path)]) == 2
