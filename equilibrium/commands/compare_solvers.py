@@ -125,7 +125,7 @@ def _chosen_solvers(names: str | None) -> dict[str, Method]:
 def _chosen_tolerances(text: str | None) -> tuple[float, ...]:
     if text is None:
         return ()
-    return tuple(sorted(set(numbers("--tolerances", text, example="1e-6", high=1, high_open=True)), reverse=True))
+    return tuple(sorted(numbers("--tolerances", text, example="1e-6", high=1, high_open=True), reverse=True))
 
 
 def _compare(settings: Settings, checkpoint: Path | None, data_dir: Path | None, folder: Path) -> None:

@@ -1,32 +1,36 @@
-"""Options that hold several values, separated by commas."""
+"""Options that hold several values, separated by commas, all different."""
 
 from __future__ import annotations
+
+from typing import TypeVar
 
 from contracting import checks
 from contracting.errors import InputError
 
 _NONE = "none"
+_Value = TypeVar("_Value")
 
 
 def words(option: str, text: str, *, example: str) -> tuple[str, ...]:
     """The words of an option.
 
     Raises:
-        InputError: if there are none; ``example`` says what there could be.
+        InputError: if there are none, ``example`` saying what there could be, or one comes twice.
     """
     found = tuple(part.strip() for part in text.split(",") if part.strip())
     if not found:
         raise InputError(f"{option} must have at least one value, such as {example}")
-    return found
+    return _different(option, found)
 
 
 def numbers(option: str, text: str, *, example: str, high: float, high_open: bool = False) -> tuple[float, ...]:
     """The positive numbers of an option, none above ``high``.
 
     Raises:
-        InputError: if there are none, or one is out of range or no number.
+        InputError: if there are none, or one comes twice, is out of range or no number.
     """
-    return tuple(_number(option, part, high, high_open) for part in words(option, text, example=example))
+    found = words(option, text, example=example)
+    return _different(option, tuple(_number(option, part, high, high_open) for part in found))
 
 
 def numbers_or_none(
@@ -35,7 +39,15 @@ def numbers_or_none(
     """The same, where a value may also be the word none, and with ``zero`` be zero."""
     found = words(option, text, example=example)
     known = f" or {_NONE}"
-    return tuple(None if part == _NONE else _number(option, part, high, False, zero, known) for part in found)
+    values = (None if part == _NONE else _number(option, part, high, False, zero, known) for part in found)
+    return _different(option, tuple(values))
+
+
+def _different(option: str, values: tuple[_Value, ...]) -> tuple[_Value, ...]:
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise InputError(f"{option} has {value} twice; give each value once")
+    return values
 
 
 def _number(

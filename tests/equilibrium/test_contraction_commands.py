@@ -12,11 +12,13 @@ from equilibrium.commands import COMMANDS
 from equilibrium.commands.common import aligned, draw_figures, number
 
 BAD = {
-    "counterexample": [["--gains", "1,many"], ["--gains", ","], ["--gains", "-1"], ["--threads", "0"]],
+    "counterexample": [
+        ["--gains", "1,many"], ["--gains", ","], ["--gains", "-1"], ["--gains", "1,1"], ["--threads", "0"],
+    ],
     "tracking": [["--frequencies", "fast"], ["--frequencies", "0"], ["--rate", "1"], ["--hidden", "0"]],
     "phase-portrait": [["--film", "avi"], ["--threads", "0"]],
     "contraction-rates": [["--hidden", "0"], ["--rate", "1.5"], ["--checkpoint", "none.pt"], ["--epochs", "0"]],
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -30,3 +30,15 @@ def test_what_is_no_such_number_is_refused(text: str, said: str) -> None:
     if text != "1":
         with pytest.raises(InputError, match="--lipschitz must"):
             numbers_or_none("--lipschitz", f"none,{text}", example="none", high=1)
+
+
+def test_a_value_that_comes_twice_is_refused() -> None:
+    """Numbers are compared as numbers, however they are written."""
+    with pytest.raises(InputError, match="^--models has a twice; give each value once$"):
+        words("--models", "a,b, a", example="a")
+    with pytest.raises(InputError, match=r"--gains has 1\.0 twice"):
+        numbers("--gains", "1,2,1.0", example="1", high=10)
+    for text in ("none,1,none", "1,none,1e0"):
+        with pytest.raises(InputError, match=r"--rates has (none|1\.0) twice"):
+            numbers_or_none("--rates", text, example="1", high=10)
+    assert numbers("--gains", "1,1.5,15e-2", example="1", high=10) == (1.0, 1.5, 0.15)
