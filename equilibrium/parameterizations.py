@@ -151,7 +151,8 @@ class Monotone(DenseParameterization):
         dtype: floating-point type of the parameters.
 
     Raises:
-        InputError: on sizes below one, γ ≤ 0, c outside [0, 1), ε ≤ 0, or a γ to learn that has no start.
+        InputError: on sizes below one, γ ≤ 0 or with a square beyond the range of the dtype, c outside [0, 1), ε ≤ 0,
+            or a γ to learn that has no start.
     """
 
     log_gamma: Tensor | None  # a parameter if γ is learnt, else a buffer
@@ -172,7 +173,7 @@ class Monotone(DenseParameterization):
         dtype: torch.dtype | None = None,
     ):
         if lipschitz is not None:
-            checks.number("lipschitz", lipschitz, low=0, low_open=True, high=math.inf, high_open=True)
+            checked_lipschitz(lipschitz, dtype)
         elif learn_lipschitz:
             raise InputError("learn_lipschitz=True needs a starting value, for example lipschitz=1.0")
         if contraction_rate is not None:
@@ -224,8 +225,9 @@ class Monotone(DenseParameterization):
         D: Tensor | None = self.D
         roots: list[Tensor] = [self.V]  # of the symmetric part, Σ XᵀX
         if gamma is not None:
-            D = None if D is None else gamma * _into_unit_ball(D)
-            roots += self._lipschitz_roots(lam, gamma, D)
+            unit = None if D is None else _into_unit_ball(D)
+            D = None if unit is None else gamma * unit
+            roots += self._lipschitz_roots(lam, gamma, unit)
         symmetric = gram(torch.cat(roots)) + self.epsilon * identity
         if c is not None:
             scaled = skew / lam.sqrt()[:, None]
@@ -243,15 +245,15 @@ class Monotone(DenseParameterization):
             contraction_matrix=None if c is None else torch.diag((1 - 2 * c) * lam) + symmetric,
         )
 
-    def _lipschitz_roots(self, lam: Tensor, gamma: Tensor, D: Tensor | None) -> list[Tensor]:
-        """X, ... with Q_γ = Σ XᵀX."""
+    def _lipschitz_roots(self, lam: Tensor, gamma: Tensor, unit: Tensor | None) -> list[Tensor]:
+        """X, ... with Q_γ = Σ XᵀX, from D/γ: so the square of γ, which might underflow, is not needed."""
         share = (2 * gamma).rsqrt()
         B, output = lam[:, None] * self.U, self.output
-        if D is None:
+        if unit is None:
             return [share * output, share * B.mT]
-        coupled = gamma * B + output.mT @ D
-        identity = torch.eye(self.in_features, dtype=D.dtype, device=D.device)
-        factor = torch.linalg.cholesky(gamma**2 * identity - D.mT @ D)
+        coupled = B + output.mT @ unit
+        identity = torch.eye(self.in_features, dtype=unit.dtype, device=unit.device)
+        factor = torch.linalg.cholesky(identity - unit.mT @ unit)
         half = torch.linalg.solve_triangular(factor, coupled.mT, upper=False)
         return [share * output, share * half]
 
@@ -326,6 +328,23 @@ def gram(X: Tensor) -> Tensor:
 def _into_unit_ball(matrix: Tensor) -> Tensor:
     """X ↦ X/√(1 + ‖X‖_F²), onto the matrices of Frobenius norm below one: smooth, and free of constraints."""
     return matrix / torch.sqrt(1 + matrix.square().sum())
+
+
+def checked_lipschitz(lipschitz: float, dtype: torch.dtype | None) -> float:
+    """γ, if γ² is in the range of the dtype, as certificates of a network in it need.
+
+    Raises:
+        InputError: if γ is not positive or out of range; None stands for the default dtype.
+    """
+    gamma = checks.number("lipschitz", lipschitz, low=0, low_open=True, high=math.inf, high_open=True)
+    dtype = _floating(dtype) or torch.get_default_dtype()
+    low, high = math.sqrt(torch.finfo(dtype).tiny), math.sqrt(torch.finfo(dtype).max)
+    if not low <= gamma <= high:
+        raise InputError(
+            f"lipschitz must lie in [{low:.3g}, {high:.3g}], where its square is in the range of {dtype}, got "
+            f"{gamma:g}; scale the inputs or the outputs instead"
+        )
+    return gamma
 
 
 def _floating(dtype: torch.dtype | None) -> torch.dtype | None:

@@ -40,7 +40,7 @@ from contracting.metrics import WeightedL2
 from contracting.scaled import Scaled
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.weights import ConvolutionalWeights
-from equilibrium.parameterizations import Parameterization
+from equilibrium.parameterizations import Parameterization, checked_lipschitz
 
 
 class MetricShape(Enum):
@@ -133,7 +133,7 @@ class ConvolutionalMonotone(Parameterization):
         dtype: torch.dtype | None = None,
     ):
         if lipschitz is not None:
-            checks.number("lipschitz", lipschitz, low=0, low_open=True, high=math.inf, high_open=True)
+            checked_lipschitz(lipschitz, dtype)
         if contraction_rate is not None:
             checks.number("contraction_rate", contraction_rate, low=0, high=1, high_open=True)
         checks.number("epsilon", epsilon, low=0, low_open=True, high=math.inf, high_open=True)

@@ -175,6 +175,10 @@ def test_learnt_gamma_gets_a_gradient_and_stays_certified() -> None:
         ({"lipschitz": -1.0}, "lipschitz"),
         ({"lipschitz": float("nan")}, "lipschitz"),
         ({"lipschitz": "1"}, "lipschitz"),
+        ({"lipschitz": 1e-300}, r"lipschitz must lie in .* range of torch.float32, got 1e-300"),
+        ({"lipschitz": 1e-200, "dtype": torch.float64}, r"lipschitz must lie in .* range of torch.float64, got 1e-200"),
+        ({"lipschitz": 1e-100, "dtype": torch.float32}, r"lipschitz must lie in .* range of torch.float32, got 1e-100"),
+        ({"lipschitz": 1e20, "dtype": torch.float32, "learn_lipschitz": True}, "lipschitz must lie in .*got 1e\\+20"),
         ({"learn_lipschitz": True}, "starting value"),
         ({"contraction_rate": 1.0}, "contraction_rate"),
         ({"contraction_rate": -0.1}, "contraction_rate"),
@@ -185,6 +189,22 @@ def test_learnt_gamma_gets_a_gradient_and_stays_certified() -> None:
 def test_bad_settings_are_refused_by_name(settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Monotone(3, 4, 2, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("power", [-0.49, 0.49])
+def test_a_constant_within_the_range_works_to_its_ends(dtype: torch.dtype, power: float) -> None:
+    """γ² is just representable: weights, certificate and gradients are finite, with the term that takes the square."""
+    gamma = torch.finfo(dtype).max ** power
+    free = Monotone(3, 4, 2, lipschitz=gamma, feedthrough=True, dtype=dtype)
+    assert free.D is not None
+    torch.nn.init.normal_(free.D)
+    weights = free.explicit()
+    assert weights.lipschitz is not None and weights.feedthrough is not None
+    assert float(weights.lipschitz.detach()) == pytest.approx(gamma, rel=1e-4)
+    assert float(torch.linalg.matrix_norm(weights.feedthrough.detach().double(), 2)) < gamma
+    weights.state.to_dense().sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in free.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("sizes", [(0, 4, 2), (3, -1, 2), (3, 4, 2.0), (3, True, 2)])
