@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--classify", action="store_true", help="classify all test images instead of timing one solve")
     parser.add_argument("--threads", type=command_line.whole, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=command_line.whole, default=3, help="of every solve; the least time counts")
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON")
+    parser.add_argument("--out", type=command_line.path, help="write the numbers as JSON")
     args = parser.parse_args(arguments)
     if args.classify and (args.mnist is None or args.checkpoint is None):
         parser.error("--classify needs --mnist and --checkpoint")

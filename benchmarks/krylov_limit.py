@@ -11,9 +11,7 @@ The default cannot know J, combines nothing, and takes the products of its slowe
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 import command_line
 import torch
@@ -23,7 +21,7 @@ from torch import Tensor
 from contracting.flows import PeacemanRachfordFlow
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Stop, solve
-from equilibrium.artifacts import environment, output_directory, write_json, write_text
+from equilibrium.artifacts import output_directory
 from equilibrium.automatic import Automatic
 from equilibrium.splitting import PeacemanRachford
 
@@ -127,27 +125,14 @@ def _spread(counts: list[int]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", type=Path, help="folder with checkpoints of the reference code")
-    parser.add_argument("--data-dir", type=Path, help="folder with the MNIST files, for the checkpoints")
-    parser.add_argument("--rows", type=command_line.whole, help="images (default 1000)")
-    parser.add_argument("--target", type=command_line.residual, default=1e-6)
-    parser.add_argument("--out", type=Path, default=Path("out/krylov-limit"))
-    parser.add_argument("--small", action="store_true", help="a few seconds' version")
-    given = parser.parse_args(arguments)
+    given = command_line.on_networks(__doc__, "krylov-limit", rows=1000).parse_args(arguments)
     torch.set_num_threads(1)  # nothing is timed
-    rows = given.rows or (5 if given.small else 1000)
+    rows, target = given.rows or (5 if given.small else 1000), given.target or 1e-6
     chosen = networks(given.checkpoints, given.data_dir, small=given.small)
     folder = output_directory(given.out)
-    found = [limit(network, rows, given.target) for network in chosen]
-    text = table(found, given.target)
-    settings = {"rows": rows, "target": given.target, "sample": _SAMPLE}
-    write_json(
-        folder / "results.json",
-        {"environment": environment(), "settings": settings, "limits": [vars(entry) for entry in found]},
-    )
-    write_text(folder / "table.md", text)
-    print(text)
+    found = [limit(network, rows, target) for network in chosen]
+    settings = {"rows": rows, "target": target, "sample": _SAMPLE}
+    command_line.finish(folder, table(found, target), settings=settings, limits=[vars(entry) for entry in found])
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--networks", type=command_line.whole, help="random networks (default 1000)")
     parser.add_argument("--threads", type=command_line.whole, default=1)
-    parser.add_argument("--out", type=Path, default=Path("out/lipschitz-bounds"))
+    parser.add_argument("--out", type=command_line.path, default=Path("out/lipschitz-bounds"))
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     folder = output_directory(given.out)

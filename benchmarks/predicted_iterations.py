@@ -9,10 +9,8 @@ Newton) are listed with what they used.
 
 from __future__ import annotations
 
-import argparse
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import command_line
 import torch
@@ -20,7 +18,7 @@ from cases import Network, networks
 
 from contracting.errors import MissingExtraError, PreconditionError
 from contracting.solve import Method, Stop, solve
-from equilibrium.artifacts import environment, output_directory, write_json, write_text
+from equilibrium.artifacts import output_directory
 from equilibrium.solvers import ROW_LIMITS, default_solvers, family
 
 MOST = 20_000
@@ -84,14 +82,8 @@ def table(found: list[Count], target: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", type=Path, help="folder with checkpoints of the reference code")
-    parser.add_argument("--data-dir", type=Path, help="folder with the MNIST files, for the checkpoints")
-    parser.add_argument("--rows", type=command_line.whole, help="images (default 200)")
-    parser.add_argument("--target", type=command_line.residual, help="relative residual (default 1e-6)")
+    parser = command_line.on_networks(__doc__, "predicted-iterations", rows=200)
     parser.add_argument("--threads", type=command_line.whole, default=1)
-    parser.add_argument("--out", type=Path, default=Path("out/predicted-iterations"))
-    parser.add_argument("--small", action="store_true", help="a few seconds' version")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     rows = given.rows or (4 if given.small else 200)
@@ -104,17 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
             if not (given.small and name in ROW_LIMITS):
                 found.append(count(network, rows, name, method, target))
                 print(f"{network.name}, {name}: {found[-1].used}", flush=True)
-    text = table(found, target)
-    write_json(
-        folder / "results.json",
-        {
-            "environment": environment(),
-            "settings": {"rows": rows, "target": target},
-            "counts": [vars(entry) | {"ratio": entry.ratio} for entry in found],
-        },
-    )
-    write_text(folder / "table.md", text)
-    print(text)
+    counts = [vars(entry) | {"ratio": entry.ratio} for entry in found]
+    command_line.finish(folder, table(found, target), settings={"rows": rows, "target": target}, counts=counts)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from contracting.linear import Dense
 from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Stop, solve
-from equilibrium.artifacts import environment, output_directory, write_figure, write_json, write_text
+from equilibrium.artifacts import output_directory, write_figure
 from equilibrium.implicit import Implicit, Unrolled
 from equilibrium.splitting import PeacemanRachford
 
@@ -253,7 +253,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=command_line.whole, default=1)
     parser.add_argument("--runs", type=command_line.whole, help="solves of a point; the median counts (default 5)")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where the machine is not quiet")
-    parser.add_argument("--out", type=Path, default=Path("out/scaling"))
+    parser.add_argument("--out", type=command_line.path, default=Path("out/scaling"))
     parser.add_argument("--small", action="store_true", help="a few seconds' version")
     parser.add_argument("--one", nargs=7, help=argparse.SUPPRESS)  # a process of its own, for its own peak
     given = parser.parse_args(arguments)
@@ -275,17 +275,12 @@ def main(arguments: list[str] | None = None) -> None:
         by_rows = [points(80, count, 1e-6) for count in rows]
         count = 5000 if given.small else 20_000
         memory = [points(80, count, target, way) for way in WAYS for target in (1e-2, 1e-12)]
-    text = tables(by_size, by_rows, memory, given.clock)
     entries = {
         name: [vars(p) | {"matrices": p.matrices, "states": p.states} for p in some]
         for name, some in (("sizes", by_size), ("rows", by_rows), ("memory", memory))
     }
-    write_json(
-        folder / "results.json",
-        {"environment": environment(), "settings": {"clock": given.clock, "small": given.small}, **entries},
-    )
-    write_text(folder / "table.md", text)
-    print(text)
+    settings = {"clock": given.clock, "small": given.small}
+    command_line.finish(folder, tables(by_size, by_rows, memory, given.clock), settings=settings, **entries)
     print(f"wrote {write_figure(folder / 'scaling.png', draw(by_size, by_rows, given.clock), dpi=200)}")
 
 

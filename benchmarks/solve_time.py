@@ -387,7 +387,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--time-limit", type=command_line.positive, default=30.0, help="seconds of a solve of a rival")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where the machine is not quiet")
     parser.add_argument("--rivals", type=Path, default=other.DEFAULT_PYTHON, help="Python with the other libraries")
-    parser.add_argument("--out", type=Path, default=Path("out/solve-time"))
+    parser.add_argument("--out", type=command_line.path, default=Path("out/solve-time"))
     parser.add_argument("--small", action="store_true", help="a few seconds' version")
     parser.add_argument("--redraw", type=Path, help="only print and draw this results.json again")
     given = parser.parse_args(arguments)

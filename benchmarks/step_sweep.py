@@ -6,9 +6,7 @@ are those of the slowest row to a true relative residual, looked at after every 
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 import command_line
 import torch
@@ -16,7 +14,7 @@ from cases import Network, networks
 
 from contracting.problem import EquilibriumProblem
 from contracting.solve import Stop, solve
-from equilibrium.artifacts import environment, output_directory, write_json, write_text
+from equilibrium.artifacts import output_directory
 from equilibrium.splitting import PeacemanRachford
 
 POINTS = 12
@@ -85,30 +83,15 @@ def table(found: list[Sweep], target: float) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", type=Path, help="folder with checkpoints of the reference code")
-    parser.add_argument("--data-dir", type=Path, help="folder with the MNIST files, for the checkpoints")
-    parser.add_argument("--rows", type=command_line.whole, help="images (default 1000)")
-    parser.add_argument("--target", type=command_line.residual, default=1e-6)
-    parser.add_argument("--out", type=Path, default=Path("out/step-sweep"))
-    parser.add_argument("--small", action="store_true", help="a few seconds' version")
-    given = parser.parse_args(arguments)
+    given = command_line.on_networks(__doc__, "step-sweep", rows=1000).parse_args(arguments)
     torch.set_num_threads(1)  # nothing is timed
-    rows = given.rows or (20 if given.small else 1000)
+    rows, target = given.rows or (20 if given.small else 1000), given.target or 1e-6
     chosen = networks(given.checkpoints, given.data_dir, small=given.small)
     folder = output_directory(given.out)
-    found = [sweep(network, rows, given.target) for network in chosen]
-    text = table(found, given.target)
-    write_json(
-        folder / "results.json",
-        {
-            "environment": environment(),
-            "settings": {"rows": rows, "target": given.target, "points": POINTS},
-            "sweeps": [vars(entry) | {"best": entry.best, "ratio": entry.ratio} for entry in found],
-        },
-    )
-    write_text(folder / "table.md", text)
-    print(text)
+    found = [sweep(network, rows, target) for network in chosen]
+    settings = {"rows": rows, "target": target, "points": POINTS}
+    entries = [vars(entry) | {"best": entry.best, "ratio": entry.ratio} for entry in found]
+    command_line.finish(folder, table(found, target), settings=settings, sweeps=entries)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from timing import Times, in_turn, timer
 from torch import Tensor, nn
 
 from contracting.solve import Stop, solve
-from equilibrium.artifacts import environment, output_directory, write_json, write_text
+from equilibrium.artifacts import output_directory
 from equilibrium.data import Dataset, subset
 from equilibrium.implicit import Implicit
 from equilibrium.layers import LBEN
@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=command_line.whole, default=1)
     parser.add_argument("--rounds", type=command_line.whole, help="default 25")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where the machine is not quiet")
-    parser.add_argument("--out", type=Path, default=Path("out/training-step"))
+    parser.add_argument("--out", type=command_line.path, default=Path("out/training-step"))
     parser.add_argument("--small", action="store_true", help="a few seconds' version")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
@@ -279,12 +279,9 @@ def main(arguments: list[str] | None = None) -> None:
     images = subset(images_28(given.data_dir), train=given.train_images, test=10)
     folder = output_directory(given.out)
     steps = [measure(width, images, given) for width in widths]
-    text = table(steps, given.clock)
     settings = {key: None if value is None else str(value) for key, value in vars(given).items()}
     entries = [vars(s) | {"ratio": s.ratio(given.clock)} for s in steps]
-    write_json(folder / "results.json", {"environment": environment(), "settings": settings, "steps": entries})
-    write_text(folder / "table.md", text)
-    print(text)
+    command_line.finish(folder, table(steps, given.clock), settings=settings, steps=entries)
 
 
 if __name__ == "__main__":

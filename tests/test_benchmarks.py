@@ -130,6 +130,8 @@ def refused(
         ("step_sweep.py --rows 0", "--rows: 0 is no whole number"),
         ("step_sweep.py --target -1", "--target: -1 is no number between 0 and 1"),
         ("krylov_limit.py --target 0", "--target: 0 is no number between 0 and 1"),
+        ("krylov_limit.py --out=", "--out: it is the empty text"),
+        ("scaling.py --out=", "--out: it is the empty text"),
         ("predicted_iterations.py --rows 0", "--rows: 0 is no whole number"),
         ("training_step.py --target inf", "--target: inf is no number between 0 and 1"),
         ("training_step.py --data-dir nowhere", "nowhere"),
