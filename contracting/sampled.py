@@ -15,8 +15,9 @@ from torch import Tensor
 from contracting import checks
 from contracting.certificates.lmi import common_metric
 from contracting.errors import InputError
+from contracting.flows import BoundFlow
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
-from contracting.trajectories import Trajectory
+from contracting.trajectories import DrivenFlow, Trajectory
 from contracting.vector_fields import Time, VectorField
 
 
@@ -56,10 +57,11 @@ def measure(flow: VectorField, points: Tensor, metric: Metric, *, t: Time = 0.0)
     """μ(∂f/∂s), the local rate of separation: (batch, n) -> (batch,), differentiable.
 
     Raises:
-        InputError: on shapes that do not fit, no points at all, or points or a Jacobian that are not finite.
+        InputError: on shapes or numbers of rows that do not fit, no points at all, or points or a Jacobian that are not
+            finite.
     """
-    checks.last_size("points", _check_points(flow, points), metric.size)
-    return metric.to(points).matrix_measure(checks.finite("the Jacobian", flow.jacobian(points, t)))
+    checks.last_size("points", _check_points(flow, points, t), metric.size)
+    return metric.to(points).matrix_measure(_jacobian(flow, points, t))
 
 
 def sampled_rate(flow: VectorField, points: Tensor, metric: Metric, *, t: float = 0.0) -> SampledRate:
@@ -124,7 +126,7 @@ def worst_point(
     checks.number("radius", radius, low=0, low_open=True, high=math.inf, high_open=True)
     checks.whole_number("steps", steps)
     length = _check_length(radius / 10 if learning_rate is None else learning_rate)
-    point = _check_points(flow, start).detach().clone().requires_grad_()
+    point = _check_points(flow, start, t).detach().clone().requires_grad_()
     best_point, best = start.detach().clone(), start.new_full((len(start),), -float("inf"))
     optimiser = torch.optim.Adam([point], lr=length)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -250,9 +252,19 @@ def fit_metric_by_inequalities(
 
 def _jacobians(flow: VectorField, points: Tensor, t: float) -> Tensor:
     """At the samples, float64 on the CPU: (batch, n, n)."""
-    _check_points(flow, points)
+    _check_points(flow, points, t)
     with torch.no_grad():
-        return checks.finite("the Jacobian", flow.jacobian(points.detach(), t)).detach().to("cpu", torch.float64)
+        return _jacobian(flow, points.detach(), t).detach().to("cpu", torch.float64)
+
+
+def _jacobian(flow: VectorField, points: Tensor, t: Time) -> Tensor:
+    jacobian, expected = flow.jacobian(points, t), (*points.shape, points.shape[1])
+    if tuple(jacobian.shape) != expected:
+        raise InputError(
+            f"points have shape {tuple(points.shape)}, but the Jacobian of the flow has shape "
+            f"{tuple(jacobian.shape)} in place of {expected}; pass points that fit the flow"
+        )
+    return checks.finite("the Jacobian", jacobian)
 
 
 def _detached(metric: Metric) -> Metric:
@@ -260,13 +272,22 @@ def _detached(metric: Metric) -> Metric:
     return type(metric)(metric.weights.detach())
 
 
-def _check_points(flow: VectorField, points: Tensor) -> Tensor:
+def _check_points(flow: VectorField, points: Tensor, t: Time) -> Tensor:
     if not isinstance(flow, VectorField):
         raise InputError(
             f"flow must be a vector field such as FiringRate().bind(problem) or NeuralFlow(module), got {flow!r}"
         )
     if checks.floating_tensor("points", points).ndim != 2 or not len(points):
         raise InputError(f"points must have shape (batch, n) with at least one row, got {tuple(points.shape)}")
+    moment = flow.at(t) if isinstance(flow, DrivenFlow) else flow
+    if isinstance(moment, BoundFlow):
+        problem = moment.problem
+        checks.last_size("points", checks.same_kind("points", points, "the problem's q", problem.q), problem.size)
+        if problem.batch not in (1, len(points)):
+            raise InputError(
+                f"points must have as many rows as the problem has inputs, {problem.batch}, got {len(points)}; a "
+                "problem of one row serves any number of points"
+            )
     return checks.finite("points", points)
 
 

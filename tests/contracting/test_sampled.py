@@ -9,7 +9,7 @@ import torch
 
 from contracting.activations import ReLU, Tanh
 from contracting.errors import InputError
-from contracting.flows import FiringRate
+from contracting.flows import BoundFlow, FiringRate
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
 from contracting.sampled import (
     fit_metric,
@@ -19,7 +19,8 @@ from contracting.sampled import (
     sampled_rate_along,
     worst_point,
 )
-from contracting.trajectories import simulate
+from contracting.scaled_flows import ScaledFlow
+from contracting.trajectories import DrivenFlow, simulate
 from contracting.vector_fields import LinearFlow, NeuralFlow
 from tests.problems import monotone_weight, planted
 
@@ -216,6 +217,54 @@ def test_no_points_show_nothing() -> None:
     ):
         with pytest.raises(InputError, match="points must have shape .* at least one row"):
             call()
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_problem_of_many_rows_takes_as_many_points(scaled: bool) -> None:
+    """Row by row; one row of input serves any number of points, and other numbers are refused by every function."""
+    W, lam = monotone_weight(3, seed=1)
+    problem, _ = planted(Tanh(), W, lam, batch=4, seed=2)
+    points = torch.randn(4, 3, dtype=F64)
+
+    def flow(rows: slice) -> BoundFlow:
+        bound = FiringRate().bind(problem.rows(rows))
+        return ScaledFlow(bound, 2.0) if scaled else bound
+
+    together = measure(flow(slice(None)), points, euclidean(3))
+    alone = [measure(flow(slice(i, i + 1)), points[i : i + 1], euclidean(3)) for i in range(4)]
+    assert together == pytest.approx(torch.cat(alone))
+    assert sampled_rate(flow(slice(1)), points, euclidean(3)).measures.shape == (4,)
+    for count in (1, 2, 3):
+        few = points[:count]
+        for call in (
+            lambda few=few: measure(flow(slice(None)), few, euclidean(3)),
+            lambda few=few: sampled_rate(flow(slice(None)), few, euclidean(3)),
+            lambda few=few: worst_point(flow(slice(None)), few, euclidean(3), radius=1.0, steps=1),
+            lambda few=few: fit_metric(flow(slice(None)), few, steps=1),
+            lambda few=few: fit_metric_by_inequalities(flow(slice(None)), few),
+        ):
+            with pytest.raises(InputError, match=f"points must have as many rows .* inputs, 4, got {count}"):
+                call()
+
+
+def test_the_rows_of_a_moving_input_count_as_well() -> None:
+    W, lam = monotone_weight(3, seed=1)
+    problem, _ = planted(Tanh(), W, lam, batch=1, seed=2)
+    many = DrivenFlow(FiringRate().bind(problem), lambda t: problem.q.expand(4, -1) * torch.cos(t))
+    assert sampled_rate(many, torch.zeros(4, 3, dtype=F64), euclidean(3)).measures.shape == (4,)
+    with pytest.raises(InputError, match="points must have as many rows"):
+        sampled_rate(many, torch.zeros(2, 3, dtype=F64), euclidean(3))
+
+
+def test_points_of_another_size_or_kind_than_the_flow_are_refused() -> None:
+    with pytest.raises(InputError, match="points have shape .*the Jacobian of the flow"):
+        fit_metric(LinearFlow(SHEAR), torch.zeros(1, 3, dtype=F64), steps=1)
+    W, lam = monotone_weight(3, seed=1)
+    flow = FiringRate().bind(planted(Tanh(), W, lam, batch=1, seed=2)[0])
+    with pytest.raises(InputError, match="points must have 3 entries"):
+        fit_metric(flow, torch.zeros(1, 2, dtype=F64), steps=1)
+    with pytest.raises(InputError, match="points has dtype torch.float32"):
+        sampled_rate(flow, torch.zeros(1, 3), euclidean(3))
 
 
 def test_mistakes_are_named() -> None:
