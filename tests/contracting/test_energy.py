@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import mpmath
 import pytest
 import torch
 from torch import Tensor
 
-from contracting.activations import ADMISSIBLE, ReLU, Slope, Softplus, Tanh
+from contracting.activations import ADMISSIBLE, Arctan, ReLU, Slope, Softplus, Tanh
 from contracting.clamped import Clamped
 from contracting.energy import Energy
 from contracting.errors import InputError, PreconditionError
 from contracting.flows import FiringRate, Flow, ForwardBackwardFlow, Hopfield
 from contracting.linear import Dense
-from contracting.metrics import FullP
+from contracting.metrics import FullP, WeightedL2
 from contracting.potentials import dilogarithm, potential
 from contracting.problem import EquilibriumProblem
 from contracting.proximal import Activation, Curved
@@ -58,6 +60,30 @@ def test_outside_the_range_the_potential_is_infinite() -> None:
     assert torch.isinf(potential(Softplus(beta=2.0), z)).tolist() == [True, False]
     flat = Slope(slopes=torch.tensor([0.0, 0.5], dtype=F64))
     assert potential(flat, z).tolist() == [float("inf"), 0.5 * 1.5**2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_potential_of_a_saturated_arctan_is_finite(sign: int, dtype: torch.dtype) -> None:
+    """f(arctan v) = ½log(1 + v²) − ½arctan²v; the float32 nearest to π/2 is larger than π/2, where cos < 0."""
+    v = torch.tensor([1.0, 1e3, 1e6, 6.7e7], dtype=F64)
+    expected = 0.5 * torch.log1p(v.square()) - 0.5 * v.atan().square()
+    found = potential(Arctan(), Arctan()(sign * v.to(dtype))).to(F64)
+    assert torch.all((found - expected).abs() < (torch.tensor([1e-6, 1e-4, 0.1, 0.1]) if dtype != F64 else 1e-7))
+    # what is beyond π/2 by more than rounding is outside the range
+    beyond = sign * torch.tensor([1.571, 3.0, 6.0], dtype=dtype)
+    assert potential(Arctan(), beyond).tolist() == [float("inf")] * 3
+
+
+def test_the_energy_of_a_saturated_state_is_a_number() -> None:
+    W, lam = monotone_weight(2, seed=1, skew=0.0, monotonicity=0.3)
+    problem = EquilibriumProblem(
+        linear=Dense(W.float()), q=torch.tensor([[1e9, 0.0]]), activation=Arctan(), metric=WeightedL2(lam.float())
+    )
+    z = problem.map(torch.zeros(1, 2)).requires_grad_()
+    energy = Energy(problem)(z)
+    (slope,) = torch.autograd.grad(energy.sum(), z)
+    assert float(z.detach()[0, 0]) > math.pi / 2 and torch.isfinite(energy).all() and torch.isfinite(slope).all()
 
 
 @pytest.mark.parametrize("inner", [ReLU(), Tanh()], ids=lambda a: type(a).__name__)
