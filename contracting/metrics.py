@@ -34,20 +34,48 @@ class Metric(ABC):
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors the norm depends on."""
 
-    @abstractmethod
     def norm(self, vectors: Tensor) -> Tensor:
-        """Norm of each vector: (..., n) -> (...)."""
+        """Norm of each vector: (..., n) -> (...).
 
-    @abstractmethod
+        Raises:
+            InputError: if the vectors are of another size.
+        """
+        return self._norm(checks.last_size("vectors", vectors, self.size))
+
     def operator_norm(self, matrices: Tensor) -> Tensor:
-        """Induced norm of each matrix: (..., n, n) -> (...)."""
+        """Induced norm of each matrix: (..., n, n) -> (...).
 
-    @abstractmethod
+        Raises:
+            InputError: if the matrices are of another size.
+        """
+        return self._operator_norm(self._fitting(matrices))
+
     def matrix_measure(self, matrices: Tensor) -> Tensor:
         """Matrix measure (log norm) of each matrix: (..., n, n) -> (...).
 
         The flow z' = f(z) contracts at rate c in this metric iff the measure of its Jacobian is ≤ −c everywhere.
+
+        Raises:
+            InputError: if the matrices are of another size.
         """
+        return self._matrix_measure(self._fitting(matrices))
+
+    @abstractmethod
+    def _norm(self, vectors: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _operator_norm(self, matrices: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _matrix_measure(self, matrices: Tensor) -> Tensor: ...
+
+    def _fitting(self, matrices: Tensor) -> Tensor:
+        if tuple(matrices.shape[-2:]) != 2 * (self.size,):  # a metric of one entry would broadcast
+            raise InputError(
+                f"matrices must have shape (..., {self.size}, {self.size}), as the metric acts on {self.size} entries, "
+                f"got {tuple(matrices.shape)}"
+            )
+        return matrices
 
     def dual(self) -> Metric:
         """The dual norm, in which the transposed map has the same induced norm; the dual of the dual is this object."""
@@ -111,8 +139,8 @@ class WeightedL2(_Weighted):
 
     @classmethod
     def identity(cls, size: int, *, dtype: torch.dtype | None = None, device: torch.device | None = None) -> WeightedL2:
-        """The Euclidean norm on Rⁿ."""
-        return cls(torch.ones(size, dtype=dtype, device=device))
+        """The Euclidean norm on Rⁿ, n ≥ 1."""
+        return cls(torch.ones(checks.whole_number("size", size), dtype=dtype, device=device))
 
     @property
     def root(self) -> Tensor:
@@ -123,15 +151,15 @@ class WeightedL2(_Weighted):
 
     def whiten(self, matrices: Tensor) -> Tensor:
         """Λ^½ M Λ^−½: the matrix in coordinates where this metric is Euclidean. (..., n, n) -> (..., n, n)."""
-        return matrices * self.root[:, None] / self.root[None, :]
+        return self._fitting(matrices) * self.root[:, None] / self.root[None, :]
 
-    def norm(self, vectors: Tensor) -> Tensor:
+    def _norm(self, vectors: Tensor) -> Tensor:
         return torch.linalg.vector_norm(vectors * self.root, dim=-1)
 
-    def operator_norm(self, matrices: Tensor) -> Tensor:
+    def _operator_norm(self, matrices: Tensor) -> Tensor:
         return torch.linalg.matrix_norm(self.whiten(matrices), 2)
 
-    def matrix_measure(self, matrices: Tensor) -> Tensor:
+    def _matrix_measure(self, matrices: Tensor) -> Tensor:
         return _symmetric_measure(self.whiten(matrices))
 
     def _make_dual(self) -> WeightedL2:
@@ -146,13 +174,13 @@ class WeightedL1(_Weighted):
         weights: λ > 0, shape (n,).
     """
 
-    def norm(self, vectors: Tensor) -> Tensor:
+    def _norm(self, vectors: Tensor) -> Tensor:
         return (vectors.abs() * self.weights).sum(-1)
 
-    def operator_norm(self, matrices: Tensor) -> Tensor:
+    def _operator_norm(self, matrices: Tensor) -> Tensor:
         return (matrices.abs() * self.weights[:, None] / self.weights[None, :]).sum(-2).amax(-1)
 
-    def matrix_measure(self, matrices: Tensor) -> Tensor:
+    def _matrix_measure(self, matrices: Tensor) -> Tensor:
         scaled = matrices * self.weights[:, None] / self.weights[None, :]
         return _diagonal_keeping_sum(scaled, dim=-2).amax(-1)
 
@@ -168,13 +196,13 @@ class WeightedLinf(_Weighted):
         weights: λ > 0, shape (n,).
     """
 
-    def norm(self, vectors: Tensor) -> Tensor:
+    def _norm(self, vectors: Tensor) -> Tensor:
         return (vectors.abs() * self.weights).amax(-1)
 
-    def operator_norm(self, matrices: Tensor) -> Tensor:
+    def _operator_norm(self, matrices: Tensor) -> Tensor:
         return (matrices.abs() * self.weights[:, None] / self.weights[None, :]).sum(-1).amax(-1)
 
-    def matrix_measure(self, matrices: Tensor) -> Tensor:
+    def _matrix_measure(self, matrices: Tensor) -> Tensor:
         scaled = matrices * self.weights[:, None] / self.weights[None, :]
         return _diagonal_keeping_sum(scaled, dim=-1).amax(-1)
 
@@ -197,8 +225,8 @@ class FullP(Metric):
 
     def __post_init__(self) -> None:
         P = checks.floating_tensor("matrix", self.matrix).detach()
-        if P.ndim != 2 or P.shape[0] != P.shape[1]:
-            raise InputError(f"matrix must have shape (n, n), got {tuple(P.shape)}")
+        if P.ndim != 2 or P.shape[0] != P.shape[1] or not len(P):
+            raise InputError(f"matrix must have shape (n, n) with n ≥ 1, got {tuple(P.shape)}")
         checks.finite("matrix", P)
         if float((P - P.mT).abs().max()) > 100 * torch.finfo(P.dtype).eps * float(P.abs().max()):
             raise InputError("matrix must be symmetric; pass (P + P.T) / 2")
@@ -224,15 +252,15 @@ class FullP(Metric):
 
     def whiten(self, matrices: Tensor) -> Tensor:
         """R M R⁻¹ with P = RᵀR: the matrix in coordinates where this metric is Euclidean."""
-        return torch.linalg.solve_triangular(self._upper, self._upper @ matrices, upper=True, left=False)
+        return torch.linalg.solve_triangular(self._upper, self._upper @ self._fitting(matrices), upper=True, left=False)
 
-    def norm(self, vectors: Tensor) -> Tensor:
+    def _norm(self, vectors: Tensor) -> Tensor:
         return torch.linalg.vector_norm(vectors @ self._upper.mT, dim=-1)
 
-    def operator_norm(self, matrices: Tensor) -> Tensor:
+    def _operator_norm(self, matrices: Tensor) -> Tensor:
         return torch.linalg.matrix_norm(self.whiten(matrices), 2)
 
-    def matrix_measure(self, matrices: Tensor) -> Tensor:
+    def _matrix_measure(self, matrices: Tensor) -> Tensor:
         return _symmetric_measure(self.whiten(matrices))
 
     def _make_dual(self) -> FullP:

@@ -91,6 +91,30 @@ def test_the_dual_norm_is_the_support_function(metric: Metric) -> None:
     assert (pairing / bound).max() > 0.9
 
 
+@pytest.mark.parametrize("kind", [WeightedL1, WeightedL2, WeightedLinf, FullP])
+@pytest.mark.parametrize("size", [1, 3])
+def test_vectors_and_matrices_of_another_size_are_refused(kind: type[Metric], size: int) -> None:
+    """A metric of one entry would broadcast, and measure what nobody asked for."""
+    metric: Metric = kind(torch.eye(size) if kind is FullP else torch.ones(size))  # type: ignore[call-arg]
+    assert metric.norm(2 * torch.eye(size)).tolist() == [2.0] * size
+    assert float(metric.matrix_measure(-torch.eye(size))) == pytest.approx(-1.0)
+    for other in (2, 4):
+        with pytest.raises(InputError, match=rf"vectors must have {size} entries .* got shape \(5, {other}\)"):
+            metric.norm(torch.ones(5, other))
+        for shape in ((other, other), (5, other, size), (size, other)):
+            M = torch.ones(shape)
+            for call in (metric.operator_norm, metric.matrix_measure, getattr(metric, "whiten", metric.operator_norm)):
+                with pytest.raises(InputError, match=rf"matrices must have shape .* acts on {size} entries, got"):
+                    call(M)
+
+
+def test_a_norm_on_no_entries_is_refused() -> None:
+    with pytest.raises(InputError, match="size must be a whole number of at least 1"):
+        WeightedL2.identity(0)
+    with pytest.raises(InputError, match=r"\(n, n\) with n ≥ 1"):
+        FullP(torch.ones(0, 0))
+
+
 @each_metric
 def test_follows_dtype(metric: Metric) -> None:
     single = metric.to(torch.zeros(1, dtype=torch.float32))
