@@ -2,6 +2,7 @@ r"""Measured rates: an exponential fitted to distances, with its uncertainty and
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,22 +37,33 @@ def decay_rate(times: Tensor, distances: Tensor, *, skip: float = 0.0, floor: fl
 
     Args:
         times: (T,), increasing.
-        distances: (T,) or (T, batch), ≥ 0.
+        distances: (T,) or (T, batch), ≥ 0; NaN from where a row could not be continued, and not used from there on.
         skip: the fit leaves out this much time at the beginning, to measure the late rate; ``slowest`` does not.
         floor: distances from the first one below this on are rounding noise and are not used; None means 1e4 units of
             rounding relative to the largest distance of the row. Pass 1e4·eps·‖s‖ if the states are much larger
             than their distance.
 
     Raises:
-        InputError: on shapes that do not fit.
+        InputError: on shapes that do not fit, times that do not increase, or distances that are negative or begin with
+            NaN or have it between numbers.
     """
     checks.floating_tensor("distances", distances)
+    checks.finite("times", checks.floating_tensor("times", times))
     checks.number("skip", skip, low=0)
+    if floor is not None:
+        checks.number("floor", floor, low=0, high=math.inf, high_open=True)
     if times.ndim != 1 or distances.ndim not in (1, 2) or len(times) != len(distances):
         raise InputError(
             f"times must have shape (T,) and distances (T,) or (T, batch), got {tuple(times.shape)} and "
             f"{tuple(distances.shape)}"
         )
+    if not len(times) or bool((times.diff() <= 0).any()):
+        raise InputError("times must have at least one entry and increase strictly")
+    if bool((distances.detach() < 0).any()):
+        raise InputError("distances must not be negative; pass norms, such as distance(pair, metric)")
+    missing = torch.isnan(distances.detach())
+    if bool(missing[0].any() or (missing[:-1] & ~missing[1:]).any()):
+        raise InputError("distances must be numbers up to where a row ends: they begin with NaN, or go on after it")
     d = distances.reshape(len(times), -1)
     t = (times.to(d) - times[0].to(d))[:, None].expand_as(d)
     noise = _NOISE * torch.finfo(d.dtype).eps * d.detach().nan_to_num(0.0, posinf=0.0).amax(0)

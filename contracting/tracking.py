@@ -11,6 +11,7 @@ of v/c² in the long run, which the scalar flow s' = −cs + vt attains.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -59,21 +60,48 @@ def tracking_bound(times: Tensor, initial_error: Tensor, *, rate: float, speed: 
         speed: sup‖ds*/dt‖ in the metric of the rate, a number or (batch,); v/c for an input effect ‖(∂F/∂q)q̇‖ ≤ v.
 
     Raises:
+        InputError: on shapes that do not fit, or a speed that is negative or not finite.
         PreconditionError: if the rate is not positive: no bound holds then.
     """
-    if not rate > 0:
-        raise PreconditionError(f"a tracking bound needs a positive contraction rate, got {rate:.3g}")
+    _check_rate(rate)
+    _check_times(times)
+    if checks.floating_tensor("initial_error", initial_error).ndim != 1:
+        raise InputError(f"initial_error must have shape (batch,), got {tuple(initial_error.shape)}")
+    if not isinstance(speed, Tensor):
+        _check_speed(speed)
+    elif speed.ndim > 1 or speed.numel() not in (1, len(initial_error)):
+        raise InputError(
+            f"speed must be a number or have one entry for each of {len(initial_error)} rows, got {tuple(speed.shape)}"
+        )
+    elif bool((checks.finite("speed", speed) < 0).any()):
+        raise InputError(f"speed must not be negative, its smallest entry is {float(speed.detach().min()):.3g}")
     decay = torch.exp(-rate * (times - times[0]))[:, None]
     return decay * initial_error + (1 - decay) * speed / rate
+
+
+def _check_times(times: Tensor) -> None:
+    if checks.finite("times", checks.floating_tensor("times", times)).ndim != 1 or not len(times):
+        raise InputError(f"times must have shape (T,) with T ≥ 1, got {tuple(times.shape)}")
+
+
+def _check_rate(rate: float) -> None:
+    if checks.number("rate", rate, high=math.inf, high_open=True) <= 0:
+        raise PreconditionError(f"a tracking bound needs a positive contraction rate, got {rate:.3g}")
+
+
+def _check_speed(speed: float) -> None:
+    checks.number("speed", speed, low=0, high=math.inf, high_open=True)
 
 
 def moving_equilibrium(flow: BoundFlow, signal: Input, times: Tensor, *, stop: Stop | None = None) -> Tensor:
     """The steady states s*(t) of the frozen inputs q(t): (T, batch, n), solved as one batch, without a graph.
 
     Raises:
+        InputError: on times or a signal of a wrong kind or shape.
         SolveError: if an equilibrium was not found.
     """
     driven = DrivenFlow(flow, signal)
+    _check_times(times)
     inputs = torch.stack([driven.at(t).problem.q for t in times])
     frozen = flow.with_input(inputs.flatten(0, 1))
     z = solve(frozen.problem.detach(), PseudoTransient(), stop=stop).z
@@ -105,16 +133,23 @@ def track(
         integrator: for the simulation.
 
     Raises:
-        InputError: if only one of metric and rate is given.
+        InputError: if only one of metric and rate is given, the metric is of another size than the flow, or another
+            argument is of a wrong kind or shape.
         PreconditionError: if the rate is not positive, or none is proved.
     """
     if (metric is None) != (rate is None):
         raise InputError("give both metric and rate, which belong together, or neither")
+    DrivenFlow(flow, signal)  # refuses what is no flow or no signal
     metric = flow.problem.metric if metric is None else metric
     rate = flow.contraction_rate if rate is None else rate
     if metric is None or rate is None:
         raise PreconditionError("no contraction rate is proved for this flow: pass metric and rate of a certificate")
-    checks.number("speed", 0.0 if speed is None else speed, low=0)
+    if not isinstance(metric, Metric) or metric.size != flow.problem.size:
+        size = metric.size if isinstance(metric, Metric) else metric
+        raise InputError(f"metric must be a metric on the {flow.problem.size} entries of the flow, got {size!r}")
+    _check_rate(rate)
+    if speed is not None:
+        _check_speed(speed)
     equilibria = moving_equilibrium(flow, signal, times)
     start = equilibria[0] if start is None else start
     trajectory = simulate(flow, start, times, signal=signal, integrator=integrator)

@@ -243,17 +243,33 @@ class DrivenFlow(VectorField):
                 f"an input q(t) needs a flow of a problem, such as FiringRate().bind(problem), got {flow!r}; "
                 "a NeuralFlow takes its time as f(t, s)"
             )
+        if not callable(signal):
+            raise InputError(
+                f"signal must be a function q(t) from a time to an input, got {type(signal).__name__}; leave it out "
+                "for a constant input, the q of the problem"
+            )
         self.flow, self.signal = flow, signal
 
-    def at(self, t: Time) -> BoundFlow:
-        """The flow with the input of one moment."""
-        q = self.flow.problem.q
-        moment = torch.as_tensor(t, dtype=q.dtype, device=q.device)
-        signal = self.signal(moment)
-        return self.flow.with_input(signal[None] if signal.ndim == 1 else signal)
+    def at(self, t: Time, rows: int | None = None) -> BoundFlow:
+        """The flow with the input of one moment, for states of so many rows.
+
+        Raises:
+            InputError: if the signal is of another kind, shape or number of rows than the problem and the states need.
+        """
+        problem = self.flow.problem
+        moment = torch.as_tensor(t, dtype=problem.q.dtype, device=problem.q.device)
+        value = checks.floating_tensor("signal(t)", self.signal(moment))
+        checks.same_kind("signal(t)", checks.last_size("signal(t)", value, problem.size), "the problem's q", problem.q)
+        signal = value[None] if value.ndim == 1 else value
+        if signal.ndim != 2 or (rows is not None and len(signal) not in (1, rows)):
+            raise InputError(
+                f"signal(t) must have shape ({problem.size},), (1, {problem.size}) or (batch, {problem.size})"
+                f"{'' if rows is None else f' with batch = {rows}, the rows of the state'}, got {tuple(value.shape)}"
+            )
+        return self.flow.with_input(signal)
 
     def __call__(self, t: Time, state: Tensor) -> Tensor:
-        return self.at(t)(t, state)
+        return self.at(t, len(state))(t, state)
 
     def init(self, z: Tensor) -> Tensor:
         return self.flow.init(z)
@@ -262,10 +278,10 @@ class DrivenFlow(VectorField):
         return self.flow.read(state)
 
     def jacobian(self, state: Tensor, t: Time = 0.0) -> Tensor:
-        return self.at(t).jacobian(state, t)
+        return self.at(t, len(state)).jacobian(state, t)
 
     def jvp(self, state: Tensor, direction: Tensor, t: Time = 0.0) -> Tensor:
-        return self.at(t).jvp(state, direction, t)
+        return self.at(t, len(state)).jvp(state, direction, t)
 
 
 class _Twin(VectorField):
@@ -275,7 +291,8 @@ class _Twin(VectorField):
         self.flow = flow
 
     def __call__(self, t: Time, state: Tensor) -> Tensor:
-        flow = self.flow.at(t) if isinstance(self.flow, DrivenFlow) else self.flow  # one look at the input for both
+        # one look at the input for both
+        flow = self.flow.at(t, len(state)) if isinstance(self.flow, DrivenFlow) else self.flow
         return torch.cat([flow(t, half) for half in state.chunk(2, dim=-1)], dim=-1)
 
 
@@ -302,7 +319,7 @@ def simulate(
         throw: raise if a row could not be followed to the end; otherwise its states are NaN from there on.
 
     Raises:
-        InputError: on a wrong shape or times that do not increase.
+        InputError: on a wrong shape, times that do not increase, or a signal of a wrong kind or shape.
         SolveError: if a row failed and ``throw`` is set.
     """
     field = flow if signal is None else DrivenFlow(flow, signal)  # type: ignore[arg-type]
@@ -348,7 +365,11 @@ def simulate_pairs(
 
 
 def distance(pair: TrajectoryPair, metric: Metric) -> Tensor:
-    """‖s₁(t) − s₂(t)‖ in a metric: (T, batch)."""
+    """‖s₁(t) − s₂(t)‖ in a metric: (T, batch).
+
+    Raises:
+        InputError: if the metric is of another size than the states.
+    """
     return metric.to(pair.first).norm(pair.first - pair.second)
 
 

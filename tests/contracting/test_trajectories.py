@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -158,6 +159,30 @@ def test_too_few_points_are_admitted() -> None:
     assert float(two.rate) == pytest.approx(2.0) and math.isinf(two.uncertainty) and int(two.points) == 2
 
 
+def test_distances_that_are_none_are_refused() -> None:
+    times = torch.linspace(0, 4, 5, dtype=F64)
+    d = torch.exp(-2 * times)[:, None].repeat(1, 2)
+    ended = d.clone()
+    ended[3:, 1] = math.nan  # as of a trajectory that could not be continued
+    fit = decay_rate(times, ended)
+    assert torch.allclose(fit.rate, torch.full((2,), 2.0, dtype=F64)) and fit.points.tolist() == [5, 3]
+    hole, first = d.clone(), d.clone()
+    hole[2, 1], first[0, 0] = math.nan, math.nan
+    for bad in (hole, first, d * math.nan):
+        with pytest.raises(InputError, match="distances must be numbers up to"):
+            decay_rate(times, bad)
+    with pytest.raises(InputError, match="distances must not be negative"):
+        decay_rate(times, -d)
+    for moments in (times.flip(0), times * 0, times * math.nan, times.tolist()):
+        with pytest.raises(InputError, match="times"):
+            decay_rate(moments, d)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="times must have at least one entry"):
+        decay_rate(times[:0], d[:0])
+    for floor in (-1.0, math.nan, math.inf, "low"):
+        with pytest.raises(InputError, match="floor must"):
+            decay_rate(times, d, floor=floor)  # type: ignore[arg-type]
+
+
 def test_rates_are_differentiable() -> None:
     times = torch.linspace(0, 2, 9, dtype=F64)
     c = torch.tensor(0.7, dtype=F64, requires_grad=True)
@@ -296,6 +321,76 @@ def test_no_bound_without_a_rate() -> None:
         track(FiringRate().bind(problem), lambda t: problem.q, TIMES)
     with pytest.raises(InputError, match="both metric and rate"):
         track(FiringRate().bind(problem), lambda t: problem.q, TIMES, rate=1.0)
+
+
+def test_a_metric_of_another_size_measures_nothing() -> None:
+    """One of a single entry would broadcast over the states."""
+    W, lam = monotone_weight(3, seed=1, skew=0.2)
+    problem, _ = planted(Tanh(), W, lam, batch=1, seed=1)
+    flow, one, three = FiringRate().bind(problem), WeightedL2.identity(1, dtype=F64), WeightedL2.identity(3, dtype=F64)
+    start = torch.ones(1, 3, dtype=F64)
+    pair = simulate_pairs(flow, start, 2 * start, TIMES)
+    assert float(distance(pair, three)[0]) == pytest.approx(3**0.5)
+    with pytest.raises(InputError, match=r"vectors must have 1 entries"):
+        distance(pair, one)
+    assert track(flow, lambda t: problem.q, TIMES, metric=three, rate=0.1).error.shape == (len(TIMES), 1)
+    with pytest.raises(InputError, match="metric must be a metric on the 3 entries of the flow, got 1"):
+        track(flow, lambda t: problem.q, TIMES, metric=one, rate=0.1)
+    with pytest.raises(InputError, match="metric must be a metric on the 3 entries of the flow, got 'l2'"):
+        track(flow, lambda t: problem.q, TIMES, metric="l2", rate=0.1)  # type: ignore[arg-type]
+
+
+def test_bounds_of_tracking_rest_on_numbers_that_can_be() -> None:
+    times, error = torch.tensor([0.0, 1.0], dtype=F64), torch.ones(2, dtype=F64)
+    each = torch.tensor([1.0, 3.0], dtype=F64)
+    e = math.exp(-2.0)
+    found = tracking_bound(times, error, rate=2.0, speed=each)
+    assert torch.allclose(found, torch.tensor([[1.0, 1.0], [e + (1 - e) / 2, e + 1.5 * (1 - e)]], dtype=F64))
+    for speed in (-1.0, math.nan, math.inf, "fast", None, -each, each * math.nan, torch.ones(3), torch.ones(2, 2)):
+        with pytest.raises(InputError, match="speed"):
+            tracking_bound(times, error, rate=2.0, speed=speed)  # type: ignore[arg-type]
+    for rate in ("fast", math.inf, math.nan):
+        with pytest.raises(InputError, match="rate must"):
+            tracking_bound(times, error, rate=rate, speed=1.0)  # type: ignore[arg-type]
+    for wrong in ([0.0, 1.0], times[:0], times[None], times * math.nan):
+        with pytest.raises(InputError, match="times"):
+            tracking_bound(wrong, error, rate=2.0, speed=1.0)  # type: ignore[arg-type]
+    for start in (1.0, error[None]):
+        with pytest.raises(InputError, match="initial_error"):
+            tracking_bound(times, start, rate=2.0, speed=1.0)  # type: ignore[arg-type]
+
+
+def test_signals_of_a_wrong_kind_or_shape_are_refused() -> None:
+    W, lam = monotone_weight(3, seed=1, skew=0.2)
+    problem, _ = planted(Tanh(), W, lam, batch=4, seed=1)
+    flow, q, start = FiringRate().bind(problem), problem.q, torch.ones(4, 3, dtype=F64)
+    constant = simulate(flow, start, TIMES[:3]).states
+    # what fits: one input for all rows, with or without a dimension for them, and one for each
+    for signal in (lambda t: q[0], lambda t: q[:1], lambda t: q[0].expand(4, 3)):
+        states = simulate(flow, start, TIMES[:3], signal=signal).states
+        assert torch.allclose(states, simulate(FiringRate().bind(problem.rows(slice(1))), start, TIMES[:3]).states)
+    assert torch.allclose(simulate(flow, start, TIMES[:3], signal=lambda t: q).states, constant)
+    wrong: list[tuple[Any, str]] = [
+        (q, "signal must be a function"),
+        (lambda t: 1.0, r"signal\(t\) must be a torch.Tensor"),
+        (lambda t: torch.arange(3), r"signal\(t\) must be floating point"),
+        (lambda t: q.float(), r"signal\(t\) has dtype"),
+        (lambda t: q[:, :2], r"signal\(t\) must have 3 entries"),
+        (lambda t: t, r"signal\(t\) must have 3 entries"),
+        (lambda t: q[None], r"signal\(t\) must have shape"),
+        (lambda t: q[:2], r"signal\(t\) must have shape .* batch = 4, the rows of the state, got \(2, 3\)"),
+    ]
+    for signal, message in wrong:
+        for integrator in (None, FixedStep(step=0.1)):
+            with pytest.raises(InputError, match=message):
+                simulate(flow, start, TIMES[:3], signal=signal, integrator=integrator)
+        with pytest.raises(InputError, match=message):
+            simulate_pairs(flow, start, 2 * start, TIMES[:3], signal=signal)
+    for signal, message in wrong[:-1]:
+        with pytest.raises(InputError, match=message.split(" .*")[0]):
+            track(flow, signal, TIMES[:3])
+    with pytest.raises(InputError, match="the rows of the state"):  # a single state does not become four
+        simulate(flow.on(problem.rows(slice(1))), start[:1], TIMES[:3], signal=lambda t: q)
 
 
 def test_mistakes_are_named() -> None:
