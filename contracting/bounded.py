@@ -32,8 +32,10 @@ class BoundedOperator(MonotoneOperator):
         return math.sqrt(max(0.0, (square - 2 * m) / (square + 2 * m)))
 
     def euler_factor(self, step: float) -> float:
-        """An upper bound of that of the exact operator, from sym(W̃) ⪯ 1 − m and ‖W̃‖."""
-        excess = 2 * step * (1 - step) * (1 - self.bounds.monotonicity) + (step * self.bounds.gain) ** 2
+        """An upper bound of that of the exact operator, from 1 − λmax(H) ⪯ sym(W̃) ⪯ 1 − m and ‖W̃‖."""
+        # beyond h = 1 the symmetric part counts with the other sign
+        end = self.bounds.monotonicity if step <= 1 else self.bounds.symmetric
+        excess = 2 * step * (1 - step) * (1 - end) + (step * self.bounds.gain) ** 2
         return math.sqrt((1 - step) ** 2 + max(0.0, excess))
 
     def _tseng_excess(self, step: float) -> tuple[float, float]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
 import torch
 
+from contracting.bounded import BoundedOperator
 from contracting.errors import InputError, PreconditionError
 from contracting.linear import Dense
 from contracting.metrics import FullP, WeightedL2
@@ -76,6 +78,34 @@ def test_euler_factor_bounds_every_linearisation(skew: float) -> None:
     maps = (1 - best.step) * torch.eye(5, dtype=torch.float64) + best.step * J * W
     assert torch.linalg.eigvals(maps).abs().max() <= best.factor + 1e-9
     assert best.factor < 1
+
+
+class Known(BoundedOperator):
+    """An operator of which no more is told than its exact bounds."""
+
+    def __init__(self, exact: MonotoneOperator):
+        super().__init__(exact.blocks)
+        self.__dict__["bounds"] = exact.bounds
+
+
+@pytest.mark.parametrize("step", [0.1, 0.5, 1.0, 1.5, 3.0])
+def test_factors_from_bounds_alone_are_bounds(step: float) -> None:
+    """On both sides of 1, where the symmetric part of W̃ changes its sign in the factor of Euler."""
+    generator, spare = torch.Generator().manual_seed(0), []
+    for n in [2, 3, 6] * 20:
+        V = torch.randn(n, n, generator=generator, dtype=torch.float64)
+        size, lean = (4 * torch.rand(2, generator=generator, dtype=torch.float64)).tolist()
+        W = (size * V + (V + V.mT)) / n - lean * torch.eye(n, dtype=torch.float64)
+        exact = Dense(W).operator(WeightedL2(0.5 + torch.rand(n, generator=generator, dtype=torch.float64)))
+        known, b = Known(exact), exact.bounds
+        for factor in ("forward_factor", "euler_factor"):
+            assert getattr(known, factor)(step) >= getattr(exact, factor)(step) - 1e-12
+        excess = 2 * step * (1 - step) * (1 - b.monotonicity) + (step * b.gain) ** 2
+        spare.append(math.sqrt((1 - step) ** 2 + max(0.0, excess)) - exact.euler_factor(step))
+    assert (min(spare) < -0.1) == (step > 1)  # m proves it up to h = 1 only
+    for size in (-1.5, 0.4):  # of a multiple of the identity the bounds tell everything
+        exact = Dense(size * torch.eye(3, dtype=torch.float64)).operator(WeightedL2.identity(3, dtype=torch.float64))
+        assert Known(exact).euler_factor(step) == pytest.approx(exact.euler_factor(step), abs=1e-12)
 
 
 def test_the_analysis_is_computed_once_and_shared_with_the_adjoint() -> None:
