@@ -76,6 +76,7 @@ class TranslationInvariant(LinearMap):
         return self.remember("real form", None, lambda: real_form(self.symbol))
 
     def apply(self, z: Tensor) -> Tensor:
+        checks.last_size("z", z, self.size)  # other rows could be cut into images just as well
         return in_rows(product(z.reshape(-1, self.size), self._form, self.grid), like=z).reshape(z.shape)
 
     def affine(self, z: Tensor, offset: Tensor, out: Tensor | None = None) -> Tensor:
@@ -203,6 +204,7 @@ class CircularConvolution(TranslationInvariant):
         # multiply-adds per entry: of the taps, and of the product per frequency with the transforms there and back
         height, width = sides(self.grid)
         if fits and taps * self.channels <= 2 * self.channels + 2 * height + 4 * width:
+            checks.last_size("z", z, self.size)
             return convolve_directly(z, self._taps, self.grid).reshape(z.shape)
         return super().apply(z)
 

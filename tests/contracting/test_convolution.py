@@ -144,6 +144,21 @@ def test_float32_is_kept_and_the_bounds_are_those_of_the_rounded_kernel() -> Non
     assert single.operator(metric).bounds == exact.operator(wide).bounds
 
 
+@pytest.mark.parametrize("sides", [(3, 3), (5, 5)])  # tap by tap, and through the transform
+def test_rows_of_another_size_are_not_cut_into_images(sides: tuple[int, ...]) -> None:
+    conv = make((4, 4), sides)
+    K, n = conv.to_dense(), conv.size
+    for lead in ((3,), (2, 3), ()):
+        z = torch.randn(*lead, n, dtype=torch.float64)
+        assert torch.allclose(conv.apply(z), z @ K.mT) and torch.allclose(conv.adjoint.apply(z), z @ K)
+    for entries in (2 * n, n // 2, n + 1):
+        z = torch.randn(4, entries, dtype=torch.float64)
+        for linear in (conv, conv.adjoint, conv.resolvent(0.3)):
+            for call in (linear.apply, lambda z, linear=linear: linear.affine(z, z)):
+                with pytest.raises(InputError, match=rf"z must have {n} entries .* got shape \(4, {entries}\)"):
+                    call(z)
+
+
 def test_what_does_not_fit_is_refused_with_a_remedy() -> None:
     conv = make((4, 4), (3, 3))
     varying = torch.rand(conv.size, dtype=torch.float64) + 0.5
