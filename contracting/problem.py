@@ -30,7 +30,7 @@ class EquilibriumProblem:
             verified by whoever relies on it (see ``operator``).
 
     Raises:
-        InputError: on wrong shapes, dtypes, devices or non-finite weights.
+        InputError: on arguments of a wrong kind, wrong shapes, dtypes, devices or non-finite weights.
     """
 
     linear: LinearMap
@@ -39,7 +39,7 @@ class EquilibriumProblem:
     metric: Metric | None = None
 
     def __post_init__(self) -> None:
-        checks.floating_tensor("q", self.q)
+        self._check_kinds()
         if self.q.ndim != 2:
             raise InputError(f"q must have shape (batch, n), got {tuple(self.q.shape)}; flatten leading dimensions")
         checks.last_size("q", self.q, self.linear.size)
@@ -52,6 +52,15 @@ class EquilibriumProblem:
                 checks.finite("the weight", tensor)
         if self.metric is not None and self.metric.size != self.linear.size:
             raise InputError(f"metric must act on {self.linear.size} entries, got {self.metric.size}")
+
+    def _check_kinds(self) -> None:
+        if not isinstance(self.linear, LinearMap):
+            raise InputError(f"linear must be a map such as Dense(W), got {type(self.linear).__name__}")
+        if not isinstance(self.activation, Activation):
+            raise InputError(f"activation must be an Activation such as ReLU(), got {self.activation!r}")
+        if not (self.metric is None or isinstance(self.metric, Metric)):
+            raise InputError(f"metric must be a Metric such as WeightedL2(weights), or None, got {self.metric!r}")
+        checks.floating_tensor("q", self.q)
 
     @property
     def batch(self) -> int:

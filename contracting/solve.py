@@ -149,12 +149,18 @@ def solve(
         The solution record.
 
     Raises:
-        InputError: if z0 does not fit the problem.
+        InputError: if an argument is of a wrong kind, or z0 does not fit the problem.
         PreconditionError: if the method cannot solve this problem.
         SolveError: if a row failed and ``throw`` is set; carries advice and the partial solution.
     """
     if not isinstance(method, Method):
         raise InputError(f"solver must be a method such as PeacemanRachford(), got {method!r}")
+    if not isinstance(problem, EquilibriumProblem):
+        raise InputError(f"problem must be an EquilibriumProblem, got {type(problem).__name__}")
+    if not (stop is None or isinstance(stop, Stop)):
+        raise InputError(f"stop must be a Stop such as Stop(rtol=1e-6), or None, got {stop!r}")
+    if not (trace is None or isinstance(trace, Trace)):
+        raise InputError(f"trace must be a Trace, which is read after the solve: trace=Trace(), got {trace!r}")
     stop = (stop or Stop()).resolved(problem)
     watch = _Watch(trace)
     rows = Rows(problem, stop, method, None if z0 is None else _starting_point(z0, problem))

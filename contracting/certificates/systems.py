@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -52,9 +52,18 @@ def as_matrix(name: str, value: Tensor) -> Tensor:
         InputError: if it is not one.
     """
     matrix = checks.finite(name, checks.floating_tensor(name, value)).detach().to("cpu", torch.float64)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise InputError(f"{name} must have shape (n, n), got {tuple(matrix.shape)}")
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
+        raise InputError(f"{name} must have shape (n, n) with n ≥ 1, got {tuple(matrix.shape)}")
     return matrix
+
+
+def _checked_slopes(slopes: Slopes) -> Slopes:
+    if not isinstance(slopes, Sequence) or len(slopes) != 2:
+        raise InputError(f"slopes must be an interval (lowest, highest), got {slopes!r}")
+    low, high = (checks.number("slopes", s, low=-1.0, high=1.0) for s in slopes)
+    if low > high:
+        raise InputError(f"slopes must be an interval (lowest, highest), got {slopes}")
+    return low, high
 
 
 def vertices(slopes: Slopes, size: int) -> Iterator[Tensor]:
@@ -83,9 +92,7 @@ class System(ABC):
     def __post_init__(self) -> None:
         checks.number("speed", self.speed, low=0, low_open=True, high=math.inf, high_open=True)
         object.__setattr__(self, "W", as_matrix("W", self.W))
-        low, high = (checks.number("slopes", s, low=-1.0, high=1.0) for s in self.slopes)
-        if low > high:
-            raise InputError(f"slopes must be an interval (lowest, highest), got {self.slopes}")
+        low, high = _checked_slopes(self.slopes)
         low = max(-1.0, min(low, high - _NARROWEST))
         object.__setattr__(self, "slopes", (low, max(high, low + _NARROWEST)))
         if self.hint is not None:
@@ -232,7 +239,8 @@ def forward_backward_system(
         hint: Λ, a diagonal metric in which I − W may be monotone, to start searches from.
 
     Raises:
-        InputError: if W is not a finite square matrix, or the step is not positive or does not fit W.
+        InputError: if W is not a finite square matrix, the step is not positive or does not fit W, or the slopes are no
+            interval.
     """
     W = as_matrix("W", W)
     step = _checked_step(step, W.shape[0])
@@ -308,7 +316,7 @@ def _step_text(step: Step) -> str:
 
 def _prox_slopes(slopes: Slopes, step: Step) -> Slopes:
     """Slopes of prox_{αf}: s ↦ s/(α + (1 − α)s), increasing in s; the hull over neurons where α has one per neuron."""
-    steps = step.tolist() if isinstance(step, Tensor) else [step]
+    slopes, steps = _checked_slopes(slopes), step.tolist() if isinstance(step, Tensor) else [step]
     low = min(slopes[0] / (a + (1 - a) * slopes[0]) for a in steps)
     high = max(slopes[1] / (a + (1 - a) * slopes[1]) for a in steps)
     # outward, so that rounding cannot exclude a slope

@@ -122,12 +122,28 @@ def test_wrong_problems_are_refused() -> None:
         ({"q": torch.zeros(2, 3, dtype=torch.int32)}, "q must be floating point"),
         ({"metric": WeightedL2.identity(4)}, "metric must act on 3"),
         ({"linear": Dense(torch.full((3, 3), float("inf")))}, "weight has 9 entries"),
+        ({"linear": torch.zeros(3, 3)}, r"linear must be a map such as Dense\(W\), got Tensor"),
+        ({"metric": "l2"}, "metric must be a Metric .* got 'l2'"),
+        ({"activation": 1.0}, "activation must be an Activation .* got 1.0"),
+        ({"activation": ReLU}, "activation must be an Activation"),
+        ({"q": [0.0, 0.0, 0.0]}, "q must be a torch.Tensor"),
     ]
     for change, message in cases:
         settings = {"linear": linear, "q": torch.zeros(2, 3), "activation": ReLU(), **change}
         with pytest.raises(InputError, match=message):
             EquilibriumProblem(**settings)  # type: ignore[arg-type]
     problem = EquilibriumProblem(linear=linear, q=torch.zeros(2, 3), activation=ReLU())
+    for options, message in (
+        ({"stop": 1e-6}, "stop must be a Stop .* got 1e-06"),
+        ({"stop": False}, "stop must be a Stop"),
+        ({"trace": True}, "trace must be a Trace"),
+        ({"z0": 0.0}, "z0 must be a torch.Tensor"),
+    ):
+        with pytest.raises(InputError, match=message):
+            solve(problem, ForwardBackward(step=0.5), **options)  # type: ignore[arg-type]
+        solve(problem, ForwardBackward(step=0.5), **dict.fromkeys(options))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="problem must be an EquilibriumProblem, got Tensor"):
+        ForwardBackward(step=0.5).solve(torch.zeros(3, 3))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="solver must be a method"):
         solve(problem, "pr")  # type: ignore[arg-type]
 

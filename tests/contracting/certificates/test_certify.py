@@ -32,6 +32,7 @@ from contracting.certificates import (
     certificates,
     certify,
     check,
+    forward_backward_system,
     report,
     system_of,
 )
@@ -120,6 +121,14 @@ def test_wrong_calls_are_refused_by_name() -> None:
         certify(gaussian(3, 0))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="slopes"):
         certify(system, slopes=(0.5, 0.2))
+    for slopes in (0.5, (0.5,), (0.0, 0.5, 1.0), "01", torch.tensor([0.0, 1.0])):
+        with pytest.raises(InputError, match="slopes must be"):
+            certify(system, slopes=slopes)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="slopes must be"):
+            forward_backward_system(system.W, step=0.5, slopes=slopes)  # type: ignore[arg-type]
+    assert certify(system, slopes=(0, 1)).rate == certify(system).rate
+    with pytest.raises(InputError, match="n ≥ 1"):
+        FiringRateSystem(W=torch.zeros(0, 0))
     with pytest.raises(InputError, match="optimise"):
         ParabolaTest(optimise=-1)
     with pytest.raises(InputError, match="shape"):
