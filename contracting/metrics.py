@@ -154,7 +154,7 @@ class WeightedL2(_Weighted):
         return self._fitting(matrices) * self.root[:, None] / self.root[None, :]
 
     def _norm(self, vectors: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(vectors * self.root, dim=-1)
+        return euclidean(vectors * self.root)
 
     def _operator_norm(self, matrices: Tensor) -> Tensor:
         return torch.linalg.matrix_norm(self.whiten(matrices), 2)
@@ -255,7 +255,7 @@ class FullP(Metric):
         return torch.linalg.solve_triangular(self._upper, self._upper @ self._fitting(matrices), upper=True, left=False)
 
     def _norm(self, vectors: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(vectors @ self._upper.mT, dim=-1)
+        return euclidean(vectors @ self._upper.mT)
 
     def _operator_norm(self, matrices: Tensor) -> Tensor:
         return torch.linalg.matrix_norm(self.whiten(matrices), 2)
@@ -266,6 +266,19 @@ class FullP(Metric):
     def _make_dual(self) -> FullP:
         inverse = torch.cholesky_inverse(self._upper.mT)
         return FullP((inverse + inverse.mT) / 2)
+
+
+def euclidean(vectors: Tensor) -> Tensor:
+    """‖x‖₂, also where the squares of the entries leave the range of the dtype: (..., n) -> (...).
+
+    Scaled by a power of two, which leaves every bit of the others as it is.
+    """
+    if not vectors.numel():
+        return torch.linalg.vector_norm(vectors, dim=-1)
+    largest = vectors.detach().abs().amax(-1, keepdim=True)
+    exponent = torch.where(torch.isfinite(largest), torch.frexp(largest)[1] - 1, 0)
+    power = torch.ldexp(torch.ones_like(largest), exponent)  # at most the largest entry, so never infinite
+    return power.squeeze(-1) * torch.linalg.vector_norm(vectors / power, dim=-1)
 
 
 def _symmetric_measure(matrices: Tensor) -> Tensor:

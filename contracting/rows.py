@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contracting.errors import Status
+from contracting.metrics import euclidean
 from contracting.problem import EquilibriumProblem
 from contracting.solution import Solution, Stop, Trace
 
@@ -59,6 +60,8 @@ class Rows:
         self.place: Numbers | None = None  # of each row at work in the whole batch; None: all are there, in order
         self.answers: _Answers | None = None
         self.checks = 0
+        kind = torch.finfo(problem.q.dtype)
+        self.least = math.sqrt(kind.tiny / kind.eps)  # a norm below may be that of entries whose squares are too small
         self.running: Flags = np.ones(problem.batch, dtype=np.bool_)
         self.any_running = problem.batch > 0
         self.best: Numbers | None = None  # smallest residual so far, and when that was; from the first look that fails
@@ -78,7 +81,20 @@ class Rows:
         shared = image.data_ptr() == preactivation.data_ptr()  # as where σ is the identity
         error = image - z if shared else image.sub_(z)  # in place, while it is in cache
         sizes = torch.stack((torch.linalg.vector_norm(error, dim=-1), scale)).cpu().numpy()
+        lowest, highest = np.minimum.reduce(sizes, None, initial=np.inf), np.maximum.reduce(sizes, None, initial=0.0)
+        if not (lowest > self.least and highest < np.inf):
+            self._with_care(sizes, error, preactivation)
         return sizes[0], sizes[1], preactivation
+
+    def _with_care(self, sizes: Numbers, error: Tensor, preactivation: Tensor) -> None:
+        """Residual norm and scale once more, in place, of rows where squares may have left the range of the dtype."""
+        outside = (sizes <= self.least) | (sizes == np.inf)
+        index = np.flatnonzero(outside.any(0))
+        if len(index):
+            rows = self._on_device(index)
+            image = self.problem.activation.rows(rows)(preactivation[rows])
+            careful = torch.stack((euclidean(error[rows]), euclidean(image))).cpu().numpy()
+            sizes[:, index] = np.where(outside[:, index], careful, sizes[:, index])
 
     def check(self, state: State, taken: int) -> None:
         """Take over the new state of the rows at work, judge the running ones, and let the finished ones leave."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
 from contracting.errors import InputError
-from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
+from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf, euclidean
 
 N = 4
 
@@ -89,6 +90,24 @@ def test_the_dual_norm_is_the_support_function(metric: Metric) -> None:
     bound = metric.norm(x) * metric.dual().norm(y)
     assert (pairing <= bound + 1e-12).all()
     assert (pairing / bound).max() > 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_squares_beyond_the_dtype_spoil_no_norm(dtype: torch.dtype) -> None:
+    """3-4-5 triangles of every size; the norm of the others keeps every bit, and the gradient is x/‖x‖."""
+    high = 120 if dtype == torch.float32 else 1000
+    sizes = 2.0 ** torch.arange(-high, high, dtype=torch.float64)
+    x = (sizes[:, None] * torch.tensor([3.0, 4.0], dtype=torch.float64)).to(dtype).requires_grad_()
+    for metric in (WeightedL2.identity(2, dtype=dtype), FullP(torch.eye(2, dtype=dtype))):
+        norm = metric.norm(x)
+        assert torch.equal(norm, (5 * sizes).to(dtype))
+        (gradient,) = torch.autograd.grad(norm.sum(), x)
+        assert torch.allclose(gradient, torch.tensor([0.6, 0.8], dtype=dtype).expand_as(gradient))
+    y = torch.randn(50, 7, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    assert torch.equal(euclidean(y), torch.linalg.vector_norm(y, dim=-1))
+    odd = torch.tensor([[0.0, 0.0], [math.inf, 1.0], [math.nan, 1.0], [math.inf, math.nan]], dtype=dtype)
+    assert euclidean(odd).tolist()[:2] == [0.0, math.inf] and euclidean(odd)[2:].isnan().all()
+    assert euclidean(torch.zeros(3, 0)).tolist() == [0.0] * 3 and euclidean(torch.zeros(0, 3)).shape == (0,)
 
 
 @pytest.mark.parametrize("kind", [WeightedL1, WeightedL2, WeightedLinf, FullP])

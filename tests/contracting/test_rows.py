@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 
 from contracting import EquilibriumProblem, Stop, Trace, WeightedL2, rows, solve
-from contracting.activations import ReLU
+from contracting.activations import Identity, LeakyReLU, ReLU
 from contracting.errors import SolveError, Status
 from contracting.integrators import ExplicitEuler
 from contracting.linear import Dense
+from contracting.proximal import Activation
 from contracting.rows import Rows
 from equilibrium import ForwardBackward, PeacemanRachford
 from tests.problems import monotone_weight
@@ -138,3 +140,40 @@ def test_a_slow_divergence_is_no_solution(method: ExplicitEuler, dtype: torch.dt
     assert int(solution.status) == Status.NONFINITE
     with pytest.raises(SolveError, match="NONFINITE"):
         solve(problem, method, stop=stop)
+
+
+@pytest.mark.parametrize("size", [1e-28, 1e-25, 1e-21, 1e20, 1e25, 1e36])
+@pytest.mark.parametrize("activation", [Identity(), LeakyReLU(negative_slope=0.1)], ids=lambda a: type(a).__name__)
+def test_squares_beyond_the_dtype_change_no_answer(activation: Activation, size: float) -> None:
+    """σ(tv) = tσ(v), so the problem at 2ᵏq has the answer 2ᵏz, bit by bit, at any k that float32 has room for."""
+    W, lam = monotone_weight(4, seed=1)
+    q = torch.randn(3, 4, generator=torch.Generator().manual_seed(2))
+    power = 2.0 ** round(math.log2(size))
+
+    def problem(scale: torch.Tensor) -> EquilibriumProblem:
+        weight, metric = Dense(W.float()), WeightedL2(lam.float())
+        return EquilibriumProblem(linear=weight, q=scale[:, None] * q, activation=activation, metric=metric)
+
+    # one row of usual size beside the others, and one that is zero: its residual and scale really are
+    mixed = torch.tensor([power, 1.0, 0.0])
+    for method in (PeacemanRachford(), ForwardBackward()):
+        stop = Stop(rtol=1e-5, atol=0.0)
+        usual, found = (solve(problem(scale), method, stop=stop) for scale in (torch.tensor([1.0, 1.0, 0.0]), mixed))
+        assert found.status.tolist() == 3 * [Status.CONVERGED] and torch.equal(found.steps, usual.steps)
+        scale = torch.tensor([power, 1.0, 1.0])
+        assert torch.equal(found.z, scale[:, None] * usual.z)
+        assert torch.equal(found.residual, scale * usual.residual)
+        assert torch.equal(found.relative_residual, usual.relative_residual)
+        assert float(found.residual[0]) > 0 == float(found.residual[2])
+        assert found.error_bound is not None and usual.error_bound is not None
+        assert torch.allclose(found.error_bound, scale * usual.error_bound, atol=0.0)
+
+
+def test_a_number_beyond_the_dtype_is_still_lost() -> None:
+    problem = EquilibriumProblem(
+        linear=Dense(0.5 * torch.eye(2)),
+        q=torch.tensor([[3e38, 3e38], [math.nan, 1.0], [1e25, 0.0]]),
+        activation=ReLU(),
+    )
+    solution = solve(problem, ForwardBackward(step=1.0), throw=False)
+    assert solution.status.tolist() == [Status.NONFINITE, Status.NONFINITE, Status.CONVERGED]
