@@ -46,7 +46,12 @@ class CarriedBall:
 
 
 def unit_sphere(metric: Metric, points: int = 120, *, seed: int = 0) -> Tensor:
-    """Points with ‖x‖ = 1, in order around the centre in the plane and in random directions elsewhere: (points, n)."""
+    """Points with ‖x‖ = 1, in order around the centre in the plane and in random directions elsewhere: (points, n).
+
+    Raises:
+        InputError: if there are no points.
+    """
+    checks.whole_number("points", points)
     n = metric.size
     if n == 2:
         angle = torch.linspace(0, 2 * math.pi, points + 1, dtype=torch.float64)[:-1]
@@ -83,10 +88,13 @@ def carry_ball(
         integrator: for the simulation.
 
     Raises:
-        InputError: on shapes that do not fit.
+        InputError: on shapes that do not fit, or numbers that are not finite.
     """
     checks.number("radius", radius, low=0, low_open=True, high=math.inf, high_open=True)
+    checks.number("rate", rate, low=-math.inf, low_open=True, high=math.inf, high_open=True)
     checks.whole_number("points", points, low=3)
+    if not isinstance(metric, Metric):
+        raise InputError(f"metric must be a Metric such as that of a certificate, got {metric!r}")
     if checks.floating_tensor("centre", centre).ndim != 1:
         raise InputError(f"centre must have shape (n,), got {tuple(centre.shape)}")
     checks.last_size("centre", centre, metric.size)

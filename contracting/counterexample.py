@@ -66,7 +66,13 @@ class SwitchingCounterexample:
         )
 
     def times(self, phases: int, points: int = 1) -> Tensor:
-        """Times over a number of phases, ``points`` in each, the switching moments among them: (phases·points + 1,)."""
+        """Times over a number of phases, ``points`` in each, the switching moments among them: (phases·points + 1,).
+
+        Raises:
+            InputError: if there are no phases or no points in them.
+        """
+        checks.whole_number("phases", phases)
+        checks.whole_number("points", points)
         count = torch.arange(phases * points + 1, dtype=torch.float64)
         phase = torch.floor(count / points)
         return phase * self.dwell + (count - phase * points) * (self.dwell / points)  # switches exactly as in _phase

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from contracting import checks
+
 _ROUNDING = 16 * 2.0**-53  # times n‖M‖_F: eigenvalues of a Hermitian matrix and its assembly
 
 
@@ -49,7 +51,11 @@ def boundary(M: Tensor, *, points: int = 361) -> Tensor:
     Args:
         M: (n, n), n ≥ 1.
         points: directions θ in [0, 2π], the last the same as the first.
+
+    Raises:
+        InputError: if there are no points.
     """
+    checks.whole_number("points", points)
     theta = torch.linspace(0, 2 * math.pi, points, dtype=torch.float64)
     rotated = torch.polar(torch.ones_like(theta), -theta)[:, None, None] * M
     _, vectors = torch.linalg.eigh((rotated + rotated.mH) / 2)
@@ -63,7 +69,11 @@ def swept_reach(M: Tensor, *, points: int = 512) -> Reach:
     Args:
         M: real, (n, n), n ≥ 1.
         points: size of the grid on [0, π/2]; the numerical range of a real matrix is symmetric.
+
+    Raises:
+        InputError: if there are no points.
     """
+    checks.whole_number("points", points)
     spacing = math.pi / 2 / points
     angles = [k * spacing for k in range(points + 1)]
     values = [math.cos(angle) * support(M, angle) for angle in angles]

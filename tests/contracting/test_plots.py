@@ -253,6 +253,23 @@ def test_only_the_plane_is_drawn(spiral):
         carry_ball(spiral[0], torch.zeros(1, 2), 1.0, TIMES, metric=WeightedL2(torch.ones(2)), rate=1.0)
 
 
+@pytest.mark.parametrize("n", [2, 3])
+def test_no_points_make_no_sphere(n):
+    for points in (0, -1, 0.5):
+        with pytest.raises(InputError, match="points must be a whole number of at least 1"):
+            unit_sphere(WeightedL2(torch.ones(n)), points)
+    assert unit_sphere(WeightedL2(torch.ones(n)), 1).shape == (1, n)
+
+
+def test_a_ball_needs_a_metric_and_a_number_as_its_rate(spiral):
+    centre, metric = torch.zeros(2, dtype=F64), WeightedL2(torch.ones(2))
+    for rate in (None, "fast", math.nan, math.inf):
+        with pytest.raises(InputError, match="rate must"):
+            carry_ball(spiral[0], centre, 1.0, TIMES, metric=metric, rate=rate)
+    with pytest.raises(InputError, match="metric must be a Metric"):
+        carry_ball(spiral[0], centre, 1.0, TIMES, metric="l2", rate=1.0)
+
+
 # ---------------------------------------------------------------------------------------------------- complex plane
 
 

@@ -266,6 +266,15 @@ def test_the_forward_backward_flow_contracts_under_the_same_input(trap: Switchin
     assert float(decay_rate(pair.times, distance(pair, metric)).slowest.min()) >= rate
 
 
+@pytest.mark.parametrize("count", [0, -1, 0.5])
+def test_no_phases_take_no_time(trap: SwitchingCounterexample, count: int) -> None:
+    with pytest.raises(InputError, match="phases must be a whole number"):
+        trap.times(count)
+    with pytest.raises(InputError, match="points must be a whole number"):
+        trap.times(2, count)
+    assert trap.times(2, 3).shape == (7,)
+
+
 def test_small_gains_do_not_diverge() -> None:
     assert SwitchingCounterexample(gain=1.0).exponent == pytest.approx(-1.0)
 

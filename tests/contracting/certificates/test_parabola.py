@@ -19,7 +19,7 @@ from contracting.certificates import (
     find_metric,
 )
 from contracting.certificates.multipliers import scaled
-from contracting.certificates.numerical_range import reach, swept_reach
+from contracting.certificates.numerical_range import boundary, reach, swept_reach
 from contracting.certificates.riccati import hamiltonian_rate, riccati_metric
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP
@@ -183,3 +183,12 @@ def test_a_certificate_with_its_metric_at_n_200_takes_seconds() -> None:
     for system in (FiringRateSystem(W=W), HopfieldSystem(W=W, slopes=(0.1, 1.0))):
         rate = ParabolaTest().certify(system).rate
         assert 1 - 0.99 * float(torch.linalg.matrix_norm(W, 2)) < rate < 1 - float(torch.linalg.eigvals(W).real.max())
+
+
+@pytest.mark.parametrize("points", [0, -1, 0.5])
+def test_no_directions_show_nothing(points: int) -> None:
+    M = torch.tensor([[0.0, 3.0], [-3.0, 0.0]], dtype=torch.float64)
+    for look in (boundary, swept_reach):
+        with pytest.raises(InputError, match="points must be a whole number of at least 1"):
+            look(M, points=points)
+    assert boundary(M, points=1).shape == (1,) and swept_reach(M, points=2).upper >= reach(M).lower
