@@ -162,6 +162,7 @@ def test_killed_at_random_moments_the_experiment_gives_the_same_bits(tmp_path):
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.5))
         if process.poll() is not None:
+            process.communicate()  # which closes its pipes
             break
         everyone = kills % 2 == 0  # or the parent alone, whose workers must then end by themselves
         (os.killpg if everyone else os.kill)(process.pid, signal.SIGKILL)
