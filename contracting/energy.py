@@ -14,7 +14,7 @@ from contracting import checks
 from contracting.errors import PreconditionError
 from contracting.metrics import WeightedL2
 from contracting.potentials import potential
-from contracting.problem import EquilibriumProblem
+from contracting.problem import EquilibriumProblem, checked_problem
 
 
 class Energy:
@@ -25,11 +25,12 @@ class Energy:
         tolerance: skew part of ΛW, relative to ΛW, that still counts as rounding; None means 100 units of rounding.
 
     Raises:
+        InputError: if it is no problem, or the tolerance no number.
         PreconditionError: if the problem has no diagonal metric, or W is not self-adjoint in it.
     """
 
     def __init__(self, problem: EquilibriumProblem, *, tolerance: float | None = None):
-        metric = problem.metric
+        metric = checked_problem(problem).metric
         if not isinstance(metric, WeightedL2):
             raise PreconditionError("an energy needs a problem with a diagonal metric: metric=WeightedL2(...)")
         weights = metric.to(problem.q)

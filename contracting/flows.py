@@ -25,7 +25,7 @@ from contracting.errors import InputError
 from contracting.linear import LinearMap
 from contracting.memory import Held
 from contracting.operator import MonotoneOperator, StepChoice, slope_rate
-from contracting.problem import EquilibriumProblem
+from contracting.problem import EquilibriumProblem, checked_problem
 from contracting.proximal import Step
 from contracting.vector_fields import Time, VectorField
 
@@ -37,7 +37,7 @@ class BoundFlow(VectorField):
     """
 
     def __init__(self, problem: EquilibriumProblem):
-        self.problem = problem
+        self.problem = checked_problem(problem)
 
     @abstractmethod
     def map(self, state: Tensor) -> Tensor:

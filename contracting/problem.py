@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -214,3 +215,10 @@ class EquilibriumProblem:
     def zeros(self) -> Tensor:
         """The starting point z = 0, shape (batch, n)."""
         return torch.zeros_like(self.q)
+
+
+def checked_problem(value: Any) -> EquilibriumProblem:
+    """Return ``value`` if it is a problem, else raise InputError."""
+    if not isinstance(value, EquilibriumProblem):
+        raise InputError(f"problem must be an EquilibriumProblem, such as layer.problem(x), got {type(value).__name__}")
+    return value

@@ -14,7 +14,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import InputError, PreconditionError, SolveError, Status
 from contracting.memory import Key, plain
-from contracting.problem import EquilibriumProblem
+from contracting.problem import EquilibriumProblem, checked_problem
 from contracting.rows import Rows
 from contracting.solution import Solution as Solution
 from contracting.solution import Stop as Stop
@@ -155,8 +155,7 @@ def solve(
     """
     if not isinstance(method, Method):
         raise InputError(f"solver must be a method such as PeacemanRachford(), got {method!r}")
-    if not isinstance(problem, EquilibriumProblem):
-        raise InputError(f"problem must be an EquilibriumProblem, got {type(problem).__name__}")
+    checked_problem(problem)
     if not (stop is None or isinstance(stop, Stop)):
         raise InputError(f"stop must be a Stop such as Stop(rtol=1e-6), or None, got {stop!r}")
     if not (trace is None or isinstance(trace, Trace)):

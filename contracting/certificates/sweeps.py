@@ -40,8 +40,13 @@ def sweep_skewness(W: Tensor, metric: WeightedL2, skewness: Tensor) -> SkewnessS
         skewness: ‖K‖, (k,), not negative.
 
     Raises:
-        InputError: if W is self-adjoint in the metric, so that there is nothing to scale, or a size is negative.
+        InputError: if W is self-adjoint in the metric, so that there is nothing to scale, a size is negative, or an
+            argument is of a wrong kind or shape.
     """
+    if not isinstance(metric, WeightedL2):
+        raise InputError(f"metric must be a WeightedL2, got {type(metric).__name__}")
+    if checks.floating_tensor("skewness", skewness).ndim != 1:
+        raise InputError(f"skewness must have shape (k,), got {tuple(skewness.shape)}")
     if bool((checks.finite("skewness", skewness) < 0).any()):
         raise InputError(f"skewness must not be negative, its smallest entry is {float(skewness.min()):.3g}")
     lam = WeightedL2(metric.weights.detach().to("cpu", torch.float64))

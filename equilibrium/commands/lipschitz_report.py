@@ -73,7 +73,7 @@ def command(typer: ModuleType) -> Callable[..., None]:
             if checkpoint is None and verify is not None:
                 raise InputError("--verify needs the networks: name them by --checkpoint")
             if checkpoint is None:
-                subjects: Iterator[_Subject] = iter([_trained(1.0 if lipschitz is None else lipschitz, seed, small)])
+                subjects = _trained(1.0 if lipschitz is None else lipschitz, seed, small)
             else:
                 subjects = _stored(checkpoint, lipschitz, epsilon)
             if verify is not None:
@@ -85,12 +85,13 @@ def command(typer: ModuleType) -> Callable[..., None]:
     return lipschitz_bounds
 
 
-def _trained(gamma: float, seed: int, small: bool) -> _Subject:
+def _trained(gamma: float, seed: int, small: bool) -> Iterator[_Subject]:
+    """One network, trained when it is asked for."""
     dataset = digits(seed=seed)
     dataset = subset(dataset, train=256, test=100) if small else dataset
     layer = new_layer(dataset, 16 if small else 64, seed, lipschitz=gamma)
     train(layer, dataset, epochs=2 if small else 15, seed=seed, progress=True)
-    return _Subject(name="digits", layer=layer, gamma=gamma, reported=None)
+    yield _Subject(name="digits", layer=layer, gamma=gamma, reported=None)
 
 
 def _stored(path: Path, gamma: float | None, epsilon: float) -> Iterator[_Subject]:

@@ -350,6 +350,13 @@ def test_the_sweep_scales_the_skew_part_only(skewness):
     assert all(report.best.rate <= report.bound.rate + 1e-9 for report in sweep.reports) and rates[2] < rates[0]
     with pytest.raises(InputError, match="self-adjoint"):
         sweep_skewness(torch.eye(2, dtype=F64), WeightedL2(torch.ones(2, dtype=F64)), torch.ones(1))
+    for metric, skewness, message in (
+        ("euclidean", torch.ones(1), "metric must be a WeightedL2"),
+        (WeightedL2(torch.ones(2, dtype=F64)), 1.0, "skewness must be a torch.Tensor"),
+        (WeightedL2(torch.ones(2, dtype=F64)), torch.ones(1, 1), "skewness must have shape"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sweep_skewness(torch.eye(2, dtype=F64), metric, skewness)  # type: ignore[arg-type]
 
 
 def test_negative_sizes_are_refused():

@@ -9,7 +9,9 @@ import torch
 
 from contracting import checks
 from contracting.activations import ReLU
+from contracting.energy import Energy
 from contracting.errors import InputError, MissingExtraError, PreconditionError, SolveError, Status
+from contracting.flows import FiringRate, PeacemanRachfordFlow
 from contracting.linear import Dense
 from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
@@ -142,8 +144,9 @@ def test_wrong_problems_are_refused() -> None:
         with pytest.raises(InputError, match=message):
             solve(problem, ForwardBackward(step=0.5), **options)  # type: ignore[arg-type]
         solve(problem, ForwardBackward(step=0.5), **dict.fromkeys(options))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="problem must be an EquilibriumProblem, got Tensor"):
-        ForwardBackward(step=0.5).solve(torch.zeros(3, 3))  # type: ignore[arg-type]
+    for needs_a_problem in (ForwardBackward(step=0.5).solve, FiringRate().bind, PeacemanRachfordFlow().bind, Energy):
+        with pytest.raises(InputError, match="problem must be an EquilibriumProblem.* got Tensor"):
+            needs_a_problem(torch.zeros(3, 3))  # type: ignore[operator]
     with pytest.raises(InputError, match="solver must be a method"):
         solve(problem, "pr")  # type: ignore[arg-type]
 
