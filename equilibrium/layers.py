@@ -179,8 +179,10 @@ class EquilibriumLayer(nn.Module):
         return x.reshape(-1, self.in_features), tuple(x.shape[:-1])
 
     def extra_repr(self) -> str:
-        """Activation and solver."""
-        return f"activation={self.activation}, solver={self.solver}, stop={self.stop}, backward={self.backward}"
+        """Activation, solver, and what else is not as by default."""
+        usual = {"stop": Stop(), "backward": Implicit()}
+        others = [f", {name}={getattr(self, name)}" for name, value in usual.items() if getattr(self, name) != value]
+        return f"activation={self.activation}, solver={self.solver}{''.join(others)}"
 
 
 class LBEN(EquilibriumLayer):

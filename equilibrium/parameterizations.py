@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -262,7 +262,8 @@ class Monotone(DenseParameterization):
         parts = [super().extra_repr()]
         if self.log_gamma is not None:
             learnt = ", learn_lipschitz=True" if isinstance(self.log_gamma, nn.Parameter) else ""
-            parts.append(f"lipschitz={float(cast(Tensor, self.lipschitz).detach()):.4g}{learnt}")
+            gamma = "?" if self.log_gamma.is_meta else f"{float(self.log_gamma.detach().exp()):.4g}"
+            parts.append(f"lipschitz={gamma}{learnt}")
         if self.contraction_rate is not None:
             parts.append(f"contraction_rate={self.contraction_rate:g}")
         parts.append(f"epsilon={self.epsilon:g}")

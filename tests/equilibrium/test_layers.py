@@ -20,6 +20,7 @@ from equilibrium import (
     LBEN,
     EquilibriumLayer,
     ForwardBackward,
+    Implicit,
     PeacemanRachford,
     SemismoothNewton,
     Unconstrained,
@@ -298,3 +299,13 @@ def test_a_problem_is_not_stale_after_its_weight_changed_in_place() -> None:
         layer.parameterization.W.mul_(0.1)  # type: ignore[operator,union-attr]
     assert problem.linear.rough_norm == pytest.approx(0.1 * before)
     assert not torch.equal(problem.linear.detached.resolvent(0.5).to_dense(), resolvent)
+
+
+def test_the_representation_tells_what_was_chosen() -> None:
+    plain = repr(LBEN(2, 3, 1, lipschitz=2.0))
+    assert "lipschitz=2," in plain and "solver=Automatic()" in plain and "stop" not in plain
+    other = repr(LBEN(2, 3, 1, stop=Stop(rtol=1e-6), backward=Implicit(stop=Stop(rtol=1e-7))))
+    assert "stop=Stop(rtol=1e-06" in other and "backward=Implicit(" in other
+    assert "lipschitz=?, learn_lipschitz=True" in repr(
+        LBEN(2, 3, 1, lipschitz=2.0, learn_lipschitz=True, device=torch.device("meta"))
+    )
