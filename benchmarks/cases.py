@@ -12,9 +12,9 @@ from torch import Tensor
 from contracting.errors import InputError
 from contracting.problem import EquilibriumProblem
 from equilibrium.checkpoints import load_reference
-from equilibrium.data import Dataset, digits, mnist, subset
 from equilibrium.layers import LBEN, EquilibriumLayer
-from equilibrium.training import train
+from equilibrium.training.classifier import train
+from equilibrium.training.data import Dataset, digits, mnist, subset
 
 # file → the γ it was trained with, which the file does not store; the unconstrained one has no certificate
 CHECKPOINTS = {

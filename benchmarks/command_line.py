@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from contracting.errors import ContractingError
-from equilibrium.artifacts import environment, write_json, write_text
+from equilibrium.files import environment, write_json, write_text
 
 
 def whole(text: str) -> int:

@@ -26,12 +26,14 @@ import torch
 from torch import Tensor
 
 from contracting.errors import Status
+from contracting.loop.method import Method
+from contracting.loop.records import Solution, Stop
+from contracting.loop.run import solve
 from contracting.problem import EquilibriumProblem
-from contracting.solve import Method, Solution, Stop, solve
 from equilibrium import Automatic, ForwardBackward, load_reference
-from equilibrium.artifacts import write_json
 from equilibrium.convolution import ConvolutionalLayer, LBENConv2d, MetricShape
-from equilibrium.data import mnist
+from equilibrium.files import write_json
+from equilibrium.training.data import mnist
 
 SWEEP = (1.0, 1.4, 2.0, 2.5, 3.0, 3.5, 4.0)  # times the best proved step
 # gains that give random kernels about the m = 1, L = 5 of a trained monDEQ

@@ -18,12 +18,13 @@ import torch
 from cases import Network, networks
 from torch import Tensor
 
-from contracting.flows import PeacemanRachfordFlow
+from contracting.flows.splitting import PeacemanRachfordFlow
+from contracting.loop.records import Stop
+from contracting.loop.run import solve
 from contracting.problem import EquilibriumProblem
-from contracting.solve import Stop, solve
-from equilibrium.artifacts import output_directory
-from equilibrium.automatic import Automatic
-from equilibrium.splitting import PeacemanRachford
+from contracting.solvers.automatic import Automatic
+from contracting.solvers.splitting import PeacemanRachford
+from equilibrium.files import output_directory
 
 _EXACT = 1e-12  # relative residual of the solution that J is taken from
 _SAMPLE = 100  # rows whose Krylov spaces are computed

@@ -14,8 +14,8 @@ import command_line
 import torch
 from torch import nn
 
-from contracting.activations import as_activation
-from equilibrium.artifacts import environment, output_directory, write_json, write_text
+from contracting.activations.catalogue import as_activation
+from equilibrium.files import environment, output_directory, write_json, write_text
 from equilibrium.lipschitz import (
     FirstOrder,
     InteriorPoint,

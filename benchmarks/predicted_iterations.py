@@ -17,9 +17,11 @@ import torch
 from cases import Network, networks
 
 from contracting.errors import MissingExtraError, PreconditionError
-from contracting.solve import Method, Stop, solve
-from equilibrium.artifacts import output_directory
-from equilibrium.solvers import ROW_LIMITS, default_solvers, family
+from contracting.loop.method import Method
+from contracting.loop.records import Stop
+from contracting.loop.run import solve
+from contracting.solvers.catalogue import ROW_LIMITS, default_solvers, family
+from equilibrium.files import output_directory
 
 MOST = 20_000
 

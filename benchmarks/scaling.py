@@ -20,50 +20,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import command_line
 import torch
 from cases import fitted_exponent, true_residual
+from scaling_point import Point
 from torch import Tensor
 
-from contracting.activations import ReLU
-from contracting.linear import Dense
+from contracting.activations.catalogue import ReLU
+from contracting.gradients.implicit import Implicit, Unrolled
+from contracting.loop.records import Stop
+from contracting.loop.run import solve
+from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
-from contracting.solve import Stop, solve
-from equilibrium.artifacts import output_directory, write_figure
-from equilibrium.implicit import Implicit, Unrolled
-from equilibrium.splitting import PeacemanRachford
+from contracting.solvers.splitting import PeacemanRachford
+from equilibrium.files import output_directory, write_figure
 
 WAYS = {"Implicit": Implicit, "Unrolled": Unrolled}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One measurement; ``matrices`` and ``states`` are the memory in n × n matrices and in rows × n arrays."""
-
-    size: int
-    rows: int
-    target: float
-    way: str | None
-    iterations: int
-    residual: float
-    setup_wall: float
-    setup_cpu: float
-    solve_wall: float
-    solve_cpu: float
-    memory: int
-
-    @property
-    def matrices(self) -> float:
-        return self.memory / (8 * self.size**2)
-
-    @property
-    def states(self) -> float:
-        return self.memory / (8 * self.size * self.rows)
 
 
 def weight(size: int) -> Tensor:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.figure
+from scaling_point import Point
 from solve_time_plots import CLOCKS
 
 from contracting.plots.style import BLUE, FULL_WIDTH, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from scaling import Point
 
 
 def draw(sizes: Sequence[Point], rows: Sequence[Point], clock: str) -> Figure:

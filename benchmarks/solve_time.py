@@ -17,7 +17,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,22 +26,24 @@ import reference_algorithm as reference
 import rivals as other
 import torch
 from cases import Network, accepted, networks, true_residual
+from solve_time_case import BARE, CHECKED, DEFAULT, Case, Contestant
 from timing import Timer, Times, in_turn, timer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from contracting.errors import InputError
-from contracting.linear import Dense
+from contracting.loop.method import Method
+from contracting.loop.records import Stop
+from contracting.loop.rows import Rows
+from contracting.loop.run import solve
+from contracting.maps.dense import Dense
 from contracting.problem import EquilibriumProblem
-from contracting.rows import Rows
-from contracting.solve import Method, Stop, solve
-from equilibrium.artifacts import environment, output_directory, write_figure, write_json, write_text
-from equilibrium.automatic import Automatic
-from equilibrium.newton import SemismoothNewton
-from equilibrium.splitting import DouglasRachford, PeacemanRachford
+from contracting.solvers.automatic import Automatic
+from contracting.solvers.newton import SemismoothNewton
+from contracting.solvers.splitting import DouglasRachford, PeacemanRachford
+from equilibrium.files import environment, output_directory, write_figure, write_json, write_text
 
-DEFAULT, SPLITTING = "default", "PeacemanRachford"
-BARE, CHECKED = "bare", "bare-with-checks"
+SPLITTING = "PeacemanRachford"
 HALVED, BEST_STEP, ORACLE = "reference", "reference-best-step", "reference-oracle"
 NEWTON = "SemismoothNewton"
 NEWTON_ROWS = 128  # it keeps an n × n matrix per row
@@ -59,40 +61,8 @@ OURS: dict[str, Any] = {
 }
 
 
-@dataclass(kw_only=True)
-class Contestant:
-    """One way to solve one case; ``failure`` says why it does not count."""
-
-    name: str
-    residual: float | None = None
-    iterations: int | None = None
-    setting: Any = None
-    setup_seconds: float | None = None
-    failure: str | None = None
-    times: Times | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """A network, a number of rows, a precision and a residual, with everybody who tried."""
-
-    network: str
-    rows: int
-    dtype: str
-    target: float
-    contestants: dict[str, Contestant]
-
-    def seconds(self, name: str, clock: str) -> float | None:
-        """Median time of a solve, or None where it failed."""
-        entry = self.contestants.get(name)
-        return None if entry is None or entry.times is None or entry.failure else getattr(entry.times, clock)
-
-    def ratio(self, name: str, clock: str) -> float | None:
-        """Its time over that of the default solver; for the bare products, the other way round."""
-        mine, its = self.seconds(DEFAULT, clock), self.seconds(name, clock)
-        if mine is None or its is None:
-            return None
-        return mine / its if name in (BARE, CHECKED) else its / mine
 
 
 class Products(TorchDispatchMode):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import matplotlib.figure
 import matplotlib.ticker
+from solve_time_case import Case
 
 from contracting.plots.style import BLUE, FULL_WIDTH, GREEN, ORANGE, PURPLE, VERMILION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from solve_time import Case
 
 CLOCKS = {"wall": "wall time", "cpu": "CPU time"}
 _ROWS = 1000  # of the batch that is drawn, or the largest there is

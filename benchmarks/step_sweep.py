@@ -12,10 +12,11 @@ import command_line
 import torch
 from cases import Network, networks
 
+from contracting.loop.records import Stop
+from contracting.loop.run import solve
 from contracting.problem import EquilibriumProblem
-from contracting.solve import Stop, solve
-from equilibrium.artifacts import output_directory
-from equilibrium.splitting import PeacemanRachford
+from contracting.solvers.splitting import PeacemanRachford
+from equilibrium.files import output_directory
 
 POINTS = 12
 MOST = 5_000

@@ -24,12 +24,13 @@ from cases import images_28
 from timing import Times, in_turn, timer
 from torch import Tensor, nn
 
-from contracting.solve import Stop, solve
-from equilibrium.artifacts import output_directory
-from equilibrium.data import Dataset, subset
-from equilibrium.implicit import Implicit
+from contracting.gradients.implicit import Implicit
+from contracting.loop.records import Stop
+from contracting.loop.run import solve
+from equilibrium.files import output_directory
 from equilibrium.layers import LBEN
-from equilibrium.training import train
+from equilibrium.training.classifier import train
+from equilibrium.training.data import Dataset, subset
 
 _TIGHT = 1e-12
 _GRID = [10 ** (-k / 4) for k in range(4, 65)]  # of stopping tolerances

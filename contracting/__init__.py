@@ -1,22 +1,71 @@
-"""Contracting flows and their steady states: problems, flows, metrics, integrators and the one loop that solves."""
+"""Contracting flows and their steady states: problems, flows, solvers, gradients, certificates and simulations."""
 
-from contracting.balls import CarriedBall, carry_ball
-from contracting.convolution import CircularConvolution
-from contracting.decay import DecayFit, decay_rate
-from contracting.energy import Energy
-from contracting.errors import (
-    ContractingError,
-    InputError,
-    MissingExtraError,
-    PreconditionError,
-    SolveError,
-    Status,
+from contracting.activations.base import Activation, Curved, PiecewiseLinear
+from contracting.activations.catalogue import (
+    ADMISSIBLE,
+    ELU,
+    Arctan,
+    HardSigmoid,
+    HardTanh,
+    Identity,
+    LeakyReLU,
+    ReLU,
+    ReLU6,
+    Sigmoid,
+    Slope,
+    Softplus,
+    Softshrink,
+    Softsign,
+    Tanh,
+    activation_named,
+    as_activation,
 )
-from contracting.flows import FiringRate, ForwardBackwardFlow, Hopfield, PeacemanRachfordFlow
-from contracting.linear import Dense, LinearMap
+from contracting.activations.clamped import Clamped
+from contracting.certificates import (
+    Certificate,
+    CertificateError,
+    Convergence,
+    Report,
+    UpperBound,
+    Wellposedness,
+    certify,
+    check,
+    find_metric,
+    fixed_input_convergence,
+    report,
+)
+from contracting.errors import ContractingError, InputError, MissingExtraError, PreconditionError, Status
+from contracting.flows.base import BoundFlow, Flow
+from contracting.flows.fields import LinearFlow, NeuralFlow, VectorField
+from contracting.flows.network import FiringRate, Hopfield
+from contracting.flows.speed import DouglasRachfordFlow, TimeScaledForwardBackward
+from contracting.flows.splitting import ForwardBackwardFlow, PeacemanRachfordFlow
+from contracting.gradients.implicit import Implicit, Unrolled
+from contracting.gradients.torchdiffeq_adjoint import TorchDiffEqAdjoint
+from contracting.integrators import (
+    RK4,
+    BackwardEuler,
+    BogackiShampine,
+    DormandPrince,
+    ExplicitEuler,
+    ExponentialEuler,
+    Heun,
+    PseudoTransient,
+    RungeKuttaChebyshev,
+    TorchDiffEq,
+)
+from contracting.loop.method import Iteration, Method
+from contracting.loop.records import Solution, SolveError, Stop, Trace
+from contracting.loop.run import solve
+from contracting.maps.base import LinearMap
+from contracting.maps.convolution import CircularConvolution
+from contracting.maps.dense import Dense
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
 from contracting.problem import EquilibriumProblem
-from contracting.sampled import (
+from contracting.simulation.balls import CarriedBall, carry_ball
+from contracting.simulation.decay import DecayFit, decay_rate
+from contracting.simulation.energy import Energy
+from contracting.simulation.sampled import (
     SampledRate,
     fit_metric,
     fit_metric_by_inequalities,
@@ -24,10 +73,8 @@ from contracting.sampled import (
     sampled_rate_along,
     worst_point,
 )
-from contracting.scaled_flows import DouglasRachfordFlow, TimeScaledForwardBackward
-from contracting.solve import Iteration, Method, Solution, Stop, Trace, solve
-from contracting.tracking import Tracking, track, tracking_bound
-from contracting.trajectories import (
+from contracting.simulation.tracking import Tracking, track, tracking_bound
+from contracting.simulation.trajectories import (
     AdaptiveStep,
     DrivenFlow,
     FixedStep,
@@ -37,53 +84,120 @@ from contracting.trajectories import (
     simulate,
     simulate_pairs,
 )
-from contracting.vector_fields import LinearFlow, NeuralFlow, VectorField
+from contracting.solvers.anderson import Anderson
+from contracting.solvers.automatic import Automatic, Choice
+from contracting.solvers.catalogue import default_solvers
+from contracting.solvers.diagonal_step import DiagonalStep
+from contracting.solvers.fista import FISTA
+from contracting.solvers.newton import SemismoothNewton
+from contracting.solvers.newton_krylov import NewtonKrylov
+from contracting.solvers.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
+from contracting.solvers.tseng import Tseng
 
 __all__ = [
+    "ADMISSIBLE",
+    "Activation",
     "AdaptiveStep",
-    "CircularConvolution",
+    "Anderson",
+    "Arctan",
+    "Automatic",
+    "BackwardEuler",
+    "BogackiShampine",
+    "BoundFlow",
     "CarriedBall",
+    "Certificate",
+    "CertificateError",
+    "Choice",
+    "CircularConvolution",
+    "Clamped",
     "ContractingError",
+    "Convergence",
+    "Curved",
     "DecayFit",
     "Dense",
+    "DiagonalStep",
+    "DormandPrince",
+    "DouglasRachford",
     "DouglasRachfordFlow",
     "DrivenFlow",
+    "ELU",
     "Energy",
     "EquilibriumProblem",
+    "ExplicitEuler",
+    "ExponentialEuler",
+    "FISTA",
     "FiringRate",
     "FixedStep",
+    "Flow",
+    "ForwardBackward",
     "ForwardBackwardFlow",
     "FullP",
+    "HardSigmoid",
+    "HardTanh",
+    "Heun",
     "Hopfield",
+    "Identity",
+    "Implicit",
     "InputError",
     "Iteration",
+    "LeakyReLU",
     "LinearFlow",
     "LinearMap",
     "Method",
     "Metric",
     "MissingExtraError",
     "NeuralFlow",
+    "NewtonKrylov",
+    "PeacemanRachford",
     "PeacemanRachfordFlow",
+    "PiecewiseLinear",
     "PreconditionError",
+    "PseudoTransient",
+    "RK4",
+    "ReLU",
+    "ReLU6",
+    "Report",
+    "RungeKuttaChebyshev",
     "SampledRate",
+    "SemismoothNewton",
+    "Sigmoid",
+    "Slope",
+    "Softplus",
+    "Softshrink",
+    "Softsign",
     "Solution",
     "SolveError",
     "Status",
     "Stop",
+    "Tanh",
     "TimeScaledForwardBackward",
+    "TorchDiffEq",
+    "TorchDiffEqAdjoint",
     "Trace",
     "Tracking",
     "Trajectory",
     "TrajectoryPair",
+    "Tseng",
+    "Unrolled",
+    "UpperBound",
     "VectorField",
     "WeightedL1",
     "WeightedL2",
     "WeightedLinf",
+    "Wellposedness",
+    "activation_named",
+    "as_activation",
     "carry_ball",
+    "certify",
+    "check",
     "decay_rate",
+    "default_solvers",
     "distance",
+    "find_metric",
     "fit_metric",
     "fit_metric_by_inequalities",
+    "fixed_input_convergence",
+    "report",
     "sampled_rate",
     "sampled_rate_along",
     "simulate",

@@ -6,7 +6,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from contracting.solve import Solution
+    pass
 
 
 class ContractingError(Exception):
@@ -55,12 +55,3 @@ _ADVICE = {
 }
 
 
-class SolveError(ContractingError, RuntimeError):
-    """Some rows did not converge; ``solution`` holds everything that was computed.
-
-    Pass ``throw=False`` to receive the partial solution instead of this error.
-    """
-
-    def __init__(self, message: str, solution: Solution | None = None):
-        super().__init__(message)
-        self.solution = solution

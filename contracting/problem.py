@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.activations import Slope
+from contracting.activations.base import Activation
+from contracting.activations.catalogue import Slope
 from contracting.errors import InputError, PreconditionError
-from contracting.estimates import Estimates
-from contracting.linear import LinearMap
+from contracting.maps.base import LinearMap
+from contracting.maps.estimates import Estimates
+from contracting.maps.operator import MonotoneOperator, StepChoice
 from contracting.metrics import Metric
-from contracting.operator import MonotoneOperator, StepChoice
-from contracting.proximal import Activation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from contracting import Stop
 from contracting.integrators import TorchDiffEq
 from equilibrium import LBEN, PeacemanRachford
-from equilibrium.data import digits
+from equilibrium.training.data import digits
 
 
 def outputs_and_gradients(model, inputs, labels):

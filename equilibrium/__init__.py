@@ -1,45 +1,82 @@
-"""Networks whose output is an equilibrium: parameterisations, layers, splittings and their gradients."""
+"""Networks whose output is an equilibrium: parameterisations, layers, Lipschitz certificates, training, experiments."""
 
-from equilibrium.anderson import Anderson
-from equilibrium.automatic import Automatic, Choice
+from contracting import (
+    FISTA,
+    Anderson,
+    Automatic,
+    Choice,
+    DiagonalStep,
+    DouglasRachford,
+    ForwardBackward,
+    Implicit,
+    NewtonKrylov,
+    PeacemanRachford,
+    SemismoothNewton,
+    Stop,
+    TorchDiffEq,
+    Tseng,
+    Unrolled,
+)
 from equilibrium.checkpoints import load_reference, save_reference
-from equilibrium.convolution import LBENConv2d
-from equilibrium.diagonal_step import DiagonalStep
-from equilibrium.fista import FISTA
+from equilibrium.convert import from_residual, from_sequential, from_weights
+from equilibrium.convolution import LBENConv2d, MultiScaleConv2d
 from equilibrium.fixed import FixedIterations
-from equilibrium.implicit import Implicit, Unrolled
-from equilibrium.krylov import NewtonKrylov
 from equilibrium.layers import LBEN, EquilibriumLayer
-from equilibrium.newton import SemismoothNewton
+from equilibrium.lipschitz import (
+    LipschitzCertificate,
+    LipschitzReport,
+    PairwiseLipschitz,
+    attained_lipschitz,
+    certified_lipschitz,
+    check_lipschitz,
+    lipschitz_report,
+    pairwise_lipschitz,
+)
+from equilibrium.lipschitz.radius import certified_radius
 from equilibrium.parameterizations import MonDEQ, Monotone, Parameterization, Unconstrained
-from equilibrium.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
-from equilibrium.tseng import Tseng
+from equilibrium.training.classifier import train
 from equilibrium.weights import Weights, explicit_weights
 
 __all__ = [
-    "FISTA",
-    "LBEN",
-    "LBENConv2d",
     "Anderson",
     "Automatic",
     "Choice",
     "DiagonalStep",
     "DouglasRachford",
     "EquilibriumLayer",
+    "FISTA",
     "FixedIterations",
     "ForwardBackward",
     "Implicit",
+    "LBEN",
+    "LBENConv2d",
+    "LipschitzCertificate",
+    "LipschitzReport",
     "MonDEQ",
     "Monotone",
+    "MultiScaleConv2d",
     "NewtonKrylov",
+    "PairwiseLipschitz",
     "Parameterization",
     "PeacemanRachford",
     "SemismoothNewton",
+    "Stop",
+    "TorchDiffEq",
     "Tseng",
     "Unconstrained",
     "Unrolled",
     "Weights",
+    "attained_lipschitz",
+    "certified_lipschitz",
+    "certified_radius",
+    "check_lipschitz",
     "explicit_weights",
+    "from_residual",
+    "from_sequential",
+    "from_weights",
+    "lipschitz_report",
     "load_reference",
+    "pairwise_lipschitz",
     "save_reference",
+    "train",
 ]

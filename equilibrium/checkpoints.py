@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.activations import ReLU
+from contracting.activations.catalogue import ReLU
 from contracting.errors import InputError
-from equilibrium.artifacts import write_tensors
 from equilibrium.convolution.checkpoints import convolutional_layer, is_convolutional
+from equilibrium.files import write_tensors
 from equilibrium.layers import LBEN, EquilibriumLayer
 from equilibrium.parameterizations import DenseParameterization, Monotone, Unconstrained
 

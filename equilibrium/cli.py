@@ -12,7 +12,7 @@ from typing import Any
 
 from contracting import checks
 from contracting.errors import ContractingError, InputError
-from equilibrium.commands import COMMANDS
+from equilibrium.experiments import COMMANDS
 
 PROGRAM = "contracting-equilibria"
 _BAD_INPUT, _INTERRUPTED = 2, 130

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from contracting import checks
-from contracting.activations import as_activation
+from contracting.activations.base import Activation
+from contracting.activations.catalogue import as_activation
 from contracting.errors import InputError, PreconditionError
-from contracting.linear import Dense
+from contracting.loop.method import Method
+from contracting.loop.records import Stop
+from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
-from contracting.proximal import Activation
-from contracting.solve import Method, Stop
+from contracting.solvers.splitting import ForwardBackward
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.parameterizations import DenseParameterization
-from equilibrium.splitting import ForwardBackward
 from equilibrium.weights import Weights, explicit_weights
 
 _MOST_HALVINGS = 60

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from contracting import checks
+from contracting.activations.base import Activation, PiecewiseLinear
 from contracting.errors import InputError, PreconditionError
-from contracting.linear import Dense
-from contracting.proximal import Activation, PiecewiseLinear
+from contracting.gradients.precision import full_precision
+from contracting.maps.dense import Dense
 from equilibrium.layers import EquilibriumLayer
-from equilibrium.precision import full_precision
 from equilibrium.weights import NetworkWeights
 
 

@@ -8,17 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from contracting import checks
-from contracting.activations import ReLU, as_activation
+from contracting.activations.base import Activation
+from contracting.activations.catalogue import ReLU, as_activation
 from contracting.errors import InputError
-from contracting.flows import BoundFlow, Flow, as_flow
+from contracting.flows.base import BoundFlow, Flow, as_flow
+from contracting.gradients.implicit import Backward, Implicit
+from contracting.gradients.precision import full_precision
+from contracting.loop.method import Method
+from contracting.loop.records import Solution, Stop, Trace
+from contracting.loop.run import solve
 from contracting.memory import Lineage
 from contracting.problem import EquilibriumProblem
-from contracting.proximal import Activation
-from contracting.solve import Method, Solution, Stop, Trace, solve
-from equilibrium.automatic import Automatic
-from equilibrium.implicit import Backward, Implicit
+from contracting.solvers.automatic import Automatic
 from equilibrium.parameterizations import Monotone, Parameterization
-from equilibrium.precision import full_precision
 from equilibrium.weights import NetworkWeights, Weights
 
 
@@ -119,7 +121,7 @@ class EquilibriumLayer(nn.Module):
             The solution; its tensors have the leading shape of x.
 
         Raises:
-            InputError, PreconditionError, SolveError: as ``contracting.solve``.
+            InputError, PreconditionError, SolveError: as ``contracting.loop.run``.
         """
         rows, lead = self._rows(x)
         if z0 is not None:

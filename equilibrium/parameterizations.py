@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from contracting import checks
 from contracting.errors import InputError
-from contracting.linear import Dense
+from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
 from equilibrium.weights import NetworkWeights, Weights
 

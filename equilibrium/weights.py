@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.activations.base import Activation
 from contracting.errors import InputError
-from contracting.linear import Dense, LinearMap
+from contracting.maps.base import LinearMap
+from contracting.maps.dense import Dense
 from contracting.metrics import FullP, WeightedL2
 from contracting.problem import EquilibriumProblem
-from contracting.proximal import Activation
 
 
 class NetworkWeights(ABC):

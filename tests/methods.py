@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contracting.flows import FiringRate, ForwardBackwardFlow, Hopfield, PeacemanRachfordFlow
+from contracting.flows.network import FiringRate, Hopfield
+from contracting.flows.splitting import ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.integrators import (
     RK4,
     BackwardEuler,
@@ -14,15 +15,15 @@ from contracting.integrators import (
     PseudoTransient,
     RungeKuttaChebyshev,
 )
-from contracting.solve import Method
-from equilibrium.anderson import Anderson
-from equilibrium.automatic import Automatic
-from equilibrium.diagonal_step import DiagonalStep
-from equilibrium.fista import FISTA
-from equilibrium.krylov import NewtonKrylov
-from equilibrium.newton import SemismoothNewton
-from equilibrium.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
-from equilibrium.tseng import Tseng
+from contracting.loop.method import Method
+from contracting.solvers.anderson import Anderson
+from contracting.solvers.automatic import Automatic
+from contracting.solvers.diagonal_step import DiagonalStep
+from contracting.solvers.fista import FISTA
+from contracting.solvers.newton import SemismoothNewton
+from contracting.solvers.newton_krylov import NewtonKrylov
+from contracting.solvers.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
+from contracting.solvers.tseng import Tseng
 
 FLOWS = (FiringRate(), Hopfield(), ForwardBackwardFlow(), PeacemanRachfordFlow())
 

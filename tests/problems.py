@@ -9,17 +9,18 @@ import mpmath
 import torch
 from torch import Tensor
 
-from contracting.activations import Identity, LeakyReLU, ReLU, Tanh
-from contracting.clamped import Clamped, zero_border
-from contracting.convolution import CircularConvolution
-from contracting.frequencies import centred_sum, gram, over_space, pointwise, transposed
-from contracting.linear import Dense, LinearMap
-from contracting.low_rank import LowRank
+from contracting.activations.base import Activation
+from contracting.activations.catalogue import Identity, LeakyReLU, ReLU, Tanh
+from contracting.activations.clamped import Clamped, zero_border
+from contracting.maps.base import LinearMap
+from contracting.maps.convolution import CircularConvolution
+from contracting.maps.dense import Dense
+from contracting.maps.frequencies import centred_sum, gram, over_space, pointwise, transposed
+from contracting.maps.low_rank import LowRank
+from contracting.maps.per_neuron import Scaled
+from contracting.maps.polyphase import blocks, phases
 from contracting.metrics import WeightedL2
-from contracting.polyphase import blocks, phases
 from contracting.problem import EquilibriumProblem
-from contracting.proximal import Activation
-from contracting.scaled import Scaled
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from contracting.activations import ReLU
-from contracting.linear import Dense
+from contracting.activations.catalogue import ReLU
+from contracting.gradients.implicit import Implicit
+from contracting.loop.records import Stop
+from contracting.loop.run import solve
+from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
-from contracting.solve import Stop, solve
-from equilibrium.implicit import Implicit
+from contracting.solvers.newton import SemismoothNewton
 from equilibrium.layers import LBEN
-from equilibrium.newton import SemismoothNewton
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 

@@ -31,9 +31,9 @@ from contracting.certificates.systems import (
 )
 from contracting.certificates.upper_bounds import UpperBound, upper_bound
 from contracting.errors import InputError, PreconditionError
+from contracting.flows.fields import NeuralFlow, VectorField
+from contracting.maps.operator import MonotoneOperator, StepChoice
 from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
-from contracting.operator import MonotoneOperator, StepChoice
-from contracting.vector_fields import NeuralFlow, VectorField
 
 _LARGE = 400
 _VERTICES = 5  # largest n at which the best quadratic metric is found in passing

@@ -22,7 +22,7 @@ from contracting.certificates.records import CertificateError, Convergence
 from contracting.certificates.systems import FiringRateSystem, HopfieldSystem, System, system_of
 from contracting.certificates.wellposedness import find_metric
 from contracting.errors import PreconditionError
-from contracting.flows import BoundFlow
+from contracting.flows.base import BoundFlow
 from contracting.metrics import WeightedL2
 
 _SAFETY = 1e-9

@@ -12,12 +12,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.certificates.candidates import Candidate, best_rate, certified, firing_rate_view
 from contracting.certificates.checker import LARGEST_BY_VERTICES
-from contracting.certificates.multipliers import (
-    monotone_metric,
-    parabola_multiplier,
-    perron_weights,
-    scaled,
-)
+from contracting.certificates.multipliers import monotone_metric, parabola_multiplier, perron_weights, scaled
 from contracting.certificates.numerical_range import reach
 from contracting.certificates.records import Certificate, CertificateError
 from contracting.certificates.riccati import hamiltonian_rate, riccati_metric

@@ -12,7 +12,7 @@ from contracting.errors import ContractingError, PreconditionError
 from contracting.metrics import Metric
 
 if TYPE_CHECKING:
-    from contracting.flows import BoundFlow
+    from contracting.flows.base import BoundFlow
 
 Slopes = tuple[float, float]
 

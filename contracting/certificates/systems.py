@@ -27,17 +27,13 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
-from contracting.flows import (
-    BoundFiringRate,
-    BoundFlow,
-    BoundForwardBackward,
-    BoundHopfield,
-    BoundPeacemanRachford,
-)
+from contracting.flows.base import BoundFlow
+from contracting.flows.fields import LinearFlow, NeuralFlow, VectorField
+from contracting.flows.network import BoundFiringRate, BoundHopfield
+from contracting.flows.speed import ScaledFlow
+from contracting.flows.splitting import BoundForwardBackward, BoundPeacemanRachford
 from contracting.metrics import Metric, WeightedL2
-from contracting.proximal import Step
-from contracting.scaled_flows import ScaledFlow
-from contracting.vector_fields import LinearFlow, NeuralFlow, VectorField
+from contracting.types import Step
 
 Slopes = tuple[float, float]
 
@@ -201,7 +197,7 @@ def system_of(flow: VectorField | System) -> System:
     if isinstance(flow, NeuralFlow):
         raise InputError(
             "flow is a NeuralFlow, of which nothing is known between samples, so there is no certificate; "
-            "contracting.sampled has sampled_rate, worst_point and fit_metric for it"
+            "contracting has sampled_rate, worst_point and fit_metric for it"
         )
     if not isinstance(flow, BoundFlow):
         raise InputError(

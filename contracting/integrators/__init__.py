@@ -5,7 +5,6 @@ from contracting.integrators.explicit import RK4, BogackiShampine, DormandPrince
 from contracting.integrators.exponential import ExponentialEuler
 from contracting.integrators.implicit import BackwardEuler, PseudoTransient
 from contracting.integrators.torchdiffeq_adapter import TorchDiffEq
-from contracting.integrators.torchdiffeq_adjoint import TorchDiffEqAdjoint
 
 __all__ = [
     "RK4",
@@ -18,5 +17,4 @@ __all__ = [
     "PseudoTransient",
     "RungeKuttaChebyshev",
     "TorchDiffEq",
-    "TorchDiffEqAdjoint",
 ]

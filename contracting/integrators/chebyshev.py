@@ -17,20 +17,15 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
-from contracting.flows import (
-    BoundFiringRate,
-    BoundFlow,
-    BoundForwardBackward,
-    BoundSplitting,
-    FiringRate,
-    Flow,
-    as_flow,
-)
-from contracting.operator import Bounds
+from contracting.flows.base import BoundFlow, Flow, as_flow
+from contracting.flows.network import BoundFiringRate, FiringRate
+from contracting.flows.speed import ScaledFlow
+from contracting.flows.splitting import BoundForwardBackward, BoundSplitting
+from contracting.loop.method import Iteration, Method, State
+from contracting.loop.records import Stop
+from contracting.maps.operator import Bounds
 from contracting.problem import EquilibriumProblem
-from contracting.scaled_flows import ScaledFlow
-from contracting.solve import Iteration, Method, State, Stop
-from contracting.vector_fields import Time
+from contracting.types import Time
 
 _MOST_STAGES = 200
 _REDUCTION = 0.1  # per step of the automatic choice: after so much, the slopes may have changed

@@ -11,10 +11,13 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
-from contracting.flows import BoundFlow, FiringRate, Flow, as_flow
+from contracting.flows.base import BoundFlow, Flow, as_flow
+from contracting.flows.fields import VectorField
+from contracting.flows.network import FiringRate
+from contracting.loop.method import Iteration, Method, State
+from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
-from contracting.solve import Iteration, Method, State, Stop
-from contracting.vector_fields import Time, VectorField
+from contracting.types import Time
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from contracting import checks
-from contracting.flows import BoundFlow, BoundSplitting, FiringRate, Flow, as_flow
+from contracting.flows.base import BoundFlow, Flow, as_flow
+from contracting.flows.network import FiringRate
+from contracting.flows.speed import ScaledFlow
+from contracting.flows.splitting import BoundSplitting
+from contracting.loop.method import Iteration, Method, State
+from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
-from contracting.scaled_flows import ScaledFlow
-from contracting.solve import Iteration, Method, State, Stop
 
 _ROUNDING_TIME = 36.0  # e⁻³⁶ is below the rounding of float64: the linear part has decayed
 
@@ -21,7 +24,7 @@ class ExponentialEuler(Method):
     r"""s⁺ = e^{−h}s + (1 − e^{−h})T(s) for a flow s' = −s + T(s): order 1, exact where T is constant.
 
     The linear part −s, the leak of a firing-rate or Hopfield network, is integrated exactly; for a flow of speed a (see
-    ``contracting.scaled_flows``) it is −as, and h is multiplied by a. It is Euler's step with 1 − e^{−h} in place of h,
+    ``contracting.flows.speed``) it is −as, and h is multiplied by a. It is Euler's step with 1 − e^{−h} in place of h,
     which never exceeds one: no step size overshoots the map T, so that every h is stable where T is a contraction. It
     cannot solve what explicit Euler with a step below one cannot; for a stiff T take an implicit integrator.
 

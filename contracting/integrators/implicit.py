@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.dense_solve import solve_rows
-from contracting.flows import BoundFlow, FiringRate, Flow, as_flow
+from contracting.flows.base import BoundFlow, Flow, as_flow
+from contracting.flows.network import FiringRate
+from contracting.linear_systems import solve_rows
+from contracting.loop.method import Iteration, Method, State
+from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
-from contracting.solve import Iteration, Method, State, Stop
 
 _REDUCTION = 0.1  # contraction per backward Euler step that the automatic step aims at
 _NEWTON_STEPS = 12

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import ContractingError, InputError, PreconditionError
-from contracting.flows import BoundFlow, FiringRate, Flow, as_flow
+from contracting.flows.base import BoundFlow, Flow, as_flow
+from contracting.flows.network import FiringRate
+from contracting.loop.method import Iteration, Method, State, refuse_graph
+from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
-from contracting.solve import Iteration, Method, State, Stop, refuse_graph
 
 
 @dataclass(frozen=True, kw_only=True)

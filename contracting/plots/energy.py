@@ -10,18 +10,9 @@ import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.energy import Energy
 from contracting.errors import InputError
-from contracting.plots.style import (
-    BLUE,
-    CERTIFIED,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    VERMILION,
-    finish,
-    new_axes,
-)
+from contracting.plots.style import BLUE, CERTIFIED, GREEN, ORANGE, PURPLE, VERMILION, finish, new_axes
+from contracting.simulation.energy import Energy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

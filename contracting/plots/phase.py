@@ -9,11 +9,11 @@ import matplotlib.animation
 import torch
 from torch import Tensor
 
-from contracting.balls import CarriedBall, unit_sphere
 from contracting.errors import InputError
-from contracting.flows import BoundFlow
+from contracting.flows.base import BoundFlow
+from contracting.flows.fields import LinearFlow, NeuralFlow, VectorField
 from contracting.plots.style import BLUE, GREEN, SKY, VERMILION, figure_of, finish, new_axes, shown
-from contracting.vector_fields import LinearFlow, NeuralFlow, VectorField
+from contracting.simulation.balls import CarriedBall, unit_sphere
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,17 +10,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
-from contracting.plots.style import (
-    BOUND,
-    CERTIFIED,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    SKY,
-    finish,
-    new_axes,
-    shown,
-)
+from contracting.plots.style import BOUND, CERTIFIED, GREEN, ORANGE, PURPLE, SKY, finish, new_axes, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import InputError
 from contracting.plots.style import BOUND, CERTIFIED, SEEN, finish, new_axes, shown
-from contracting.tracking import Tracking
+from contracting.simulation.tracking import Tracking
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

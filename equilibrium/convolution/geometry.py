@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
-from contracting.frequencies import Grid, convolve_by_symbol, convolve_directly, symbol_of
+from contracting.maps.frequencies import Grid, convolve_by_symbol, convolve_directly, symbol_of
 
 
 @dataclass(frozen=True, kw_only=True)

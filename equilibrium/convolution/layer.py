@@ -6,15 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from contracting import checks
-from contracting.activations import ReLU, as_activation
-from contracting.clamped import zero_border
+from contracting.activations.base import Activation
+from contracting.activations.catalogue import ReLU, as_activation
+from contracting.activations.clamped import zero_border
 from contracting.errors import InputError
-from contracting.proximal import Activation
-from contracting.solve import Method, Stop
+from contracting.gradients.implicit import Backward
+from contracting.loop.method import Method
+from contracting.loop.records import Stop
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.parameterization import ConvolutionalMonotone, Initialization, MetricShape
 from equilibrium.convolution.weights import ConvolutionalWeights
-from equilibrium.implicit import Backward
 from equilibrium.layers import EquilibriumLayer
 
 

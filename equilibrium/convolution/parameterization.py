@@ -32,12 +32,12 @@ import torch
 from torch import Tensor, nn
 
 from contracting import checks
-from contracting.convolution import CircularConvolution
 from contracting.errors import InputError
-from contracting.frequencies import centred_sum, gram, over_space, pointwise, symbol_of, transposed
-from contracting.linear import LinearMap
+from contracting.maps.base import LinearMap
+from contracting.maps.convolution import CircularConvolution
+from contracting.maps.frequencies import centred_sum, gram, over_space, pointwise, symbol_of, transposed
+from contracting.maps.per_neuron import Scaled
 from contracting.metrics import WeightedL2
-from contracting.scaled import Scaled
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.weights import ConvolutionalWeights
 from equilibrium.parameterizations import Parameterization, checked_lipschitz

@@ -4,9 +4,9 @@ W = I − Ψ( εI + g ÂᵀÂ + h(B̂ᵀ − B̂) + ((W_oP)ᵀW_oP + Ψ⁻¹CC�
 
 with the readout W_o of the averages P, and the input convolution C on the torus, in place of the convolutions that
 dominate them in ``ConvolutionalMonotone``. So W is a convolution plus a term of few columns
-(``contracting.low_rank``): the rows of W_oP, and, where Ψ varies over the image so that Ψ⁻¹CCᵀΨ⁻¹ is no convolution
-either, the columns of Ψ⁻¹C, one for each entry of the padded image: 900 columns of 49,000 entries for 54 channels on
-MNIST.
+(``contracting.maps.low_rank``): the rows of W_oP, and, where Ψ varies over the image so that Ψ⁻¹CCᵀΨ⁻¹ is no
+convolution either, the columns of Ψ⁻¹C, one for each entry of the padded image: 900 columns of 49,000 entries for
+54 channels on MNIST.
 
 γ holds for the map as it is applied: U = SCE is zero padding E, circular convolution C and sampling S (written above
 for stride 1), EEᵀ ⪯ I, so UUᵀ ⪯ SCCᵀSᵀ, and the inequality of arXiv 2010.01732, Theorem 5, holds.
@@ -19,11 +19,11 @@ import math
 import torch
 from torch import Tensor
 
-from contracting.convolution import CircularConvolution
-from contracting.frequencies import centred_sum, over_space, pointwise
-from contracting.linear import LinearMap
-from contracting.low_rank import LowRank
-from contracting.scaled import Scaled
+from contracting.maps.base import LinearMap
+from contracting.maps.convolution import CircularConvolution
+from contracting.maps.frequencies import centred_sum, over_space, pointwise
+from contracting.maps.low_rank import LowRank
+from contracting.maps.per_neuron import Scaled
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.parameterization import (
     ConvolutionalMonotone,

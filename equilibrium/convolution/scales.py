@@ -3,8 +3,8 @@ r"""Equilibrium networks with several resolutions, coupled by strided convolutio
 The state has resolutions i = 0 (finest) … k − 1, each half as fine as the one before. In
 I − W = Ψ(εI + g AᵀA + Bᵀ − B + Q), A has a convolution of each resolution on its diagonal and below it convolutions of
 stride two from each resolution to the next, and B is block diagonal; AᵀA then couples neighbours both ways. Seen on the
-coarsest grid as phases (``contracting.polyphase``) it is one convolution with Σ Cᵢ·4^(k−1−i) channels. So nothing else
-is needed: certified monotonicity for all parameters, γ, contraction rate, bounds and factors are those of
+coarsest grid as phases (``contracting.maps.polyphase``) it is one convolution with Σ Cᵢ·4^(k−1−i) channels. So nothing
+else is needed: certified monotonicity for all parameters, γ, contraction rate, bounds and factors are those of
 ``ConvolutionalMonotone``, exact per frequency, and its resolvent is cheap as long as those channels are a few hundred.
 With more of them the inverse of every frequency costs too much; ``Tseng()`` and ``ForwardBackward()`` need none.
 
@@ -19,14 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from contracting import checks
+from contracting.activations.base import Activation
 from contracting.errors import InputError
-from contracting.polyphase import blocks, joined, phases
-from contracting.proximal import Activation
-from contracting.solve import Method, Stop
+from contracting.gradients.implicit import Backward
+from contracting.loop.method import Method
+from contracting.loop.records import Stop
+from contracting.maps.polyphase import blocks, joined, phases
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.layer import ConvolutionalLayer
 from equilibrium.convolution.parameterization import ConvolutionalMonotone, Initialization, Kernels, MetricShape
-from equilibrium.implicit import Backward
 
 
 class MultiScaleMonotone(ConvolutionalMonotone):

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from contracting.frequencies import over_space
-from contracting.linear import Dense, LinearMap
+from contracting.maps.base import LinearMap
+from contracting.maps.dense import Dense
+from contracting.maps.frequencies import over_space
+from contracting.maps.per_neuron import Scaled
 from contracting.metrics import FullP, WeightedL2
-from contracting.scaled import Scaled
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.weights import NetworkWeights, Weights
 

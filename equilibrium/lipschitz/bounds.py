@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from contracting.activations.base import Activation
 from contracting.certificates.records import CertificateError
 from contracting.errors import InputError, PreconditionError
-from contracting.proximal import Activation
 from equilibrium.convolution.weights import ConvolutionalWeights
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
 from equilibrium.lipschitz.checker import checked

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from contracting import checks
 from contracting.certificates.records import CertificateError
-from contracting.convolution import CircularConvolution
 from contracting.errors import PreconditionError
-from contracting.frequencies import over_space, per_channel, symbol_of
-from contracting.linear import LinearMap
-from contracting.scaled import Scaled
-from contracting.transform import shares, spectrum
+from contracting.maps.base import LinearMap
+from contracting.maps.convolution import CircularConvolution
+from contracting.maps.frequencies import over_space, per_channel, symbol_of
+from contracting.maps.per_neuron import Scaled
+from contracting.maps.transform import shares, spectrum
 from equilibrium.convolution.parameterization import sampled_gram
 from equilibrium.convolution.weights import ConvolutionalWeights
 from equilibrium.layers import EquilibriumLayer

@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.activations.base import Activation
 from contracting.errors import Status
-from contracting.proximal import Activation
-from contracting.solve import Method, Stop, solve
+from contracting.gradients.implicit import Implicit
+from contracting.loop.method import Method
+from contracting.loop.records import Stop
+from contracting.loop.run import solve
+from contracting.solvers.newton import SemismoothNewton
+from contracting.solvers.splitting import PeacemanRachford
 from equilibrium.convolution.weights import ConvolutionalWeights
-from equilibrium.implicit import Implicit
 from equilibrium.lipschitz.system import as_double
-from equilibrium.newton import SemismoothNewton
-from equilibrium.splitting import PeacemanRachford
 from equilibrium.weights import NetworkWeights, Weights, explicit_weights
 
 _TIGHT = Stop(rtol=1e-12, atol=1e-14, max_steps=5_000, patience=100)

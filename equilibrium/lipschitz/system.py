@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from contracting import checks
+from contracting.activations.base import Activation
 from contracting.errors import InputError
-from contracting.proximal import Activation
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.weights import NetworkWeights
 

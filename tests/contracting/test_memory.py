@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from contracting.activations import ReLU, Slope
-from contracting.convolution import CircularConvolution, Spectral
-from contracting.linear import Dense, LinearMap
+from contracting.activations.catalogue import ReLU, Slope
+from contracting.maps.base import LinearMap
+from contracting.maps.convolution import CircularConvolution, Spectral
+from contracting.maps.dense import Dense
+from contracting.maps.per_neuron import Scaled
 from contracting.memory import Key, Lineage, Memory, plain
 from contracting.metrics import FullP, Metric, WeightedL2
-from contracting.scaled import Scaled
-from tests.contracting.test_scaled import GRID, make, monotone_kernel
+from tests.contracting.maps.test_per_neuron import GRID, make, monotone_kernel
 from tests.problems import monotone_weight
 
 

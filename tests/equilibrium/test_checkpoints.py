@@ -11,9 +11,10 @@ import torch.nn.functional as F
 
 from contracting.errors import InputError, PreconditionError, Status
 from contracting.integrators import ExplicitEuler
-from contracting.low_rank import LowRank
-from contracting.scaled import Scaled
-from contracting.solve import Stop, solve
+from contracting.loop.records import Stop
+from contracting.loop.run import solve
+from contracting.maps.low_rank import LowRank
+from contracting.maps.per_neuron import Scaled
 from equilibrium import (
     FISTA,
     LBEN,
@@ -25,7 +26,7 @@ from equilibrium import (
     load_reference,
     save_reference,
 )
-from equilibrium.data import Dataset, mnist, subset
+from equilibrium.training.data import Dataset, mnist, subset
 from tests.methods import ALL_METHODS, name
 
 # test error at the exact equilibrium in percent, γ

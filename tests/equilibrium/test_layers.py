@@ -11,11 +11,12 @@ import torch
 import torchdiffeq
 from torch import nn
 
-from contracting.activations import ReLU, Tanh
-from contracting.errors import InputError, PreconditionError, SolveError, Status
-from contracting.flows import FiringRate, ForwardBackwardFlow, Hopfield, PeacemanRachfordFlow
+from contracting.activations.catalogue import ReLU, Tanh
+from contracting.errors import InputError, PreconditionError, Status
+from contracting.flows.network import FiringRate, Hopfield
+from contracting.flows.splitting import ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.integrators import RK4, DormandPrince
-from contracting.solve import Stop, Trace
+from contracting.loop.records import SolveError, Stop, Trace
 from equilibrium import (
     LBEN,
     EquilibriumLayer,

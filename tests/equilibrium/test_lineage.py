@@ -7,9 +7,12 @@ import copy
 import pytest
 import torch
 
-from contracting import Stop, estimates, linear
-from contracting.estimates import Estimates
-from equilibrium import LBEN, Implicit, LBENConv2d, folded
+from contracting import Stop
+from contracting.maps import base as linear
+from contracting.maps import estimates
+from contracting.maps.estimates import Estimates
+from contracting.solvers import reflected as folded
+from equilibrium import LBEN, Implicit, LBENConv2d
 
 STOP = Stop(rtol=1e-6, atol=0.0)
 

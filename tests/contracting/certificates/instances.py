@@ -7,8 +7,18 @@ import itertools
 import torch
 from torch import Tensor
 
-from contracting.activations import ELU, Arctan, HardTanh, LeakyReLU, ReLU, Sigmoid, Softplus, Softshrink, Tanh
-from contracting.proximal import Activation
+from contracting.activations.base import Activation
+from contracting.activations.catalogue import (
+    ELU,
+    Arctan,
+    HardTanh,
+    LeakyReLU,
+    ReLU,
+    Sigmoid,
+    Softplus,
+    Softshrink,
+    Tanh,
+)
 from equilibrium import Monotone, Weights
 
 ACTIVATIONS: tuple[Activation, ...] = (

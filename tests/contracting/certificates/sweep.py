@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from contracting import EquilibriumProblem, FiringRate, ForwardBackwardFlow, Hopfield, PeacemanRachfordFlow
-from contracting.activations import HardTanh, LeakyReLU, ReLU, Softshrink
+from contracting.activations.catalogue import HardTanh, LeakyReLU, ReLU, Softshrink
 from contracting.certificates import (
     Certificate,
     CertificateError,
@@ -36,10 +36,11 @@ from contracting.certificates import (
     system_of,
     upper_bound,
 )
-from contracting.flows import BoundFlow, BoundForwardBackward, Flow
+from contracting.flows.base import BoundFlow, Flow
+from contracting.flows.speed import DouglasRachfordFlow, ScaledFlow
+from contracting.flows.splitting import BoundForwardBackward
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
-from contracting.scaled_flows import DouglasRachfordFlow, ScaledFlow
-from contracting.trajectories import FixedStep, simulate
+from contracting.simulation.trajectories import FixedStep, simulate
 from equilibrium import Weights
 from equilibrium.lipschitz import LipschitzCertificate, Norm, check_lipschitz, lipschitz_system
 from tests.contracting.certificates.instances import ACTIVATIONS, random_lben

@@ -16,7 +16,8 @@ from contracting import (
     PeacemanRachfordFlow,
     PreconditionError,
 )
-from contracting.activations import Identity, LeakyReLU, ReLU, Sigmoid, Tanh
+from contracting.activations.base import Activation
+from contracting.activations.catalogue import Identity, LeakyReLU, ReLU, Sigmoid, Tanh
 from contracting.certificates import (
     Certificate,
     CertificateError,
@@ -36,12 +37,11 @@ from contracting.certificates import (
     report,
     system_of,
 )
-from contracting.convolution import CircularConvolution
 from contracting.errors import InputError
-from contracting.flows import Flow
-from contracting.linear import Dense
+from contracting.flows.base import Flow
+from contracting.maps.convolution import CircularConvolution
+from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
-from contracting.proximal import Activation
 from equilibrium import LBEN
 from tests.contracting.certificates.instances import gaussian
 from tests.problems import monotone_weight, planted

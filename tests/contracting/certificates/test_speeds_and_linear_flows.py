@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from contracting import FiringRate, ForwardBackwardFlow, Hopfield, PeacemanRachfordFlow, WeightedL2
-from contracting.activations import ReLU, Tanh
+from contracting.activations.catalogue import ReLU, Tanh
 from contracting.certificates import (
     Certificate,
     CertificateError,
@@ -38,10 +38,10 @@ from contracting.certificates import (
     upper_bound,
 )
 from contracting.errors import InputError, PreconditionError
-from contracting.flows import BoundFlow, Flow
+from contracting.flows.base import BoundFlow, Flow
+from contracting.flows.fields import LinearFlow, NeuralFlow
+from contracting.flows.speed import DouglasRachfordFlow, ScaledFlow, TimeScaledForwardBackward
 from contracting.metrics import FullP, WeightedL1, WeightedLinf
-from contracting.scaled_flows import DouglasRachfordFlow, ScaledFlow, TimeScaledForwardBackward
-from contracting.vector_fields import LinearFlow, NeuralFlow
 from tests.contracting.certificates.instances import gaussian
 from tests.problems import monotone_weight, planted
 

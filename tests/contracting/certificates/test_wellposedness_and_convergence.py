@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from contracting import FiringRate, ForwardBackwardFlow, Hopfield, PeacemanRachfordFlow, WeightedL2
-from contracting.activations import ReLU, Tanh
+from contracting.activations.catalogue import ReLU, Tanh
 from contracting.certificates import (
     CertificateError,
     Convergence,
@@ -24,7 +24,7 @@ from contracting.certificates import (
     rules_out,
 )
 from contracting.errors import InputError, PreconditionError
-from contracting.flows import BoundFlow
+from contracting.flows.base import BoundFlow
 from tests.contracting.certificates.instances import gaussian, rotation
 from tests.problems import monotone_weight, planted
 

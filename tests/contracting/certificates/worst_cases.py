@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from contracting import EquilibriumProblem, FiringRate, ForwardBackwardFlow, Hopfield, PeacemanRachfordFlow
-from contracting.activations import ReLU
+from contracting.activations.catalogue import ReLU
 from contracting.certificates import (
     Certificate,
     DiagonalMetric,
@@ -34,11 +34,11 @@ from contracting.certificates import (
     certify,
     system_of,
 )
-from contracting.flows import BoundFlow, Flow
-from contracting.linear import Dense
+from contracting.flows.base import BoundFlow, Flow
+from contracting.flows.speed import DouglasRachfordFlow, TimeScaledForwardBackward
+from contracting.maps.dense import Dense
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
-from contracting.scaled_flows import DouglasRachfordFlow, TimeScaledForwardBackward
-from contracting.trajectories import AdaptiveStep, distance, simulate_pairs
+from contracting.simulation.trajectories import AdaptiveStep, distance, simulate_pairs
 from tests.contracting.certificates.instances import corners
 from tests.problems import monotone_weight
 

@@ -1,0 +1,47 @@
+"""What solve_time.py measured of one network, batch and goal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from timing import Times
+
+DEFAULT, BARE, CHECKED = "default", "bare", "bare-with-checks"
+"""Names of contestants: the default solver, and its bare products without and with those of its checks."""
+
+
+@dataclass(kw_only=True)
+class Contestant:
+    """One way to solve one case; ``failure`` says why it does not count."""
+
+    name: str
+    residual: float | None = None
+    iterations: int | None = None
+    setting: Any = None
+    setup_seconds: float | None = None
+    failure: str | None = None
+    times: Times | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A network, a number of rows, a precision and a residual, with everybody who tried."""
+
+    network: str
+    rows: int
+    dtype: str
+    target: float
+    contestants: dict[str, Contestant]
+
+    def seconds(self, name: str, clock: str) -> float | None:
+        """Median time of a solve, or None where it failed."""
+        entry = self.contestants.get(name)
+        return None if entry is None or entry.times is None or entry.failure else getattr(entry.times, clock)
+
+    def ratio(self, name: str, clock: str) -> float | None:
+        """Its time over that of the default solver; for the bare products, the other way round."""
+        mine, its = self.seconds(DEFAULT, clock), self.seconds(name, clock)
+        if mine is None or its is None:
+            return None
+        return mine / its if name in (BARE, CHECKED) else its / mine

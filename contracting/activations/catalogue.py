@@ -1,0 +1,411 @@
+"""Activations as proximal operators: σ = prox_f for a convex f, hence monotone with slopes in [0, 1].
+
+A splitting method with step α needs prox_{αf}, which is σ only for α = 1 (or when f is the indicator of an interval).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from contracting import checks
+from contracting.activations.base import Activation, Curved, PiecewiseLinear, Reflection
+from contracting.errors import InputError
+from contracting.memory import Memory
+from contracting.types import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tanh(Curved):
+    """σ(v) = tanh v; slopes (0, 1]."""
+
+    def _value(self, v: Tensor) -> Tensor:
+        return torch.tanh(v)
+
+    def _slope(self, v: Tensor) -> Tensor:
+        return 1 - torch.tanh(v) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sigmoid(Curved):
+    """σ(v) = 1 / (1 + e^−v); slopes (0, 1/4]."""
+
+    _interval = (0.0, 0.25)
+
+    def _value(self, v: Tensor) -> Tensor:
+        return torch.sigmoid(v)
+
+    def _slope(self, v: Tensor) -> Tensor:
+        return torch.sigmoid(v) * torch.sigmoid(-v)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softplus(Curved):
+    """σ(v) = log(1 + e^{βv}) / β, β = ``beta`` > 0; slopes (0, 1)."""
+
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.number("beta", self.beta, low=0.0, low_open=True, high=math.inf, high_open=True)
+
+    def _value(self, v: Tensor) -> Tensor:
+        # torch's own threshold of 20 leaves a jump of 2e-9, which float64 and its derivatives can see; at 40 it cannot.
+        return F.softplus(v, self.beta, 40.0)
+
+    def _slope(self, v: Tensor) -> Tensor:
+        return torch.sigmoid(self.beta * v)
+
+    def _pull(self, v: Tensor, value: Tensor) -> Tensor:
+        return -self._value(-v)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ELU(Curved):
+    """σ(v) = v if v > 0 else a(e^v − 1), a = ``alpha`` in (0, 1]; slopes (0, 1], at 0 the derivative is a."""
+
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        number = checks.number("alpha", self.alpha, low=0.0, low_open=True)
+        if number > 1:
+            raise InputError(
+                f"alpha must lie in (0, 1], got {number:g}: ELU with alpha > 1 is no proximal operator, its slope just "
+                f"below 0 reaches alpha = {number:g} > 1; use ELU(alpha=1)"
+            )
+
+    def _value(self, v: Tensor) -> Tensor:
+        return F.elu(v, self.alpha)
+
+    def _slope(self, v: Tensor) -> Tensor:
+        # The clamp keeps e^v finite in the branch that is not taken: its gradient would be 0 · ∞.
+        return torch.where(v > 0, torch.ones_like(v), self.alpha * torch.exp(v.clamp(max=0)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softsign(Curved):
+    """σ(v) = v / (1 + |v|); slopes (0, 1]."""
+
+    def _value(self, v: Tensor) -> Tensor:
+        return v / (1 + v.abs())
+
+    def _slope(self, v: Tensor) -> Tensor:
+        return (1 + v.abs()) ** -2
+
+    def _pull(self, v: Tensor, value: Tensor) -> Tensor:
+        return value * v.abs()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arctan(Curved):
+    """σ(v) = arctan v; slopes (0, 1]."""
+
+    def _value(self, v: Tensor) -> Tensor:
+        return torch.atan(v)
+
+    def _slope(self, v: Tensor) -> Tensor:
+        return 1 / (1 + v**2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity(PiecewiseLinear):
+    """σ(v) = v, f = 0: prox_{αf}(x) = x."""
+
+    homogeneous = True
+    _interval = (1.0, 1.0)
+
+    def _prox(self, x: Tensor, step: Step) -> Tensor:
+        return x
+
+    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
+        return torch.ones_like(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReLU(PiecewiseLinear):
+    """σ(v) = max(v, 0), f the indicator of [0, ∞): prox_{αf} = σ for every α. At 0 the derivative is 0."""
+
+    homogeneous = True
+
+    def reflection(self, step: Step) -> Reflection:
+        return _absolute
+
+    def reflection_from(self, base: Tensor, size: Tensor | None, step: Step, dtype: torch.dtype) -> Reflection:
+        # with e = ±d, the sign that of x: |x + d| − |x| is e as long as x + d has that sign, and −2|x| − e beyond
+        scaled = (base if size is None else base / size).to(dtype)
+        sign = torch.copysign(scaled.new_ones(()), scaled)
+        twice = scaled.abs_().mul_(-2)
+        beyond = torch.empty_like(twice)
+
+        def change(d: Tensor, out: Tensor) -> Tensor:
+            torch.mul(d, sign, out=out)
+            return torch.maximum(out, torch.sub(twice, out, out=beyond), out=out)
+
+        return change
+
+    def _prox(self, x: Tensor, step: Step) -> Tensor:
+        return torch.relu(x)
+
+    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
+        return (x > 0).to(x.dtype)
+
+
+def _multiplication(factor: Tensor) -> Reflection:
+    def multiply(x: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.mul(factor, x, out=out)
+
+    return multiply
+
+
+def _absolute(x: Tensor, out: Tensor | None = None) -> Tensor:
+    return torch.abs(x, out=out)  # 2 max(x, 0) − x
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardTanh(PiecewiseLinear):
+    """σ(v) = min(max(v, low), high), f the indicator of [low, high]: prox_{αf} = σ for all α; slope 0 at the ends."""
+
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.number("high", self.high, low=checks.number("low", self.low), low_open=True)
+
+    def _prox(self, x: Tensor, step: Step) -> Tensor:
+        return F.hardtanh(x, self.low, self.high)
+
+    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
+        return ((x > self.low) & (x < self.high)).to(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReLU6(PiecewiseLinear):
+    """σ(v) = min(max(v, 0), 6), f the indicator of [0, 6]: prox_{αf} = σ for all α; slope 0 at the ends."""
+
+    def _prox(self, x: Tensor, step: Step) -> Tensor:
+        return F.relu6(x)
+
+    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
+        return ((x > 0) & (x < 6)).to(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardSigmoid(PiecewiseLinear):
+    """σ(v) = min(max((v + 3)/6, 0), 1): prox_{αf}(x) = min(max((x + 3α)/(1 + 5α), 0), 1); slope 0 at ±3."""
+
+    _interval = (0.0, 1 / 6)
+
+    def _prox(self, x: Tensor, step: Step) -> Tensor:
+        return F.hardtanh((x + 3 * step) / (1 + 5 * step), 0.0, 1.0)
+
+    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
+        p = self._prox(x, step)
+        return ((p > 0) & (p < 1)).to(x.dtype) / (1 + 5 * step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Softshrink(PiecewiseLinear):
+    """σ(v) = sign(v) max(|v| − t, 0), f = t|·|, t = ``threshold`` > 0: prox_{αf} shrinks by αt; slope 0 at ±t."""
+
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        checks.number("threshold", self.threshold, low=0.0, low_open=True, high=math.inf, high_open=True)
+
+    def _prox(self, x: Tensor, step: Step) -> Tensor:
+        return torch.sign(x) * torch.relu(x.abs() - self.threshold * step)
+
+    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
+        return (x.abs() > self.threshold * step).to(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakyReLU(PiecewiseLinear):
+    """σ(v) = v if v > 0 else av, a = ``negative_slope`` in [0, 1]; at 0 the derivative is a.
+
+    prox_{αf}(x) = x if x > 0 else ax / (α + (1 − α)a).
+    """
+
+    homogeneous = True
+    negative_slope: float = 0.01
+
+    def __post_init__(self) -> None:
+        checks.number("negative_slope", self.negative_slope, low=0.0, high=1.0)
+
+    @property
+    def slopes(self) -> tuple[float, float]:
+        """(a, 1)."""
+        return self.negative_slope, 1.0
+
+    def _prox(self, x: Tensor, step: Step) -> Tensor:
+        return torch.where(x > 0, x, self._ratio(step) * x)
+
+    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
+        return torch.where(x > 0, torch.ones_like(x), self._ratio(step) * torch.ones_like(x))
+
+    def _ratio(self, step: Step) -> Step:
+        return self.negative_slope / (step + (1 - step) * self.negative_slope)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, init=False)
+class Slope(PiecewiseLinear):
+    r"""σ(v) = s·v with given slopes s in [0, 1]: the linear activation of an adjoint problem.
+
+    prox_{αf}(x) = sx / (α + (1 − α)s), exactly 0 where s = 0 (there f is the indicator of {0}). Differentiable with
+    respect to s. The values of s are trusted, since σ'(v) cannot leave [0, 1]; build from other data by ``checked``.
+
+    Args:
+        slopes: s, shape (batch, n), or (n,) for the same slopes in every row; kept as ``values``.
+
+    Raises:
+        InputError: if slopes is no floating-point tensor of one or two dimensions.
+    """
+
+    homogeneous = True
+    values: Tensor
+
+    def __init__(self, *, slopes: Tensor):
+        if checks.floating_tensor("slopes", slopes).ndim not in (1, 2):
+            raise InputError(f"slopes must have shape (batch, n) or (n,), got {tuple(slopes.shape)}")
+        object.__setattr__(self, "values", slopes)
+
+    @classmethod
+    def checked(cls, slopes: Tensor) -> Self:
+        """The same, after checking that every slope lies in [0, 1].
+
+        Raises:
+            InputError: if an entry is not finite or lies outside [0, 1].
+        """
+        activation = cls(slopes=slopes)
+        data = checks.finite("slopes", slopes).detach()
+        if bool(((data < 0) | (data > 1)).any()):
+            raise InputError(f"slopes must lie in [0, 1], got values in [{float(data.min()):g}, {float(data.max()):g}]")
+        return activation
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The slopes."""
+        return (self.values,)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Slope:
+        """The same activation with other slopes."""
+        if len(tensors) != 1:
+            raise InputError(f"tensors must hold the slopes alone, got {len(tensors)}")
+        return Slope(slopes=tensors[0])
+
+    def rows(self, index: Tensor | slice) -> Slope:
+        """The slopes of some rows; slopes of shape (n,) serve every row."""
+        if self.values.ndim == 1 or (isinstance(index, slice) and index.indices(len(self.values)) == self._all):
+            return self
+        return Slope(slopes=self.values[index])
+
+    @property
+    def _all(self) -> tuple[int, int, int]:
+        return 0, len(self.values), 1
+
+    def reflection(self, step: Step) -> Reflection:
+        return _multiplication(2 * self._ratio(step) - 1)
+
+    def reflection_from(self, base: Tensor, size: Tensor | None, step: Step, dtype: torch.dtype) -> Reflection:
+        return _multiplication((2 * self._ratio(step) - 1).to(dtype))
+
+    def _prox(self, x: Tensor, step: Step) -> Tensor:
+        return self._ratio(step) * x
+
+    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
+        return self._ratio(step).expand_as(x)
+
+    def _ratio(self, step: Step) -> Tensor:
+        def compute() -> Tensor:
+            return self.values / (step + (1 - step) * self.values)
+
+        if isinstance(step, Tensor) or self.values.requires_grad:
+            return compute()
+        return self._memory.recall("ratio", (self.values,), compute, step)  # asked for in every step of a solve
+
+    @cached_property
+    def _memory(self) -> Memory:
+        return Memory()
+
+
+ADMISSIBLE: tuple[Activation, ...] = (
+    ReLU(), LeakyReLU(), ReLU6(), HardTanh(), Tanh(), Sigmoid(), Softplus(), ELU(), Softsign(), Arctan(), HardSigmoid(),
+    Softshrink(), Identity(),
+)  # fmt: skip
+"""Every activation with its default settings; ``Slope``, which needs data, is left out."""
+
+_NAMED = {type(activation).__name__.lower(): activation for activation in ADMISSIBLE}
+# Torch activations that no f has as prox, by the extremes of their slope, and admissible ones that have no class here.
+_INADMISSIBLE = {
+    "gelu": (-0.129, 1.129),
+    "silu": (-0.0998, 1.0998),
+    "mish": (-0.113, 1.088),
+    "hardswish": (-0.5, 1.5),
+    "selu": (0.0, 1.758),
+}
+_UNAVAILABLE = ("celu", "logsigmoid", "tanhshrink")
+
+
+def _from_softplus(module: nn.Softplus) -> Softplus:
+    if module.threshold < 20:
+        raise InputError(
+            f"Softplus(threshold={module.threshold:g}) is not monotone: it jumps down to the identity there, so it is "
+            "no proximal operator; keep the default threshold of 20"
+        )
+    return Softplus(beta=module.beta)
+
+
+_FROM_MODULE: dict[type, Callable[[Any], Activation]] = {
+    nn.LeakyReLU: lambda module: LeakyReLU(negative_slope=module.negative_slope),
+    nn.Hardtanh: lambda module: HardTanh(low=module.min_val, high=module.max_val),
+    nn.Softplus: _from_softplus,
+    nn.ELU: lambda module: ELU(alpha=module.alpha),
+    nn.Softshrink: lambda module: Softshrink(threshold=module.lambd),
+}
+
+
+def activation_named(name: str) -> Activation:
+    """The activation of this name with its default settings; case, ``_`` and ``-`` do not matter.
+
+    Raises:
+        InputError: if the name is unknown or means no proximal operator; the message gives the mathematical reason.
+    """
+    key = name.lower().replace("_", "").replace("-", "")
+    if key in _INADMISSIBLE:
+        low, high = _INADMISSIBLE[key]
+        reason = f"monotone: its slope falls to {low:g}" if low < 0 else f"nonexpansive: its slope reaches {high:g}"
+        raise InputError(f"{name} is not {reason}, so it is no proximal operator; use ReLU, Softplus or Tanh")
+    if key not in _NAMED:
+        problem = "admissible but not available" if key in _UNAVAILABLE else "unknown"
+        raise InputError(f"activation {name!r} is {problem}; use one of {', '.join(_NAMED)}")
+    return _NAMED[key]
+
+
+def as_activation(value: Any) -> Activation:
+    """The activation meant by an instance or class of this module or of torch.nn, or by a function of torch.
+
+    Args:
+        value: such as ``Tanh()``, ``Tanh``, ``nn.LeakyReLU(0.1)``, ``torch.tanh`` or ``F.relu``.
+
+    Raises:
+        InputError: if it is unknown or no proximal operator; the message names it and gives the mathematical reason.
+    """
+    if isinstance(value, Activation):
+        return value
+    if type(value) in _FROM_MODULE:
+        return _FROM_MODULE[type(value)](value)
+    # The identity test keeps strangers with a familiar name out, such as a subclass of nn.ReLU with its own forward.
+    known = type(value) if isinstance(value, nn.Module) else value
+    name = getattr(known, "__name__", "")
+    if any(known is getattr(home, name, None) for home in (sys.modules[__name__], nn, torch, F) if name):
+        return activation_named(name)
+    raise InputError(
+        f"activation must be an Activation, a module of torch.nn or a function of torch, got {value!r}; admissible are "
+        f"{', '.join(_NAMED)} (activation_named takes such a name)"
+    )

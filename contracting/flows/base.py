@@ -1,0 +1,150 @@
+r"""Flows s' = f(t, s) whose steady state is the equilibrium.
+
+Each flow here has the form s' = T(s) − s for a map T, so that explicit Euler with unit step *is* the fixed-point
+iteration of T: the firing-rate flow gives z ↦ σ(Wz + q), the forward–backward flow gives forward–backward splitting,
+the Peaceman–Rachford flow gives Peaceman–Rachford splitting. Settings (``FiringRate()``) are bound to a problem
+(``FiringRate().bind(problem)``), which gives a plain callable f(t, s) for any ODE integrator.
+
+Condition 1 makes every one of these flows converge for a constant input. It does *not* make the firing-rate and
+Hopfield flows contract: that is a separate property with its own certificates.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from dataclasses import replace
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from contracting.errors import InputError
+from contracting.flows.fields import VectorField
+from contracting.maps.operator import StepChoice
+from contracting.problem import EquilibriumProblem, checked_problem
+from contracting.types import Time
+
+
+class BoundFlow(VectorField):
+    """A flow on a given problem: the callable f(t, s) and how states and equilibria correspond.
+
+    States have the shape of z, (batch, n); a problem of one row serves any number of states.
+    """
+
+    def __init__(self, problem: EquilibriumProblem):
+        self.problem = checked_problem(problem)
+
+    @abstractmethod
+    def map(self, state: Tensor) -> Tensor:
+        """T(s), whose fixed points are the steady states."""
+
+    @abstractmethod
+    def init(self, z: Tensor) -> Tensor:
+        """The state that corresponds to z; maps an equilibrium to its steady state."""
+
+    @abstractmethod
+    def read(self, state: Tensor) -> Tensor:
+        """z from a state; maps the steady state to the equilibrium."""
+
+    @abstractmethod
+    def map_jacobian(self, state: Tensor) -> Tensor:
+        """T'(s), shape (batch, n, n)."""
+
+    @abstractmethod
+    def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
+        """T'(s)d without the matrix of T': (batch, n) -> (batch, n)."""
+
+    def defect(self, state: Tensor) -> Tensor:
+        """T(s) − s, rounded relative to its own size where the flow knows how: (batch, n) -> (batch, n)."""
+        return self(0.0, state)
+
+    def with_input(self, q: Tensor) -> Self:
+        """The same flow, with the same step and what is known of it, under another input q, (batch, n)."""
+        return self.on(replace(self.problem, q=q))
+
+    def on(self, problem: EquilibriumProblem) -> Self:
+        """The same flow on a problem with the same weight and metric."""
+        flow = copy.copy(self)
+        flow.problem = problem
+        return flow
+
+    @property
+    @abstractmethod
+    def euler_step(self) -> StepChoice:
+        """The step of explicit Euler with the best proved factor.
+
+        Raises:
+            PreconditionError: if I − W is not strongly monotone in the metric of the problem.
+        """
+
+    @property
+    @abstractmethod
+    def rate(self) -> float | None:
+        """A proved rate of convergence to the steady state for constant input, None where nothing is proved."""
+
+    @property
+    @abstractmethod
+    def contraction_rate(self) -> float | None:
+        r"""A proved rate of contraction in the metric of the problem, under any input q(t); None without a metric.
+
+        Trajectories satisfy ‖s₁(t) − s₂(t)‖_Λ ≤ e^{−ct}‖s₁(0) − s₂(0)‖_Λ. Where c is negative they are not proved to
+        contract in this metric, and separate at most that fast. Other metrics may certify more.
+        """
+
+    def __call__(self, t: Time, state: Tensor) -> Tensor:
+        """The field f(t, s) = T(s) − s."""
+        return self.map(state) - state
+
+    def jacobian(self, state: Tensor, t: Time = 0.0) -> Tensor:
+        """∂f/∂s = T'(s) − I, shape (batch, n, n)."""
+        jacobian = self.map_jacobian(state)
+        return jacobian - torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=jacobian.device)
+
+    def jvp(self, state: Tensor, direction: Tensor, t: Time = 0.0) -> Tensor:
+        """(∂f/∂s)d = T'(s)d − d, without the matrix: (batch, n) -> (batch, n)."""
+        return self.map_jvp(state, direction) - direction
+
+
+class Flow(Protocol):
+    """The settings of a flow; ``bind`` makes it a callable on one problem."""
+
+    def bind(self, problem: EquilibriumProblem) -> BoundFlow:
+        """The flow on a problem."""
+        ...
+
+
+def as_flow(flow: Flow | type[Flow]) -> Flow:
+    """Accept ``FiringRate`` as well as ``FiringRate()``.
+
+    Raises:
+        InputError: if it is neither a flow nor a flow class.
+    """
+    made = flow() if isinstance(flow, type) else flow
+    if not callable(getattr(made, "bind", None)):
+        raise InputError(f"flow must be a flow such as FiringRate() or Hopfield(), got {flow!r}")
+    return made
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+

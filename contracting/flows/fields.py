@@ -1,0 +1,168 @@
+r"""Vector fields s' = f(t, s) on batches of rows: what a simulation or a sampled rate may ask of any neural ODE.
+
+A vector field brings its value; its Jacobian and the action of that come from autograd unless it knows them better.
+Flows of an equilibrium problem (``contracting.flows.base``) are vector fields with more to say.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contracting import checks
+from contracting.errors import InputError, PreconditionError
+from contracting.linear_systems import solve_rows
+from contracting.types import Time
+
+
+class VectorField(ABC):
+    """A right-hand side f(t, s) on states (batch, n), in which every row moves on its own."""
+
+    @abstractmethod
+    def __call__(self, t: Time, state: Tensor) -> Tensor:
+        """f(t, s): (batch, n) -> (batch, n); t is a number, or has shape () or (batch, 1)."""
+
+    def init(self, z: Tensor) -> Tensor:
+        """The state that corresponds to an output z; here z itself."""
+        return z
+
+    def read(self, state: Tensor) -> Tensor:
+        """The output of a state; here the state itself."""
+        return state
+
+    def jacobian(self, state: Tensor, t: Time = 0.0) -> Tensor:
+        """∂f/∂s, shape (batch, n, n), itself differentiable; by one backward pass per component.
+
+        Raises:
+            InputError: if f depends on s in a way that autograd cannot see, or its value has another shape than s.
+        """
+        graph = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            s = _tracked(state)
+            value = _checked(self(t, s), s)
+            rows = [_pull(value[:, i].sum(), s, graph) for i in range(s.shape[-1])]
+            if all(row is None for row in rows):
+                self._check_constant(value, s, t)
+            return torch.stack([torch.zeros_like(s) if row is None else row for row in rows], dim=-2)
+
+    def jvp(self, state: Tensor, direction: Tensor, t: Time = 0.0) -> Tensor:
+        """(∂f/∂s) d, the Jacobian action, without the matrix: (batch, n) -> (batch, n); otherwise as ``jacobian``."""
+        checks.shape("direction", direction, tuple(state.shape))
+        graph = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            s = _tracked(state)
+            value = _checked(self(t, s), s)
+            # u ↦ (∂f/∂s)ᵀu is linear, so the derivative of ⟨(∂f/∂s)ᵀu, d⟩ in u is the action sought
+            weight = torch.zeros_like(value, requires_grad=True)
+            pulled = _pull((_recordable(value) * weight).sum(), s, True)
+            if pulled is None:
+                self._check_constant(value, s, t)
+                return torch.zeros_like(s)
+            action = _pull((pulled * _recordable(direction)).sum(), weight, graph)
+            return torch.zeros_like(s) if action is None else action
+
+    def _check_constant(self, value: Tensor, state: Tensor, t: Time) -> None:
+        """Refuse a field whose value changes with the state although its graph says that it does not."""
+        with torch.no_grad():
+            other = self(t, state + 0.1 * (1 + state.abs()))
+            if not torch.equal(torch.nan_to_num(value), torch.nan_to_num(other)):
+                raise InputError(
+                    "f(t, s) depends on s, but autograd sees no dependence: remove what cuts the graph "
+                    "(detach, .data, no_grad, inference_mode, numpy), or override jacobian and jvp"
+                )
+
+
+def _tracked(state: Tensor) -> Tensor:
+    return state if state.requires_grad else _recordable(state.detach()).requires_grad_()
+
+
+def _recordable(value: Tensor) -> Tensor:
+    return value.clone() if value.is_inference() else value
+
+
+def _checked(value: Any, state: Tensor) -> Tensor:
+    return checks.shape("f(t, s)", checks.floating_tensor("f(t, s)", value), tuple(state.shape))
+
+
+def _pull(scalar: Tensor, wrt: Tensor, graph: bool) -> Tensor | None:
+    """d scalar / d wrt, None where nothing depends on it."""
+    if not scalar.requires_grad:
+        return None
+    found = torch.autograd.grad(scalar, wrt, create_graph=graph, retain_graph=True, allow_unused=True)
+    gradient: Tensor | None = found[0]
+    return gradient
+
+
+class NeuralFlow(VectorField):
+    """s' = module(t, s) for any nn.Module or function, time-varying or not; autograd supplies the Jacobian.
+
+    The rows of a batch must not see each other (no batch normalisation in training mode), otherwise the Jacobian of a
+    row is not defined. Nothing is known of such a flow beforehand: rates are *sampled*, see
+    ``contracting.simulation.sampled``.
+
+    Args:
+        module: f(t, s) with s of shape (batch, n). The time t is a tensor of shape () or (batch, 1), so that
+            ``t * s``, ``torch.sin(t)`` and ``t.expand(len(s), 1)`` work in both cases.
+    """
+
+    def __init__(self, module: nn.Module | Callable[[Tensor, Tensor], Tensor]):
+        if not callable(module):
+            raise InputError(f"module must be an nn.Module or a function f(t, s), got {type(module).__name__}")
+        self.module = module
+
+    def __call__(self, t: Time, state: Tensor) -> Tensor:
+        if not isinstance(t, Tensor):
+            t = torch.tensor(t, dtype=state.dtype, device=state.device)
+        return _checked(self.module(t, state), state)
+
+    def __repr__(self) -> str:
+        return f"NeuralFlow({self.module!r})"
+
+
+class LinearFlow(VectorField):
+    r"""s' = As + b, whose contraction rate in a metric is exactly −μ(A).
+
+    Args:
+        matrix: A, shape (n, n).
+        offset: b, shape (n,) or (batch, n); zero if None.
+
+    Raises:
+        InputError: if A is not a finite square matrix or b does not fit it.
+    """
+
+    def __init__(self, matrix: Tensor, offset: Tensor | None = None):
+        A = checks.finite("matrix", checks.floating_tensor("matrix", matrix))
+        if A.ndim != 2 or A.shape[0] != A.shape[1]:
+            raise InputError(f"matrix must have shape (n, n), got {tuple(A.shape)}")
+        if offset is None:
+            offset = A.new_zeros(A.shape[0])
+        checks.same_kind("offset", checks.last_size("offset", offset, A.shape[0]), "matrix", A)
+        if offset.ndim > 2:
+            raise InputError(f"offset must have shape (n,) or (batch, n), got {tuple(offset.shape)}")
+        self.matrix, self.offset = A, offset
+
+    @property
+    def steady_state(self) -> Tensor:
+        """−A⁻¹b, in the shape of b.
+
+        Raises:
+            PreconditionError: if A is singular, so that there is none or a whole line of them.
+        """
+        rows = self.offset.reshape(-1, self.matrix.shape[0])
+        solution = solve_rows(self.matrix.expand(len(rows), -1, -1), -rows)
+        if not bool(torch.isfinite(solution).all()):
+            raise PreconditionError("A is singular: this flow has no single steady state")
+        return solution.reshape(self.offset.shape)
+
+    def __call__(self, t: Time, state: Tensor) -> Tensor:
+        return state @ self.matrix.mT + self.offset
+
+    def jacobian(self, state: Tensor, t: Time = 0.0) -> Tensor:
+        return self.matrix.expand(state.shape[0], -1, -1)
+
+    def jvp(self, state: Tensor, direction: Tensor, t: Time = 0.0) -> Tensor:
+        return direction @ self.matrix.mT

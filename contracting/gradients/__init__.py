@@ -1,0 +1,1 @@
+"""Gradients of equilibria and of trajectories."""

@@ -1,0 +1,216 @@
+"""What goes into a solve and what comes out: when to stop, what to watch, and the record that is returned."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import ContractingError, InputError, PreconditionError, Status
+from contracting.problem import EquilibriumProblem
+
+Scale = TypeVar("Scale", Tensor, NDArray[Any])
+
+_LEAST = 1e-2  # relative residual that a default tolerance stands for at least: two digits
+_MATMUL_SAFETY = 8  # constant of the rounding bound of an inner product; n·eps is the textbook worst case
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    r"""When a row counts as solved, and when the loop gives up on it.
+
+    A row is solved when ‖z − σ(Wz + q)‖₂ ≤ atol + rtol·‖σ(Wz + q)‖₂ holds at the z that is returned.
+
+    Args:
+        rtol: relative tolerance; None means 1e-8 in float64 and 1e-5 in float32, or what rounding lets one resolve,
+            2·eps·(1 + ‖W‖), if that is larger. A tolerance that is given is kept as it is.
+        atol: absolute tolerance; None means 1e-12 in float64 and 1e-7 in float32.
+        max_steps: steps after which a row is given up as MAX_STEPS.
+        patience: steps without a new best residual after which a row is given up as STALLED.
+        check_every: steps between two checks of the residual; None lets the method say. Steps are counted at checks.
+
+    Raises:
+        InputError: if a setting is out of range.
+    """
+
+    rtol: float | None = None
+    atol: float | None = None
+    max_steps: int = 100_000
+    patience: int = 2_000
+    check_every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            if value is not None:
+                checks.number(f"Stop.{name}", value, low=0, high=1)
+        checks.whole_number("Stop.max_steps", self.max_steps, low=0)
+        checks.whole_number("Stop.patience", self.patience)
+        if self.check_every is not None:
+            checks.whole_number("Stop.check_every", self.check_every)
+
+    def resolved(self, problem: EquilibriumProblem) -> Stop:
+        """The same stop with the default tolerances of the problem filled in.
+
+        Raises:
+            PreconditionError: if the precision of the problem allows for less than two digits.
+        """
+        if self.rtol is not None and self.atol is not None:
+            return self
+        eps = torch.finfo(problem.q.dtype).eps
+        double = eps < 1e-12
+        rtol, atol = self.rtol, self.atol
+        if rtol is None:
+            floor = 2 * eps * (1 + problem.linear.rough_norm)
+            if floor > _LEAST:
+                raise PreconditionError(
+                    f"{problem.q.dtype} resolves this weight, whose norm is {floor / (2 * eps):.1e}, to a relative "
+                    f"residual of {floor:.1e} only: use float64 (layer.double()), or ask for what will do, Stop(rtol=…)"
+                )
+            rtol = max(1e-8 if double else 1e-5, floor)
+        if atol is None:
+            atol = 1e-12 if double else 1e-7
+        return replace(self, rtol=rtol, atol=atol)
+
+    def tolerance(self, scale: Scale) -> Scale:
+        """The residual at which a row of this scale ‖σ(Wz + q)‖ is solved; of a resolved stop."""
+        if self.rtol is None or self.atol is None:
+            raise InputError("this Stop leaves its tolerances to the problem: call resolved(problem) first")
+        return self.atol + self.rtol * scale
+
+
+@dataclass(kw_only=True)
+class Trace:
+    """Watches a solve without touching it: residuals and times at every ``every``-th step, real entries only.
+
+    After the solve, ``steps`` (records,), ``seconds`` (records,), ``residual`` (records, batch) and ``active``
+    (records, batch) hold what was seen; a row's entries after its last active record repeat its final residual. The
+    cost of watching is not part of ``seconds``. With ``keep_z`` the iterates are kept too: ``z`` (records, batch, n).
+    """
+
+    every: int = 1
+    keep_z: bool = False
+    _records: list[tuple[int, float, Tensor, Tensor, Tensor | None]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        checks.whole_number("Trace.every", self.every)
+
+    def start(self) -> None:
+        """Forget what an earlier solve recorded."""
+        self._records.clear()
+
+    def record(self, step: int, seconds: float, residual: Tensor, active: Tensor, z: Tensor) -> None:
+        """Called by the loop; tensors are copied."""
+        kept = z.detach().clone() if self.keep_z else None
+        self._records.append((step, seconds, residual.detach().clone(), active.clone(), kept))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def steps(self) -> Tensor:
+        """Step numbers, (records,)."""
+        return torch.tensor([record[0] for record in self._records])
+
+    @property
+    def seconds(self) -> Tensor:
+        """Wall time of the solve up to each record in seconds, (records,)."""
+        return torch.tensor([record[1] for record in self._records], dtype=torch.float64)
+
+    @property
+    def residual(self) -> Tensor:
+        """Residual norms, (records, batch)."""
+        return torch.stack([record[2] for record in self._records])
+
+    @property
+    def active(self) -> Tensor:
+        """Which rows were still iterating when they got there, (records, batch)."""
+        return torch.stack([record[3] for record in self._records])
+
+    @property
+    def z(self) -> Tensor:
+        """Iterates, (records, batch, n); needs ``keep_z=True``."""
+        if not self.keep_z:
+            raise InputError("this trace kept no iterates; use Trace(keep_z=True)")
+        return torch.stack([record[4] for record in self._records if record[4] is not None])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Solution:
+    r"""What a solve returns, one entry per row.
+
+    Attributes:
+        z: (batch, n), the equilibrium, or the last finite iterate of a row that failed.
+        status: (batch,), values of ``Status``.
+        residual: (batch,), ‖z − σ(Wz + q)‖₂ at this very z.
+        relative_residual: (batch,), the residual over ‖σ(Wz + q)‖₂.
+        steps: (batch,), iterations (or time steps) until the row stopped.
+        map_evals: applications of W or of its resolvent to the batch, checks included.
+        seconds: wall time of the loop, watching excluded.
+        problem: what was solved, detached.
+        trace: the trace that was passed in, or None.
+    """
+
+    z: Tensor
+    status: Tensor
+    residual: Tensor
+    relative_residual: Tensor
+    steps: Tensor
+    map_evals: int
+    seconds: float
+    problem: EquilibriumProblem = field(repr=False)  # weights are not what one prints a solution for
+    trace: Trace | None = field(default=None, repr=False)
+
+    @property
+    def converged(self) -> Tensor:
+        """(batch,), which rows are solved to tolerance."""
+        return self.status == Status.CONVERGED
+
+    @cached_property
+    def error_bound(self) -> Tensor | None:
+        r"""Certified bound on ‖z − z*‖_Λ in the metric of the problem, (batch,); None without Condition 1.
+
+        ‖z − z*‖_Λ ≤ (1 + w/m)‖r‖_Λ with r = z − σ(Wz + q), because σ(Wz + q) solves the inclusion with q perturbed by
+        Wr, and the inclusion is m-strongly monotone. The rounding error of computing r is added.
+        """
+        operator = self.problem.operator
+        if operator is None or self.problem.metric is None:
+            return None
+        bounds, metric, problem = operator.bounds, self.problem.metric, self.problem
+        z = self.z.detach().reshape(-1, problem.size)
+        eps = torch.finfo(z.dtype).eps
+        rounding = _MATMUL_SAFETY * eps * problem.size**0.5 * (
+            (1 + bounds.gain) * metric.norm(z) + metric.norm(problem.q)
+        )
+        bound = (1 + bounds.gain / bounds.monotonicity) * (metric.norm(problem.residual(z)) + rounding)
+        return bound.reshape(self.status.shape)
+
+    def reshape(self, *lead: int) -> Solution:
+        """The same solution with the rows arranged in the leading shape ``lead``."""
+        shaped = {
+            name: getattr(self, name).reshape(lead) for name in ("status", "residual", "relative_residual", "steps")
+        }
+        return replace(self, z=self.z.reshape(*lead, self.z.shape[-1]), **shaped)
+
+    def summary(self) -> str:
+        """One line: how many rows ended how, and the worst relative residual."""
+        counts = Counter(Status(int(code)).name for code in self.status.flatten())
+        worst = float(self.relative_residual.max()) if self.relative_residual.numel() else 0.0
+        return ", ".join(f"{n} {name}" for name, n in sorted(counts.items())) + f"; worst relative residual {worst:.2e}"
+
+
+class SolveError(ContractingError, RuntimeError):
+    """Some rows did not converge; ``solution`` holds everything that was computed.
+
+    Pass ``throw=False`` to receive the partial solution instead of this error.
+    """
+
+    def __init__(self, message: str, solution: Solution | None = None):
+        super().__init__(message)
+        self.solution = solution

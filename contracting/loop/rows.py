@@ -1,0 +1,254 @@
+"""The rows of a solve: the state of those at work, the answers of those that are done.
+
+Rows are strangers: each has its own status, and when the residual is looked at depends on the step count alone, never
+on the other rows. A row that is done keeps the answer it had at that check; once most are done, the others move into a
+smaller batch. The books are kept on the host, in numpy: two numbers per row come over at every check.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from contracting.errors import Status
+from contracting.loop.records import Solution, Stop, Trace
+from contracting.metrics import euclidean
+from contracting.problem import EquilibriumProblem
+
+if TYPE_CHECKING:
+    from contracting.loop.method import Iteration, Method, State
+
+_SMALL = 20_000  # entries of a state below which a smaller batch saves nothing
+_SHARE = 0.5  # of the rows at work may be running when the others leave
+
+Flags = NDArray[np.bool_]
+Numbers = NDArray[Any]
+
+
+@dataclass
+class _Answers:
+    """One entry per row of the whole batch, written when the row finishes; only z is on the device."""
+
+    z: Tensor
+    residual: Numbers
+    scale: Numbers
+    status: Numbers
+    steps: Numbers
+
+    def write(self, there: Numbers, here: Numbers, new: _Answers) -> None:
+        """Rows ``here`` of ``new`` become the rows ``there`` of the whole batch."""
+        to, of = (torch.from_numpy(rows).to(self.z.device) for rows in (there, here))
+        self.z = self.z.index_copy(0, to, new.z[of])  # not in place: it may be somebody's state, or in a graph
+        for name in ("residual", "scale", "status", "steps"):
+            getattr(self, name)[there] = getattr(new, name)[here]
+
+
+class Rows:
+    """The state of every row at work, and the only place where a row's status changes."""
+
+    def __init__(self, problem: EquilibriumProblem, stop: Stop, method: Method, z0: Tensor | None):
+        self.whole, self.problem, self.stop, self.method = problem, problem, stop, method
+        self.iteration: Iteration = method.bound(problem, stop)
+        self.iteration.cold_start = z0 is None
+        self.state: State = self.iteration.init(_expanded(problem, 0.0) if z0 is None else z0)
+        self.place: Numbers | None = None  # of each row at work in the whole batch; None: all are there, in order
+        self.answers: _Answers | None = None
+        self.checks = 0
+        kind = torch.finfo(problem.q.dtype)
+        self.least = math.sqrt(kind.tiny / kind.eps)  # a norm below may be that of entries whose squares are too small
+        self.running: Flags = np.ones(problem.batch, dtype=np.bool_)
+        self.any_running = problem.batch > 0
+        self.best: Numbers | None = None  # smallest residual so far, and when that was; from the first look that fails
+        self.best_step: Numbers = np.zeros(0, dtype=np.int64)
+        self.residual: Numbers = np.full(problem.batch, np.nan)  # never had an answer
+        self.scale = self.residual
+        self.z: Tensor | None = None  # no answer yet
+        if self.iteration.check_start or stop.max_steps == 0:
+            self.check(self.state, 0)
+
+    @torch.no_grad()
+    def assess(self, z: Tensor) -> tuple[Numbers, Numbers, Tensor]:
+        """Residual norm and its scale ‖σ(Wz + q)‖ of the rows at work, each (rows,), and Wz + q."""
+        preactivation = self.problem.preactivation(z)
+        image = self.problem.activation(preactivation)
+        scale = torch.linalg.vector_norm(image, dim=-1)
+        shared = image.data_ptr() == preactivation.data_ptr()  # as where σ is the identity
+        error = image - z if shared else image.sub_(z)  # in place, while it is in cache
+        sizes = torch.stack((torch.linalg.vector_norm(error, dim=-1), scale)).cpu().numpy()
+        lowest, highest = np.minimum.reduce(sizes, None, initial=np.inf), np.maximum.reduce(sizes, None, initial=0.0)
+        if not (lowest > self.least and highest < np.inf):
+            self._with_care(sizes, error, preactivation)
+        return sizes[0], sizes[1], preactivation
+
+    def _with_care(self, sizes: Numbers, error: Tensor, preactivation: Tensor) -> None:
+        """Residual norm and scale once more, in place, of rows where squares may have left the range of the dtype."""
+        outside = (sizes <= self.least) | (sizes == np.inf)
+        index = np.flatnonzero(outside.any(0))
+        if len(index):
+            rows = self._on_device(index)
+            image = self.problem.activation.rows(rows)(preactivation[rows])
+            careful = torch.stack((euclidean(error[rows]), euclidean(image))).cpu().numpy()
+            sizes[:, index] = np.where(outside[:, index], careful, sizes[:, index])
+
+    def check(self, state: State, taken: int) -> None:
+        """Take over the new state of the rows at work, judge the running ones, and let the finished ones leave."""
+        z = self.iteration.read(state)
+        residual, scale, preactivation = self.assess(z)
+        self.checks += 1
+        # of an iteration that blows up either may overflow first, and an infinite scale tolerates every residual
+        finite = (residual < np.inf) & (scale < np.inf)
+        converged = (residual <= self.stop.tolerance(scale)) & finite
+        if self.answers is None and converged.all():  # as mostly at the first look: nothing else is to be found out
+            self._finish(z, residual, scale, taken)
+            self.state, self.z, self.residual, self.scale = state, z, residual, scale
+            return
+        lost = ~finite
+        ended = converged | lost
+        stalled = self._stalled(state, residual, taken)
+        if stalled is not None:
+            ended |= stalled
+        last = taken >= self.stop.max_steps
+        leaving = self.running if last else self.running & ended
+        if leaving.any():
+            code = np.where(lost, Status.NONFINITE, Status.MAX_STEPS if last else Status.STALLED)
+            status = np.where(converged, Status.CONVERGED, code).astype(np.int8)
+            self._record(leaving, lost, status, (z, residual, scale), taken)
+            self.running = self.running & ~leaving
+            self.any_running = bool(self.running.any())
+        self.state, self.z, self.residual, self.scale = state, z, residual, scale
+        if self.any_running:
+            staying = self._compact()
+            if staying is not None:
+                preactivation = preactivation[staying]
+            self.state = self.iteration.resume(self.state, preactivation, taken)
+
+    def _finish(self, z: Tensor, residual: Numbers, scale: Numbers, taken: int) -> None:
+        """All rows have converged, and none had before."""
+        code = int(Status.CONVERGED)  # an enumerator takes numpy ten times as long
+        status = np.full(len(residual), code, dtype=np.int8)
+        steps = np.full(len(residual), taken)
+        self.answers = _Answers(z=z, residual=residual.copy(), scale=scale.copy(), status=status, steps=steps)
+        self.running, self.any_running = np.zeros(len(residual), dtype=np.bool_), False
+
+    def _stalled(self, state: State, residual: Numbers, taken: int) -> Flags | None:
+        if self.best is None:
+            self.best, self.best_step = np.full(len(residual), np.inf), np.zeros(len(residual), dtype=np.int64)
+        better = residual < self.best
+        self.best = np.where(better, residual, self.best)
+        self.best_step[better] = taken
+        given_up = self.iteration.given_up(state)
+        rows: Flags | None = None if given_up is None else given_up.cpu().numpy()
+        if taken < self.stop.patience:  # no row can have waited so long
+            return rows
+        waiting: Flags = taken - self.best_step >= self.stop.patience
+        return waiting if rows is None else waiting | rows
+
+    def _record(
+        self, leaving: Flags, lost: Flags, status: Numbers, now: tuple[Tensor, Numbers, Numbers], taken: int
+    ) -> None:
+        """Write down the answers of the rows that leave."""
+        z, residual, scale = now
+        if lost.any():  # a row whose new state is not finite keeps its last finite answer
+            if taken and self.checks == 1:  # the start, which was not worth a look before
+                self._look_back()
+            z = torch.where(self._on_device(lost)[:, None], self._last_z(), z)
+            residual, scale = np.where(lost, self.residual, residual), np.where(lost, self.scale, scale)
+        new = _Answers(z=z, residual=residual, scale=scale, status=status, steps=np.full(len(status), taken))
+        if self.answers is None:  # the others will be overwritten
+            new.residual, new.scale = residual.copy(), scale.copy()
+            self.answers = new
+            return
+        here = np.flatnonzero(leaving)
+        self.answers.write(here if self.place is None else self.place[here], here, new)
+
+    def _last_z(self) -> Tensor:
+        return _expanded(self.problem, math.nan) if self.z is None else self.z
+
+    def _look_back(self) -> None:
+        """Take the start, at which the state still is, for the last answer of the rows that are finite there."""
+        z = self.iteration.read(self.state)
+        residual, scale, _ = self.assess(z)
+        finite = np.isfinite(residual) & np.isfinite(scale)
+        self.z = torch.where(self._on_device(finite)[:, None], z, self._last_z())
+        self.residual, self.scale = np.where(finite, residual, np.nan), np.where(finite, scale, np.nan)
+
+    def _compact(self) -> Tensor | None:
+        """Let the finished rows leave the batch where that pays; the rows that stay, or None for all."""
+        rows = len(self.running)
+        if not (self.iteration.separable and rows * self.problem.size >= _SMALL):
+            return None
+        index = np.flatnonzero(self.running)
+        if len(index) > _SHARE * rows:
+            return None
+        self.place = index if self.place is None else self.place[index]
+        on_device = self._on_device(index)
+        before, self.problem = self.iteration, self.problem.rows(on_device)
+        self.method = before.method or self.method
+        self.iteration = before.on(self.problem) or self.method.bind(self.problem, self.stop)
+        self.iteration.map_evals, self.iteration.cold_start = before.map_evals, before.cold_start
+        self.state, self.z = tuple(entry[on_device] for entry in self.state), self._last_z()[on_device]
+        for name in ("residual", "scale", "best", "best_step", "running"):
+            setattr(self, name, getattr(self, name)[index])
+        return on_device
+
+    def _on_device(self, entries: Numbers) -> Tensor:
+        return torch.from_numpy(entries).to(self.problem.q.device)
+
+    def view(self, step: int, state: State | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Residual, which rows were running, and z of the whole batch: at the check, or of a state after it."""
+        if state is None:
+            z, residual = self._last_z(), self.residual
+        else:
+            evals = self.iteration.map_evals
+            z = self.iteration.read(state)
+            residual = self.assess(z)[0]
+            self.iteration.map_evals = evals
+        here = np.flatnonzero(self.running)
+        there = here if self.place is None else self.place[here]
+        active = np.zeros(self.whole.batch, dtype=np.bool_)
+        active[there] = True
+        if self.answers is None:
+            return self._on_device(residual), self._on_device(active), z
+        if state is None:
+            active |= self.answers.steps == step
+        whole = self.answers.residual.copy()
+        whole[there] = residual[here]
+        whole_z = self.answers.z.detach().index_copy(0, self._on_device(there), z.detach()[self._on_device(here)])
+        return self._on_device(whole), self._on_device(active), whole_z
+
+    @property
+    def solved(self) -> bool:
+        """Whether every row of the whole batch has converged."""
+        return self.answers is None or bool((self.answers.status == Status.CONVERGED).all())
+
+    def solution(self, seconds: float, trace: Trace | None) -> Solution:
+        """The record of the whole batch."""
+        answers = self.answers
+        if answers is None:  # a batch without rows
+            none, z = np.zeros(0), self._last_z()
+            answers = _Answers(z=z, residual=none, scale=none, status=none.astype(np.int8), steps=self.best_step)
+        dtype = answers.z.dtype
+        with np.errstate(invalid="ignore", over="ignore"):  # of rows that are lost
+            relative = answers.residual / np.maximum(answers.scale, torch.finfo(dtype).tiny)
+        return Solution(
+            z=answers.z,
+            status=self._on_device(answers.status),
+            residual=self._on_device(answers.residual).to(dtype),
+            relative_residual=self._on_device(relative).to(dtype),
+            steps=self._on_device(answers.steps),
+            map_evals=self.iteration.map_evals + self.checks,
+            seconds=seconds,
+            problem=self.whole.detach(),
+            trace=trace,
+        )
+
+
+def _expanded(problem: EquilibriumProblem, value: float) -> Tensor:
+    """A constant z for every row, without the memory."""
+    return problem.q.new_full((1, 1), value).expand(problem.q.shape)

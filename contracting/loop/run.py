@@ -1,0 +1,120 @@
+"""The one loop: every method, splitting or ODE integrator, iterates here, row by row, until the problem is solved."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError, Status
+from contracting.loop.method import Method, State
+from contracting.loop.records import Solution, SolveError, Stop, Trace
+from contracting.loop.rows import Rows
+from contracting.problem import EquilibriumProblem, checked_problem
+
+
+def solve(
+    problem: EquilibriumProblem,
+    method: Method,
+    *,
+    z0: Tensor | None = None,
+    stop: Stop | None = None,
+    trace: Trace | None = None,
+    throw: bool = True,
+) -> Solution:
+    """Iterate ``method`` on ``problem`` until every row is solved or given up.
+
+    Rows are independent: each has its own status, and a finished or failed row keeps the answer it had. The residual
+    that decides is the problem's own, at the z that is returned.
+
+    Args:
+        problem: z = σ(Wz + q), rows (batch, n).
+        method: a splitting method, a Newton method or an ODE integrator.
+        z0: starting point, (batch, n); zeros if None.
+        stop: tolerances and limits.
+        trace: watches the residual of every step; changes no bit of the answer.
+        throw: raise if any row fails; otherwise look at ``status``.
+
+    Returns:
+        The solution record.
+
+    Raises:
+        InputError: if an argument is of a wrong kind, or z0 does not fit the problem.
+        PreconditionError: if the method cannot solve this problem.
+        SolveError: if a row failed and ``throw`` is set; carries advice and the partial solution.
+    """
+    if not isinstance(method, Method):
+        raise InputError(f"solver must be a method such as PeacemanRachford(), got {method!r}")
+    checked_problem(problem)
+    if not (stop is None or isinstance(stop, Stop)):
+        raise InputError(f"stop must be a Stop such as Stop(rtol=1e-6), or None, got {stop!r}")
+    if not (trace is None or isinstance(trace, Trace)):
+        raise InputError(f"trace must be a Trace, which is read after the solve: trace=Trace(), got {trace!r}")
+    stop = (stop or Stop()).resolved(problem)
+    watch = _Watch(trace)
+    rows = Rows(problem, stop, method, None if z0 is None else _starting_point(z0, problem))
+    watch.see(0, rows, None if rows.checks else rows.state)
+    taken = 0
+    while rows.any_running and taken < stop.max_steps:
+        block = min(stop.check_every or rows.iteration.check_after(taken), stop.max_steps - taken)
+        state = rows.state
+        if trace is None:
+            state = rows.iteration.advance(state, taken, block)
+        else:
+            for step in range(taken, taken + block):
+                state = rows.iteration.advance(state, step, 1)
+                if step + 1 < taken + block:
+                    watch.see(step + 1, rows, state)
+        taken += block
+        rows.check(state, taken)
+        watch.see(taken, rows)
+    solution = rows.solution(watch.elapsed(), trace)
+    if throw and not rows.solved:
+        raise SolveError(_failure(method, solution, rows.iteration.advice), solution)
+    return solution
+
+
+
+
+class _Watch:
+    """The clock of a solve, stopped while the trace looks."""
+
+    def __init__(self, trace: Trace | None):
+        self.trace = trace
+        self.started = time.perf_counter()
+        if trace is not None:
+            trace.start()
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.started
+
+    def see(self, step: int, rows: Rows, state: State | None = None) -> None:
+        """Record a checked step, or the state between two checks."""
+        if self.trace is not None and step % self.trace.every == 0:
+            now = time.perf_counter()
+            residual, active, z = rows.view(step, state)
+            self.trace.record(step, now - self.started, residual, active, z)
+            self.started += time.perf_counter() - now
+
+
+def _starting_point(z0: Tensor, problem: EquilibriumProblem) -> Tensor:
+    checks.shape("z0", checks.floating_tensor("z0", z0), (problem.batch, problem.size))
+    return checks.finite("z0", checks.same_kind("z0", z0, "q", problem.q))
+
+
+def _failure(method: Method, solution: Solution, advice: str | None) -> str:
+    failed = torch.nonzero(~solution.converged).flatten()
+    codes = Counter(Status(int(code)) for code in solution.status[failed])
+    reasons = "; ".join(f"{count} {status.name} ({status.advice})" for status, count in codes.items())
+    if advice is not None:
+        reasons += f". {advice}"
+    shown = ", ".join(str(int(row)) for row in failed[:5]) + (", …" if len(failed) > 5 else "")
+    worst = float(solution.relative_residual[failed].max())
+    return (
+        f"{len(failed)} of {len(solution.status)} rows (rows {shown}) did not converge with {method}: {reasons}. "
+        f"Worst relative residual {worst:.2e}. The partial solution is in error.solution; "
+        "pass throw=False to receive it instead of this error"
+    )

@@ -1,0 +1,1 @@
+"""Trajectories and what is measured on them: decay, tracking, carried balls, sampled rates, energies."""

@@ -1,0 +1,112 @@
+r"""A ball of initial states carried by a flow, inside the ball that a certificate promises.
+
+A flow that contracts at rate c takes the ball of radius r around s(0) into the ball of radius re^{−ct} around s(t). In
+the plane the image of the sphere is the boundary of the image of the ball, so a picture of it shows the whole claim.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError
+from contracting.flows.fields import VectorField
+from contracting.metrics import Metric
+from contracting.simulation.trajectories import Input, Integrator, simulate
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CarriedBall:
+    """A ball and what a flow made of it.
+
+    Attributes:
+        times: (T,).
+        centre: trajectory of the centre, (T, n).
+        sphere: trajectories of points that start on the sphere, (T, points, n).
+        radius: the certified radius re^{−ct} at each time, (T,).
+        metric: the norm.
+        rate: c.
+    """
+
+    times: Tensor
+    centre: Tensor
+    sphere: Tensor
+    radius: Tensor
+    metric: Metric
+    rate: float
+
+    @property
+    def reached(self) -> Tensor:
+        """Distance of the farthest point from the centre, (T,); at most ``radius`` where the rate is right."""
+        return self.metric.to(self.sphere).norm(self.sphere - self.centre[:, None]).amax(1)
+
+
+def unit_sphere(metric: Metric, points: int = 120, *, seed: int = 0) -> Tensor:
+    """Points with ‖x‖ = 1, in order around the centre in the plane and in random directions elsewhere: (points, n).
+
+    Raises:
+        InputError: if there are no points.
+    """
+    checks.whole_number("points", points)
+    n = metric.size
+    if n == 2:
+        angle = torch.linspace(0, 2 * math.pi, points + 1, dtype=torch.float64)[:-1]
+        directions = torch.stack([angle.cos(), angle.sin()], -1)
+    else:
+        generator = torch.Generator().manual_seed(seed)
+        directions = torch.randn(points, n, generator=generator, dtype=torch.float64)
+    return directions / metric.to(directions).norm(directions)[:, None]
+
+
+def carry_ball(
+    flow: VectorField,
+    centre: Tensor,
+    radius: float,
+    times: Tensor,
+    *,
+    metric: Metric,
+    rate: float,
+    points: int = 120,
+    signal: Input | None = None,
+    integrator: Integrator | None = None,
+) -> CarriedBall:
+    """Follow a ball of initial states.
+
+    Args:
+        flow: any vector field; a flow of a problem with a single row of input.
+        centre: (n,), state at the first time.
+        radius: r > 0, in the metric.
+        times: (T,), increasing.
+        metric: the norm, for example of a certificate.
+        rate: c, a contraction rate in it.
+        points: how many states on the sphere are followed.
+        signal: a moving input.
+        integrator: for the simulation.
+
+    Raises:
+        InputError: on shapes that do not fit, or numbers that are not finite.
+    """
+    checks.number("radius", radius, low=0, low_open=True, high=math.inf, high_open=True)
+    checks.number("rate", rate, low=-math.inf, low_open=True, high=math.inf, high_open=True)
+    checks.whole_number("points", points, low=3)
+    if not isinstance(metric, Metric):
+        raise InputError(f"metric must be a Metric such as that of a certificate, got {metric!r}")
+    if checks.floating_tensor("centre", centre).ndim != 1:
+        raise InputError(f"centre must have shape (n,), got {tuple(centre.shape)}")
+    checks.last_size("centre", centre, metric.size)
+    sphere = centre + radius * unit_sphere(metric, points).to(centre)
+    start = torch.cat([centre[None], sphere])
+    states = simulate(flow, start, times, signal=signal, integrator=integrator)
+    elapsed = states.times - states.times[0]
+    return CarriedBall(
+        times=states.times,
+        centre=states.states[:, 0],
+        sphere=states.states[:, 1:],
+        radius=radius * torch.exp(-rate * elapsed),
+        metric=metric,
+        rate=rate,
+    )

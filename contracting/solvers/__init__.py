@@ -1,0 +1,1 @@
+"""Every solver that is no ODE integrator: splittings, accelerations, Newton methods, and the default."""

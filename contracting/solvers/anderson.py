@@ -1,0 +1,113 @@
+"""Anderson acceleration around any method, safeguarded by the residual of the problem, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError
+from contracting.loop.method import Iteration, Method, State
+from contracting.loop.records import Stop
+from contracting.problem import EquilibriumProblem
+from contracting.solvers.splitting import PeacemanRachford
+
+
+@dataclass(frozen=True)
+class Anderson(Method):
+    r"""s ← T(s) − Σ γⱼ ΔT(s)ⱼ with γ = argmin ‖f − Σ γⱼ Δfⱼ‖, f = T(s) − s, where T is one step of another method.
+
+    Every row has its own coefficients, from its own last ``window`` steps, by a small regularised least-squares fit.
+    A row takes the extrapolated state only if the residual z − σ(Wz + q) there is no larger than after the plain step:
+    it is never behind the step that it would have made. Both residuals cost a product with W each, so a step costs two
+    products more than that of the method inside; it pays where that method needs several hundred steps.
+
+    A state that is one tensor (splittings, fixed-step integrators) is extrapolated itself. A method with memory (step
+    sizes, momentum) has no fixed T: it runs on untouched, and the extrapolated z is an answer whenever its residual is
+    the smaller one. Little is to be gained there: not for Newton's method or adaptive integrators.
+
+    Args:
+        method: what to accelerate.
+        window: number of earlier steps that take part.
+
+    Raises:
+        InputError: if ``method`` is no method or accelerates already.
+
+    Source: Walker and Ni, Anderson acceleration for fixed-point iterations, SIAM J. Numer. Anal. 49 (2011).
+    """
+
+    method: Method = field(default_factory=PeacemanRachford)
+    window: int = field(default=5, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, Method) or isinstance(self.method, Anderson):
+            raise InputError(f"method must be a method such as PeacemanRachford(), got {self.method!r}")
+        checks.whole_number("window", self.window)
+
+    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+        """The iteration on one problem; refuses what the method inside refuses."""
+        return _AndersonIteration(problem, self.method.bind(problem, stop), self.window)
+
+
+class _AndersonIteration(Iteration):
+    # state: that of the method inside, then differences of f and of T(s), (batch, window, n) each, the last f and T(s),
+    # how many steps the row has made, and the answer z
+    def __init__(self, problem: EquilibriumProblem, inner: Iteration, window: int):
+        super().__init__()
+        self.problem, self.inner = problem, inner
+        self.window = min(window, problem.size)
+        self.map_evals = inner.map_evals
+        self.step_size, self.advice, self.separable = inner.step_size, inner.advice, inner.separable
+
+    def init(self, z0: Tensor) -> State:
+        self.inner.cold_start = self.cold_start
+        evals = self.inner.map_evals
+        inner = self.inner.init(z0)
+        self.map_evals += self.inner.map_evals - evals
+        history = z0.new_zeros(z0.shape[0], self.window, z0.shape[1])
+        return (*inner, history, history, z0, z0, z0.new_zeros(z0.shape[0]), self.inner.read(inner))
+
+    def step(self, state: State) -> State:
+        inner, (df, dt, last_f, last_mapped, age, _) = state[:-6], state[-6:]
+        evals = self.inner.map_evals
+        plain = self.inner.step(inner)
+        self.map_evals += self.inner.map_evals - evals
+        mapped = self._vector(plain)
+        f = mapped - self._vector(inner)
+        known = (age > 0)[:, None, None]
+        df = torch.cat([df[:, 1:], torch.where(known, (f - last_f)[:, None], 0.0)], 1)
+        dt = torch.cat([dt[:, 1:], torch.where(known, (mapped - last_mapped)[:, None], 0.0)], 1)
+        candidate = mapped - (_coefficients(df, f)[:, None] @ dt)[:, 0]
+        z, plain_z = (candidate, mapped) if len(plain) > 1 else (self.inner.read((s,)) for s in (candidate, mapped))
+        accept = (self._residual(z) <= self._residual(plain_z))[:, None]
+        if len(plain) == 1:
+            plain = (torch.where(accept, candidate, mapped),)
+        return (*plain, df, dt, f, mapped, age + 1, torch.where(accept, z, plain_z))
+
+    def read(self, state: State) -> Tensor:
+        return state[-1]
+
+    def given_up(self, state: State) -> Tensor | None:
+        return self.inner.given_up(state[:-6])
+
+    def _vector(self, inner: State) -> Tensor:
+        return inner[0] if len(inner) == 1 else self.inner.read(inner)
+
+    def _residual(self, z: Tensor) -> Tensor:
+        self.map_evals += 1
+        return torch.linalg.vector_norm(self.problem.residual(z), dim=-1)
+
+
+def _coefficients(differences: Tensor, target: Tensor) -> Tensor:
+    """argmin over γ of ‖target − Σ γⱼ differencesⱼ‖², regularised: (batch, m, n), (batch, n) -> (batch, m)."""
+    eps = torch.finfo(target.dtype).eps
+    size = torch.linalg.vector_norm(differences, dim=-1)
+    unit = differences / torch.where(size > 0, size, 1.0)[:, :, None]
+    gram = unit @ unit.mT
+    gram.diagonal(dim1=-2, dim2=-1).add_(eps**0.75)  # steps that are nearly parallel say nothing apart
+    right = unit @ target[:, :, None]
+    factor, _ = torch.linalg.cholesky_ex(gram)
+    weights = torch.cholesky_solve(right, factor)[:, :, 0]
+    return torch.where(size > 0, weights / torch.where(size > 0, size, 1.0), 0.0)

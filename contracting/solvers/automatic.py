@@ -1,0 +1,136 @@
+"""The documented default: which method for which problem, decided before the solve and with the reason said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from contracting.activations.base import Curved
+from contracting.activations.catalogue import Identity, Slope
+from contracting.flows.network import FiringRate
+from contracting.loop.method import Iteration, Method
+from contracting.loop.records import Stop
+from contracting.maps.dense import Dense
+from contracting.problem import EquilibriumProblem
+from contracting.solvers.newton import SemismoothNewton
+from contracting.solvers.newton_krylov import NewtonKrylov
+from contracting.solvers.reflected import planned_steps
+from contracting.solvers.splitting import PeacemanRachford
+from contracting.solvers.tseng import Tseng
+
+# Costs are counted in products of W with one row, 2n² operations each; measured on trained and random dense weights.
+_SMALL = 500  # the largest n for which one n×n system per row and step is reasonable
+_SYSTEM = 60  # steps per unit of n that all Newton steps of a row cost together: small systems run far below peak speed
+_LINEAR_SHARE = 0.125  # of that where σ is linear, so that one step is exact
+_CURVED_SHARE = 2.5  # of that where σ is curved, so that there are more steps
+_OVERHEAD = 6  # added to n: what a system costs however small it is
+_CURVED = 4_000  # n at which the root search of a prox would cost as much as the product of a step
+_KRYLOV = 2_000  # products that an inexact Newton solve may cost, over all its steps
+_INVERSE_FREE_KRYLOV = 300  # the same for a moderate condition number, where splitting would be fast too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A method, and one sentence that says why."""
+
+    method: Method
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Automatic(Method):
+    r"""Chooses a method from the size, the conditioning, the tolerance and the activation; nothing is tried or timed.
+
+    The yardstick is the predicted number of Peaceman–Rachford steps, log(rtol)/log(factor), the factor being the exact
+    one where W stays and n is moderate, and that of the slowest direction from cheap estimates where W changes in every
+    step or n is large: eigendecompositions would then cost more than the solve. (``LinearMap.exactly_analysed`` says
+    which; an estimate can cost steps, never correctness.) In this order:
+
+    * no certified metric: SemismoothNewton for n ≤ 500, else NewtonKrylov on the firing-rate flow. Neither needs one.
+    * more predicted steps than Newton's method costs: SemismoothNewton for n ≤ 500, with 60(n + 6) steps as the limit,
+      an eighth of it where σ is linear and 2½ times it where σ is curved, which takes Newton more steps; but then each
+      step counts 1 + 4000/n times, for the root search of the prox. NewtonKrylov for n > 500, from 2,000 steps.
+    * n > 500 and fewer predicted steps than the resolvent costs (batch × steps < n, the inverse being worth n products
+      of one row): an inverse-free method, Tseng for small κ, else NewtonKrylov on the firing-rate flow. Smaller
+      inverses cost little and serve every solve with the same weights. For maps other than a dense matrix the resolvent
+      is taken to be cheap.
+    * otherwise PeacemanRachford, which is right for nearly every trained network.
+
+    DouglasRachford is never chosen: its factor is never smaller than that of Peaceman–Rachford. Predictions are for the
+    worst case, so that a choice can be cautious: see ``choose`` for the reason, and name a method to overrule it.
+    """
+
+    def choose(self, problem: EquilibriumProblem, stop: Stop | None = None) -> Choice:
+        """The method for this problem and tolerance, and the reason.
+
+        Args:
+            problem: what to solve.
+            stop: when it counts as solved; None takes the defaults.
+        """
+        stop = (stop or Stop()).resolved(problem)
+        n = problem.size
+        if not problem.well_posed:
+            reason = "no metric certifies Condition 1 for this weight, and Newton's method needs none"
+            if n <= _SMALL:
+                return Choice(method=SemismoothNewton(), reason=f"{reason}; n = {n} allows one n×n system per row")
+            return Choice(
+                method=NewtonKrylov(flow=FiringRate()), reason=f"{reason}; n = {n} is too large for one system per row"
+            )
+        steps, factor = _predicted_steps(problem, stop)
+        predicted = f"Peaceman–Rachford's {factor} predicts {steps:.0f} steps to {stop.rtol:.0e}"
+        newton = _newton(problem, steps, predicted)
+        if newton is not None:
+            return newton
+        if isinstance(problem.linear, Dense) and n > _SMALL and problem.batch * steps < n:
+            inverse_free = _inverse_free(problem, stop, steps)
+            if inverse_free is not None:
+                return inverse_free
+        return Choice(method=PeacemanRachford(), reason=f"{predicted}, one product each after one factorisation")
+
+    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+        """The iteration of the chosen method."""
+        method = self.choose(problem, stop).method
+        iteration = method.bind(problem, stop)
+        iteration.method = method  # some rows alone might be given another one, whose state has another form
+        return iteration
+
+
+def _predicted_steps(problem: EquilibriumProblem, stop: Stop) -> tuple[float, str]:
+    step = problem.reflected_step("the automatic choice")
+    steps = planned_steps(step.expected, max(stop.rtol or 0.0, 1e-15))
+    assert steps is not None and step.expected is not None
+    return steps, f"{'proved' if step.factor is not None else 'estimated'} factor {step.expected:.4g}"
+
+
+def _newton(problem: EquilibriumProblem, steps: float, predicted: str) -> Choice | None:
+    n = problem.size
+    if n > _SMALL:
+        if steps <= _KRYLOV:
+            return None
+        return Choice(method=NewtonKrylov(), reason=f"{predicted}, more than a Newton–Krylov solve costs")
+    limit: float = _SYSTEM * (n + _OVERHEAD)
+    weighted, why = steps, ""
+    if isinstance(problem.activation, Identity | Slope):
+        limit, why = limit * _LINEAR_SHARE, ", where σ is linear and one step exact"
+    elif isinstance(problem.activation, Curved):
+        weighted, limit = steps * (1 + _CURVED / n), limit * _CURVED_SHARE
+        why = f", and the prox of a curved σ makes each as dear as {1 + _CURVED / n:.1f}"
+    if weighted <= limit:
+        return None
+    return Choice(method=SemismoothNewton(), reason=f"{predicted}, more than Newton's method costs at n = {n}{why}")
+
+
+def _inverse_free(problem: EquilibriumProblem, stop: Stop, steps: float) -> Choice | None:
+    n, batch = problem.size, problem.batch
+    saved = f"{batch} rows in {steps:.0f} steps do not pay for the resolvent at n = {n}"
+    assert problem.metric is not None
+    estimates = problem.linear.estimates(problem.metric)
+    assert estimates is not None
+    tseng = planned_steps(
+        1 - estimates.monotonicity / (2 * estimates.lipschitz), max(stop.rtol or 0.0, 1e-15)
+    )
+    assert tseng is not None
+    if 2 * tseng <= _INVERSE_FREE_KRYLOV:
+        return Choice(method=Tseng(), reason=f"{saved}; Tseng needs about {2 * tseng:.0f} products")
+    if batch * _INVERSE_FREE_KRYLOV >= n + batch * steps:
+        return None
+    return Choice(method=NewtonKrylov(flow=FiringRate()), reason=f"{saved}; Newton–Krylov needs products only")

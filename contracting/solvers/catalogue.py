@@ -1,0 +1,89 @@
+"""Every solver of the library by name: what a comparison compares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from contracting.flows.network import FiringRate, Hopfield
+from contracting.flows.splitting import ForwardBackwardFlow, PeacemanRachfordFlow
+from contracting.integrators import (
+    RK4,
+    BackwardEuler,
+    BogackiShampine,
+    DormandPrince,
+    ExplicitEuler,
+    ExponentialEuler,
+    Heun,
+    PseudoTransient,
+    RungeKuttaChebyshev,
+    TorchDiffEq,
+)
+from contracting.loop.method import Method
+from contracting.solvers.anderson import Anderson
+from contracting.solvers.automatic import Automatic
+from contracting.solvers.diagonal_step import DiagonalStep
+from contracting.solvers.fista import FISTA
+from contracting.solvers.newton import SemismoothNewton
+from contracting.solvers.newton_krylov import NewtonKrylov
+from contracting.solvers.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
+from contracting.solvers.tseng import Tseng
+
+FAMILIES = ("splitting", "Newton", "ODE integrator", "torchdiffeq")
+ROW_LIMITS: Mapping[str, int] = {"torchdiffeq-BDF": 4}
+"""Solvers of which a few rows are enough, because they solve one row after the other in Python."""
+
+
+def default_solvers() -> dict[str, Method]:
+    """Every method of the library by name; ``Method/Flow`` integrates another flow than the firing-rate one."""
+    return {
+        "PeacemanRachford": PeacemanRachford(),
+        "ForwardBackward": ForwardBackward(),
+        "DouglasRachford": DouglasRachford(),
+        "DouglasRachford-1.8": DouglasRachford(relaxation=1.8),
+        "PeacemanRachford-diagonal": PeacemanRachford(step=DiagonalStep()),
+        "Tseng": Tseng(),
+        "FISTA": FISTA(),
+        "Anderson/PeacemanRachford": Anderson(PeacemanRachford()),
+        "Anderson/ForwardBackward": Anderson(ForwardBackward()),
+        "Automatic": Automatic(),
+        "SemismoothNewton": SemismoothNewton(),
+        "NewtonKrylov": NewtonKrylov(),
+        "NewtonKrylov/FiringRate": NewtonKrylov(flow=FiringRate()),
+        "ExplicitEuler": ExplicitEuler(),
+        "Heun": Heun(),
+        "RK4": RK4(),
+        "RungeKuttaChebyshev": RungeKuttaChebyshev(),
+        "ExponentialEuler": ExponentialEuler(),
+        "BogackiShampine": BogackiShampine(),
+        "DormandPrince": DormandPrince(),
+        "BackwardEuler": BackwardEuler(),
+        "PseudoTransient": PseudoTransient(),
+        "ExplicitEuler/Hopfield": ExplicitEuler(flow=Hopfield()),
+        "DormandPrince/Hopfield": DormandPrince(flow=Hopfield()),
+        "DormandPrince/ForwardBackward": DormandPrince(flow=ForwardBackwardFlow()),
+        "DormandPrince/PeacemanRachford": DormandPrince(flow=PeacemanRachfordFlow()),
+        "RK4/PeacemanRachford": RK4(flow=PeacemanRachfordFlow()),
+        "torchdiffeq-dopri5": TorchDiffEq("dopri5"),
+        "torchdiffeq-bosh3": TorchDiffEq("bosh3"),
+        "torchdiffeq-rk4": TorchDiffEq("rk4"),
+        "torchdiffeq-dopri5/PeacemanRachford": TorchDiffEq("dopri5", flow=PeacemanRachfordFlow()),
+        "torchdiffeq-BDF": TorchDiffEq("BDF"),
+    }
+
+
+def family(method: Method) -> str:
+    """Which of ``FAMILIES`` a method belongs to; Automatic counts as what it chooses most often."""
+    if isinstance(method, Anderson):
+        return family(method.method)
+    if isinstance(method, SemismoothNewton | NewtonKrylov):
+        return "Newton"
+    if isinstance(method, PeacemanRachford | ForwardBackward | DouglasRachford | Tseng | FISTA | Automatic):
+        return "splitting"
+    return "torchdiffeq" if isinstance(method, TorchDiffEq) else "ODE integrator"
+
+
+def solves_linear_systems(method: Method) -> bool:
+    """Whether every step of a method solves a linear system per row, beside its applications of W."""
+    if isinstance(method, TorchDiffEq):
+        return method.method in ("BDF", "Radau", "LSODA")
+    return isinstance(method, SemismoothNewton | BackwardEuler | PseudoTransient)

@@ -1,0 +1,193 @@
+"""Newton's method for large n: linear systems by a Krylov method that needs products only, row by row."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.flows.base import BoundFlow, Flow, as_flow
+from contracting.flows.network import BoundFiringRate, FiringRate
+from contracting.flows.speed import ScaledFlow
+from contracting.flows.splitting import (
+    BoundForwardBackward,
+    BoundPeacemanRachford,
+    BoundSplitting,
+    PeacemanRachfordFlow,
+)
+from contracting.linear_systems import solve_rows_by_products
+from contracting.loop.method import Iteration, Method, State, refuse_graph
+from contracting.loop.records import Stop
+from contracting.problem import EquilibriumProblem
+
+_SUFFICIENT = 1e-3  # a Newton step must reduce the best residual so far by at least this fraction
+_LOOSEST, _GAIN = 0.1, 0.9  # forcing terms: η ≤ 0.1, η = 0.9 (‖F‖/‖F before‖)²
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewtonKrylov(Method):
+    r"""s ← s + td with (I − T'(s))d ≈ T(s) − s by GMRES: inexact Newton on the map T of a flow, without matrices.
+
+    The linear system of a row is solved to ‖T(s) − s − (I − T'(s))d‖ ≤ η‖T(s) − s‖, with η following the fall of
+    ‖T(s) − s‖ (Eisenstat and Walker), by a Krylov space of its own that uses only the action of T'. The length t is
+    halved, per row, until the residual z − σ(Wz + q) is below the best so far; where no length helps, the row takes
+    Peaceman–Rachford steps, which converge globally under Condition 1, until it is. Without a metric such a row takes
+    the undamped step, and convergence is not guaranteed: the status tells.
+
+    The Peaceman–Rachford flow is a preconditioner: its T' has norm below one, so that the Krylov method converges at
+    least as fast as the splitting, and much faster where κ is large. The firing-rate flow needs no resolvent and no
+    metric, but more products. Not for small n, where SemismoothNewton is simpler and exact, nor for small κ, where
+    splitting is faster than any of this.
+
+    Args:
+        flow: whose map T; None takes PeacemanRachfordFlow() where Condition 1 is certified, else FiringRate().
+        krylov: largest dimension of a Krylov space.
+        restarts: how often a Krylov space may be started anew within one Newton step.
+        halvings: how often t may be halved.
+        memory: bytes that the Krylov spaces of one chunk of rows may take.
+
+    Raises:
+        InputError: if a setting is out of range.
+        PreconditionError: on binding, if gradients would have to flow through the steps.
+
+    Source: Eisenstat and Walker, Forcing terms in an inexact Newton method, SIAM J. Sci. Comput. 17 (1996);
+    Jiránek and Rozložník, Adaptive version of Simpler GMRES, Numer. Algorithms 53 (2010).
+    """
+
+    flow: Flow | type[Flow] | None = None
+    krylov: int = 60
+    restarts: int = 3
+    halvings: int = 6
+    memory: int = 256 * 2**20
+
+    def __post_init__(self) -> None:
+        if self.flow is not None:
+            object.__setattr__(self, "flow", as_flow(self.flow))
+        checks.whole_number("krylov", self.krylov)
+        checks.whole_number("restarts", self.restarts, low=0)
+        checks.whole_number("halvings", self.halvings, low=0)
+        checks.whole_number("memory", self.memory)
+
+    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+        """The iteration on one problem."""
+        refuse_graph(problem, "NewtonKrylov, which reuses the memory of its Krylov spaces,")
+        flow = self.flow
+        if flow is None:
+            flow = PeacemanRachfordFlow() if problem.well_posed else FiringRate()
+        bound = as_flow(flow).bind(problem)
+        while isinstance(bound, ScaledFlow):  # Newton's method knows no speed
+            bound = bound.inner
+        return _NewtonKrylovIteration(bound, self, stop)
+
+
+class _NewtonKrylovIteration(Iteration):
+    # state: s, the state u of the fallback, whether the row fell back, the best residual, ‖T(s) − s‖ one step before,
+    # and the forcing term of that step
+    def __init__(self, flow: BoundFlow, settings: NewtonKrylov, stop: Stop):
+        super().__init__()
+        self.flow, self.problem, self.settings, self.stop = flow, flow.problem, settings, stop
+
+    @cached_property
+    def fallback(self) -> BoundFlow | None:
+        """A flow whose map contracts; found when a row first needs it, because it may cost a factorisation."""
+        if not self.problem.well_posed:
+            return None
+        automatic = isinstance(self.flow, BoundSplitting) and self.flow.choice is not None
+        if automatic or isinstance(self.flow, BoundPeacemanRachford):  # which contracts with every step
+            return self.flow
+        return PeacemanRachfordFlow().bind(self.problem)
+
+    def init(self, z0: Tensor) -> State:
+        self.map_evals += 1 if isinstance(self.flow, BoundSplitting) else 0
+        s = self.flow.init(z0)
+        residual = self._residual(s)
+        unknown = torch.full_like(residual, float("inf"))
+        return s, s, torch.zeros_like(residual, dtype=torch.bool), residual, unknown, torch.full_like(unknown, _LOOSEST)
+
+    def _residual(self, s: Tensor) -> Tensor:
+        self.map_evals += 1
+        return torch.linalg.vector_norm(self.problem.residual(self.flow.read(s)), dim=-1)
+
+    def step(self, state: State) -> State:
+        s, u, fell_back, best, last_size, last_forcing = state
+        defect = self.flow.defect(s)
+        self.map_evals += 2 if isinstance(self.flow, BoundPeacemanRachford) else 1  # W and its resolvent
+        size = torch.linalg.vector_norm(defect, dim=-1)
+        forcing = self._forcing(s, size, last_size, last_forcing)
+        direction = self._direction(s, defect, forcing * size)
+        length = torch.ones_like(best)
+        candidate = s + direction
+        residual = self._residual(candidate)
+        for _ in range(self.settings.halvings):
+            good = residual <= (1 - _SUFFICIENT) * best
+            if bool(good.all()):
+                break
+            length = torch.where(good, length, length / 2)
+            candidate = s + length[:, None] * direction
+            residual = self._residual(candidate)
+        good = residual <= (1 - _SUFFICIENT) * best
+        if not bool(good.all()):
+            other, u = self._globalised(s, u, fell_back, direction)
+            candidate = torch.where(good[:, None], candidate, other)
+            residual = self._residual(candidate)
+        best = torch.fmin(best, residual)
+        return candidate, u, ~good, best, size, forcing
+
+    def _globalised(self, s: Tensor, u: Tensor, fell_back: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
+        """Where no Newton step helps: the state after a step of the fallback, and the fallback's own."""
+        if self.fallback is None:
+            return s + direction, u
+        self.map_evals += 1
+        if self.fallback is self.flow:
+            return self.flow.map(s), u
+        self.map_evals += 1
+        u = self.fallback.map(torch.where(fell_back[:, None], u, self.fallback.init(self.flow.read(s))))
+        return self.flow.init(self.fallback.read(u)), u
+
+    def _forcing(self, s: Tensor, size: Tensor, last_size: Tensor, last_forcing: Tensor) -> Tensor:
+        eta = _GAIN * (size / last_size).square()
+        memory = _GAIN * last_forcing.square()  # a sudden fall of η is not to be trusted while η is large
+        eta = torch.where(memory > _LOOSEST, torch.maximum(eta, memory), eta)
+        # what is solved beyond the tolerance of the whole is wasted
+        scale = torch.linalg.vector_norm(self.flow.read(s), dim=-1)
+        enough = _LOOSEST * self.stop.tolerance(scale) / size.clamp_min(torch.finfo(size.dtype).tiny)
+        return torch.maximum(eta, enough).clamp(10 * torch.finfo(size.dtype).eps, _LOOSEST)
+
+    def _direction(self, s: Tensor, defect: Tensor, tolerance: Tensor) -> Tensor:
+        dimension = min(self.settings.krylov, s.shape[1])
+        rows = max(1, self.settings.memory // (2 * dimension * s.shape[1] * s.element_size()))
+        directions, most = [], 0
+        for start in range(0, s.shape[0], rows):
+            chunk = slice(start, start + rows)
+            direction, products = solve_rows_by_products(
+                self._newton_matrix(s, chunk),
+                defect[chunk],
+                tolerance[chunk],
+                dimension=dimension,
+                restarts=self.settings.restarts,
+            )
+            directions.append(direction)
+            most = max(most, products)
+        # forward–backward finds its slopes anew in every product
+        self.map_evals += 2 * most if isinstance(self.flow, BoundForwardBackward) else most
+        return torch.cat(directions)
+
+    def _newton_matrix(self, s: Tensor, chunk: slice) -> Callable[[Tensor], Tensor]:
+        """d ↦ (I − T'(s))d on some rows."""
+        if type(self.flow) is BoundFiringRate:
+            self.map_evals += 1
+            slopes, linear = self.problem.slopes(s)[chunk], self.problem.linear
+            return lambda d: d - slopes * linear.apply(d)
+        flow, at = self.flow, s[chunk]
+        if len(at) < len(s):
+            flow = copy.copy(self.flow)  # map_jvp reads nothing but the problem
+            flow.problem = self.problem.rows(torch.arange(len(s), device=s.device)[chunk])
+        return lambda d: d - flow.map_jvp(at, d)
+
+    def read(self, state: State) -> Tensor:
+        return self.flow.read(state[0])

@@ -1,0 +1,185 @@
+r"""Peaceman–Rachford of a float64 problem with float32 steps: iterative refinement, as for linear systems.
+
+The iterate is u = ū + s·d with a float64 point ū, a float32 change d and a size s for each row. With M = 2K − I,
+
+    d ← M (R_f(ū + s·d) − R_f(ū))/s + r,    r = (R_A R_f ū − ū)/s = (M + I) α(Wz̄ + q − v̄)/s,
+
+where z̄ = prox(ū) and v̄ = z̄ + (ū − z̄)/α. Rounding is relative to the change, no longer to the iterate. Wz̄ + q, the one
+product in float64, is what a check of the residual computes anyway, so ū moves to the iterate at every check; and where
+none comes before float32 has given what it can. So what is reached is as accurate as with float64 steps.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from contracting.activations.base import Activation, Reflection
+from contracting.flows.splitting import BoundPeacemanRachford
+from contracting.loop.method import State
+from contracting.loop.records import Stop
+from contracting.maps.base import LinearMap
+from contracting.solvers.reflected import MOST, FoldedIteration, blocks_of, run, usual_forecast
+from contracting.types import Step
+
+_FLOOR = 0.7 * torch.finfo(torch.float32).eps  # times 1 + ‖W‖: the residual that all rows reach in float32
+_EXACT = 0.4 / 0.7  # of that where the offset 2αKq is computed in float64: q can be much larger than u, and cancels
+_USUAL = 0.8  # of the floor is what nine rows in ten have, and the slowest row hardly is the one that rounds most
+_MOST_ROUNDING = 0.9  # of the tolerance is expected to be rounding, whose square leaves that much less for the error
+_SHARE = 0.85  # of the steps predicted down to that, before ū moves: the last of them would only round
+_SLOWEST = 1 - 1e-6  # proved factor above which the rounding of M to float32 might undo the contraction
+_SLOWEST_USUAL = 1 - 1e-4  # the same for the usual decay
+_EXPONENT = 60  # only rows with entries beyond 2^±60 are scaled
+
+
+def refinable(flow: BoundPeacemanRachford, relaxation: float) -> bool:
+    """Whether float32 steps pay: the problem is float64, and its steps contract more than float32 rounds."""
+    if flow.problem.q.dtype != torch.float64 or (flow.prediction.factor or 0.0) > _SLOWEST:
+        return False
+    forecast = usual_forecast(flow, relaxation)
+    return forecast is not None and forecast.decay <= _SLOWEST_USUAL
+
+
+class RefinedIteration(FoldedIteration):
+    """The iteration of ``FoldedIteration`` in float32; its state is u, or ū, s, d and r between two checks."""
+
+    def __init__(self, flow: BoundPeacemanRachford, relaxation: float, stop: Stop):
+        super().__init__(flow, relaxation, stop)
+        floor, wanted = _FLOOR * (1 + flow.problem.linear.rough_norm), stop.rtol or 0.0
+        self._exact_start = _EXACT * floor <= wanted < floor  # one float64 product instead of a move
+        floor *= _EXACT if self._exact_start else 1.0
+        self._phase = MOST  # steps for which ū may stay
+        if floor <= wanted:
+            share = 1.0 if self._exact_start else _USUAL
+            rounding = min(_MOST_ROUNDING, share * floor / wanted)
+            self._first_check = self._planned(wanted * math.sqrt(1 - rounding**2))
+        else:
+            planned = 1.0 if self.forecast is None else self.forecast.steps(floor)
+            self._phase = max(1, min(MOST, math.ceil(_SHARE * planned)))
+        self._moved = 0  # the step at which ū moved last
+        self._at_zero = False  # whether it is zero, where the first phase of a cold start begins
+        self._scaled = False  # whether some row has a size other than one
+        linear = _single(flow.reflection)
+        self._relaxed = linear if relaxation == 1 else linear.combined(relaxation, 0.0)
+        self._zero = flow.problem.q.new_zeros((1, 1), dtype=torch.float32)
+
+    def read(self, state: State) -> Tensor:
+        if len(state) == 4 and self._at_zero and not self._scaled and self._activation.homogeneous:
+            change = state[2]  # converted after the prox, which costs less
+            return self._single_activation(slice(None)).prox(change, self._single_step).to(self.flow.problem.q.dtype)
+        return self.flow.read(self._whole(state))
+
+    def _whole(self, state: State) -> Tensor:
+        if len(state) == 1:
+            return state[0]
+        base, size, change, _ = state
+        u = change.to(base.dtype)
+        if self._scaled:
+            u = u * size
+        return u if self._at_zero else u.add_(base)
+
+    def resume(self, state: State, preactivation: Tensor, taken: int) -> State:
+        return state if self._in_graph(state[0]) else self._moved_to(state, preactivation, taken)
+
+    def advance(self, state: State, taken: int, steps: int) -> State:
+        if self._in_graph(state[0]):
+            return super().advance(state, taken, steps)
+        self.map_evals += steps
+        with torch.no_grad():
+            if len(state) == 1:
+                state = self._start(state) if self.cold_start and taken == 0 else self._moved_to(state, None, taken)
+            while steps:
+                if taken - self._moved >= self._phase:
+                    state = self._moved_to(state, None, taken)
+                few = min(steps, self._phase - (taken - self._moved))
+                state = self._changed(state, few, first=taken == self._moved)
+                taken, steps = taken + few, steps - few
+        return state
+
+    def _start(self, state: State) -> State:
+        """ū = 0: with d = u and r the offset, so that no difference of reflections is needed."""
+        self._moved, self._at_zero = 0, True
+        if self._exact_start:
+            drive = (self.flow.offset if self.relaxation == 1 else self.relaxation * self.flow.offset).to(torch.float32)
+            size, self._scaled = _sizes(drive, self.flow.problem.q)
+            if not self._scaled:
+                return state[0], size, self._unchanged(drive), drive
+        phase = self._phase_from(state[0], self.flow.problem.q)
+        return phase if self._activation.homogeneous or not self._scaled else self._moved_to(state, None, 0)
+
+    @torch.no_grad()
+    def _moved_to(self, state: State, preactivation: Tensor | None, taken: int) -> State:
+        """The same iterate with ū moved there."""
+        u = self._whole(state)
+        z = self.flow.read(u)
+        if preactivation is None:
+            self.map_evals += 1
+            preactivation = self.flow.problem.preactivation(z)
+        self._moved, self._at_zero = taken, False
+        v = z if z.data_ptr() == u.data_ptr() else z.lerp_(u, 1 / self.flow.step)  # z is u where σ is the identity
+        return self._phase_from(u, preactivation.sub_(v))  # in place: nobody needs Wz̄ + q any more
+
+    def _phase_from(self, base: Tensor, error: Tensor) -> State:
+        """The state at ū, from Wz̄ + q − v̄."""
+        single = error.to(torch.float32)
+        size, self._scaled = _sizes(single, error)
+        if self._scaled:
+            single = (error / size).to(torch.float32)
+        kick = single.mul_(self._single_step)
+        drive = self._relaxed.affine(kick, kick if self.relaxation == 1 else self.relaxation * kick)
+        return base, size, self._unchanged(drive), drive
+
+    def _unchanged(self, drive: Tensor) -> Tensor:
+        """d = 0."""
+        return self._zero.expand_as(drive)
+
+    def _changed(self, state: State, steps: int, *, first: bool) -> State:
+        base, size, change, drive = state
+        if first:  # from d = 0, where the reflection has not changed
+            change, steps = drive, steps - 1
+        if steps:
+            blocks = []
+            for rows in blocks_of(base):
+                kernel = self._relaxed, self._relaxed.laid_out(drive[rows]), self._reflection(base, size, rows)
+                blocks.append(run(kernel, change[rows], steps, self.relaxation))
+            change = blocks[0] if len(blocks) == 1 else self._relaxed.laid_out(torch.cat(blocks))
+        return base, size, change, drive
+
+    def _reflection(self, base: Tensor, size: Tensor, rows: slice) -> Reflection:
+        if self._at_zero:  # either no row is scaled, or σ is homogeneous
+            return self._single_activation(rows).reflection(self._single_step)
+        sizes = size[rows] if self._scaled else None
+        return self._activation.rows(rows).reflection_from(base[rows], sizes, self.flow.step, torch.float32)
+
+    @property
+    def _activation(self) -> Activation:
+        return self.flow.problem.activation
+
+    def _single_activation(self, rows: slice) -> Activation:
+        activation = self._activation.rows(rows)
+        tensors = activation.tensors()
+        return activation.with_tensors([t.to(torch.float32) for t in tensors]) if tensors else activation
+
+    @property
+    def _single_step(self) -> Step:
+        step = self.flow.step
+        return step.to(torch.float32) if isinstance(step, Tensor) else step
+
+
+def _single(reflection: LinearMap) -> LinearMap:
+    return reflection.remember("single precision", None, lambda: reflection.to(torch.float32))
+
+
+def _sizes(single: Tensor, values: Tensor) -> tuple[Tensor, bool]:
+    """A power of two for each row, (rows, 1), and whether any is not one: only rows near the limits of float32 are."""
+    norms = torch.linalg.vector_norm(single, dim=-1, keepdim=True)
+    size = torch.ones_like(norms, dtype=values.dtype)
+    low, high = norms.aminmax()
+    if 2.0**-_EXPONENT < float(low) and float(high) < 2.0**_EXPONENT:
+        return size, False
+    largest = values.abs().amax(-1, keepdim=True)
+    exponent = torch.frexp(largest).exponent
+    far = torch.isfinite(largest) & (largest > 0) & (exponent.abs() > _EXPONENT)
+    return torch.where(far, torch.ldexp(size, exponent), size), bool(far.any())

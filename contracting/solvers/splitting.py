@@ -1,0 +1,160 @@
+"""Operator splittings: fixed-point iterations of the forward–backward and Peaceman–Rachford maps.
+
+A splitting is explicit Euler on the flow of the same name: with unit step for forward–backward and Peaceman–Rachford,
+with half a step for Douglas–Rachford. The step α is chosen by its exact contraction factor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from contracting import checks
+from contracting.flows.splitting import (
+    BoundPeacemanRachford,
+    BoundSplitting,
+    ForwardBackwardFlow,
+    PeacemanRachfordFlow,
+)
+from contracting.loop.method import Iteration, Method, State
+from contracting.loop.records import Stop
+from contracting.problem import EquilibriumProblem
+from contracting.solvers.diagonal_step import DiagonalStep
+from contracting.solvers.reflected import FoldedIteration, planned_interval, relaxed
+from contracting.solvers.reflected_single import RefinedIteration, refinable
+
+
+class _RelaxedIteration(Iteration):
+    """s ← s + θ(T(s) − s), contracting with factor |1 − θ| + θρ where T contracts with factor ρ."""
+
+    def __init__(self, flow: BoundSplitting, relaxation: float, stop: Stop):
+        super().__init__()
+        self.flow, self.relaxation = flow, relaxation
+        prediction = flow.prediction
+        self.step_size = None if isinstance(flow.step, Tensor) else flow.step
+        self.factor = relaxed(prediction.factor, relaxation)
+        self.check_every = planned_interval(relaxed(prediction.expected, relaxation), stop)
+
+    def init(self, z0: Tensor) -> State:
+        self.map_evals += 1
+        return (self.flow.init(z0),)
+
+    def step(self, state: State) -> State:
+        self.map_evals += 1
+        (s,) = state
+        mapped = self.flow.map(s)
+        return (mapped if self.relaxation == 1 else s + self.relaxation * (mapped - s),)
+
+    def read(self, state: State) -> Tensor:
+        return self.flow.read(state[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Splitting(Method):
+    step: float | Tensor | DiagonalStep | None = None
+    flow_of: ClassVar[type[ForwardBackwardFlow] | type[PeacemanRachfordFlow]] = PeacemanRachfordFlow
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.step, DiagonalStep):
+            self.flow_of(step=self.step)  # which checks the step
+
+    @property
+    def share(self) -> float:
+        """θ in s ← s + θ(T(s) − s)."""
+        return 1.0
+
+    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+        """The iteration on one problem."""
+        return _RelaxedIteration(self._flow(problem), self.share, stop)
+
+    def _flow(self, problem: EquilibriumProblem) -> BoundSplitting:
+        if isinstance(self.step, DiagonalStep):
+            return self.step.bind(problem, self.flow_of)
+        return self.flow_of(step=self.step).bind(problem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ReflectedSplitting(_Splitting):
+    mixed_precision: bool = True
+
+    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+        """The iteration on one problem."""
+        if self.step is None:
+            choice = problem.reflected_step(BoundPeacemanRachford.name, usual=True)
+            flow: BoundSplitting = PeacemanRachfordFlow(step=choice.step).bind(problem)
+            flow.choice = choice
+        else:
+            flow = self._flow(problem)
+        assert isinstance(flow, BoundPeacemanRachford)
+        single = self.mixed_precision and refinable(flow, self.share)
+        return (RefinedIteration if single else FoldedIteration)(flow, self.share, stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardBackward(_Splitting):
+    r"""z ← prox_{αf}(z − α((I − W)z − q)): one product with W per step, no resolvent.
+
+    Factor ‖I − αÃ‖ in ‖·‖_Λ; needs 0 < α < 2m/L². Not for strongly skewed or ill-conditioned W: the factor is then
+    close to one, and PeacemanRachford or SemismoothNewton takes far fewer steps.
+
+    Args:
+        step: α, a number, one per neuron, or DiagonalStep(); None minimises the factor exactly.
+
+    Raises:
+        PreconditionError: on binding, if α is automatic and Condition 1 is not certified.
+    """
+
+    flow_of: ClassVar[type[ForwardBackwardFlow]] = ForwardBackwardFlow
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeacemanRachford(_ReflectedSplitting):
+    r"""u ← R_A R_f u, z = prox_{αf}(u): one product with the resolvent (I + α(I − W))⁻¹ per step.
+
+    Factor ‖(I − αÃ)(I + αÃ)⁻¹‖ in ‖·‖_Λ, below one for every α > 0 under Condition 1. The default solver: the inverse
+    is computed once per weight, and few steps are needed. For n in the thousands prefer a method without a resolvent.
+
+    Args:
+        step: α, a number, one per neuron, or DiagonalStep(); None minimises the factor exactly, or nearly so for
+            weights in training.
+        mixed_precision: take the steps of a float64 problem in float32, as iterative refinement. What is returned is as
+            accurate, but two solves of a row in batches of different size then agree to the tolerance, not to the last
+            digits.
+
+    Raises:
+        PreconditionError: on binding, if α is automatic and Condition 1 is not certified.
+    """
+
+    flow_of: ClassVar[type[PeacemanRachfordFlow]] = PeacemanRachfordFlow
+
+
+@dataclass(frozen=True, kw_only=True)
+class DouglasRachford(_ReflectedSplitting):
+    r"""u ← u + (θ/2)(R_A R_f u − u), z = prox_{αf}(u), with relaxation θ in (0, 2); θ = 1 is the classical method.
+
+    Factor |1 − θ/2| + (θ/2)ρ with ρ that of Peaceman–Rachford. Steadier than Peaceman–Rachford where I − W is barely
+    monotone, otherwise slower.
+
+    Args:
+        step: α, a number, one per neuron, or DiagonalStep(); None minimises ρ exactly, or nearly so for weights in
+            training.
+        mixed_precision: as for ``PeacemanRachford``.
+        relaxation: θ; 2 would be Peaceman–Rachford.
+
+    Raises:
+        InputError: if θ is not in (0, 2).
+        PreconditionError: on binding, if α is automatic and Condition 1 is not certified.
+    """
+
+    relaxation: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.number("relaxation", self.relaxation, low=0, low_open=True, high=2, high_open=True)
+
+    @property
+    def share(self) -> float:
+        """θ/2."""
+        return self.relaxation / 2

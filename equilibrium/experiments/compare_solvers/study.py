@@ -1,0 +1,421 @@
+"""The study: the same equilibria with every solver and tolerance, measured and kept as plain numbers."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError, MissingExtraError, PreconditionError, Status
+from contracting.loop.method import Method
+from contracting.loop.records import Solution, Stop, Trace
+from contracting.loop.run import solve
+from contracting.metrics import Metric, WeightedL2
+from contracting.problem import EquilibriumProblem
+from contracting.solvers.automatic import Automatic
+from contracting.solvers.catalogue import ROW_LIMITS, family, solves_linear_systems
+from contracting.solvers.newton import SemismoothNewton
+from contracting.solvers.splitting import DouglasRachford, PeacemanRachford
+from equilibrium.layers import EquilibriumLayer
+from equilibrium.training.progress import progress_bar
+
+TOLERANCES = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
+
+_FORMAT = 1  # of Comparison.to_json
+_CURVE_POINTS = 200
+_SETUP_RUNS = 3
+_PATIENCE = 500  # steps without progress after which a row is given up
+_REFERENCE_TOLERANCE = 1e-12
+_POLISHING_STEPS = 100
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """The equilibria that every answer is compared with, found by Newton's method and certified.
+
+    Attributes:
+        relative_residual: of the worst row.
+        error_bound: certified relative distance of the worst row to the true equilibrium; None without a metric.
+    """
+
+    relative_residual: float
+    error_bound: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverRecord:
+    """One solver on the problem, whatever the tolerance.
+
+    Attributes:
+        name: its key in the table.
+        family: one of ``FAMILIES``.
+        settings: the method as Python writes it.
+        linear_solves: whether every step solves a linear system per row, which ``map_evals`` does not count.
+        refused: why the method cannot solve this problem, or None.
+        step_size: the α or h that it chose, or None where it varies.
+        factor: predicted contraction factor per step, or None. For integrators on the firing-rate and Hopfield flows it
+            holds near the equilibrium, for the other methods everywhere.
+        measured_factor: geometric mean of the reduction of the slowest row's residual over the last half of its steps.
+        setup_seconds: smallest wall time of binding to a weight that was not seen before.
+    """
+
+    name: str
+    family: str
+    settings: str
+    linear_solves: bool
+    refused: str | None
+    step_size: float | None
+    factor: float | None
+    measured_factor: float | None
+    setup_seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One solver at one tolerance.
+
+    Attributes:
+        solver: name of the solver.
+        tolerance: relative residual asked for.
+        rows: inputs solved at once.
+        status: number of rows that ended in each status.
+        steps_max: steps of the slowest row.
+        steps_median: steps of the median row.
+        map_evals: applications of W or of its resolvent to the whole batch.
+        seconds: median wall time, without setup and without trace.
+        runs: number of timed runs.
+        relative_residual: ‖z − σ(Wz + q)‖₂/‖σ(Wz + q)‖₂ of the worst row.
+        distance: relative distance of the worst row to the reference equilibrium, in the metric.
+        error_bound: certified bound on that distance, or None without a metric.
+    """
+
+    solver: str
+    tolerance: float
+    rows: int
+    status: dict[str, int]
+    steps_max: int
+    steps_median: int
+    map_evals: int
+    seconds: float
+    runs: int
+    relative_residual: float | None
+    distance: float | None
+    error_bound: float | None
+
+    @property
+    def converged(self) -> bool:
+        """Whether every row did."""
+        return self.status == {Status.CONVERGED.name: self.rows}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Relative residual along one solve: of the worst and of the median row, thinned to a few hundred points."""
+
+    solver: str
+    steps: tuple[int, ...]
+    seconds: tuple[float, ...]
+    worst: tuple[float | None, ...]
+    median: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Everything that ``compare`` measured, in types that JSON can say."""
+
+    rows: int
+    hidden_features: int
+    activation: str
+    bounds: dict[str, float] | None
+    tolerances: tuple[float, ...]
+    max_steps: int
+    reference: Reference
+    solvers: tuple[SolverRecord, ...]
+    measurements: tuple[Measurement, ...]
+    curves: tuple[Curve, ...]
+
+    @property
+    def tightest(self) -> float:
+        """The smallest tolerance."""
+        return min(self.tolerances)
+
+    def solver(self, name: str) -> SolverRecord:
+        """The record of one solver."""
+        return next(record for record in self.solvers if record.name == name)
+
+    def of(self, name: str) -> tuple[Measurement, ...]:
+        """The measurements of one solver, from the loosest to the tightest tolerance."""
+        mine = [m for m in self.measurements if m.solver == name]
+        return tuple(sorted(mine, key=lambda m: -m.tolerance))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain objects, lists, numbers and text, without NaN."""
+        return {"format": _FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Comparison:
+        """The comparison that ``to_json`` described.
+
+        Raises:
+            InputError: if the content has another form.
+        """
+        try:
+            if content["format"] != _FORMAT:
+                raise InputError(f"the comparison has format {content['format']!r}, this version reads {_FORMAT}")
+            own = {key: value for key, value in content.items() if key != "format"}
+            parts = {"solvers": SolverRecord, "measurements": Measurement, "curves": Curve}
+            own |= {key: [_record(kind, entry) for entry in own[key]] for key, kind in parts.items()}
+            return _record(cls, own | {"reference": _record(Reference, own["reference"])})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"this is no comparison written by this library ({type(error).__name__}: {error})"
+            ) from error
+
+
+def compare(
+    layer: EquilibriumLayer,
+    inputs: Tensor,
+    solvers: Mapping[str, Method],
+    tolerances: Sequence[float] = TOLERANCES,
+    *,
+    row_limits: Mapping[str, int] = ROW_LIMITS,
+    repeats: int = 5,
+    seconds_per_cell: float = 0.2,
+    max_steps: int = 5_000,
+    progress: bool = False,
+) -> Comparison:
+    """Solve the same rows with every solver at every tolerance, from z = 0.
+
+    Times are medians of several runs after one warm-up, on the threads that torch is set to, with what depends on the
+    weight alone (bounds, steps, resolvent) computed before; that is the setup time. They are taken without a trace.
+
+    Args:
+        layer: in float64.
+        inputs: (rows, in), float64.
+        solvers: methods by name.
+        tolerances: relative residuals to ask for.
+        row_limits: how many of the rows a solver gets, by name, where it gets fewer than all.
+        repeats: most timed runs per solver and tolerance.
+        seconds_per_cell: no further run is started after this time.
+        max_steps: steps after which a row is given up.
+        progress: show a bar where standard error is a terminal.
+
+    Returns:
+        The measurements; a solver that refuses the problem appears with its reason.
+
+    Raises:
+        InputError: on wrong settings or another dtype than float64.
+        SolveError: if the reference equilibrium is not found.
+    """
+    if not solvers:
+        raise InputError("solvers must name at least one method")
+    if not tolerances:
+        raise InputError("tolerances must have at least one entry")
+    for tolerance in tolerances:
+        checks.number("tolerance", tolerance, low=0, high=1, low_open=True, high_open=True)
+    checks.whole_number("repeats", repeats)
+    checks.whole_number("max_steps", max_steps)
+    checks.number("seconds_per_cell", seconds_per_cell, low=0)
+    if checks.floating_tensor("inputs", inputs).dtype != torch.float64:
+        raise InputError(f"inputs and layer must be float64, got {inputs.dtype}; call .double() on both")
+    checks.whole_number("the number of rows", len(inputs))
+    timing = _Timing(repeats, seconds_per_cell, max_steps)
+    with torch.no_grad():
+        everything = _Case(layer, inputs, timing)
+        records, measurements, curves = [], [], []
+        with progress_bar(len(solvers) * len(tolerances), "solving", show=progress) as bar:
+            for name, method in solvers.items():
+                bar.set_postfix_str(name)
+                case = everything.first(row_limits.get(name, len(inputs)))
+                record = case.bind(name, method)
+                if record.refused is None:
+                    for tolerance in sorted(tolerances, reverse=True):
+                        measurements.append(case.measure(name, method, tolerance))
+                        bar.update()
+                    curve, measured = case.watch(name, method, min(tolerances))
+                    curves.append(curve)
+                    # a step of torchdiffeq is a time interval of any length
+                    if record.family != "torchdiffeq":
+                        record = replace(record, measured_factor=measured)
+                else:
+                    bar.update(len(tolerances))
+                records.append(record)
+    operator, reference = everything.problem.operator, everything.reference
+    return Comparison(
+        rows=len(inputs),
+        hidden_features=layer.hidden_features,
+        activation=repr(layer.activation),
+        bounds=None if operator is None else asdict(operator.bounds) | {"condition": operator.bounds.condition},
+        tolerances=tuple(sorted(map(float, tolerances), reverse=True)),
+        max_steps=max_steps,
+        reference=Reference(
+            relative_residual=float(reference.relative_residual.max()),
+            error_bound=everything.worst(reference.error_bound),
+        ),
+        solvers=tuple(records),
+        measurements=tuple(measurements),
+        curves=tuple(curves),
+    )
+
+
+@dataclass(frozen=True)
+class _Timing:
+    repeats: int
+    seconds: float
+    max_steps: int
+
+    def stop(self, tolerance: float) -> Stop:
+        return Stop(rtol=tolerance, max_steps=self.max_steps, patience=min(_PATIENCE, max(1, self.max_steps)))
+
+
+class _Case:
+    """One layer, some inputs and their reference equilibria."""
+
+    def __init__(self, layer: EquilibriumLayer, inputs: Tensor, timing: _Timing):
+        self.layer, self.inputs, self.timing = layer, inputs, timing
+        self.problem = layer.problem(inputs).detach()
+        certified = None if self.problem.operator is None else self.problem.metric
+        self.metric: Metric = certified or WeightedL2.identity(self.problem.size, dtype=inputs.dtype)
+        self.reference = _reference_equilibria(self.problem)
+        self.z = self.reference.z
+
+    def first(self, rows: int) -> _Case:
+        """The case of the first rows, on the same problem as far as the weight is concerned."""
+        part = copy.copy(self)
+        part.inputs, part.z = self.inputs[:rows], self.z[:rows]
+        part.problem = self.problem.rows(torch.arange(len(part.inputs)))
+        return part
+
+    def worst(self, rows: Tensor | None) -> float | None:
+        """The largest of some lengths in the metric, relative to the length of the equilibrium."""
+        if rows is None:
+            return None
+        return _finite(float((rows / self.metric.norm(self.z).clamp_min(torch.finfo(rows.dtype).tiny)).max()))
+
+    def bind(self, name: str, method: Method) -> SolverRecord:
+        """What the method says of the problem before it starts, or why it refuses."""
+        step_size = factor = setup = refused = None
+        try:
+            iteration = method.bind(self.problem, self.timing.stop(1e-6).resolved(self.problem))
+            step_size, factor = iteration.step_size, iteration.factor
+            setup = min(self._setup_seconds(method) for _ in range(_SETUP_RUNS))
+        except (PreconditionError, MissingExtraError) as error:
+            refused = str(error)
+        return SolverRecord(
+            name=name,
+            family=family(method),
+            settings=repr(method),
+            linear_solves=solves_linear_systems(method),
+            refused=refused,
+            step_size=step_size,
+            factor=factor,
+            measured_factor=None,
+            setup_seconds=setup,
+        )
+
+    def _setup_seconds(self, method: Method) -> float:
+        fresh = self.layer.problem(self.inputs).detach()
+        stop = self.timing.stop(1e-6).resolved(fresh)
+        started = time.perf_counter()
+        method.bind(fresh, stop)
+        return time.perf_counter() - started
+
+    def measure(self, name: str, method: Method, tolerance: float) -> Measurement:
+        """One solver at one tolerance."""
+        stop, timing = self.timing.stop(tolerance), self.timing
+        solution = solve(self.problem, method, stop=stop, throw=False)
+        # a solve that takes long needs no warm-up
+        times = [solution.seconds] if solution.seconds > timing.seconds else []
+        while not times or (len(times) < timing.repeats and sum(times) < timing.seconds):
+            times.append(solve(self.problem, method, stop=stop, throw=False).seconds)
+        status = Counter(Status(int(code)).name for code in solution.status)
+        return Measurement(
+            solver=name,
+            tolerance=float(tolerance),
+            rows=len(solution.status),
+            status=dict(sorted(status.items())),
+            steps_max=int(solution.steps.max()),
+            steps_median=int(solution.steps.median()),
+            map_evals=solution.map_evals,
+            seconds=statistics.median(times),
+            runs=len(times),
+            relative_residual=_finite(float(solution.relative_residual.max())),
+            distance=self.worst(self.metric.norm(solution.z - self.z)),
+            error_bound=self.worst(solution.error_bound),
+        )
+
+    def watch(self, name: str, method: Method, tolerance: float) -> tuple[Curve, float | None]:
+        """The residual along a solve, and the factor by which a step reduces it towards the end."""
+        trace = Trace()
+        solution = solve(self.problem, method, stop=self.timing.stop(tolerance), trace=trace, throw=False)
+        scale = torch.linalg.vector_norm(self.z, dim=-1).clamp_min(torch.finfo(self.z.dtype).tiny)
+        relative = trace.residual / scale
+        worst, median = relative.amax(1), relative.median(1).values
+        kept = torch.linspace(0, len(trace) - 1, min(len(trace), _CURVE_POINTS)).round().long()
+        curve = Curve(
+            solver=name,
+            steps=tuple(trace.steps[kept].tolist()),
+            seconds=tuple(trace.seconds[kept].tolist()),
+            worst=tuple(_finite(value) for value in worst[kept].tolist()),
+            median=tuple(_finite(value) for value in median[kept].tolist()),
+        )
+        exact = _in_one_precision(method, self.problem)
+        if exact != method:  # float32 steps end in rounding, and say nothing of the factor
+            trace = Trace()
+            solution = solve(self.problem, exact, stop=self.timing.stop(tolerance), trace=trace, throw=False)
+            relative = trace.residual / scale
+        # of the rows that were at work to the last check, the one that is farthest from done
+        slowest = torch.where(solution.steps == solution.steps.max(), solution.relative_residual, -1.0).argmax()
+        return curve, _late_factor(trace.steps, relative[:, slowest])
+
+
+def _in_one_precision(method: Method, problem: EquilibriumProblem) -> Method:
+    if isinstance(method, Automatic):
+        method = method.choose(problem).method
+    if isinstance(method, PeacemanRachford | DouglasRachford):
+        return replace(method, mixed_precision=False)
+    return method
+
+
+def _reference_equilibria(problem: EquilibriumProblem) -> Solution:
+    """Equilibria to rounding error: Newton's method, then Peaceman–Rachford steps until rounding is all that is left.
+
+    The second method matters: a reference must not be the very answer of one of the solvers that it judges.
+    """
+    found = solve(problem, SemismoothNewton(), stop=Stop(rtol=_REFERENCE_TOLERANCE))
+    if problem.operator is not None:
+        further = Stop(rtol=0.0, atol=0.0, max_steps=_POLISHING_STEPS)
+        polished = solve(problem, PeacemanRachford(), z0=found.z, stop=further, throw=False)
+        if float(polished.relative_residual.max()) <= _REFERENCE_TOLERANCE:
+            found = polished
+    return found
+
+
+def _late_factor(steps: Tensor, residual: Tensor) -> float | None:
+    half = len(steps) // 2
+    if len(steps) < 4 or not float(residual[half]) > 0 or not float(residual[-1]) > 0:
+        return None
+    return _finite(float(residual[-1] / residual[half]) ** (1 / int(steps[-1] - steps[half])))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _record(kind: type[R], content: Mapping[str, Any]) -> R:
+    """A record from the entries of a JSON object: all of them and no other; lists become tuples."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if missing := known - content.keys():
+        raise KeyError(f"{kind.__name__} lacks {', '.join(sorted(missing))}")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})

@@ -1,0 +1,1 @@
+"""What a certified contraction rate costs: study, figure and command."""

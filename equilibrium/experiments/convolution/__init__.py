@@ -1,0 +1,1 @@
+"""Equilibrium networks on images: figures and command."""

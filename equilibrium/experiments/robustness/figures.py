@@ -1,0 +1,183 @@
+"""Figures of the robustness experiment: what a bound costs, how tight it is, and what it buys under attack.
+
+What is certified is dashed, what was measured solid; what the authors of arXiv 2010.01732 report is grey.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.figure
+import matplotlib.ticker
+
+from contracting.errors import InputError
+from contracting.plots.style import BLUE, CERTIFIED, FULL_WIDTH, GREEN, ORANGE, PURPLE, SEEN, SKY, VERMILION, finish
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# model: name in a figure, colour, marker
+_LOOKS = {
+    "lipschitz-0.1": ("γ = 0.1", "#08306B", "o"),
+    "lipschitz-0.2": ("γ = 0.2", "#08306B", "o"),
+    "lipschitz-0.3": ("γ = 0.3", "#08519C", "o"),
+    "lipschitz-0.4": ("γ = 0.4", "#08519C", "o"),
+    "lipschitz-0.5": ("γ = 0.5", BLUE, "o"),
+    "lipschitz-0.8": ("γ = 0.8", BLUE, "o"),
+    "lipschitz-1": ("γ = 1", BLUE, "o"),
+    "lipschitz-5": ("γ = 5", SKY, "o"),
+    "contracting": ("γ = 1, c = 0.2", GREEN, "D"),
+    "lben": ("LBEN, no γ", ORANGE, "s"),
+    "mondeq": ("monDEQ", VERMILION, "^"),
+    "perceptron": ("perceptron", PURPLE, "v"),
+    "unconstrained": ("unconstrained", "#000000", "x"),
+}
+_COMPARED = ("lipschitz-0.3", "lipschitz-1", "lipschitz-5", "lben", "mondeq", "perceptron", "unconstrained")
+_SIZE = "size of the attack, ℓ2 in normalised pixels"
+
+
+def plot_error_against_bound(
+    models: Mapping[str, Any], axes: Axes, *, paper: Mapping[float, float] | None = None
+) -> Axes:
+    """Test error against the certified Lipschitz constant γ that was asked for.
+
+    Args:
+        models: results by name.
+        axes: where to draw.
+        paper: reported test errors by γ; None leaves them out.
+
+    Raises:
+        InputError: without any model that has a γ.
+    """
+    ours = sorted(
+        (m["lipschitz"]["built_in"], m["test_error"])
+        for name, m in models.items()
+        if name.startswith("lipschitz-")
+    )
+    if not ours:
+        raise InputError("there is no model with a γ to draw; run the experiment with one")
+    if paper is not None:
+        axes.semilogx(*zip(*sorted(paper.items()), strict=True), "s-", color=SEEN, markerfacecolor="white",
+                      markersize=4.5, linewidth=1.0, label="reported")  # fmt: skip
+    axes.semilogx(*zip(*ours, strict=True), "o-", color=BLUE, markersize=4.5, linewidth=1.5, label="trained here")
+    gammas = [gamma for gamma, _ in ours]
+    axes.set_ylim(bottom=0)
+    finish(axes, x="certified Lipschitz constant γ", y="test error (%)", title="What a smaller γ costs")
+    axes.set_xticks(gammas, [f"{gamma:g}" for gamma in gammas], rotation=60 if len(gammas) > 4 else 0)
+    return axes
+
+
+def plot_tightness(
+    models: Mapping[str, Any], axes: Axes, *, reported: Mapping[str, tuple[float | None, float]] | None = None
+) -> Axes:
+    """Attained against certified Lipschitz constant; on the diagonal both are exact.
+
+    Args:
+        models: results by name.
+        axes: where to draw.
+        reported: γ and the lower bound that the authors report, for their models that have a γ.
+
+    Raises:
+        InputError: without a certified model.
+    """
+    points = {name: m["lipschitz"] for name, m in models.items() if "certified" in m["lipschitz"]}
+    if not points:
+        raise InputError("there is no certified model to draw; run the experiment with one")
+    seen = set()
+    for name, lipschitz in points.items():
+        label, colour, marker = _LOOKS[name]
+        label, colour = ("with γ", BLUE) if name.startswith("lipschitz-") else (label, colour)
+        axes.loglog(lipschitz["certified"], lipschitz["attained"], marker, color=colour, markersize=6,
+                    linestyle="none", label=None if label in seen else label)  # fmt: skip
+        seen.add(label)
+    pairs = [(gamma, lower) for gamma, lower in (reported or {}).values() if gamma is not None]
+    if pairs:
+        axes.loglog(*zip(*pairs, strict=True), "s", color=SEEN, markerfacecolor="white", markersize=5,
+                    linestyle="none", label="reported, with γ")  # fmt: skip
+    values = [v for entry in points.values() for v in (entry["certified"], entry["attained"])]
+    ends = [min(values) / 1.5, max(values) * 1.5]
+    axes.loglog(ends, ends, **CERTIFIED, label="attained = certified")
+    axes.set_aspect("equal")
+    ratios = [entry["attained"] / entry["certified"] for entry in points.values()]
+    finish(
+        axes,
+        x="certified Lipschitz constant",
+        y="attained by a pair of inputs",
+        title=f"Attained constants are {100 * min(ratios):.0f} to {100 * max(ratios):.0f} % of the certified ones",
+    )
+    return axes
+
+
+def plot_error_under_attack(models: Mapping[str, Any], axes: Axes) -> Axes:
+    """Test error against the size of the fast-gradient attack; dashed, the error that no attack can exceed.
+
+    Raises:
+        InputError: without any of the models that are compared.
+    """
+    chosen = [name for name in _COMPARED if name in models]
+    if not chosen:
+        raise InputError(f"there is none of the models {', '.join(_COMPARED)} to draw")
+    for name in chosen:
+        label, colour, _ = _LOOKS[name]
+        sizes = models[name]["settings"]["allowed"]
+        axes.plot(sizes, models[name]["fast_gradient"]["error_percent"], color=colour, linewidth=1.5, label=label)
+        if name.startswith("lipschitz-"):
+            limit = [100 - share for share in models[name]["robustness"]["certified_accuracy"]]
+            axes.plot(sizes, limit, **CERTIFIED | {"color": colour, "linewidth": 0.9})
+    axes.plot([], [], **CERTIFIED | {"color": SEEN, "linewidth": 0.9}, label="certified limit")
+    axes.set_xlim(0, None)
+    axes.set_ylim(0, 100)
+    finish(axes, x=_SIZE, y="test error (%)", title="Error under the fast-gradient attack, and what is certified")
+    return axes
+
+
+def plot_every_model(
+    models: Mapping[str, Any], *, reported: Mapping[str, tuple[list[float], list[float]]] | None = None
+) -> Figure:
+    """One panel for each model: error under both attacks, the certified limit, and what the authors report.
+
+    Args:
+        models: results by name.
+        reported: attack sizes and errors in percent that the authors report, by the name of our model.
+    """
+    columns = 4
+    names = [name for name in _LOOKS if name in models]
+    rows = max(1, math.ceil(len(names) / columns))
+    figure = matplotlib.figure.Figure(figsize=(FULL_WIDTH, 0.9 + 1.35 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel().tolist()
+    for panel, name in zip(panels, names, strict=False):
+        model = models[name]
+        sizes, robustness = model["settings"]["allowed"], model.get("robustness")
+        if reported and name in reported:
+            panel.plot(*reported[name], color="0.7", linewidth=3.0)
+        panel.plot(sizes, model["fast_gradient"]["error_percent"], color=BLUE, linewidth=1.3)
+        if robustness is not None:
+            panel.plot(sizes, [100 - a for a in robustness["attacked_accuracy"]], color=VERMILION, linewidth=1.3)
+            panel.plot(sizes, [100 - a for a in robustness["certified_accuracy"]], **CERTIFIED | {"linewidth": 1.0})
+        panel.set_title(_LOOKS[name][0], fontsize=8, loc="left")
+        panel.set_ylim(0, 100)
+        panel.tick_params(labelsize=7)
+        panel.grid(True, color="0.93", linewidth=0.5)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    for panel in panels[len(names) :]:
+        panel.set_visible(False)
+    for panel in panels[max(0, len(names) - columns) : len(names)]:  # the lowest panel of each column
+        panel.tick_params(labelbottom=True)
+    handles = [
+        panels[0].plot([], [], **look, label=label)[0]
+        for label, look in (
+            ("fast gradient", {"color": BLUE, "linewidth": 1.3}),
+            ("strong attack", {"color": VERMILION, "linewidth": 1.3}),
+            ("certified limit", CERTIFIED | {"linewidth": 1.0}),
+            ("reported, fast gradient", {"color": "0.7", "linewidth": 3.0}),
+        )
+        if reported or not label.startswith("reported")
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=4, fontsize=7.5, frameon=False)
+    figure.supxlabel(_SIZE, fontsize=9)
+    figure.supylabel("test error (%)", fontsize=9)
+    return figure

@@ -1,0 +1,185 @@
+"""The models of the robustness experiments: settings, the images they classify, and the models before training."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from contracting import checks
+from contracting.errors import InputError
+from contracting.gradients.implicit import Implicit
+from contracting.loop.records import Stop
+from equilibrium.convolution import LBENConv2d, MetricShape
+from equilibrium.layers import LBEN, EquilibriumLayer
+from equilibrium.parameterizations import Unconstrained
+from equilibrium.training.cifar import cifar10
+from equilibrium.training.data import Dataset, digits, mnist, subset
+
+
+class Kind(Enum):
+    """What is trained."""
+
+    LBEN = "LBEN"
+    MONDEQ = "monDEQ"
+    UNCONSTRAINED = "unconstrained"
+    PERCEPTRON = "perceptron"
+
+    @property
+    def certified(self) -> bool:
+        """Whether a Lipschitz constant can be certified for every such model."""
+        return self is not Kind.UNCONSTRAINED
+
+
+class Images(Enum):
+    """What is classified."""
+
+    MNIST = "mnist"
+    DIGITS = "digits"
+    CIFAR10 = "cifar10"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolutions:
+    """The kernels of a network on images; fields as in ``LBENConv2d``."""
+
+    input_kernel_size: int
+    stride: int
+    pool: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """One model of the experiment; its results depend on nothing else.
+
+    Attributes:
+        kind: what is trained.
+        hidden: n, or the channels of a network on images; a perceptron has two hidden layers and about as many
+            parameters as an LBEN with n neurons.
+        lipschitz: γ, or None.
+        contraction_rate: c, or None.
+        epsilon: ε of the parameterisation.
+        images: what is classified.
+        epochs: passes over the training images.
+        batch_size: images per step.
+        learning_rate: the largest of the schedule.
+        temperature: of the cross-entropy, in training and of the fast-gradient attack.
+        noise: standard deviation of the noise on the training inputs.
+        tolerance: relative residual of the solves in training.
+        seed: of the weights and of the order of the images.
+        attacked: the last so many test images are attacked by the fast gradient (and all by the strong attack, if
+            the model is certified).
+        allowed: sizes of the fast-gradient attack.
+        attack_steps: gradients of the strong attack, per image.
+        thorough: whether one constant is certified for every pair of classes, and the attained constant is searched
+            in every way; otherwise one constant and one quick search.
+        convolutions: of an equilibrium network on images; None for a dense one.
+        shift: pixels by which training images are shifted at most.
+        strongly_attacked: the last so many test images are attacked by the strong attack; None for all.
+    """
+
+    kind: Kind
+    hidden: int
+    lipschitz: float | None
+    contraction_rate: float | None
+    epsilon: float
+    images: Images
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    temperature: float
+    noise: float
+    tolerance: float
+    seed: int
+    attacked: int
+    allowed: tuple[float, ...]
+    attack_steps: int
+    thorough: bool
+    convolutions: Convolutions | None = None
+    shift: int = 0
+    strongly_attacked: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """A checkpoint of the authors, attacked as ours are; fields as in ``ModelSettings``.
+
+    Attributes:
+        name: of the file, without suffix.
+    """
+
+    name: str
+    lipschitz: float | None
+    attacked: int
+    allowed: tuple[float, ...]
+
+
+@functools.cache
+def load_images(images: Images, data_dir: Path | None) -> Dataset:
+    """The data set; digits are divided in a small and fixed way. CIFAR-10 needs its folder."""
+    if images is Images.MNIST:
+        return mnist(data_dir)
+    if images is Images.CIFAR10:
+        if data_dir is None:
+            raise InputError("CIFAR-10 needs data_dir, the folder of its binary files (at the command line: --cifar)")
+        return cifar10(data_dir)
+    return subset(digits(), train=600, test=200)
+
+
+def new_model(settings: ModelSettings, dataset: Dataset) -> nn.Module:
+    """The model before training, float32; its weights depend on the seed only."""
+    stop = Stop(rtol=settings.tolerance, atol=0.0, max_steps=5000)
+    sizes = (dataset.features, settings.hidden, dataset.classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(checks.seed("seed", settings.seed))
+        if settings.kind is Kind.PERCEPTRON:
+            return _perceptron(*sizes)
+        if settings.kind is Kind.UNCONSTRAINED:
+            # Newton's method finds an equilibrium within a few steps, or there may be none
+            stop = dataclasses.replace(stop, max_steps=50)
+            return EquilibriumLayer(Unconstrained(*sizes), stop=stop, backward=Implicit(stop=stop))
+        if settings.convolutions is not None:
+            return _on_images(settings, settings.convolutions, dataset, stop)
+        return LBEN(
+            *sizes,
+            lipschitz=settings.lipschitz,
+            contraction_rate=settings.contraction_rate,
+            epsilon=settings.epsilon,
+            learn_metric=settings.kind is not Kind.MONDEQ,
+            stop=stop,
+            backward=Implicit(stop=stop),
+        )
+
+
+def _on_images(settings: ModelSettings, convolutions: Convolutions, dataset: Dataset, stop: Stop) -> LBENConv2d:
+    colours, height, width = dataset.image_shape
+    return LBENConv2d(
+        colours,
+        settings.hidden,
+        dataset.classes,
+        image=(height, width),
+        input_kernel_size=convolutions.input_kernel_size,
+        stride=convolutions.stride,
+        pool=convolutions.pool,
+        lipschitz=settings.lipschitz,
+        contraction_rate=settings.contraction_rate,
+        epsilon=settings.epsilon,
+        metric=MetricShape.IDENTITY if settings.kind is Kind.MONDEQ else MetricShape.CHANNEL,
+        stop=stop,
+        backward=Implicit(stop=stop),
+    )
+
+
+def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two hidden layers of the width w whose number of parameters is that of an LBEN, rounded down."""
+    budget = hidden * (inputs + 2 * hidden + 2) + outputs * (hidden + 1)
+    b = inputs + outputs + 2  # w² + bw + outputs parameters
+    width = math.floor((math.sqrt(b * b + 4 * (budget - outputs)) - b) / 2)
+    layers = [nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)]
+    return nn.Sequential(*layers)

@@ -1,0 +1,245 @@
+"""Resumable experiments: named tasks whose steps are computed once, written complete, and read back ever after.
+
+A task has a folder of its own. Killed at any moment, it continues there: finished steps are read, and a step in the
+middle continues from whatever checkpoint it keeps in the folder. Because a step that was just computed is read back
+from its file too, an interrupted run returns exactly what an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from contracting import checks
+from contracting.errors import ContractingError, InputError
+from equilibrium.files import output_directory, plain, write_json
+from equilibrium.training.progress import progress_bar, share_terminal
+
+_SETTINGS = "settings.json"
+_STEP = ".step.json"
+
+
+class TaskError(ContractingError, RuntimeError):
+    """A task of an experiment failed; the message names it. The others have finished or can be continued."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One piece of an experiment, which may run in a process of its own.
+
+    Attributes:
+        name: of its folder.
+        settings: everything that its result depends on; a dataclass or another value that JSON can say.
+        run: a function of a module, (settings, workspace) -> result; the result is one that JSON can say.
+    """
+
+    name: str
+    settings: Any
+    run: Callable[[Any, Workspace], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workspace:
+    """The folder of one task.
+
+    Attributes:
+        folder: where the task keeps its files.
+        progress: whether the task may show bars.
+        place: line of the terminal for its bars.
+    """
+
+    folder: Path
+    progress: bool = False
+    place: int = 0
+
+    def once(self, step: str, compute: Callable[[], Any]) -> Any:
+        """What ``compute`` returned in this or an earlier run, as JSON gives it back.
+
+        Args:
+            step: its name.
+            compute: called unless the step is finished; its result is one that JSON can say.
+        """
+        path = self.folder / f"{step}{_STEP}"
+        if not path.exists():
+            started = time.perf_counter()
+            result = compute()
+            write_json(path, {"seconds": time.perf_counter() - started, "result": result})
+        return _read(path)["result"]
+
+    def seconds(self) -> dict[str, float]:
+        """Wall time of each finished step, in the run that finished it; ``result`` is the end of the task."""
+        return {path.name.removesuffix(_STEP): _read(path)["seconds"] for path in sorted(self.folder.glob(f"*{_STEP}"))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the tasks gave, by name in the order of the tasks; the seconds of their steps, which no rerun repeats."""
+
+    results: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def run_tasks(
+    tasks: Sequence[Task], folder: str | os.PathLike[str], *, jobs: int = 1, progress: bool = False
+) -> Outcome:
+    """Run the tasks, or what is left of them, each on one thread.
+
+    Args:
+        tasks: with different names; they are started in this order.
+        folder: made if need be; an earlier run of the same tasks in it is continued.
+        jobs: processes at work at once. With 1 the tasks run in this process. No result depends on it.
+        progress: show bars where standard error is a terminal.
+
+    Returns:
+        Results and times.
+
+    Raises:
+        InputError: if two tasks have one name, a name is not that of a folder, or the folder holds tasks of these names
+            with other settings.
+        TaskError: if a task raised an error of this library or its process died; any other exception of a task gets
+            through, with a note that names the task.
+        MissingExtraError: with ``progress`` but without tqdm, the extra ``cli``.
+    """
+    checks.whole_number("jobs", jobs)
+    names = [task.name for task in tasks]
+    if len(set(names)) != len(names):
+        raise InputError(f"tasks must have different names, got {', '.join(names)}")
+    for name in names:
+        if Path(name).name != name:
+            raise InputError(f"a task is named after its folder: {name!r} must be a plain name, without separators")
+    root = output_directory(folder)
+    folders = [_claim(root, task) for task in tasks]
+    run = _in_this_process if jobs == 1 else _in_processes
+    outcome = Outcome(results=dict.fromkeys(names), seconds=dict.fromkeys(names, {}))
+    with progress_bar(len(tasks), "tasks", show=progress) as bar:
+        for index, result in run(tasks, folders, jobs, progress):
+            outcome.results[names[index]] = result
+            outcome.seconds[names[index]] = Workspace(folder=folders[index]).seconds()
+            bar.update()
+    for task_folder in folders:
+        for leftover in task_folder.glob(".*.tmp"):  # of writes that were killed
+            leftover.unlink(missing_ok=True)
+    return outcome
+
+
+def _claim(root: Path, task: Task) -> Path:
+    """The folder of the task, which holds the settings it was begun with; refused if they are others now."""
+    folder = output_directory(root / task.name)
+    path, wanted = folder / _SETTINGS, plain(task.settings)
+    if not path.exists():
+        write_json(path, wanted)
+        return folder
+    found = _read(path)
+    if found != json.loads(json.dumps(wanted)):
+        raise InputError(
+            f"the folder {str(folder)!r} was begun with other settings ({_difference(found, wanted)}); repeat those, "
+            "or name another folder (at the command line: --out)"
+        )
+    return folder
+
+
+def _difference(found: Any, wanted: Any) -> str:
+    if not isinstance(found, dict) or not isinstance(wanted, dict):
+        return f"{found!r}, now {wanted!r}"
+    missing = "(none)"
+    keys = [key for key in sorted(found.keys() | wanted.keys()) if found.get(key, missing) != wanted.get(key, missing)]
+    return ", ".join(f"{key} = {found.get(key, missing)!r}, now {wanted.get(key, missing)!r}" for key in keys)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{str(path)!r} cannot be read ({type(error).__name__}: {error}); remove it to compute it again"
+        ) from error
+
+
+def _run(task: Task, workspace: Workspace) -> Any:
+    """Always through the file, so that a result does not depend on when it was computed."""
+    try:
+        return workspace.once("result", lambda: task.run(task.settings, workspace))
+    except ContractingError as error:
+        raise TaskError(f"{task.name}: {error}") from error
+    except Exception as error:
+        error.add_note(f"in the task {task.name!r} of the experiment, in {str(workspace.folder)!r}")
+        raise
+
+
+_Running = Iterator[tuple[int, Any]]
+
+
+def _in_this_process(tasks: Sequence[Task], folders: Sequence[Path], jobs: int, progress: bool) -> _Running:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for index, (task, folder) in enumerate(zip(tasks, folders, strict=True)):
+            yield index, _run(task, Workspace(folder=folder, progress=progress, place=1))
+    finally:
+        torch.set_num_threads(before)
+
+
+def _in_processes(tasks: Sequence[Task], folders: Sequence[Path], jobs: int, progress: bool) -> _Running:
+    # spawn: a forked process inherits the state of thread pools, which may hang
+    context = multiprocessing.get_context("spawn")
+    arguments = (context.Value("i", 0), context.RLock())
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=arguments) as pool:
+        futures: dict[Future[Any], int] = {
+            pool.submit(_work, task, folder, progress): index
+            for index, (task, folder) in enumerate(zip(tasks, folders, strict=True))
+        }
+        failed: TaskError | None = None
+        try:
+            for future in as_completed(futures):
+                try:
+                    yield futures[future], future.result()
+                except TaskError as error:
+                    failed = failed or error  # the others can finish nevertheless
+            if failed is not None:
+                raise failed
+        except BrokenProcessPool as error:
+            raise TaskError(
+                "a process of the experiment died, perhaps for lack of memory; run the same command again to continue, "
+                "with fewer jobs"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+_place = 0  # of this worker's bars in the terminal
+
+
+def _start_worker(counter: Any, lock: Any) -> None:
+    global _place
+    with counter.get_lock():
+        counter.value += 1
+        _place = counter.value
+    torch.set_num_threads(1)
+    share_terminal(lock)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    """End this process when its parent was killed, or it would go on computing what the next run computes again."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        with contextlib.suppress(OSError):
+            connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _work(task: Task, folder: Path, progress: bool) -> Any:
+    return _run(task, Workspace(folder=folder, progress=progress, place=_place))

@@ -1,0 +1,1 @@
+"""A square wave fitted under a Lipschitz bound: study, figure and command."""

@@ -1,1 +1,0 @@
-"""The experiments behind the figures and tables of the documentation; the command line runs them."""

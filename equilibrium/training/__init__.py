@@ -1,0 +1,1 @@
+"""Training a classifier, and the data to train on."""

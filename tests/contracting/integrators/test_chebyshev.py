@@ -1,0 +1,207 @@
+"""Runge–Kutta–Chebyshev and exponential Euler: orders, stability intervals, spectra, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from contracting.activations.catalogue import Identity, ReLU, Tanh
+from contracting.errors import InputError, PreconditionError
+from contracting.flows.network import FiringRate, Hopfield
+from contracting.flows.speed import DouglasRachfordFlow, TimeScaledForwardBackward
+from contracting.flows.splitting import ForwardBackwardFlow, PeacemanRachfordFlow
+from contracting.integrators import ExplicitEuler, ExponentialEuler, RungeKuttaChebyshev
+from contracting.integrators.chebyshev import best_ellipse, damped, first_order, growth, spectral_hull, stability_limit
+from contracting.integrators.explicit import DORMAND_PRINCE, runge_kutta_step
+from contracting.loop.records import Stop
+from contracting.loop.run import solve
+from contracting.problem import EquilibriumProblem
+from tests.problems import monotone_weight, planted
+
+END = 2.0
+FLOWS = (FiringRate(), Hopfield(), ForwardBackwardFlow(), PeacemanRachfordFlow())
+
+
+def smooth_problem(**shape: float) -> EquilibriumProblem:
+    W, lam = monotone_weight(4, seed=1, **({"skew": 2.0} | shape))  # type: ignore[arg-type]
+    return planted(Tanh(), W, lam, batch=3, seed=2)[0]
+
+
+def polynomial(scheme, values: Tensor) -> Tensor:
+    """P(λ) by running the scheme on y' = λy."""
+    return scheme.advance(lambda t, y: values * y, torch.ones_like(values))
+
+
+def measured_order(errors: list[float]) -> float:
+    return math.log2(errors[-2] / errors[-1])
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=lambda f: type(f).__name__)
+@pytest.mark.parametrize(("order", "stages"), [(1, 1), (1, 5), (2, 2), (2, 3), (2, 8)])
+def test_orders(order: int, stages: int, flow) -> None:
+    field = flow.bind(smooth_problem())
+    start = torch.full((3, 4), 0.5, dtype=torch.float64)
+    exact = start
+    for _ in range(60):
+        exact, _ = runge_kutta_step(DORMAND_PRINCE, field, exact, END / 60)
+    errors = []
+    for steps in (20, 40):
+        state, scheme = start, damped(order, END / steps, stages, 0.1)
+        for _ in range(steps):
+            state = scheme.advance(field, state)
+        errors.append(float((state - exact).abs().max()))
+    assert measured_order(errors) == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_order_in_a_driven_field(order: int) -> None:
+    """y' = −y + cos t with the stage times of the scheme: a wrong clock would cost the order."""
+    errors = []
+    for steps in (40, 80):
+        h = END / steps
+        scheme, y = damped(order, h, 4, 0.1), torch.zeros(1, 1, dtype=torch.float64)
+        for step in range(steps):
+            y = scheme.advance(lambda t, s: torch.cos(torch.tensor(t)) - s, y, lambda time, at=step * h: at + time)
+        errors.append(abs(float(y) - (math.cos(END) + math.sin(END) - math.exp(-END)) / 2))
+    assert measured_order(errors) == pytest.approx(order, abs=0.25)
+
+
+@pytest.mark.parametrize("damping", [0.05, 1.0])
+@pytest.mark.parametrize(("order", "stages"), [(1, 2), (1, 7), (1, 20), (2, 2), (2, 7), (2, 20)])
+def test_stability_interval(order: int, stages: int, damping: float) -> None:
+    """|P| < 1 on the whole interval, and not far beyond it."""
+    limit = stability_limit(order, stages, damping)
+    scheme = damped(order, 1.0, stages, damping)
+    inside = -torch.linspace(0, limit, 4001, dtype=torch.float64)[1:-1]
+    assert polynomial(scheme, inside).abs().max() < 1
+    assert polynomial(scheme, -torch.linspace(limit, 2.5 * limit, 100, dtype=torch.float64)).abs().max() > 1
+    if damping == 0.05 and stages > 2:
+        assert limit == pytest.approx((2 if order == 1 else 2 / 3) * stages**2, rel=0.1)
+
+
+@pytest.mark.parametrize("focal", [0.0, 0.5, -3.0])
+def test_growth_bounds_the_polynomial_on_the_hull(focal: float) -> None:
+    hull = (complex(0.6, 0.9), complex(1.5, 0.9))
+    x = torch.complex(*torch.meshgrid(
+        torch.linspace(0.6, 1.5, 60, dtype=torch.float64), torch.linspace(-0.9, 0.9, 60, dtype=torch.float64),
+        indexing="ij"))  # fmt: skip
+    for stages in (1, 2, 5, 8):
+        measured = float(polynomial(first_order(1.2, focal, stages), -x).abs().max())
+        bound = growth(hull, 1.2, focal, stages)
+        assert measured <= bound * (1 + 1e-9)
+        assert bound < 6 * measured  # not vacuous
+
+
+@pytest.mark.parametrize(
+    "flow", [*FLOWS, DouglasRachfordFlow(), TimeScaledForwardBackward(step=0.3)], ids=lambda f: type(f).__name__
+)
+def test_the_hull_contains_every_spectrum(flow) -> None:
+    W, lam = monotone_weight(6, seed=3, skew=3.0, spread=0.5)
+    problem, _ = planted(ReLU(), W, lam, batch=40, seed=4)
+    bound = flow.bind(problem)
+    hull = spectral_hull(bound)
+    assert hull is not None
+    eigenvalues = -torch.linalg.eigvals(bound.jacobian(5 * torch.randn(40, 6, dtype=torch.float64)))
+    real, imag = zip(*((corner.real, corner.imag) for corner in hull), strict=True)
+    assert eigenvalues.real.min() >= min(real) - 1e-9 and eigenvalues.real.max() <= max(real) + 1e-9
+    assert eigenvalues.imag.abs().max() <= max(imag) + 1e-9
+
+
+def test_stages_grow_like_the_root_of_the_stiffness() -> None:
+    """Self-adjoint, σ = identity: √κ stages per tenfold reduction, where Euler needs κ steps."""
+    products = {}
+    for scale in (100.0, 1600.0):
+        W, lam = monotone_weight(20, seed=5, skew=0.0, scale=scale)
+        problem, _ = planted(Identity(), W, lam, batch=2, seed=6)
+        products[scale] = solve(problem, RungeKuttaChebyshev()).map_evals
+        assert products[scale] < 0.2 * solve(problem, ExplicitEuler(), stop=Stop(max_steps=200_000)).map_evals
+    assert products[1600.0] / products[100.0] == pytest.approx(4, rel=0.3)
+
+
+def test_the_factor_is_attained_on_a_linear_field() -> None:
+    W, lam = monotone_weight(10, seed=7, skew=0.0, scale=20.0)
+    problem, exact = planted(Identity(), W, lam, batch=1, seed=8)
+    iteration = RungeKuttaChebyshev().bind(problem, Stop().resolved(problem))
+    state = iteration.init(problem.zeros())
+    assert iteration.factor is not None and problem.metric is not None
+    for _ in range(4):
+        before = problem.metric.norm(state[0] - exact)
+        state = iteration.step(state)
+        assert (problem.metric.norm(state[0] - exact) <= iteration.factor * before).all()
+
+
+def test_a_tall_spectrum_moves_the_foci_off_the_axis() -> None:
+    center, focal = best_ellipse((complex(1, 20), complex(1.5, 20)))
+    assert focal < 0
+    flat = best_ellipse((complex(1, 0.1), complex(100, 0.1)))
+    assert flat[1] > 0 and flat[0] == pytest.approx(50.5, rel=0.1)
+
+
+def test_skew_parts_raise_the_damping_of_a_given_step() -> None:
+    """Negative control: the customary damping is unstable there."""
+    hull = (complex(1, 1.5), complex(40, 1.5))
+    method = RungeKuttaChebyshev(step=1.0)
+    scheme, factor = method.scheme(hull)
+    assert factor is not None and factor < 1
+    stages = next(s for s in range(1, 50) if stability_limit(1, s, 0.05) >= 40)
+    boundary = torch.complex(torch.linspace(1, 40, 400), torch.full((400,), 1.5)).to(torch.complex128)
+    assert polynomial(damped(1, 1.0, stages, 0.05), -boundary).abs().max() > 1
+    assert polynomial(scheme, -boundary).abs().max() < 1
+
+
+def test_settings_are_checked() -> None:
+    for options, named in (
+        ({"order": 3}, "order"), ({"order": 2}, "order=2"), ({"stages": 4}, "stages"), ({"damping": 0.1}, "damping"),
+        ({"step": 0.0}, "step"), ({"step": 1.0, "stages": 1, "order": 2}, "stages"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=named):
+            RungeKuttaChebyshev(**options)  # type: ignore[arg-type]
+    uncertified, _ = planted(ReLU(), torch.zeros(3, 3, dtype=torch.float64), None, batch=1, seed=0)
+    with pytest.raises(PreconditionError, match="nothing is known of the spectrum"):
+        solve(uncertified, RungeKuttaChebyshev())
+    with pytest.raises(PreconditionError, match="pass stages"):
+        solve(uncertified, RungeKuttaChebyshev(step=1.0))
+    assert solve(uncertified, RungeKuttaChebyshev(step=1.0, stages=3)).converged.all()
+
+
+@pytest.mark.parametrize("flow", [*FLOWS, TimeScaledForwardBackward(step=0.3)], ids=lambda f: type(f).__name__)
+def test_exponential_euler_has_order_one(flow) -> None:
+    problem = smooth_problem()
+    field = flow.bind(problem)
+    start = torch.full((3, 4), 0.5, dtype=torch.float64)
+    exact = start
+    for _ in range(60):
+        exact, _ = runge_kutta_step(DORMAND_PRINCE, field, exact, END / 60)
+    errors = []
+    for steps in (40, 80):
+        iteration = ExponentialEuler(flow=flow, step=END / steps).bind(problem, Stop().resolved(problem))
+        state = (start,)
+        for _ in range(steps):
+            state = iteration.step(state)  # type: ignore[assignment]
+        errors.append(float((state[0] - exact).abs().max()))
+    assert measured_order(errors) == pytest.approx(1, abs=0.25)
+
+
+def test_exponential_euler_is_exact_where_the_map_is_constant() -> None:
+    zero = torch.zeros(3, 3, dtype=torch.float64)
+    problem, exact = planted(ReLU(), zero, torch.ones(3, dtype=torch.float64), batch=2, seed=1)
+    iteration = ExponentialEuler(step=0.7).bind(problem, Stop().resolved(problem))
+    (state,) = iteration.step((torch.zeros_like(exact),))
+    assert torch.allclose(state, (1 - math.exp(-0.7)) * exact, rtol=1e-14)
+
+
+@pytest.mark.parametrize("step", [None, 0.5, 3.0])
+def test_exponential_euler_contracts_with_its_factor(step: float | None) -> None:
+    W, lam = monotone_weight(6, seed=14, skew=2.0, spread=0.7)
+    problem, exact = planted(ReLU(), W, lam, batch=8, seed=15)
+    method = ExponentialEuler(flow=PeacemanRachfordFlow(), step=step)
+    iteration = method.bind(problem, Stop().resolved(problem))
+    assert iteration.factor is not None and problem.metric is not None
+    state, fixed = iteration.init(problem.zeros()), iteration.init(exact)
+    for _ in range(20):
+        before = problem.metric.norm(state[0] - fixed[0])
+        state = iteration.step(state)
+        assert (problem.metric.norm(state[0] - fixed[0]) <= iteration.factor * before + 1e-12).all()

@@ -1,0 +1,307 @@
+"""The contract of a solver: every method on every known problem, easy and hard, in one suite."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from contracting.activations.catalogue import ADMISSIBLE, Identity, ReLU, Tanh
+from contracting.errors import PreconditionError, Status
+from contracting.integrators import BackwardEuler, ExplicitEuler, PseudoTransient
+from contracting.loop.method import Iteration, Method, State
+from contracting.loop.records import SolveError, Stop, Trace
+from contracting.loop.run import solve
+from contracting.maps.dense import Dense
+from contracting.metrics import WeightedL2
+from contracting.problem import EquilibriumProblem
+from contracting.solvers.anderson import Anderson
+from contracting.solvers.newton import SemismoothNewton
+from contracting.solvers.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
+from tests.methods import ALL_METHODS, SELF_ADJOINT_ONLY, name
+from tests.problems import KNOWN, KnownProblem, monotone_weight, planted
+
+TIGHT = Stop(rtol=1e-8, max_steps=400_000, patience=50_000)
+
+
+def _true_residual(problem: EquilibriumProblem, z: torch.Tensor) -> torch.Tensor:
+    """Computed here from the dense matrix, not by the problem."""
+    image = problem.activation(z @ problem.linear.to_dense().mT + problem.q)
+    return (z - image).norm(dim=-1) / image.norm(dim=-1).clamp_min(1e-300)
+
+
+@pytest.mark.parametrize("method", ALL_METHODS, ids=name)
+@pytest.mark.parametrize("known", KNOWN, ids=str)
+def test_reaches_the_known_equilibrium(known: KnownProblem, method: Method) -> None:
+    problem, exact = known.make()
+    if isinstance(method, SELF_ADJOINT_ONLY) and not known.self_adjoint:
+        with pytest.raises(PreconditionError, match=r"FISTA needs W self-adjoint in the metric; use PeacemanRachford"):
+            solve(problem, method)
+        return
+    if _proved_rate(problem, method) < 2e-4:
+        _check_honest_failure(problem, exact, method)
+        return
+    solution = solve(problem, method, stop=TIGHT)
+    assert (solution.status == Status.CONVERGED).all()
+    residual = _true_residual(problem, solution.z)
+    assert residual.max() <= 1.01e-8
+    assert torch.allclose(residual, solution.relative_residual, rtol=1e-3, atol=1e-14)
+    assert solution.error_bound is not None and problem.metric is not None
+    error = problem.metric.norm(solution.z - exact)
+    assert (error <= solution.error_bound).all()
+
+
+def _weight(method: Method, n: int, *, skew: float = 1.0, **shape: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight of the asked shape that the method can solve."""
+    return monotone_weight(n, skew=0.0 if isinstance(method, SELF_ADJOINT_ONLY) else skew, **shape)  # type: ignore[arg-type]
+
+
+def _proved_rate(problem: EquilibriumProblem, method: Method) -> float:
+    """Per step where a factor is proved, else per time constant of an integrator's flow; infinite where unknown."""
+    factor = method.bind(problem, TIGHT).factor
+    if factor is not None:
+        return 1 - factor
+    flow = getattr(method, "flow", None)
+    rate = None if flow is None or name(method).startswith(("Backward", "Pseudo")) else flow.bind(problem).rate
+    return float("inf") if rate is None else rate
+
+
+def _check_honest_failure(problem: EquilibriumProblem, exact: torch.Tensor, method: Method) -> None:
+    """The proved factor is so close to one that the answer is out of reach: that is said, and every bound holds."""
+    solution = solve(problem, method, stop=Stop(rtol=1e-8, max_steps=300), throw=False)
+    done = solution.converged
+    assert (solution.status[~done] == Status.MAX_STEPS).all()
+    assert torch.allclose(_true_residual(problem, solution.z), solution.relative_residual, rtol=1e-3, atol=1e-14)
+    assert solution.error_bound is not None and problem.metric is not None
+    error = problem.metric.norm(solution.z - exact)
+    assert (error <= solution.error_bound).all()
+    assert (error < problem.metric.norm(exact)).all()
+
+
+@pytest.mark.parametrize("method", ALL_METHODS, ids=name)
+@pytest.mark.parametrize("activation", ADMISSIBLE, ids=lambda a: type(a).__name__)
+def test_every_activation(activation: object, method: Method) -> None:
+    W, lam = _weight(method, 5, seed=1, skew=1.5, spread=0.5)
+    problem, exact = planted(activation, W, lam, batch=3, seed=2)  # type: ignore[arg-type]
+    solution = solve(problem, method, stop=TIGHT)
+    assert ((solution.z - exact).norm(dim=-1) <= 1e-6 * exact.norm(dim=-1) + 1e-10).all()
+
+
+@pytest.mark.parametrize("method", ALL_METHODS, ids=name)
+def test_float32_reaches_1e_5(method: Method) -> None:
+    W, lam = _weight(method, 20, seed=11, skew=2.0, scale=3.0)
+    problem, exact = planted(ReLU(), W.float(), lam.float(), batch=4, seed=3)
+    solution = solve(problem, method, stop=Stop(rtol=1e-5))
+    assert solution.z.dtype == torch.float32
+    assert _true_residual(problem, solution.z).max() <= 2e-5
+    assert ((solution.z - exact).norm(dim=-1) <= 1e-3 * exact.norm(dim=-1)).all()
+
+
+@pytest.mark.parametrize("method", ALL_METHODS, ids=name)
+def test_rows_are_strangers(method: Method) -> None:
+    W, lam = _weight(method, 8, seed=4, skew=2.0, scale=2.0)
+    problem, _ = planted(ReLU(), W, lam, batch=6, seed=5)
+    # rows of very different size, so that they stop at different steps
+    problem = problem.with_tensors([problem.q * torch.logspace(-4, 4, 6, dtype=torch.float64)[:, None], W])
+    together = solve(problem, method, stop=TIGHT)
+    # an extrapolation from nearly parallel steps amplifies the rounding that differs between batches
+    scale = together.z.norm(dim=-1, keepdim=True) * (1e3 if isinstance(method, Anderson) else 1)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    permuted = solve(problem.rows(order), method, stop=TIGHT)
+    assert ((permuted.z - together.z[order]).abs() <= 1e-12 * scale[order]).all()
+    assert torch.equal(permuted.steps, together.steps[order])
+    for row in range(6):
+        alone = solve(problem.rows(torch.tensor([row])), method, stop=TIGHT)
+        assert ((alone.z[0] - together.z[row]).abs() <= 1e-12 * scale[row]).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", ALL_METHODS, ids=name)
+def test_a_bad_row_leaves_the_others_exactly_as_they_were(method: Method, bad: float) -> None:
+    W, lam = _weight(method, 8, seed=6)
+    problem, _ = planted(ReLU(), W, lam, batch=5, seed=7)
+    healthy = solve(problem, method, stop=TIGHT)
+    q = problem.q.clone()
+    q[2, 3] = bad
+    mixed = solve(problem.with_tensors([q, W]), method, stop=TIGHT, throw=False)
+    others = [0, 1, 3, 4]
+    assert mixed.status[2] == Status.NONFINITE
+    assert mixed.z[2].isnan().all()
+    assert torch.equal(mixed.z[others], healthy.z[others])
+    assert torch.equal(mixed.steps[others], healthy.steps[others])
+    with pytest.raises(SolveError, match=r"1 of 5 rows \(rows 2\).*NONFINITE"):
+        solve(problem.with_tensors([q, W]), method, stop=TIGHT)
+
+
+@pytest.mark.parametrize("method", ALL_METHODS, ids=name)
+def test_a_trace_changes_no_bit(method: Method) -> None:
+    W, lam = _weight(method, 8, seed=8, skew=3.0)
+    problem, _ = planted(ReLU(), W, lam, batch=3, seed=9)
+    plain = solve(problem, method, stop=TIGHT)
+    trace = Trace(every=3, keep_z=True)
+    watched = solve(problem, method, stop=TIGHT, trace=trace)
+    assert torch.equal(plain.z, watched.z)
+    assert torch.equal(plain.steps, watched.steps)
+    assert plain.map_evals == watched.map_evals
+    assert torch.isfinite(trace.residual).all()
+    for record, z in enumerate(trace.z):
+        expected = torch.linalg.vector_norm(problem.residual(z), dim=-1)
+        assert torch.allclose(trace.residual[record], expected, rtol=1e-6, atol=1e-13)
+
+
+@pytest.mark.parametrize("method", ALL_METHODS, ids=name)
+def test_an_empty_batch_is_solved(method: Method) -> None:
+    W, lam = _weight(method, 4, seed=8)
+    problem, _ = planted(ReLU(), W, lam, batch=0, seed=9)
+    solution = solve(problem, method)
+    assert solution.z.shape == (0, 4)
+    assert "worst relative residual" in solution.summary()
+
+
+@pytest.mark.parametrize("method", ALL_METHODS, ids=name)
+def test_a_warm_start_at_the_solution_needs_no_step(method: Method) -> None:
+    W, lam = _weight(method, 5, seed=12)
+    problem, exact = planted(ReLU(), W, lam, batch=2, seed=13)
+    solution = solve(problem, method, z0=exact)
+    assert (solution.steps == 0).all()
+
+
+@pytest.mark.parametrize("method", [ForwardBackward(), PeacemanRachford(), DouglasRachford()], ids=name)
+def test_splittings_contract_with_the_predicted_factor(method: Method) -> None:
+    """The iterates approach the solution at least as fast as predicted, and on a worst case hardly faster."""
+    W, lam = monotone_weight(6, seed=14, skew=2.0, spread=0.7)
+    problem, exact = planted(ReLU(), W, lam, batch=8, seed=15)
+    iteration = method.bind(problem, Stop())
+    assert iteration.factor is not None and problem.metric is not None
+    state = iteration.init(problem.zeros())
+    fixed = iteration.init(exact)
+    for _ in range(30):
+        before = problem.metric.norm(state[0] - fixed[0])
+        state = iteration.step(state)
+        after = problem.metric.norm(state[0] - fixed[0])
+        assert (after <= iteration.factor * before + 1e-12).all()
+
+
+@pytest.mark.parametrize("method", [ForwardBackward(), PeacemanRachford()], ids=name)
+def test_the_predicted_factor_is_attained(method: Method) -> None:
+    """W = w·rotation with a linear σ: every step contracts by exactly the factor in the long run."""
+    problem = EquilibriumProblem(
+        linear=Dense(torch.tensor([[0.0, 3.0], [-3.0, 0.0]], dtype=torch.float64)),
+        q=torch.zeros(1, 2, dtype=torch.float64),
+        activation=Identity(),
+        metric=WeightedL2.identity(2, dtype=torch.float64),
+    )
+    iteration = method.bind(problem, Stop())
+    state: State = (torch.tensor([[1.0, 0.5]], dtype=torch.float64),)
+    sizes = []
+    for _ in range(20):
+        state = iteration.step(state)
+        sizes.append(float(state[0].norm()))
+    assert iteration.factor is not None
+    assert sizes[-1] / sizes[-2] == pytest.approx(iteration.factor, rel=1e-6)
+
+
+class _Stub(Iteration):
+    """z_k = 2^-k towards the zero solution of z = 0·z: tests the loop alone."""
+
+    def __init__(self, rate: float = 0.5):
+        super().__init__()
+        self.rate = rate
+
+    def init(self, z0: torch.Tensor) -> State:
+        return (torch.ones_like(z0),)
+
+    def step(self, state: State) -> State:
+        self.map_evals += 1
+        return (state[0] * self.rate,)
+
+    def read(self, state: State) -> torch.Tensor:
+        return state[0]
+
+
+class _StubMethod(Method):
+    def __init__(self, rate: float = 0.5):
+        self.rate = rate
+
+    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+        return _Stub(self.rate)
+
+
+def _zero_problem() -> EquilibriumProblem:
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    return EquilibriumProblem(linear=Dense(zero), q=zero, activation=ReLU())
+
+
+def test_ending_exactly_on_max_steps_is_success() -> None:
+    stop = Stop(rtol=0.0, atol=2.0**-10, max_steps=10)
+    solution = solve(_zero_problem(), _StubMethod(), stop=stop)
+    assert solution.status[0] == Status.CONVERGED and solution.steps[0] == 10
+    one_less = solve(_zero_problem(), _StubMethod(), stop=Stop(rtol=0.0, atol=2.0**-10, max_steps=9), throw=False)
+    assert one_less.status[0] == Status.MAX_STEPS and one_less.steps[0] == 9
+
+
+def test_a_stalled_row_is_reported() -> None:
+    solution = solve(_zero_problem(), _StubMethod(rate=1.0), stop=Stop(patience=7), throw=False)
+    assert solution.status[0] == Status.STALLED and solution.steps[0] == 7
+
+
+def test_a_diverging_row_is_reported_with_its_last_finite_iterate() -> None:
+    solution = solve(_zero_problem(), _StubMethod(rate=1e100), stop=Stop(patience=10**6), throw=False)
+    assert solution.status[0] == Status.NONFINITE
+    assert solution.z.isfinite().all() and solution.residual.isfinite().all()
+
+
+def test_small_steps_cannot_lie_about_convergence() -> None:
+    """A tiny step moves little per iteration; only the true residual may stop the loop."""
+    W, lam = monotone_weight(6, seed=16)
+    problem, _ = planted(ReLU(), W, lam, batch=2, seed=17)
+    solution = solve(problem, ForwardBackward(step=0.003), stop=Stop(rtol=1e-4))
+    assert _true_residual(problem, solution.z).max() <= 1.0001e-4
+    damped = solve(problem, ExplicitEuler(step=0.01), stop=Stop(rtol=1e-3))
+    assert _true_residual(problem, damped.z).max() <= 1.0001e-3
+
+
+def test_sparse_checks_give_statuses_at_the_returned_z() -> None:
+    W, lam = monotone_weight(6, seed=18, skew=3.0)
+    problem, _ = planted(ReLU(), W, lam, batch=3, seed=19)
+    every = solve(problem, PeacemanRachford(), stop=Stop(rtol=1e-8, check_every=1))
+    sparse = solve(problem, PeacemanRachford(), stop=Stop(rtol=1e-8, check_every=7))
+    assert (sparse.steps % 7 == 0).all()
+    assert (sparse.steps >= every.steps).all() and (sparse.steps < every.steps + 7).all()
+    assert _true_residual(problem, sparse.z).max() <= 1.0001e-8
+
+
+@pytest.mark.parametrize("method", [ForwardBackward(), PeacemanRachford(), DouglasRachford()], ids=name)
+def test_automatic_steps_refuse_what_condition_1_does_not_cover(method: Method) -> None:
+    W = 2 * torch.eye(3, dtype=torch.float64)
+    uncertified, _ = planted(ReLU(), W, None, batch=1, seed=0)
+    with pytest.raises(PreconditionError, match="no metric is claimed"):
+        solve(uncertified, method)
+    false_claim, _ = planted(ReLU(), W, torch.ones(3, dtype=torch.float64), batch=1, seed=0)
+    with pytest.raises(PreconditionError, match="not strongly monotone"):
+        solve(false_claim, method)
+    assert false_claim.operator is None
+
+
+@pytest.mark.parametrize("method", [SemismoothNewton(), BackwardEuler(), PseudoTransient()], ids=name)
+def test_methods_that_need_no_metric(method: Method) -> None:
+    W = 0.3 * torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    problem, exact = planted(ReLU(), W, None, batch=4, seed=2)
+    solution = solve(problem, method)
+    assert torch.allclose(solution.z, exact, atol=1e-6)
+    assert solution.error_bound is None
+
+
+def test_newton_is_finite_for_relu_and_beats_its_own_fallback() -> None:
+    W, lam = monotone_weight(40, seed=20, skew=20.0, scale=50.0)
+    problem, _ = planted(ReLU(), W, lam, batch=10, seed=21)
+    solution = solve(problem, SemismoothNewton(), stop=Stop(rtol=1e-12))
+    assert solution.steps.max() <= 12
+
+
+def test_newton_falls_back_and_returns() -> None:
+    """Without halvings, a hard tanh problem needs the Peaceman–Rachford steps; it must still arrive."""
+    W, lam = monotone_weight(30, seed=22, skew=60.0)
+    problem, exact = planted(Tanh(), W, lam, batch=6, seed=23)
+    problem = problem.with_tensors([problem.q * 50, W])
+    solution = solve(problem, SemismoothNewton(halvings=0), stop=Stop(rtol=1e-10))
+    assert solution.converged.all()

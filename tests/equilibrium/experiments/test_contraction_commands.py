@@ -1,0 +1,68 @@
+"""The commands about contraction: refused in one sentence before any work; what they claim is tested with the demos."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from matplotlib import animation
+
+from equilibrium import cli
+from equilibrium.experiments import COMMANDS
+from equilibrium.experiments.common import aligned, draw_figures, number
+
+BAD = {
+    "counterexample": [
+        ["--gains", "1,many"], ["--gains", ","], ["--gains", "-1"], ["--gains", "1,1"], ["--threads", "0"],
+    ],
+    "tracking": [["--frequencies", "fast"], ["--frequencies", "0"], ["--rate", "1"], ["--hidden", "0"]],
+    "phase-portrait": [["--film", "avi"], ["--threads", "0"]],
+    "contraction-rates": [["--hidden", "0"], ["--rate", "1.5"], ["--checkpoint", "none.pt"], ["--epochs", "0"]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_sentence_and_leaves_nothing(name, tmp_path, capsys):
+    assert name in COMMANDS
+    for arguments in BAD[name]:
+        assert cli.main([name, *arguments, "--small", "--out", str(tmp_path / "deep" / "out")]) == 2, arguments
+        captured = capsys.readouterr()
+        (line,) = captured.err.splitlines()
+        assert captured.out == "" and arguments[0].strip("-") in line.replace("contraction_rate", "rate"), line
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_film_without_ffmpeg_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(animation.writers, "is_available", lambda name: False)
+    assert cli.main(["phase-portrait", "--film", "mp4", "--out", str(tmp_path / "out")]) == 2
+    assert "ffmpeg" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_counterexample_for_every_gain(tmp_path):
+    """The best constant metric gives 1 − k/2, and a pair diverges as fast as the closed form says."""
+    assert cli.main(["counterexample", "--out", str(tmp_path)]) == 0
+    records = json.loads((tmp_path / "results.json").read_text())["gains"]
+    assert [record["gain"] for record in records] == [1, 1.9, 2.01, 4, 10]
+    for record in records:
+        assert record["quadratic"] == pytest.approx(1 - record["gain"] / 2, abs=1e-3)
+        assert record["certified"] == pytest.approx(1 - record["gain"] / 2, abs=1e-3)
+        assert record["measured"] == pytest.approx(record["exponent"], rel=0.01)
+    assert records[-1]["measured"] == pytest.approx(2.314, rel=0.01)
+    assert len(list((tmp_path / "figures").iterdir())) == 4
+
+
+def test_half_width_figures_of_an_earlier_run_go(tmp_path):
+    def draw(axes):
+        axes.plot([0, 1], [0, 1])
+        return axes
+
+    names = [path.name for path in draw_figures(tmp_path, {"line": draw}, small=False)]
+    assert names == ["line.png", "line-half-width.png"]
+    assert [path.name for path in draw_figures(tmp_path, {"line": draw}, small=True)] == ["line.png"]
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["line.png"]
+
+
+def test_tables_are_aligned():
+    assert aligned(("a", "bb"), [("long", "1"), ("x", "-22")]) == ["a      bb", "---------", "long    1", "x     -22"]
+    assert number(None) == "–" and number(0.12345) == "0.1235" and number(1e-9, ".0e") == "1e-09"

@@ -1,0 +1,284 @@
+"""Certified radii against closed forms and attacks; attacks against closed forms, and against foolbox itself."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import warnings
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from contracting import Stop
+from contracting.errors import InputError, MissingExtraError, PreconditionError
+from equilibrium import LBEN, EquilibriumLayer, Unconstrained
+from equilibrium.attacks import fast_gradient, smallest_perturbation
+from equilibrium.convert import from_sequential
+from equilibrium.lipschitz import Norm, pairwise_lipschitz
+from equilibrium.lipschitz.radius import accuracy_within, attacks_inside, certified_radius, margins
+from equilibrium.training.classifier import train
+from equilibrium.training.data import digits, subset
+
+F64 = torch.float64
+
+
+def linear_classifier() -> nn.Sequential:
+    """Two classes, y = ±x₁ near the data: a perceptron that is linear there, of Lipschitz constant √2."""
+    network = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 2)).double()
+    with torch.no_grad():
+        network[0].weight.copy_(torch.tensor([[1.0, 0.0]]))
+        network[0].bias.fill_(10.0)
+        network[2].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        network[2].bias.copy_(torch.tensor([-10.0, 10.0]))
+    return network
+
+
+@pytest.fixture(scope="module")
+def trained():
+    images = subset(digits(), train=600, test=120)
+    torch.manual_seed(0)
+    layer = LBEN(64, 12, 10, lipschitz=1.0, epsilon=0.1, stop=Stop(rtol=1e-4))
+    train(layer, images, epochs=4, batch_size=32)
+    exact = copy.deepcopy(layer).double()
+    exact.stop = Stop(rtol=1e-9)
+    inputs = images.test_inputs.double()
+    bounds = (float(inputs.min()), float(inputs.max()))
+    return SimpleNamespace(layer=layer, exact=exact, inputs=inputs, labels=images.test_labels, bounds=bounds)
+
+
+@pytest.fixture(scope="module")
+def pairs(trained):
+    return pairwise_lipschitz(trained.exact)
+
+
+@pytest.fixture(scope="module")
+def attacked(trained):
+    return smallest_perturbation(
+        trained.layer, trained.inputs, trained.labels, bounds=trained.bounds, verify=trained.exact, steps=30
+    )
+
+
+def test_radius_of_a_linear_classifier_is_the_distance_to_the_boundary():
+    layer = from_sequential(linear_classifier())
+    x = torch.tensor([[0.5, 3.0], [-2.0, 1.0], [0.25, 0.0]], dtype=F64)
+    labels = torch.tensor([0, 1, 1])
+    radius = certified_radius(layer, x, labels, pairwise_lipschitz(layer))
+    assert radius == pytest.approx(torch.tensor([0.5, 2.0, 0.0], dtype=F64), rel=1e-4)
+    assert bool((radius <= torch.tensor([0.5, 2.0, 0.0], dtype=F64)).all())
+    # ‖W_o‖ = √2, so that √2 γ is the constant of the pair too
+    assert certified_radius(layer, x, labels, math.sqrt(2)) == pytest.approx(radius, rel=1e-4)
+
+
+def test_attacks_on_a_linear_classifier_find_the_distance_to_the_boundary():
+    network = linear_classifier()
+    x = torch.tensor([[0.5, 3.0], [-2.0, 1.0], [0.25, 0.0]], dtype=F64)
+    labels = torch.tensor([0, 1, 1])
+    found = smallest_perturbation(network, x, labels, bounds=(-5.0, 5.0), steps=100)
+    assert found.sizes == pytest.approx(torch.tensor([0.5, 2.0, 0.0], dtype=F64), rel=0.02)
+    assert bool((found.sizes[:2] >= torch.tensor([0.5, 2.0], dtype=F64)).all())
+    fast = fast_gradient(network, x, labels, [0.0, 0.4, 0.6, 1.9, 2.1], bounds=(-5.0, 5.0))
+    assert fast.fooled.T.tolist() == [[False, False, True, True, True], [False] * 4 + [True], [True] * 5]
+    assert fast.smallest.tolist() == pytest.approx([0.6, 2.1, 0.0])
+    assert fast.error_percent.tolist() == pytest.approx([100 / 3, 100 / 3, 200 / 3, 200 / 3, 100])
+
+
+def test_fast_gradient_is_that_of_foolbox_at_every_size(trained):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import foolbox
+    sizes = [0.3, 1.5, 4.0]
+    ours = fast_gradient(trained.exact, trained.inputs, trained.labels, sizes, bounds=trained.bounds)
+    frozen = copy.deepcopy(trained.exact).eval()
+    model = foolbox.PyTorchModel(frozen, bounds=trained.bounds)
+    _, clipped, success = foolbox.attacks.L2FastGradientAttack()(model, trained.inputs, trained.labels, epsilons=sizes)
+    assert torch.equal(ours.fooled, success)
+    for k in range(len(sizes)):
+        size = torch.linalg.vector_norm(clipped[k] - trained.inputs, dim=-1)
+        assert ours.sizes[k] == pytest.approx(size.detach(), rel=1e-9)
+
+
+def test_no_attack_succeeds_inside_a_certified_radius(trained, attacked, pairs):
+    radius = certified_radius(trained.exact, trained.inputs, trained.labels, pairs)
+    fast = fast_gradient(trained.exact, trained.inputs, trained.labels, [0.2, 0.5, 1, 2, 4], bounds=trained.bounds)
+    assert int(torch.isfinite(attacked.sizes).sum()) > 100
+    for sizes in (attacked.sizes, fast.smallest):
+        assert len(attacks_inside(radius, sizes)) == 0
+    # the negative control: with a constant that is too small the check must find attacks
+    wrong = certified_radius(trained.exact, trained.inputs, trained.labels, 0.25 * pairs.whole.bound)
+    assert len(attacks_inside(wrong, attacked.sizes)) > 10
+
+
+def test_perturbations_are_as_large_as_they_say_and_fool_the_exact_model(trained, attacked):
+    found = torch.isfinite(attacked.sizes)
+    with torch.no_grad():
+        wrong = trained.exact(attacked.inputs).argmax(-1) != trained.labels
+    assert torch.equal(wrong[found], torch.ones_like(wrong[found]))
+    size = torch.linalg.vector_norm(attacked.inputs - trained.inputs, dim=-1)
+    assert size[found] == pytest.approx(attacked.sizes[found])
+    low, high = trained.bounds
+    assert float(attacked.inputs.min()) >= low and float(attacked.inputs.max()) <= high
+
+
+def test_strong_attack_beats_the_fast_one(trained, attacked):
+    sizes = [0.05 * k for k in range(80)]
+    fast = fast_gradient(trained.exact, trained.inputs, trained.labels, sizes, bounds=trained.bounds)
+    finite = torch.isfinite(fast.smallest) & (attacked.sizes > 0)
+    assert float((attacked.sizes / fast.smallest)[finite].median()) < 0.98
+
+
+def test_pairs_of_classes_give_larger_radii_than_one_constant(trained, pairs):
+    data = trained.exact, trained.inputs, trained.labels
+    by_pairs, plain = (certified_radius(*data, constants) for constants in (pairs, pairs.whole))
+    assert bool((by_pairs >= plain * (1 - 1e-9)).all())
+    assert float(by_pairs.sum()) > 1.02 * float(plain.sum())
+    by_number = certified_radius(trained.exact, trained.inputs, trained.labels, pairs.whole.bound)
+    assert torch.equal(by_number, plain)
+
+
+def test_an_inexact_solve_costs_radius(trained):
+    rough = copy.deepcopy(trained.exact)
+    rough.stop = Stop(rtol=1e-2)
+    loose, tight = (certified_radius(m, trained.inputs, trained.labels, 1.0) for m in (rough, trained.exact))
+    assert bool((loose <= tight * (1 + 1e-6)).all()) and float(loose.sum()) < 0.999 * float(tight.sum())
+
+
+def test_batches_and_seeds_do_not_matter_to_the_certificate(trained):
+    data = trained.exact, trained.inputs, trained.labels
+    whole, parts = (certified_radius(*data, 1.0, batch_size=size) for size in (1000, 7))
+    assert parts == pytest.approx(whole, rel=1e-6)
+
+
+def test_attacks_leave_the_model_and_the_random_numbers_alone(trained):
+    layer = copy.deepcopy(trained.layer).train()
+    state = torch.get_rng_state()
+    rows = slice(0, 5)
+    for _ in range(2):
+        smallest_perturbation(layer, trained.inputs[rows], trained.labels[rows], bounds=trained.bounds, steps=2)
+    fast_gradient(layer, trained.inputs[rows].float(), trained.labels[rows], [1.0], bounds=(-9.0, 9.0))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert layer.training and all(p.requires_grad and p.grad is None for p in layer.parameters())
+
+
+def test_curves_and_margins():
+    outputs = torch.tensor([[3.0, 1.0, 2.0], [0.0, 5.0, 1.0]])
+    assert margins(outputs, torch.tensor([0, 2])).tolist() == [[0.0, 2.0, 1.0], [1.0, -4.0, 0.0]]
+    shares = accuracy_within(torch.tensor([0.0, 1.0, 2.0, math.inf]), torch.tensor([0.0, 1.0, 1.5]))
+    assert shares.tolist() == [75.0, 50.0, 50.0]
+    inside = attacks_inside(torch.tensor([1.0, 1.0, 0.0]), torch.tensor([0.99, 1.0, 0.0]))
+    assert inside.tolist() == [0]
+
+
+def test_refusals_name_what_is_wrong(trained, pairs, monkeypatch):
+    x, y = trained.inputs[:3], trained.labels[:3]
+    with pytest.raises(PreconditionError, match="Condition 1"):
+        certified_radius(EquilibriumLayer(Unconstrained(64, 5, 10, dtype=F64)), x, y, 1.0)
+    with pytest.raises(InputError, match="ℓ2"):
+        certified_radius(trained.exact, x, y, replace(pairs.whole, norm=Norm.LINF))
+    with pytest.raises(InputError, match="labels"):
+        certified_radius(trained.exact, x, y[:2], 1.0)
+    with pytest.raises(InputError, match="bounds must enclose"):
+        fast_gradient(trained.exact, x, y, [1.0], bounds=(0.0, 1.0))
+    with pytest.raises(InputError, match="steps"):
+        smallest_perturbation(trained.exact, x, y, bounds=trained.bounds, steps=0)
+    with pytest.raises(InputError, match="seed"):
+        smallest_perturbation(trained.exact, x, y, bounds=trained.bounds, seed=2**64)
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+    with pytest.raises(MissingExtraError, match=r"contracting-equilibria\[attacks\]"):
+        fast_gradient(trained.exact, x, y, [1.0], bounds=trained.bounds)
+
+
+
+def test_labels_that_are_no_classes_are_refused_everywhere(trained):
+    x, bounds = trained.inputs[:3], trained.bounds
+    for labels in (torch.tensor([0, 1, 10]), torch.tensor([0, 1, -1]), torch.tensor([0.0, 1.0, 2.0])):
+        for call in (
+            lambda labels=labels: certified_radius(trained.exact, x, labels, 1.0),
+            lambda labels=labels: fast_gradient(trained.exact, x, labels, [1.0], bounds=bounds),
+            lambda labels=labels: smallest_perturbation(trained.exact, x, labels, bounds=bounds),
+        ):
+            with pytest.raises(InputError, match=r"labels must be int64 in 0 … 9"):
+                call()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"inputs": 1.0}, "inputs must be a torch.Tensor, got float"),
+        ({"inputs": torch.tensor(1.0, dtype=F64)}, r"inputs must be of shape \(count, in\), got \(\)"),
+        ({"inputs": torch.zeros(64, dtype=F64)}, r"inputs must be of shape \(count, in\), got \(64,\)"),
+        ({"labels": [0, 1, 2]}, "labels must be a torch.Tensor, got list"),
+        ({"labels": torch.tensor(1)}, r"labels must have shape \(3,\), got \(\)"),
+        ({"bounds": 9.0}, r"bounds must be .*\(low, high\), got 9.0"),
+        ({"bounds": (-9.0, torch.tensor(9.0))}, "bounds must be a number, got Tensor"),
+        ({"allowed": 0.5}, r"allowed must be a list .*got 0.5"),
+        ({"allowed": torch.tensor([0.5, 1.0])}, "allowed must be a list"),
+        ({"constants": torch.tensor(1.0)}, "constants must be a number, got Tensor"),
+    ],
+)
+def test_what_is_no_tensor_or_no_list_is_named(trained, changed, message):
+    own = {
+        certified_radius: {"constants": 1.0},
+        fast_gradient: {"allowed": [0.5], "bounds": trained.bounds},
+        smallest_perturbation: {"bounds": trained.bounds},
+    }
+    rows = {"inputs": trained.inputs[:3], "labels": trained.labels[:3]}
+    concerned = [call for call, options in own.items() if changed.keys() <= rows.keys() | options.keys()]
+    assert concerned
+    for call in concerned:
+        with pytest.raises(InputError, match=message):
+            call(trained.exact, **rows | own[call] | changed)
+
+
+def test_curves_need_tensors_and_a_radius_a_layer_of_ours(trained):
+    values = torch.ones(3)
+    for call in (lambda x: attacks_inside(x, values), lambda x: attacks_inside(values, x)):
+        with pytest.raises(InputError, match=r"(radius|sizes) must be"):
+            call(1.0)
+    with pytest.raises(InputError, match=r"sizes must be of shape \(k\), got \(\)"):
+        accuracy_within(values, torch.tensor(1.0))
+    with pytest.raises(InputError, match="outputs must be a torch.Tensor"):
+        margins(1.0, torch.tensor([0]))
+    with pytest.raises(InputError, match="model must be an EquilibriumLayer .*got Linear"):
+        certified_radius(nn.Linear(64, 10).double(), trained.inputs[:3], trained.labels[:3], 1.0)
+
+
+def test_a_radius_is_not_certified_in_float32(trained):
+    with pytest.raises(InputError, match="float64"):
+        certified_radius(trained.layer, trained.inputs.float(), trained.labels, 1.0)
+
+
+def test_an_attack_needs_a_size_and_two_classes(trained):
+    rows = slice(0, 2)
+    with pytest.raises(InputError, match="allowed"):
+        fast_gradient(trained.exact, trained.inputs[rows], trained.labels[rows], [], bounds=trained.bounds)
+    single = nn.Linear(64, 1).double()
+    with pytest.raises(InputError, match="two classes"):
+        smallest_perturbation(single, trained.inputs[rows], 0 * trained.labels[rows], bounds=trained.bounds)
+
+
+def test_an_attack_leaves_every_mode_and_every_gradient_as_it_was(trained):
+    model = nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 10)).double()
+    model.train()
+    model[1].eval()  # frozen statistics
+    model[0].weight.requires_grad_(False)
+    before = [module.training for module in model.modules()], [p.requires_grad for p in model.parameters()]
+    state = copy.deepcopy(model.state_dict())
+    first = smallest_perturbation(model, trained.inputs[:4], trained.labels[:4], bounds=trained.bounds, steps=3)
+    again = smallest_perturbation(model, trained.inputs[:4], trained.labels[:4], bounds=trained.bounds, steps=3)
+    assert before == ([module.training for module in model.modules()], [p.requires_grad for p in model.parameters()])
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(first.sizes, again.sizes)  # the automatic temperature too is taken without dropout
+
+
+def test_a_model_without_parameters_can_be_attacked():
+    class Sides(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.stack((x[:, 0], -x[:, 0]), -1)
+
+    x = torch.tensor([[1.0, 0.0], [-2.0, 0.5]], dtype=torch.float64)
+    found = smallest_perturbation(Sides(), x, torch.tensor([0, 1]), bounds=(-5.0, 5.0), steps=100)
+    assert torch.allclose(found.sizes, torch.tensor([1.0, 2.0], dtype=found.sizes.dtype), rtol=0.02)
