@@ -42,6 +42,7 @@ contracting.gradients         implicit, adjoint
 contracting.certificates      certified rates
 contracting.simulation        measured rates
 contracting.plots             pictures of both
+contracting.contracts         what an extension promises
 contracting                   the face
 equilibrium.files             results on disk
 equilibrium.weights           W, U, b, W_o
