@@ -12,14 +12,13 @@ Hopfield flows contract: that is a separate property with its own certificates.
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
 from dataclasses import replace
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from contracting.errors import InputError
+from contracting.errors import InputError, PreconditionError
 from contracting.flows.fields import VectorField
 from contracting.maps.operator import StepChoice
 from contracting.problem import EquilibriumProblem, checked_problem
@@ -30,30 +29,31 @@ class BoundFlow(VectorField):
     """A flow on a given problem: the callable f(t, s) and how states and equilibria correspond.
 
     States have the shape of z, (batch, n); a problem of one row serves any number of states.
+
+    A flow of one's own brings one of
+
+    * ``map(state)``: T(s), where f(t, s) = T(s) − s; or
+    * ``__call__(t, state)``: the field f(t, s) itself,
+
+    both of ``self.problem``. Everything else has a default: a state is z itself (override ``init`` and ``read``, which
+    must map equilibria to steady states and back), ``jacobian`` and ``jvp`` come from autograd, and nothing is proved
+    (``euler_step``, ``rate``, ``contraction_rate``). A flow that keeps what it has computed from q overrides ``on``.
+    ``contracting.contracts.flow.FlowContract`` tests all of this.
     """
 
     def __init__(self, problem: EquilibriumProblem):
+        kind = type(self)
+        if kind.map is BoundFlow.map and kind.__call__ is BoundFlow.__call__:
+            raise InputError(f"{kind.__name__} must bring map(state) or __call__(t, state)")
         self.problem = checked_problem(problem)
 
-    @abstractmethod
     def map(self, state: Tensor) -> Tensor:
-        """T(s), whose fixed points are the steady states."""
+        """T(s) = s + f(0, s), whose fixed points are the steady states: (batch, n) -> (batch, n)."""
+        return state + self(0.0, state)
 
-    @abstractmethod
-    def init(self, z: Tensor) -> Tensor:
-        """The state that corresponds to z; maps an equilibrium to its steady state."""
-
-    @abstractmethod
-    def read(self, state: Tensor) -> Tensor:
-        """z from a state; maps the steady state to the equilibrium."""
-
-    @abstractmethod
-    def map_jacobian(self, state: Tensor) -> Tensor:
-        """T'(s), shape (batch, n, n)."""
-
-    @abstractmethod
-    def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
-        """T'(s)d without the matrix of T': (batch, n) -> (batch, n)."""
+    def __call__(self, t: Time, state: Tensor) -> Tensor:
+        """The field f(t, s) = T(s) − s."""
+        return self.map(state) - state
 
     def defect(self, state: Tensor) -> Tensor:
         """T(s) − s, rounded relative to its own size where the flow knows how: (batch, n) -> (batch, n)."""
@@ -70,40 +70,33 @@ class BoundFlow(VectorField):
         return flow
 
     @property
-    @abstractmethod
     def euler_step(self) -> StepChoice:
         """The step of explicit Euler with the best proved factor.
 
         Raises:
-            PreconditionError: if I − W is not strongly monotone in the metric of the problem.
+            PreconditionError: if nothing is proved of this flow, or I − W is not strongly monotone in the metric of the
+                problem.
         """
+        raise PreconditionError(f"{type(self).__name__} proves no step of explicit Euler: pass step=...")
 
     @property
-    @abstractmethod
     def rate(self) -> float | None:
         """A proved rate of convergence to the steady state for constant input, None where nothing is proved."""
+        return None
 
     @property
-    @abstractmethod
     def contraction_rate(self) -> float | None:
-        r"""A proved rate of contraction in the metric of the problem, under any input q(t); None without a metric.
+        r"""A proved rate of contraction in the metric of the problem, under any input q(t); None where there is none.
 
         Trajectories satisfy ‖s₁(t) − s₂(t)‖_Λ ≤ e^{−ct}‖s₁(0) − s₂(0)‖_Λ. Where c is negative they are not proved to
         contract in this metric, and separate at most that fast. Other metrics may certify more.
         """
+        return None
 
-    def __call__(self, t: Time, state: Tensor) -> Tensor:
-        """The field f(t, s) = T(s) − s."""
-        return self.map(state) - state
 
-    def jacobian(self, state: Tensor, t: Time = 0.0) -> Tensor:
-        """∂f/∂s = T'(s) − I, shape (batch, n, n)."""
-        jacobian = self.map_jacobian(state)
-        return jacobian - torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=jacobian.device)
-
-    def jvp(self, state: Tensor, direction: Tensor, t: Time = 0.0) -> Tensor:
-        """(∂f/∂s)d = T'(s)d − d, without the matrix: (batch, n) -> (batch, n)."""
-        return self.map_jvp(state, direction) - direction
+def less_identity(matrices: Tensor) -> Tensor:
+    """M − I, the Jacobian of T(s) − s from that of T: (batch, n, n) -> (batch, n, n)."""
+    return matrices - torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
 
 
 class Flow(Protocol):
@@ -124,27 +117,3 @@ def as_flow(flow: Flow | type[Flow]) -> Flow:
     if not callable(getattr(made, "bind", None)):
         raise InputError(f"flow must be a flow such as FiringRate() or Hopfield(), got {flow!r}")
     return made
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-

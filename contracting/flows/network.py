@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from contracting.flows.base import BoundFlow
+from contracting.flows.base import BoundFlow, less_identity
 from contracting.maps.operator import StepChoice, slope_rate
 from contracting.problem import EquilibriumProblem
+from contracting.types import Time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +36,11 @@ class BoundFiringRate(BoundFlow):
     def map(self, state: Tensor) -> Tensor:
         return self.problem.map(state)
 
-    def init(self, z: Tensor) -> Tensor:
-        return z
+    def jacobian(self, state: Tensor, t: Time = 0.0) -> Tensor:
+        return less_identity(self.problem.jacobian(state))
 
-    def read(self, state: Tensor) -> Tensor:
-        return state
-
-    def map_jacobian(self, state: Tensor) -> Tensor:
-        return self.problem.jacobian(state)
-
-    def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
-        return self.problem.slopes(state) * self.problem.linear.apply(direction)
+    def jvp(self, state: Tensor, direction: Tensor, t: Time = 0.0) -> Tensor:
+        return self.problem.slopes(state) * self.problem.linear.apply(direction) - direction
 
     @property
     def euler_step(self) -> StepChoice:
@@ -75,9 +70,8 @@ class BoundHopfield(BoundFiringRate):
     def read(self, state: Tensor) -> Tensor:
         return self.problem.activation(state)
 
-    def map_jacobian(self, state: Tensor) -> Tensor:
-        return self.problem.linear.to_dense() * self.problem.activation.derivative(state)[:, None, :]
+    def jacobian(self, state: Tensor, t: Time = 0.0) -> Tensor:
+        return less_identity(self.problem.linear.to_dense() * self.problem.activation.derivative(state)[:, None, :])
 
-    def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
-        return self.problem.linear.apply(self.problem.activation.derivative(state) * direction)
-
+    def jvp(self, state: Tensor, direction: Tensor, t: Time = 0.0) -> Tensor:
+        return self.problem.linear.apply(self.problem.activation.derivative(state) * direction) - direction

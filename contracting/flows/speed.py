@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from contracting import checks
@@ -74,9 +73,6 @@ class ScaledFlow(BoundFlow):
         self.inner = inner
         self.speed = checks.number("speed", speed, low=0, low_open=True, high=float("inf"), high_open=True)
 
-    def map(self, state: Tensor) -> Tensor:
-        return state + self.speed * (self.inner.map(state) - state)
-
     def __call__(self, t: Time, state: Tensor) -> Tensor:
         return self.speed * self.inner(t, state)
 
@@ -86,17 +82,15 @@ class ScaledFlow(BoundFlow):
     def read(self, state: Tensor) -> Tensor:
         return self.inner.read(state)
 
-    def map_jacobian(self, state: Tensor) -> Tensor:
-        jacobian = self.inner.map_jacobian(state)
-        identity = torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=jacobian.device)
-        return identity + self.speed * (jacobian - identity)
+    def jacobian(self, state: Tensor, t: Time = 0.0) -> Tensor:
+        return self.speed * self.inner.jacobian(state, t)
 
-    def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
-        return direction + self.speed * (self.inner.map_jvp(state, direction) - direction)
+    def jvp(self, state: Tensor, direction: Tensor, t: Time = 0.0) -> Tensor:
+        return self.speed * self.inner.jvp(state, direction, t)
 
-    def with_input(self, q: Tensor) -> Self:
-        flow = super().with_input(q)
-        flow.inner = self.inner.with_input(q)
+    def on(self, problem: EquilibriumProblem) -> Self:
+        flow = super().on(problem)
+        flow.inner = self.inner.on(problem)
         return flow
 
     @property

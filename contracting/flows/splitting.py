@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.flows.base import BoundFlow
+from contracting.flows.base import BoundFlow, less_identity
 from contracting.maps.base import LinearMap
 from contracting.maps.operator import MonotoneOperator, StepChoice, slope_rate
 from contracting.memory import Held
 from contracting.problem import EquilibriumProblem
-from contracting.types import Step
+from contracting.types import Step, Time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,21 +144,15 @@ class BoundForwardBackward(BoundSplitting):
     def map(self, state: Tensor) -> Tensor:
         return self.problem.activation.prox(self._forward(state), self.step)
 
-    def init(self, z: Tensor) -> Tensor:
-        return z
-
-    def read(self, state: Tensor) -> Tensor:
-        return state
-
-    def map_jacobian(self, state: Tensor) -> Tensor:
+    def jacobian(self, state: Tensor, t: Time = 0.0) -> Tensor:
         W = self.problem.linear.to_dense()
         identity = torch.eye(W.shape[0], dtype=W.dtype, device=W.device)
         slopes = self.problem.activation.prox_derivative(self._forward(state), self.step)
-        return slopes[:, :, None] * (identity + _rows(self.step, W - identity))
+        return less_identity(slopes[:, :, None] * (identity + _rows(self.step, W - identity)))
 
-    def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
+    def jvp(self, state: Tensor, direction: Tensor, t: Time = 0.0) -> Tensor:
         slopes = self.problem.activation.prox_derivative(self._forward(state), self.step)
-        return slopes * (direction + self.step * (self.problem.linear.apply(direction) - direction))
+        return slopes * (direction + self.step * (self.problem.linear.apply(direction) - direction)) - direction
 
     @property
     def contraction_rate(self) -> float | None:
@@ -227,12 +221,13 @@ class BoundPeacemanRachford(BoundSplitting):
     def read(self, state: Tensor) -> Tensor:
         return self.problem.activation.prox(state, self.step)
 
-    def map_jacobian(self, state: Tensor) -> Tensor:
+    def jacobian(self, state: Tensor, t: Time = 0.0) -> Tensor:
         slopes = self.problem.activation.prox_derivative(state, self.step)
-        return self.reflection.to_dense() * (2 * slopes - 1)[:, None, :]
+        return less_identity(self.reflection.to_dense() * (2 * slopes - 1)[:, None, :])
 
-    def map_jvp(self, state: Tensor, direction: Tensor) -> Tensor:
-        return self.reflection.apply((2 * self.problem.activation.prox_derivative(state, self.step) - 1) * direction)
+    def jvp(self, state: Tensor, direction: Tensor, t: Time = 0.0) -> Tensor:
+        slopes = self.problem.activation.prox_derivative(state, self.step)
+        return self.reflection.apply((2 * slopes - 1) * direction) - direction
 
     def on(self, problem: EquilibriumProblem) -> Self:
         flow = super().on(problem)
@@ -243,4 +238,3 @@ class BoundPeacemanRachford(BoundSplitting):
     def contraction_rate(self) -> float | None:
         factor = self.factor
         return None if factor is None else 1 - factor
-

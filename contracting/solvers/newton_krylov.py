@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -185,9 +184,8 @@ class _NewtonKrylovIteration(Iteration):
             return lambda d: d - slopes * linear.apply(d)
         flow, at = self.flow, s[chunk]
         if len(at) < len(s):
-            flow = copy.copy(self.flow)  # map_jvp reads nothing but the problem
-            flow.problem = self.problem.rows(torch.arange(len(s), device=s.device)[chunk])
-        return lambda d: d - flow.map_jvp(at, d)
+            flow = self.flow.on(self.problem.rows(torch.arange(len(s), device=s.device)[chunk]))
+        return lambda d: -flow.jvp(at, d)
 
     def read(self, state: State) -> Tensor:
         return self.flow.read(state[0])
