@@ -99,8 +99,8 @@ class Held:
 class Lineage:
     """What guides the solves with a succession of weights, such as those of a layer in training: known a little longer.
 
-    Each value is computed for one of ten generations and serves the others. It may therefore be stale: for what can
-    cost steps, never correctness. A copy starts with nothing.
+    Each value is computed for one of ten generations and serves the others. It may therefore be stale: a guess that can
+    cost steps, never correctness, and is forgotten where a solve fails with it. A copy starts with nothing.
     """
 
     def __init__(self) -> None:
@@ -114,13 +114,18 @@ class Lineage:
         """Other weights follow."""
         self._generation += 1
 
-    def recall(self, what: str, key: float | None, compute: Callable[[], T]) -> T:
-        """The value of a kind, computed where it is too old, is for another key, or is None."""
+    def guess(self, what: str, key: float | None) -> Any | None:
+        """The value of a kind that earlier weights had; None where it is too old, or for another key."""
         made, known, value = self._known.get(what, (0, None, None))
-        if value is None or known != key or self._generation - made >= _GENERATIONS:
-            value = _lasting(compute)
-            self._known[what] = self._generation, key, value
-        return cast(T, value)
+        return value if known == key and self._generation - made < _GENERATIONS else None
+
+    def keep(self, what: str, key: float | None, value: Any) -> None:
+        """Let the value of these weights serve those that follow."""
+        self._known[what] = self._generation, key, value
+
+    def forget(self) -> None:
+        """Nothing is known of earlier weights any more."""
+        self._known.clear()
 
 
 def _lasting(compute: Callable[[], T]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -72,11 +73,32 @@ def solve(
         rows.check(state, taken)
         watch.see(taken, rows)
     solution = rows.solution(watch.elapsed(), trace)
-    if throw and not rows.solved:
+    if not rows.solved and problem.linear.start_anew():
+        solution = _solved_anew(solution, problem, method, z0, stop)
+    if throw and not bool(solution.converged.all()):
         raise SolveError(_failure(method, solution, rows.iteration.advice), solution)
     return solution
 
 
+def _solved_anew(
+    first: Solution, problem: EquilibriumProblem, method: Method, z0: Tensor | None, stop: Stop
+) -> Solution:
+    """The solution with another attempt at the rows that failed by a guess from earlier weights; not traced again."""
+    failed = torch.nonzero(~first.converged & torch.isfinite(problem.q.detach()).all(-1)).flatten()
+    if not len(failed):
+        return first
+    second = solve(
+        problem.rows(failed), method, z0=None if z0 is None else z0[failed], stop=stop, throw=False
+    )
+    names = ("z", "status", "residual", "relative_residual")
+    rows = {name: getattr(first, name).index_copy(0, failed, getattr(second, name)) for name in names}
+    return replace(
+        first,
+        **rows,
+        steps=first.steps.index_add(0, failed, second.steps),
+        map_evals=first.map_evals + second.map_evals,
+        seconds=first.seconds + second.seconds,
+    )
 
 
 class _Watch:

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -179,10 +179,35 @@ class LinearMap(ABC):
     def _lineage(self) -> Lineage | None:
         return None
 
+    @cached_property
+    def _guides(self) -> Memory:
+        return Memory()
+
     def guide(self, what: str, owner: Any, compute: Callable[[], T], key: float | None = None) -> T:
         """``remember``, or what is known of earlier weights for this key: for what costs steps at worst."""
-        lineage = self._lineage
-        return self.remember(what, owner, compute if lineage is None else lambda: lineage.recall(what, key, compute))
+
+        def found() -> T:
+            lineage = self._lineage
+            if lineage is None:
+                return compute()
+            guess = lineage.guess(what, key)
+            if guess is None:
+                guess = compute()
+                lineage.keep(what, key, guess)
+            else:
+                self.__dict__["_guessed"] = True
+            return cast(T, guess)
+
+        return self._guides.recall(what, self._watched, found, owner)
+
+    def start_anew(self) -> bool:
+        """Forget what is known of earlier weights only, as a solve has failed with it; False if nothing was guessed."""
+        values = self.untransposed
+        guessed: bool = values.__dict__.pop("_guessed", False)
+        if guessed and values._lineage is not None:
+            values._lineage.forget()
+            values.__dict__["_guides"] = Memory()
+        return guessed
 
     @property
     def detached(self) -> LinearMap:

@@ -215,21 +215,19 @@ def test_the_adjoint_of_a_spectral_map_keeps_the_graph() -> None:
     assert float(gradient.abs().sum()) > 0
 
 
-def test_a_lineage_serves_ten_generations_of_one_key_and_nothing_of_none() -> None:
-    lineage, made = Lineage(), []
-
-    def compute() -> int:
-        made.append(len(made))
-        return made[-1]
-
+def test_a_lineage_serves_ten_generations_of_one_key_until_it_is_forgotten() -> None:
+    lineage = Lineage()
+    assert lineage.guess("kind", 0.5) is None
+    lineage.keep("kind", 0.5, "value")
     seen = []
-    for _ in range(25):
+    for _ in range(11):
+        seen.append(lineage.guess("kind", 0.5))
         lineage.next_generation()
-        seen.append(lineage.recall("kind", 0.5, compute))
-    assert seen == [0] * 10 + [1] * 10 + [2] * 5
-    assert lineage.recall("kind", 0.25, compute) == 3 and lineage.recall("other", 0.25, compute) == 4
-    assert [lineage.recall("empty", None, lambda: made.append(-1)) for _ in range(3)] == [None] * 3
-    assert made.count(-1) == 3
+    assert seen == ["value"] * 10 + [None]
+    lineage.keep("kind", 0.5, "value")
+    assert lineage.guess("kind", 0.25) is None and lineage.guess("other", 0.5) is None
+    lineage.forget()
+    assert lineage.guess("kind", 0.5) is None
+    lineage.keep("kind", 0.5, "value")
     for twin in (copy.deepcopy(lineage), pickle.loads(pickle.dumps(lineage))):
-        count = len(made)
-        assert twin.recall("kind", 0.25, compute) == count and len(made) == count + 1
+        assert twin.guess("kind", 0.5) is None

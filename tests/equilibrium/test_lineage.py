@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from contracting import Stop
+from contracting.loop.records import SolveError
 from contracting.maps import base as linear
 from contracting.maps import estimates
 from contracting.maps.estimates import Estimates
 from contracting.solvers import reflected as folded
-from equilibrium import LBEN, Implicit, LBENConv2d
+from equilibrium import LBEN, Implicit, LBENConv2d, PeacemanRachford, SemismoothNewton
 
 STOP = Stop(rtol=1e-6, atol=0.0)
 
@@ -88,3 +89,65 @@ def test_gradients_are_right_however_old_it_is(make: object, factor: float) -> N
     assert fresh._lineage is not layer._lineage
     difference = torch.linalg.vector_norm(gradients[0] - gradients[1]) / torch.linalg.vector_norm(gradients[1])
     assert difference <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_guess_that_fails_is_not_what_a_solve_ends_with(dtype: torch.dtype) -> None:
+    """An update such as a line search tries: the step of the weights before it does not converge within the limits."""
+    stop = Stop(max_steps=2_000)
+    torch.manual_seed(0)
+    layer = LBEN(20, 32, 5, lipschitz=1.0, dtype=dtype, stop=stop, backward=Implicit(stop=stop))
+    x = torch.randn(64, 20, dtype=dtype)
+    layer(x).square().mean().backward()
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if not name.endswith("psi"):
+                parameter *= 20
+    fresh = copy.deepcopy(layer)
+    gradients = []
+    for module in (layer, fresh):
+        module.zero_grad()
+        (module(x).square().mean() * 1e3).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in module.parameters()]))
+    assert torch.linalg.vector_norm(gradients[0] - gradients[1]) <= 1e-2 * torch.linalg.vector_norm(gradients[1])
+    x[3, 0] = float("nan")  # fails whatever the guess was
+    with pytest.raises(SolveError) as caught:
+        layer(x)
+    assert caught.value.solution is not None and (~caught.value.solution.converged).nonzero().tolist() == [[3]]
+
+
+def test_an_adjoint_solve_starts_anew_as_well() -> None:
+    """Newton's method needs no guess, so that the adjoint solve is the first to meet it."""
+    layer = layer_on_rows()
+    x = torch.randn(5, 6, dtype=torch.float64)
+    layer(x).square().sum().backward()
+    layer.backward = Implicit(solver=PeacemanRachford(), stop=Stop(max_steps=300))
+    layer.solver = SemismoothNewton()
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if not name.endswith("psi"):
+                parameter *= 20
+    layer.zero_grad()
+    layer(x).square().sum().backward()
+    guessed = torch.cat([p.grad.flatten() for p in layer.parameters()])  # type: ignore[union-attr]
+    layer.zero_grad()
+    layer.train()
+    layer(x).square().sum().backward()
+    own = torch.cat([p.grad.flatten() for p in layer.parameters()])  # type: ignore[union-attr]
+    assert torch.linalg.vector_norm(guessed - own) <= 1e-4 * torch.linalg.vector_norm(own)
+
+
+def test_a_line_search_of_lbfgs() -> None:
+    torch.manual_seed(0)
+    layer, x, y = LBEN(20, 32, 5, lipschitz=1.0), torch.randn(64, 20), torch.randn(64, 5)
+    optimiser = torch.optim.LBFGS(layer.parameters(), max_iter=4, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        loss = (layer(x) - y).square().mean()
+        loss.backward()
+        return loss
+
+    first = float(closure().detach())
+    optimiser.step(closure)
+    assert float(closure().detach()) < 0.9 * first
