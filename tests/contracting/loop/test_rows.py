@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from contracting import EquilibriumProblem, Stop, Trace, WeightedL2
+from contracting import EquilibriumProblem, Stop, Trace, WeightedL2, solve
 from contracting.activations.base import Activation
 from contracting.activations.catalogue import Identity, LeakyReLU, ReLU
 from contracting.errors import Status
 from contracting.integrators import ExplicitEuler
 from contracting.loop import rows
-from contracting.loop import run as solve
 from contracting.loop.records import SolveError
 from contracting.loop.rows import Rows
 from contracting.maps.dense import Dense

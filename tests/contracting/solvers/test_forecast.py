@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from contracting import Stop
-from contracting.loop import run as solve
+from contracting import Stop, solve
 from contracting.maps.dense import Dense
 from contracting.solvers.forecast import Forecast, sampled_forecast
 from contracting.solvers.reflected import FoldedIteration

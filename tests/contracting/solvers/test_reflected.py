@@ -8,11 +8,10 @@ import pickle
 import pytest
 import torch
 
-from contracting import EquilibriumProblem, Stop, WeightedL2
+from contracting import EquilibriumProblem, Stop, WeightedL2, solve
 from contracting.activations.base import Activation
 from contracting.activations.catalogue import ADMISSIBLE, ReLU, Slope
 from contracting.errors import Status
-from contracting.loop import run as solve
 from contracting.maps.dense import Dense
 from contracting.maps.estimates import estimate
 from contracting.solvers import reflected as folded

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from contracting import EquilibriumProblem, Stop, WeightedL2
+from contracting import EquilibriumProblem, Stop, WeightedL2, solve
 from contracting.activations.base import Activation
 from contracting.activations.catalogue import ADMISSIBLE, ReLU
 from contracting.activations.clamped import Clamped
-from contracting.loop import run as solve
 from contracting.maps.dense import Dense
 from contracting.solvers.reflected_single import RefinedIteration
 from equilibrium import Anderson, DouglasRachford, PeacemanRachford
