@@ -50,19 +50,6 @@ def test_equilibria_are_steady_states(flow: Flow, activation: object) -> None:
     assert torch.allclose(field.read(state), z, atol=1e-12)
 
 
-@each_flow
-def test_jacobian_is_the_derivative(flow: Flow) -> None:
-    W, lam = monotone_weight(5, seed=3, skew=2.0)
-    problem, z = planted(Tanh(), W, lam, batch=3, seed=4)
-    field = flow.bind(problem)
-    state = field.init(z) + 0.1
-    jacobian = field.jacobian(state)
-    for row in range(3):
-        single = flow.bind(problem.rows(torch.tensor([row])))
-        exact = torch.autograd.functional.jacobian(lambda s, f=single: f(0.0, s), state[row : row + 1])
-        assert torch.allclose(jacobian[row], exact.reshape(5, 5), atol=1e-10)  # type: ignore[union-attr]
-
-
 @pytest.mark.parametrize(
     ("flow", "method", "time_step"),
     [
@@ -169,30 +156,6 @@ def test_bad_steps_are_refused(kind: type, step: object) -> None:
 def test_bad_relaxation_is_refused(relaxation: float) -> None:
     with pytest.raises(InputError, match="relaxation"):
         DouglasRachford(relaxation=relaxation)
-
-
-@each_flow
-def test_the_jacobian_action_is_that_of_the_jacobian(flow: Flow) -> None:
-    W, lam = monotone_weight(5, seed=3, skew=2.0)
-    problem, z = planted(Tanh(), W, lam, batch=3, seed=4)
-    field = flow.bind(problem)
-    state, direction = field.init(z) + 0.1, torch.randn(3, 5, dtype=torch.float64)
-    dense = (field.jacobian(state) @ direction[:, :, None])[:, :, 0]
-    assert torch.allclose(field.jvp(state, direction), dense, atol=1e-12)
-    # what autograd makes of the field alone
-    assert torch.allclose(VectorField.jvp(field, state, direction), dense, atol=1e-10)
-    assert torch.allclose(VectorField.jacobian(field, state), field.jacobian(state), atol=1e-10)
-
-
-@each_flow
-def test_another_input_is_the_same_as_another_problem(flow: Flow) -> None:
-    W, lam = monotone_weight(5, seed=5, skew=2.0)
-    problem, _ = planted(Tanh(), W, lam, batch=3, seed=6)
-    other, z = planted(Tanh(), W, lam, batch=2, seed=7)
-    moved = flow.bind(problem).with_input(other.q)
-    assert moved(0.0, moved.init(z)).abs().max() < 1e-11
-    assert torch.allclose(moved(0.0, z), flow.bind(other)(0.0, z), atol=1e-14)
-    assert moved.contraction_rate == flow.bind(other).contraction_rate
 
 
 @each_flow
