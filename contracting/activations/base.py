@@ -16,7 +16,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
-from contracting.types import Step
+from contracting.types import UNIT_SLOPES, Slopes, Step
 
 Reflection = Callable[..., Tensor]
 
@@ -34,7 +34,7 @@ class Activation(ABC):
     """Whether σ is piecewise linear, so that σ' is piecewise constant and carries no autograd graph in v."""
     homogeneous: ClassVar[bool] = False
     """Whether σ(tv) = tσ(v) for every t > 0."""
-    _interval: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    _interval: ClassVar[Slopes] = UNIT_SLOPES
 
     def __call__(self, v: Tensor) -> Tensor:
         """σ(v): (..., n) -> (..., n)."""
@@ -94,7 +94,7 @@ class Activation(ABC):
         return change
 
     @property
-    def slopes(self) -> tuple[float, float]:
+    def slopes(self) -> Slopes:
         """The smallest interval [lowest, highest] that contains every slope of σ."""
         return self._interval
 

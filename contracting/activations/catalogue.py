@@ -20,7 +20,7 @@ from contracting import checks
 from contracting.activations.base import Activation, Curved, PiecewiseLinear, Reflection
 from contracting.errors import InputError
 from contracting.memory import Memory
-from contracting.types import Step
+from contracting.types import Slopes, Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Tanh(Curved):
 class Sigmoid(Curved):
     """σ(v) = 1 / (1 + e^−v); slopes (0, 1/4]."""
 
-    _interval = (0.0, 0.25)
+    _interval = Slopes(0.0, 0.25)
 
     def _value(self, v: Tensor) -> Tensor:
         return torch.sigmoid(v)
@@ -119,7 +119,7 @@ class Identity(PiecewiseLinear):
     """σ(v) = v, f = 0: prox_{αf}(x) = x."""
 
     homogeneous = True
-    _interval = (1.0, 1.0)
+    _interval = Slopes(1.0, 1.0)
 
     def _prox(self, x: Tensor, step: Step) -> Tensor:
         return x
@@ -200,7 +200,7 @@ class ReLU6(PiecewiseLinear):
 class HardSigmoid(PiecewiseLinear):
     """σ(v) = min(max((v + 3)/6, 0), 1): prox_{αf}(x) = min(max((x + 3α)/(1 + 5α), 0), 1); slope 0 at ±3."""
 
-    _interval = (0.0, 1 / 6)
+    _interval = Slopes(0.0, 1 / 6)
 
     def _prox(self, x: Tensor, step: Step) -> Tensor:
         return F.hardtanh((x + 3 * step) / (1 + 5 * step), 0.0, 1.0)
@@ -240,9 +240,9 @@ class LeakyReLU(PiecewiseLinear):
         checks.number("negative_slope", self.negative_slope, low=0.0, high=1.0)
 
     @property
-    def slopes(self) -> tuple[float, float]:
+    def slopes(self) -> Slopes:
         """(a, 1)."""
-        return self.negative_slope, 1.0
+        return Slopes(self.negative_slope, 1.0)
 
     def _prox(self, x: Tensor, step: Step) -> Tensor:
         return torch.where(x > 0, x, self._ratio(step) * x)

@@ -13,7 +13,7 @@ from contracting import checks
 from contracting.activations.base import Activation, Reflection
 from contracting.errors import InputError
 from contracting.maps.frequencies import Grid, checked_grid
-from contracting.types import Step
+from contracting.types import Slopes, Step
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -44,9 +44,9 @@ class Clamped(Activation):
         object.__setattr__(self, "homogeneous", self.inner.homogeneous)
 
     @property
-    def slopes(self) -> tuple[float, float]:
+    def slopes(self) -> Slopes:
         low, high = self.inner.slopes
-        return (min(low, 0.0), high) if not bool(self.free.all()) else (low, high)
+        return Slopes(low if bool(self.free.all()) else min(low, 0.0), high)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return self.inner.tensors()

@@ -19,14 +19,15 @@ from contracting.certificates.certification import (
 )
 from contracting.certificates.checker import check
 from contracting.certificates.convergence import check_convergence, fixed_input_convergence
+from contracting.certificates.finder import Finder
 from contracting.certificates.finders import (
     DiagonalMetric,
     ExplicitMetric,
-    Finder,
     GivenMetric,
     InclusionMetric,
     ParabolaTest,
     PolyhedralMetric,
+    RateFinder,
 )
 from contracting.certificates.lmi import SectorInequality, VertexInequalities
 from contracting.certificates.lyapunov import LyapunovMetric
@@ -62,6 +63,7 @@ __all__ = [
     "LyapunovMetric",
     "ParabolaTest",
     "PolyhedralMetric",
+    "RateFinder",
     "Report",
     "SectorInequality",
     "SkewnessSweep",

@@ -18,12 +18,12 @@ from contracting.certificates.systems import (
     HopfieldSystem,
     InclusionSystem,
     LinearSystem,
-    Slopes,
     System,
     vertices,
 )
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
+from contracting.types import Slopes
 
 _BACK_OFF = (1e-13, 1e-11, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 

@@ -11,16 +11,17 @@ from contracting.certificates.candidates import firing_rate_view
 from contracting.certificates.finders import (
     DiagonalMetric,
     ExplicitMetric,
-    Finder,
     InclusionMetric,
     ParabolaTest,
     PolyhedralMetric,
+    RateFinder,
 )
 from contracting.certificates.lmi import MOST_VERTICES, SectorInequality, VertexInequalities, available
 from contracting.certificates.lyapunov import LyapunovMetric
 from contracting.certificates.multipliers import perron_weights, scaled
 from contracting.certificates.numerical_range import reach
-from contracting.certificates.records import Certificate, CertificateError, Slopes
+from contracting.certificates.records import Certificate, CertificateError
+from contracting.certificates.search import golden_section
 from contracting.certificates.systems import (
     InclusionSystem,
     LinearSystem,
@@ -34,6 +35,7 @@ from contracting.errors import InputError, PreconditionError
 from contracting.flows.fields import NeuralFlow, VectorField
 from contracting.maps.operator import MonotoneOperator, StepChoice
 from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
+from contracting.types import Slopes
 
 _LARGE = 400
 _VERTICES = 5  # largest n at which the best quadratic metric is found in passing
@@ -41,7 +43,7 @@ _OPTIMISED = ((40, 25), (120, 6))  # up to this n, so many gradients per level o
 
 
 def certify(
-    flow: VectorField | System, method: Finder | None = None, *, rate: str = "best", slopes: Slopes | None = None
+    flow: VectorField | System, method: RateFinder | None = None, *, rate: str = "best", slopes: Slopes | None = None
 ) -> Certificate:
     r"""A certified contraction rate of a flow, for every input, constant or not, and every state.
 
@@ -63,7 +65,7 @@ def certify(
     if slopes is not None:
         system = system.with_slopes(slopes)
     if method is not None:
-        if not isinstance(method, Finder):
+        if not isinstance(method, RateFinder):
             raise InputError(f"method must be a finder such as ParabolaTest(), got {method!r}")
         return method.certify(system)
     return max(certificates(system), key=lambda certificate: certificate.rate)
@@ -87,7 +89,7 @@ def certificates(flow: VectorField | System) -> tuple[Certificate, ...]:
     return tuple(found)
 
 
-def applicable(flow: VectorField | System) -> tuple[Finder, ...]:
+def applicable(flow: VectorField | System) -> tuple[RateFinder, ...]:
     """Which certificates there are for a flow: every method that applies to it, whatever it costs; see its ``name``.
 
     Empty for a ``NeuralFlow``, whose rates can only be sampled. ``GivenMetric(...)`` takes the flows with slopes and
@@ -104,7 +106,7 @@ def applicable(flow: VectorField | System) -> tuple[Finder, ...]:
         return (InclusionMetric(),)
     if isinstance(system, LinearSystem):
         return (LyapunovMetric(), *polyhedral)
-    finders: tuple[Finder, ...] = (
+    finders: tuple[RateFinder, ...] = (
         DiagonalMetric(),
         *polyhedral,
         ParabolaTest(),
@@ -117,7 +119,7 @@ def applicable(flow: VectorField | System) -> tuple[Finder, ...]:
     return finders if system.size > MOST_VERTICES else (*finders, VertexInequalities())
 
 
-def _affordable(system: System) -> list[Finder]:
+def _affordable(system: System) -> list[RateFinder]:
     if isinstance(system, InclusionSystem):
         return [InclusionMetric(optimise=25 if system.size <= 150 else 0)]
     if isinstance(system, LinearSystem):
@@ -127,7 +129,7 @@ def _affordable(system: System) -> list[Finder]:
         Q = _starting_multiplier(system)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         Q = torch.ones(n, dtype=torch.float64)
-    finders: list[Finder] = [
+    finders: list[RateFinder] = [
         PolyhedralMetric(norm=WeightedLinf),
         PolyhedralMetric(norm=WeightedL1),
         ParabolaTest(multiplier=Q, tolerance=1e-7 if n <= _LARGE else 1e-4),
@@ -219,15 +221,11 @@ def best_forward_backward_step(W: Tensor, metric: WeightedL2) -> StepChoice:
     """
     operator = _monotone(W, metric)
     m = operator.bounds.monotonicity
-    left, right = 0.0, 1 / m
 
     def rate(step: float) -> float:
         return 0.5 * (1 + step * m - operator.forward_factor(step))
 
-    while right - left > 1e-4 / m:
-        a, b = left + (right - left) / 3, right - (right - left) / 3
-        left, right = (a, right) if rate(a) < rate(b) else (left, b)
-    step = (left + right) / 2
+    step = golden_section(lambda step: -rate(step), 0.0, 1 / m, steps=20)
     return StepChoice(step=step, factor=1 - rate(step))
 
 

@@ -1,9 +1,7 @@
 r"""The one judge of every certificate: explicit matrices in, yes or no out, in float64 with an allowance for rounding.
 
-It shares no formula with the finders beyond the Jacobian −I + DW, −I + WD or A itself, times the speed of the flow. A
-positive definite matrix is proved so by a Cholesky factorisation that succeeds after a shift: λmin ≥ shift − γ·trace
-with γ = (n + 1)u/(1 − (n + 1)u) (Rump, "Verification of positive definiteness", BIT 2006). The shift also covers the
-rounding of assembling the matrix, bounded entry by entry. Scaling to (almost) unit diagonal is by powers of two, exact.
+It shares no formula with the finders beyond the Jacobian −I + DW, −I + WD or A itself, times the speed of the flow.
+A matrix is proved positive definite by ``definite``, with every rounding of its assembly bounded entry by entry.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from contracting.certificates.definite import UNIT, definite_margin, definite_margins
 from contracting.certificates.records import Certificate, CertificateError
 from contracting.certificates.systems import (
     FiringRateSystem,
@@ -26,7 +25,6 @@ from contracting.certificates.systems import (
 )
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
 
-_UNIT = 2.0**-53
 LARGEST_BY_VERTICES = 14  # largest n for a proof at all 2ⁿ vertices
 _ASSEMBLY = 12  # roundings of one entry beside those of its inner products
 
@@ -119,7 +117,7 @@ def _sector_margin(system: SlopeSystem, P: Tensor, multiplier: Tensor, rate: flo
     size_corner = half + half.mT + 2 * abs(rate) * P.abs()
     size_off = width * (P.abs() @ B.abs() + C.abs().mT * Q)
     size = torch.cat([torch.cat([size_corner, size_off], 1), torch.cat([size_off.mT, torch.diag(2 * width * Q)], 1)])
-    margin = definite_margin(lmi, (n + _ASSEMBLY) * _UNIT * size)
+    margin = definite_margin(lmi, (n + _ASSEMBLY) * UNIT * size)
     return min(margin, definite_margin(P, torch.zeros_like(P)))
 
 
@@ -142,7 +140,7 @@ def _lyapunov_margins(P: Tensor, F: Tensor, sizes: Tensor, rate: float) -> Tenso
     product = P @ F
     half = P.abs() @ sizes
     size = half + half.mT + 2 * abs(rate) * P.abs()
-    return _definite_margins(-(product + product.mT + 2 * rate * P), (P.shape[0] + _ASSEMBLY) * _UNIT * size)
+    return definite_margins(-(product + product.mT + 2 * rate * P), (P.shape[0] + _ASSEMBLY) * UNIT * size)
 
 
 def _linear_margin(A: Tensor, metric: Metric, rate: float) -> float:
@@ -151,7 +149,7 @@ def _linear_margin(A: Tensor, metric: Metric, rate: float) -> float:
         eta = metric.weights
         scaled = A.abs() * eta[:, None] / eta[None, :]
         off = scaled.sum(1 if isinstance(metric, WeightedLinf) else 0) - scaled.diagonal()
-        allowance = (A.shape[0] + _ASSEMBLY) * _UNIT * (off + 2 * A.diagonal().abs() + abs(rate))
+        allowance = (A.shape[0] + _ASSEMBLY) * UNIT * (off + 2 * A.diagonal().abs() + abs(rate))
         return float((-A.diagonal() - off - rate - allowance).min())
     P = _matrix_of(metric)
     return min(definite_margin(P, torch.zeros_like(P)), float(_lyapunov_margins(P, A[None], A[None].abs(), rate)[0]))
@@ -163,7 +161,7 @@ def inclusion_margin(W: Tensor, weights: Tensor, rate: float) -> float:
     half = weights[:, None] * A
     matrix = half + half.mT - torch.diag(2 * rate * weights)
     size = half.abs() + half.mT.abs() + torch.diag(2 * (abs(rate) + 1) * weights)
-    return definite_margin(matrix, _ASSEMBLY * _UNIT * size)
+    return definite_margin(matrix, _ASSEMBLY * UNIT * size)
 
 
 def _polyhedral_margin(system: SlopeSystem, metric: WeightedL1 | WeightedLinf, rate: float) -> float:
@@ -181,33 +179,5 @@ def _polyhedral_margin(system: SlopeSystem, metric: WeightedL1 | WeightedLinf, r
         worst = torch.maximum(low * diagonal + abs(low) * off, high * diagonal + abs(high) * off)
     else:
         worst = torch.maximum(low * diagonal, high * diagonal) + max(abs(low), abs(high)) * off
-    allowance = (system.size + _ASSEMBLY) * _UNIT * (off + 2 * diagonal.abs() + 1 + abs(rate))
+    allowance = (system.size + _ASSEMBLY) * UNIT * (off + 2 * diagonal.abs() + 1 + abs(rate))
     return float((1 - worst - rate - allowance).min())
-
-
-def definite_margin(matrix: Tensor, error: Tensor) -> float:
-    """A value > 0 only where a symmetric matrix, known up to ``error`` entry by entry, is proved positive definite.
-
-    It is then λmin at unit diagonal less the allowance for rounding; the size of that, unlike its sign, is computed and
-    not proved.
-    """
-    return float(_definite_margins(matrix[None], error[None])[0])
-
-
-def _definite_margins(matrices: Tensor, errors: Tensor) -> Tensor:
-    """The same for each matrix, (batch,); negative for all if one is not finite, or its diagonal not positive."""
-    diagonal = matrices.diagonal(dim1=-2, dim2=-1)
-    if not bool(torch.isfinite(matrices).all()) or bool((diagonal <= 0).any()):
-        return torch.where((diagonal > 0).all(-1), 0.0, -1.0).to(torch.float64) - 1.0
-    scale = torch.exp2(torch.round(-0.5 * torch.log2(diagonal)))  # a power of two: no rounding
-    scaled = matrices * scale[:, :, None] * scale[:, None, :]
-    scaled = (scaled + scaled.mT) / 2
-    errors = errors * scale[:, :, None] * scale[:, None, :]
-    n = matrices.shape[-1]
-    gamma = (n + 2) * _UNIT / (1 - (n + 2) * _UNIT)
-    trace = scaled.diagonal(dim1=-2, dim2=-1).sum(-1)
-    allowance = 1.01 * (gamma * trace + torch.linalg.matrix_norm(errors) + 2 * _UNIT * trace)
-    identity = torch.eye(n, dtype=torch.float64)
-    failed = torch.linalg.cholesky_ex(scaled - allowance[:, None, None] * identity)[1] != 0
-    smallest = torch.linalg.eigvalsh(scaled)[:, 0] - allowance
-    return torch.where(failed, smallest.clamp(max=0.0), smallest.clamp(min=torch.finfo(torch.float64).tiny))

@@ -17,13 +17,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from contracting.certificates.checker import definite_margin, inclusion_margin
+from contracting.certificates.checker import inclusion_margin
+from contracting.certificates.definite import UNIT, definite_margin
 from contracting.certificates.records import CertificateError, Convergence
 from contracting.certificates.systems import FiringRateSystem, HopfieldSystem, System, system_of
 from contracting.certificates.wellposedness import find_metric
 from contracting.errors import PreconditionError
 from contracting.flows.base import BoundFlow
 from contracting.metrics import WeightedL2
+from contracting.types import Slopes
 
 _SAFETY = 1e-9
 _UNITS = 20
@@ -69,7 +71,7 @@ def fixed_input_convergence(flow: BoundFlow | System, *, metric: WeightedL2 | No
         rate=rate,
         overshoot=overshoot,
         metric=metric,
-        slopes=(0.0, system.slopes[1]),
+        slopes=Slopes(0.0, system.slopes.high),
         method="Lur'e–Postnikov function",
         flow=system.name,
         margin=0.0,
@@ -122,7 +124,7 @@ def _slack(size: int) -> float:
     The proof gives away γ·trace (``checker``). For the 2n×2n matrix of the norm that is at most 16n² units of rounding
     beside the smallest diagonal entry, and half as many for Condition 1; the rest is room for lower orders of n.
     """
-    return max(_SAFETY, _UNITS * size**2 * 2.0**-53)
+    return max(_SAFETY, _UNITS * size**2 * UNIT)
 
 
 def _norm_bound(W: Tensor, metric: WeightedL2) -> float:
@@ -136,4 +138,4 @@ def _norm_margin(W: Tensor, lam: Tensor, bound: float) -> float:
         return -math.inf if bool(W.any()) else math.inf
     off, corner = lam[:, None] * W, torch.diag(bound * lam)
     matrix = torch.cat([torch.cat([corner, off.mT], 1), torch.cat([off, corner], 1)])
-    return definite_margin(matrix, 8 * 2.0**-53 * matrix.abs())
+    return definite_margin(matrix, 8 * UNIT * matrix.abs())

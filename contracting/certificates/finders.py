@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,49 +11,33 @@ from torch import Tensor
 from contracting import checks
 from contracting.certificates.candidates import Candidate, best_rate, certified, firing_rate_view
 from contracting.certificates.checker import LARGEST_BY_VERTICES
+from contracting.certificates.finder import Finder
 from contracting.certificates.multipliers import monotone_metric, parabola_multiplier, perron_weights, scaled
 from contracting.certificates.numerical_range import reach
 from contracting.certificates.records import Certificate, CertificateError
 from contracting.certificates.riccati import hamiltonian_rate, riccati_metric
-from contracting.certificates.systems import FiringRateSystem, InclusionSystem, LinearSystem, Slopes, System
+from contracting.certificates.search import golden_section
+from contracting.certificates.systems import FiringRateSystem, InclusionSystem, LinearSystem, System
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
+from contracting.types import Slopes
 
 _EXACT_BISECTION = 150  # up to this size a general slope interval is bisected by Hamiltonian eigenvalues
 
 
-class Finder(ABC):
-    """The settings of one way to find a certificate."""
+class RateFinder(Finder[System, Candidate, Certificate]):
+    """A finder of contraction rates: proposes a norm, which the best rate in it and the checker turn to a certificate.
 
-    @property
-    def name(self) -> str:
-        """The method in words, as it appears in the certificate."""
-        return type(self).__name__
+    What must be brought is said by ``Finder``.
+    """
 
-    @abstractmethod
-    def find(self, system: System) -> Candidate:
-        """Propose a norm.
-
-        Raises:
-            PreconditionError: if this method does not apply to such a system.
-            CertificateError: if it applies and finds nothing.
-        """
-
-    def certify(self, system: System) -> Certificate:
-        """Find and check.
-
-        Raises:
-            PreconditionError: if this method does not apply to such a system.
-            CertificateError: if it finds nothing that passes the checker.
-        """
-        try:
-            return certified(system, self.find(system), method=self.name)
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]  # overflow, or no convergence
-            raise CertificateError(f"{self.name}: numerical breakdown, {error}") from error
+    def judge(self, system: System, proposal: Candidate) -> Certificate:
+        """The certificate with the best rate that the checker accepts for a candidate."""
+        return certified(system, proposal, method=self.name)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ExplicitMetric(Finder):
+class ExplicitMetric(RateFinder):
     r"""P = (1 − 2c)Λ + G with G = sym ΛA: a formula, for slopes in [0, β], once Λ is known.
 
     With Ã = Λ^½(I − βW)Λ^−½ = H + K: if KᵀK ⪯ 4(1 − c)(H − cI), the firing-rate flow contracts at rate c in P with
@@ -91,12 +74,12 @@ class ExplicitMetric(Finder):
         root = lam.sqrt()
         P = root[:, None] * ((1 - 2 * rate) * identity + H) * root[None, :]
         # the sector inequality in W with slopes βJ is the one in βW with slopes J, with P and Q scaled alike
-        candidate = Candidate(metric=_full(P), multiplier=high * lam, slopes=(0.0, high))
+        candidate = Candidate(metric=_full(P), multiplier=high * lam, slopes=Slopes(0.0, high))
         return candidate.dual() if transposed else candidate
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ParabolaTest(Finder):
+class ParabolaTest(RateFinder):
     r"""The best rate for a multiplier Q, exactly, with its metric from one Riccati equation.
 
     The numerical range of M = Q^½WQ^−½ must lie in a parabola (arXiv 2604.15238 Thm 12 has the matrix inequality; the
@@ -150,7 +133,7 @@ class ParabolaTest(Finder):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DiagonalMetric(Finder):
+class DiagonalMetric(RateFinder):
     r"""The norm of Λ itself: rate ≥ 1 − ½(β‖W̃‖ + βλmax(sym W̃)) for slopes in [0, β], 1 − β‖W̃‖ for [−β, β].
 
     For the splitting flows this is where Condition 1 alone is enough: ½(1 + αm − ‖I − αÃ‖) for forward–backward, and
@@ -176,18 +159,19 @@ class DiagonalMetric(Finder):
         gram, symmetric = M.mT @ M, (M + M.mT) / 2
 
         def cost(log_ratio: float) -> float:
-            ratio = torch.tensor(log_ratio, dtype=torch.float64).exp()
+            ratio = math.exp(log_ratio)
             matrix = 2 * (low + high) * symmetric + (high - low) * gram / ratio
             return float(torch.linalg.eigvalsh(matrix)[-1] + (high - low) * ratio) / 4
 
         size = torch.tensor(max(float(torch.linalg.matrix_norm(M, 2)), 1e-3), dtype=torch.float64)
-        ratio = torch.tensor(_golden(cost, float(size.log()) - 3, float(size.log()) + 3), dtype=torch.float64).exp()
+        middle = float(size.log())
+        ratio = math.exp(golden_section(cost, middle - 3, middle + 3, steps=25))
         candidate = Candidate(metric=WeightedL2(lam), multiplier=lam / ratio)
         return candidate.dual() if transposed else candidate
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PolyhedralMetric(Finder):
+class PolyhedralMetric(RateFinder):
     r"""Weighted ℓ∞ or ℓ1 norms with the Perron vector of ⌈W⌉ as weights: the best rate of the norm class.
 
     For slopes in [0, 1]: ℓ∞ for firing rate and ℓ1 for Hopfield give 1 − max(0, α(⌈W⌉)), ⌈W⌉ᵢᵢ = Wᵢᵢ, ⌈W⌉ᵢⱼ = |Wᵢⱼ|;
@@ -226,7 +210,7 @@ class PolyhedralMetric(Finder):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class GivenMetric(Finder):
+class GivenMetric(RateFinder):
     """A metric of your own, judged at all 2ⁿ vertices of the slopes (n ≤ 14), or at A or W: exact for that metric.
 
     Args:
@@ -251,7 +235,7 @@ class GivenMetric(Finder):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class InclusionMetric(Finder):
+class InclusionMetric(RateFinder):
     r"""Rate m = λmin(sym Ã) of the inclusion, in the best diagonal Λ that gradients find; exact for a given Λ.
 
     Args:
@@ -300,23 +284,6 @@ def _full(P: Tensor) -> FullP:
         return FullP((P + P.mT) / 2)
     except InputError as error:
         raise CertificateError(f"the metric found is not positive definite in float64: {error}") from error
-
-
-def _golden(cost: Callable[[float], float], left: float, right: float) -> float:
-    """Minimiser of a unimodal function on an interval, to 1e-4."""
-    ratio = (5**0.5 - 1) / 2
-    inner, outer = right - ratio * (right - left), left + ratio * (right - left)
-    low, high = cost(inner), cost(outer)
-    while right - left > 1e-4:
-        if low < high:
-            right, outer, high = outer, inner, low
-            inner = right - ratio * (right - left)
-            low = cost(inner)
-        else:
-            left, inner, low = inner, outer, high
-            outer = left + ratio * (right - left)
-            high = cost(outer)
-    return (left + right) / 2
 
 
 def _riccati_rate(M: Tensor, slopes: Slopes, *, tolerance: float) -> float:

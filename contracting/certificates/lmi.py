@@ -19,7 +19,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.certificates.candidates import Candidate, best_rate, firing_rate_view
-from contracting.certificates.finders import Finder, starting_weights
+from contracting.certificates.finders import RateFinder, starting_weights
 from contracting.certificates.records import CertificateError
 from contracting.certificates.systems import FiringRateSystem, System, vertices
 from contracting.errors import InputError, PreconditionError
@@ -53,7 +53,7 @@ def _solve(problem: Any) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Inequality(Finder):
+class _Inequality(RateFinder):
     tolerance: float = 1e-5
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.certificates.candidates import Candidate
-from contracting.certificates.finders import Finder
+from contracting.certificates.finders import RateFinder
 from contracting.certificates.records import CertificateError
 from contracting.certificates.systems import LinearSystem, System
 from contracting.errors import PreconditionError
@@ -20,7 +20,7 @@ _MOST_DOUBLINGS = 60
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LyapunovMetric(Finder):
+class LyapunovMetric(RateFinder):
     r"""P from (A + cI)ᵀP + P(A + cI) = −I with c just below −α(A), the best rate of any norm.
 
     The rate −α(A) itself need not be attained (Jordan blocks), and comes with an ill-conditioned P.

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.certificates.definite import UNIT
 
-_ROUNDING = 16 * 2.0**-53  # times n‖M‖_F: eigenvalues of a Hermitian matrix and its assembly
+_ROUNDING = 16 * UNIT  # times n‖M‖_F: eigenvalues of a Hermitian matrix and its assembly
 
 
 @dataclass(frozen=True, kw_only=True)

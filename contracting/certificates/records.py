@@ -10,14 +10,13 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import ContractingError, PreconditionError
 from contracting.metrics import Metric
+from contracting.types import Slopes
 
 if TYPE_CHECKING:
     from contracting.flows.base import BoundFlow
 
-Slopes = tuple[float, float]
-
-ANY_SLOPE: Slopes = (0.0, float("inf"))  # the inclusion: any monotone activation
-NO_SLOPE: Slopes = (1.0, 1.0)  # a linear flow: no activation at all
+ANY_SLOPE = Slopes(0.0, float("inf"))  # the inclusion: any monotone activation
+NO_SLOPE = Slopes(1.0, 1.0)  # a linear flow: no activation at all
 
 
 class CertificateError(ContractingError, ArithmeticError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Slopes = tuple[float, float]
+from contracting.types import UNIT_SLOPES, Slopes
 
 _MOST_DOUBLINGS = 60
 
@@ -30,7 +30,7 @@ def has_imaginary_eigenvalue(matrix: Tensor) -> bool:
     return bool((values.real.abs() <= 1e-8 * scale).any())
 
 
-def hamiltonian_rate(M: Tensor, slopes: Slopes = (0.0, 1.0), *, tolerance: float = 1e-9) -> float:
+def hamiltonian_rate(M: Tensor, slopes: Slopes = UNIT_SLOPES, *, tolerance: float = 1e-9) -> float:
     """The largest c for which the sector inequality is solvable, by bisection on the Hamiltonian's eigenvalues.
 
     The condition says that M has gain at most 2/δ in the half-plane Re ζ ≥ 1 − c, so it is monotone in c above the

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -33,9 +33,7 @@ from contracting.flows.network import BoundFiringRate, BoundHopfield
 from contracting.flows.speed import ScaledFlow
 from contracting.flows.splitting import BoundForwardBackward, BoundPeacemanRachford
 from contracting.metrics import Metric, WeightedL2
-from contracting.types import Step
-
-Slopes = tuple[float, float]
+from contracting.types import UNIT_SLOPES, Slopes, Step
 
 _BLOCK = 2048
 _NARROWEST = 1e-3  # a narrower interval of slopes is widened to this: a superset, so still certified
@@ -51,15 +49,6 @@ def as_matrix(name: str, value: Tensor) -> Tensor:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise InputError(f"{name} must have shape (n, n) with n ≥ 1, got {tuple(matrix.shape)}")
     return matrix
-
-
-def _checked_slopes(slopes: Slopes) -> Slopes:
-    if not isinstance(slopes, Sequence) or len(slopes) != 2:
-        raise InputError(f"slopes must be an interval (lowest, highest), got {slopes!r}")
-    low, high = (checks.number("slopes", s, low=-1.0, high=1.0) for s in slopes)
-    if low > high:
-        raise InputError(f"slopes must be an interval (lowest, highest), got {slopes}")
-    return low, high
 
 
 def vertices(slopes: Slopes, size: int) -> Iterator[Tensor]:
@@ -81,16 +70,16 @@ class System(ABC):
     """
 
     W: Tensor
-    slopes: Slopes = (0.0, 1.0)
+    slopes: Slopes = UNIT_SLOPES
     hint: Tensor | None = None
     speed: float = 1.0
 
     def __post_init__(self) -> None:
         checks.number("speed", self.speed, low=0, low_open=True, high=math.inf, high_open=True)
         object.__setattr__(self, "W", as_matrix("W", self.W))
-        low, high = _checked_slopes(self.slopes)
+        low, high = Slopes.checked(self.slopes)
         low = max(-1.0, min(low, high - _NARROWEST))
-        object.__setattr__(self, "slopes", (low, max(high, low + _NARROWEST)))
+        object.__setattr__(self, "slopes", Slopes(low, max(high, low + _NARROWEST)))
         if self.hint is not None:
             hint = checks.shape("hint", checks.positive_tensor("hint", self.hint), (self.size,))
             object.__setattr__(self, "hint", hint.detach().to("cpu", torch.float64))
@@ -224,7 +213,7 @@ def system_of(flow: VectorField | System) -> System:
 
 
 def forward_backward_system(
-    W: Tensor, *, step: Step, slopes: Slopes = (0.0, 1.0), hint: Tensor | None = None
+    W: Tensor, *, step: Step, slopes: Slopes = UNIT_SLOPES, hint: Tensor | None = None
 ) -> FiringRateSystem:
     """The forward–backward flow as a firing-rate system: weight I − αA, slopes those of prox_{αf}.
 
@@ -251,7 +240,7 @@ def forward_backward_system(
 
 
 def peaceman_rachford_system(
-    W: Tensor, *, step: Step, slopes: Slopes = (0.0, 1.0), hint: Tensor | None = None
+    W: Tensor, *, step: Step, slopes: Slopes = UNIT_SLOPES, hint: Tensor | None = None
 ) -> HopfieldSystem:
     """The Peaceman–Rachford flow as a Hopfield system: weight 2(I + αA)⁻¹ − I, slopes those of 2prox_{αf} − 1.
 
@@ -277,7 +266,7 @@ def peaceman_rachford_system(
     label = f"Peaceman–Rachford, α = {_step_text(step)}"
     return HopfieldSystem(
         W=2 * resolvent - identity,
-        slopes=(2 * low - 1, 2 * high - 1),
+        slopes=Slopes(2 * low - 1, 2 * high - 1),
         hint=_splitting_hint(hint, step),
         label=label,
     )
@@ -312,11 +301,11 @@ def _step_text(step: Step) -> str:
 
 def _prox_slopes(slopes: Slopes, step: Step) -> Slopes:
     """Slopes of prox_{αf}: s ↦ s/(α + (1 − α)s), increasing in s; the hull over neurons where α has one per neuron."""
-    slopes, steps = _checked_slopes(slopes), step.tolist() if isinstance(step, Tensor) else [step]
+    slopes, steps = Slopes.checked(slopes), step.tolist() if isinstance(step, Tensor) else [step]
     low = min(slopes[0] / (a + (1 - a) * slopes[0]) for a in steps)
     high = max(slopes[1] / (a + (1 - a) * slopes[1]) for a in steps)
     # outward, so that rounding cannot exclude a slope
-    return (low * (1 - 1e-15) if low > 0 else 0.0), min(1.0, high * (1 + 1e-15))
+    return Slopes(low * (1 - 1e-15) if low > 0 else 0.0, min(1.0, high * (1 + 1e-15)))
 
 
 def _hint(metric: Metric | None) -> Tensor | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from contracting.certificates.candidates import firing_rate_view
 from contracting.certificates.systems import FiringRateSystem, InclusionSystem, LinearSystem, System, vertices
 from contracting.metrics import FullP, Metric, WeightedL2
+from contracting.types import UNIT_SLOPES, Slopes
 
 _MOST_VERTICES = 10
 _MOST_PAIRS = 3
@@ -69,10 +70,10 @@ def abscissa_bound(system: System) -> UpperBound:
             dwell=torch.tensor([math.inf], dtype=torch.float64),
         )
     W, n = system.W, system.size
-    low, high = (0.0, 1.0) if isinstance(system, InclusionSystem) else system.slopes
+    low, high = UNIT_SLOPES if isinstance(system, InclusionSystem) else system.slopes
     if n <= _MOST_VERTICES:
         value, slopes = -math.inf, torch.full((n,), high, dtype=torch.float64)
-        for block in vertices((low, high), n):
+        for block in vertices(Slopes(low, high), n):
             values = _abscissae(system, block)
             best = int(values.argmax())
             if float(values[best]) > value:

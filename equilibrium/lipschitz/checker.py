@@ -12,9 +12,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from contracting.certificates.definite import UNIT
 from contracting.certificates.records import CertificateError
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
-from equilibrium.lipschitz.system import UNIT, LipschitzSystem
+from equilibrium.lipschitz.system import LipschitzSystem
 
 _ASSEMBLY = 16  # roundings of one entry beside those of its inner products
 _FAIL = -float("inf")

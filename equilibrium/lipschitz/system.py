@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from contracting import checks
 from contracting.activations.base import Activation
+from contracting.certificates.definite import UNIT
 from contracting.errors import InputError
+from contracting.types import UNIT_SLOPES, Slopes
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.weights import NetworkWeights
 
-UNIT = 2.0**-53
-Slopes = tuple[float, float]
 Model = EquilibriumLayer | NetworkWeights
 
 
@@ -90,7 +90,7 @@ def lipschitz_system(
             weights = model.weights().dense()
         slopes = model.activation.slopes
     elif isinstance(model, NetworkWeights):
-        weights, slopes = model.dense(), (0.0, 1.0) if activation is None else activation.slopes
+        weights, slopes = model.dense(), UNIT_SLOPES if activation is None else activation.slopes
     else:
         raise InputError(f"model must be an EquilibriumLayer or Weights, got {type(model).__name__}")
     W = checks.finite("W", as_double(weights.state.to_dense()))

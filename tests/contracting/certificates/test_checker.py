@@ -29,7 +29,7 @@ from contracting.certificates import (
     forward_backward_system,
     peaceman_rachford_system,
 )
-from contracting.certificates.checker import definite_margin
+from contracting.certificates.definite import definite_margin
 from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
 from tests.contracting.certificates.instances import gaussian
 from tests.problems import monotone_weight
