@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import torch
@@ -126,6 +128,67 @@ class Lineage:
     def forget(self) -> None:
         """Nothing is known of earlier weights any more."""
         self._known.clear()
+
+
+class Remembering(ABC):
+    """What is made of tensors and remembers on itself what was computed from them: an analysis, or a guide of solves.
+
+    Brings ``watched``. A copy remembers nothing.
+    """
+
+    @property
+    @abstractmethod
+    def watched(self) -> tuple[Tensor, ...]:
+        """The tensors whose change in place makes what is remembered stale."""
+
+    @cached_property
+    def _memory(self) -> Memory:
+        return Memory()
+
+    @cached_property
+    def _lineage(self) -> Lineage | None:
+        return None
+
+    def remember(self, what: str, owner: Any, compute: Callable[[], T]) -> T:
+        """Compute ``what`` once for an ``owner`` (a metric or tensor step by identity, a number by value).
+
+        Computed again after a change in place of the tensors or the owner; of each kind, only the latest few are kept.
+        """
+        return self._memory.recall(what, self.watched, compute, owner)
+
+    def descend_from(self, lineage: Lineage) -> None:
+        """Take over what guided the solves with earlier weights, for as long as it may serve."""
+        lineage.next_generation()
+        self.__dict__["_lineage"] = lineage
+
+    @cached_property
+    def _guides(self) -> Memory:
+        return Memory()
+
+    def guide(self, what: str, owner: Any, compute: Callable[[], T], key: float | None = None) -> T:
+        """``remember``, or what is known of earlier weights for this key: what is stale costs steps, and no more."""
+
+        def found() -> T:
+            lineage = self._lineage
+            if lineage is None:
+                return compute()
+            guess = lineage.guess(what, key)
+            if guess is None:
+                guess = compute()
+                lineage.keep(what, key, guess)
+            else:
+                self.__dict__["_guessed"] = True
+            return cast(T, guess)
+
+        return self._guides.recall(what, self.watched, found, owner)
+
+    def start_anew(self) -> bool:
+        """Forget what is known of earlier weights only, as a solve has failed with it; False if nothing was guessed."""
+        guessed: bool = self.__dict__.pop("_guessed", False)
+        if guessed and self._lineage is not None:
+            self._lineage.forget()
+            self.__dict__["_guides"] = Memory()
+        return guessed
 
 
 def _lasting(compute: Callable[[], T]) -> T:

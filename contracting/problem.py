@@ -204,7 +204,7 @@ class EquilibriumProblem:
         return EquilibriumProblem(
             linear=self.linear.adjoint,
             q=cotangent,
-            activation=Slope(slopes=slopes),
+            activation=Slope.trusted(slopes),
             metric=None if self.metric is None else self.metric.dual(),
         )
 

@@ -138,11 +138,11 @@ class _Fixed(torch.autograd.Function):
     def forward(W: Tensor, q: Tensor, reflection: Tensor, activation: Activation, step: float, steps: int) -> Tensor:
         scaled = step * q
         offset = scaled @ reflection.mT + scaled
-        start = activation._value(torch.zeros_like(q))
+        start = activation.value(torch.zeros_like(q))
         u = start + step * (start @ W.mT + q - start)
         for _ in range(steps):
-            u = (2 * activation._prox(u, step) - u) @ reflection.mT + offset
-        return activation._prox(u, step)
+            u = (2 * activation.prox_value(u, step) - u) @ reflection.mT + offset
+        return activation.prox_value(u, step)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -154,7 +154,7 @@ class _Fixed(torch.autograd.Function):
         W, q, reflection, z = ctx.saved_tensors
         with full_precision(z):
             # σ is piecewise linear: its slopes are locally constant
-            slopes = ctx.activation._slope((z @ W.mT + q).detach())
+            slopes = ctx.activation.slope((z @ W.mT + q).detach())
             return *_pullback(W, reflection, slopes, z, cotangents[0], ctx), None, None, None, None
 
 

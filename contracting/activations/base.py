@@ -1,13 +1,13 @@
 """Proximal operators: what every activation must answer, and the two ways to compute it.
 
 *Curved* activations know σ and find prox_{αf} by a root search; *piecewise linear* ones know the prox in closed form,
-and σ is the prox with step 1.
+and σ is the prox with step 1. An activation that is not what it says cannot be made (``verification``).
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -15,17 +15,41 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.activations import verification
 from contracting.errors import InputError
-from contracting.types import UNIT_SLOPES, Slopes, Step
+from contracting.types import Slopes, Step
 
 Reflection = Callable[..., Tensor]
 
 
-class Activation(ABC):
+class _Verified(ABCMeta):
+    """Every instance has proved to be what it says before anybody can use it."""
+
+    def __call__(cls, *args: Any, **settings: Any) -> Any:
+        activation = super().__call__(*args, **settings)
+        activation.verify()
+        return activation
+
+
+class Activation(metaclass=_Verified):
     r"""A scalar function σ = prox_f = argmin_p ½(p − v)² + f(p), applied to every entry of a tensor.
 
     Every method maps (..., n) -> (..., n), follows dtype and device, and can be differentiated by autograd any number
     of times. At a kink the derivative is the smallest element of Clarke's set, as in torch: 0 for ReLU at 0.
+
+    An activation of one's own is a frozen dataclass that extends ``Curved`` and brings
+
+    * ``slopes``: ``Slopes(low, high)``, an interval in [0, 1] that contains every slope of σ, for all or as a property;
+    * ``value(v)``: σ(v);
+    * ``slope(v)``: σ'(v), with autograd's history where σ is curved;
+
+    or extends ``PiecewiseLinear`` and brings ``slopes``, ``prox_value(x, step)`` and ``prox_slope(x, step)``. One whose
+    entries differ also says in ``tensors`` and ``with_tensors`` what it depends on. These hooks are called in every
+    iteration and check nothing; the methods that users call (``__call__``, ``derivative``, ``prox`` and
+    ``prox_derivative``) check their arguments. ``contracting.contracts.activation`` tests all that is promised here.
+
+    Raises:
+        InputError: by every constructor, if on a fine grid σ leaves its slopes or is not the prox that it says.
 
     Reference: theory, activations are proximal operators: prox of f.
     """
@@ -34,15 +58,14 @@ class Activation(ABC):
     """Whether σ is piecewise linear, so that σ' is piecewise constant and carries no autograd graph in v."""
     homogeneous: ClassVar[bool] = False
     """Whether σ(tv) = tσ(v) for every t > 0."""
-    _interval: ClassVar[Slopes] = UNIT_SLOPES
 
     def __call__(self, v: Tensor) -> Tensor:
         """σ(v): (..., n) -> (..., n)."""
-        return self._value(checks.floating_tensor("v", v))
+        return self.value(checks.floating_tensor("v", v))
 
     def derivative(self, v: Tensor) -> Tensor:
         """σ'(v) at the pre-activation v, not at the output: (..., n) -> (..., n)."""
-        return self._slope(checks.floating_tensor("v", v))
+        return self.slope(checks.floating_tensor("v", v))
 
     def prox(self, x: Tensor, step: Step) -> Tensor:
         """prox_{αf}(x) = argmin_p ½(p − x)² + αf(p): (..., n) -> (..., n).
@@ -57,11 +80,11 @@ class Activation(ABC):
         Raises:
             InputError: if the number is not positive and finite, or the tensor does not fit x.
         """
-        return self._prox(checks.floating_tensor("x", x), _check_step(step, x))
+        return self.prox_value(checks.floating_tensor("x", x), _check_step(step, x))
 
     def prox_derivative(self, x: Tensor, step: Step) -> Tensor:
         """Slope d prox_{αf}(x) / dx, in [0, 1]: (..., n) -> (..., n); arguments and errors as in ``prox``."""
-        return self._prox_slope(checks.floating_tensor("x", x), _check_step(step, x))
+        return self.prox_slope(checks.floating_tensor("x", x), _check_step(step, x))
 
     def reflection(self, step: Step) -> Reflection:
         """R_f = 2prox_{αf} − I as a function (x, out): (..., n) -> (..., n) of its own, for many calls.
@@ -70,7 +93,7 @@ class Activation(ABC):
         """
 
         def reflect(x: Tensor, out: Tensor | None = None) -> Tensor:
-            return torch.sub(2 * self._prox(x, step), x, out=out)
+            return torch.sub(2 * self.prox_value(x, step), x, out=out)
 
         return reflect
 
@@ -94,9 +117,9 @@ class Activation(ABC):
         return change
 
     @property
+    @abstractmethod
     def slopes(self) -> Slopes:
-        """The smallest interval [lowest, highest] that contains every slope of σ."""
-        return self._interval
+        """An interval [lowest, highest] in [0, 1] that contains every slope of σ; the smaller, the more is proved."""
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors σ depends on differentiably; none for most activations."""
@@ -112,17 +135,29 @@ class Activation(ABC):
         """The activation of some rows of the batch only."""
         return self
 
-    @abstractmethod
-    def _value(self, v: Tensor) -> Tensor: ...
+    def verify(self) -> None:
+        """Refuse an activation that is not what it says; asked by every constructor, and once for equal settings.
+
+        Raises:
+            InputError: if on a fine grid σ leaves its slopes or is not the prox that it says.
+        """
+        verification.verify(self)
 
     @abstractmethod
-    def _slope(self, v: Tensor) -> Tensor: ...
+    def value(self, v: Tensor) -> Tensor:
+        """σ(v), unchecked."""
 
     @abstractmethod
-    def _prox(self, x: Tensor, step: Step) -> Tensor: ...
+    def slope(self, v: Tensor) -> Tensor:
+        """σ'(v), unchecked."""
 
     @abstractmethod
-    def _prox_slope(self, x: Tensor, step: Step) -> Tensor: ...
+    def prox_value(self, x: Tensor, step: Step) -> Tensor:
+        """prox_{αf}(x), unchecked."""
+
+    @abstractmethod
+    def prox_slope(self, x: Tensor, step: Step) -> Tensor:
+        """d prox_{αf}(x) / dx, unchecked."""
 
 
 def _check_step(step: Any, x: Tensor) -> Step:
@@ -149,15 +184,15 @@ class Curved(Activation):
     amplifies the rounding of s − σ(s). A non-finite entry of x gives NaN in that entry alone.
     """
 
-    def _pull(self, v: Tensor, value: Tensor) -> Tensor:
+    def pull(self, v: Tensor, value: Tensor) -> Tensor:
         """The pull of f at value = σ(v): f'(σ(v)) = v − σ(v); overridden where that cancels on a long stretch."""
         return v - value
 
-    def _prox(self, x: Tensor, step: Step) -> Tensor:
-        return self._value(self._preimage(x, step))
+    def prox_value(self, x: Tensor, step: Step) -> Tensor:
+        return self.value(self._preimage(x, step))
 
-    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
-        slope = self._slope(self._preimage(x, step))
+    def prox_slope(self, x: Tensor, step: Step) -> Tensor:
+        slope = self.slope(self._preimage(x, step))
         return slope / (slope + step * (1 - slope))
 
     def _preimage(self, x: Tensor, step: Step) -> Tensor:
@@ -190,9 +225,9 @@ class _Preimage(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
         s, step = ctx.saved_tensors
-        slope = ctx.activation._slope(s)
+        slope = ctx.activation.slope(s)
         grad_x = grads[0] / (slope + step * (1 - slope))
-        grad_step = -grad_x * ctx.activation._pull(s, ctx.activation._value(s)) if ctx.needs_input_grad[1] else None
+        grad_step = -grad_x * ctx.activation.pull(s, ctx.activation.value(s)) if ctx.needs_input_grad[1] else None
         return grad_x, grad_step, None
 
 
@@ -204,15 +239,15 @@ def _search(activation: Curved, x: Tensor, step: Tensor, max_steps: int = 60) ->
     start = s = _nan_unless_finite(x)  # a NaN entry counts as converged at once
     # g' ≥ min(1, α) confines the root to between x and x − r / min(1, α), r = g(x) − x. Twice that width, because
     # rounding may push the root just beyond.
-    far = s - 2 * (step - 1) * activation._pull(s, activation._value(s)) / step.clamp(max=1)
+    far = s - 2 * (step - 1) * activation.pull(s, activation.value(s)) / step.clamp(max=1)
     low, high = torch.minimum(s, far), torch.maximum(s, far)
     # Newton's error squares in each step, so a step this small, once taken, leaves an error of rounding size. A limit
     # near eps itself would wait for ever where α amplifies the rounding of s − σ(s).
     small = math.sqrt(torch.finfo(x.dtype).eps)
     active = torch.ones_like(x, dtype=torch.bool)
     for _ in range(max_steps):
-        value, slope = activation._value(s), activation._slope(s)
-        excess = (value - x) + step * activation._pull(s, value)
+        value, slope = activation.value(s), activation.slope(s)
+        excess = (value - x) + step * activation.pull(s, value)
         low, high = torch.where(excess < 0, s, low), torch.where(excess > 0, s, high)
         newton = s - excess / (slope + step * (1 - slope))
         converged = ~((newton - s).abs() > small * (s.abs() + value.abs()))
@@ -229,8 +264,8 @@ class PiecewiseLinear(Activation):
 
     piecewise_linear: ClassVar[bool] = True
 
-    def _value(self, v: Tensor) -> Tensor:
-        return self._prox(v, 1.0)
+    def value(self, v: Tensor) -> Tensor:
+        return self.prox_value(v, 1.0)
 
-    def _slope(self, v: Tensor) -> Tensor:
-        return self._prox_slope(v, 1.0)
+    def slope(self, v: Tensor) -> Tensor:
+        return self.prox_slope(v, 1.0)

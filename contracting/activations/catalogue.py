@@ -9,7 +9,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -19,18 +18,20 @@ from torch import Tensor, nn
 from contracting import checks
 from contracting.activations.base import Activation, Curved, PiecewiseLinear, Reflection
 from contracting.errors import InputError
-from contracting.memory import Memory
-from contracting.types import Slopes, Step
+from contracting.memory import Remembering
+from contracting.types import UNIT_SLOPES, Slopes, Step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tanh(Curved):
     """σ(v) = tanh v; slopes (0, 1]."""
 
-    def _value(self, v: Tensor) -> Tensor:
+    slopes = UNIT_SLOPES
+
+    def value(self, v: Tensor) -> Tensor:
         return torch.tanh(v)
 
-    def _slope(self, v: Tensor) -> Tensor:
+    def slope(self, v: Tensor) -> Tensor:
         return 1 - torch.tanh(v) ** 2
 
 
@@ -38,12 +39,12 @@ class Tanh(Curved):
 class Sigmoid(Curved):
     """σ(v) = 1 / (1 + e^−v); slopes (0, 1/4]."""
 
-    _interval = Slopes(0.0, 0.25)
+    slopes = Slopes(0.0, 0.25)
 
-    def _value(self, v: Tensor) -> Tensor:
+    def value(self, v: Tensor) -> Tensor:
         return torch.sigmoid(v)
 
-    def _slope(self, v: Tensor) -> Tensor:
+    def slope(self, v: Tensor) -> Tensor:
         return torch.sigmoid(v) * torch.sigmoid(-v)
 
 
@@ -51,25 +52,29 @@ class Sigmoid(Curved):
 class Softplus(Curved):
     """σ(v) = log(1 + e^{βv}) / β, β = ``beta`` > 0; slopes (0, 1)."""
 
+    slopes = UNIT_SLOPES
+
     beta: float = 1.0
 
     def __post_init__(self) -> None:
         checks.number("beta", self.beta, low=0.0, low_open=True, high=math.inf, high_open=True)
 
-    def _value(self, v: Tensor) -> Tensor:
+    def value(self, v: Tensor) -> Tensor:
         # torch's own threshold of 20 leaves a jump of 2e-9, which float64 and its derivatives can see; at 40 it cannot.
         return F.softplus(v, self.beta, 40.0)
 
-    def _slope(self, v: Tensor) -> Tensor:
+    def slope(self, v: Tensor) -> Tensor:
         return torch.sigmoid(self.beta * v)
 
-    def _pull(self, v: Tensor, value: Tensor) -> Tensor:
-        return -self._value(-v)
+    def pull(self, v: Tensor, value: Tensor) -> Tensor:
+        return -self.value(-v)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ELU(Curved):
     """σ(v) = v if v > 0 else a(e^v − 1), a = ``alpha`` in (0, 1]; slopes (0, 1], at 0 the derivative is a."""
+
+    slopes = UNIT_SLOPES
 
     alpha: float = 1.0
 
@@ -81,10 +86,10 @@ class ELU(Curved):
                 f"below 0 reaches alpha = {number:g} > 1; use ELU(alpha=1)"
             )
 
-    def _value(self, v: Tensor) -> Tensor:
+    def value(self, v: Tensor) -> Tensor:
         return F.elu(v, self.alpha)
 
-    def _slope(self, v: Tensor) -> Tensor:
+    def slope(self, v: Tensor) -> Tensor:
         # The clamp keeps e^v finite in the branch that is not taken: its gradient would be 0 · ∞.
         return torch.where(v > 0, torch.ones_like(v), self.alpha * torch.exp(v.clamp(max=0)))
 
@@ -93,13 +98,15 @@ class ELU(Curved):
 class Softsign(Curved):
     """σ(v) = v / (1 + |v|); slopes (0, 1]."""
 
-    def _value(self, v: Tensor) -> Tensor:
+    slopes = UNIT_SLOPES
+
+    def value(self, v: Tensor) -> Tensor:
         return v / (1 + v.abs())
 
-    def _slope(self, v: Tensor) -> Tensor:
+    def slope(self, v: Tensor) -> Tensor:
         return (1 + v.abs()) ** -2
 
-    def _pull(self, v: Tensor, value: Tensor) -> Tensor:
+    def pull(self, v: Tensor, value: Tensor) -> Tensor:
         return value * v.abs()
 
 
@@ -107,10 +114,12 @@ class Softsign(Curved):
 class Arctan(Curved):
     """σ(v) = arctan v; slopes (0, 1]."""
 
-    def _value(self, v: Tensor) -> Tensor:
+    slopes = UNIT_SLOPES
+
+    def value(self, v: Tensor) -> Tensor:
         return torch.atan(v)
 
-    def _slope(self, v: Tensor) -> Tensor:
+    def slope(self, v: Tensor) -> Tensor:
         return 1 / (1 + v**2)
 
 
@@ -119,18 +128,20 @@ class Identity(PiecewiseLinear):
     """σ(v) = v, f = 0: prox_{αf}(x) = x."""
 
     homogeneous = True
-    _interval = Slopes(1.0, 1.0)
+    slopes = Slopes(1.0, 1.0)
 
-    def _prox(self, x: Tensor, step: Step) -> Tensor:
+    def prox_value(self, x: Tensor, step: Step) -> Tensor:
         return x
 
-    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
+    def prox_slope(self, x: Tensor, step: Step) -> Tensor:
         return torch.ones_like(x)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReLU(PiecewiseLinear):
     """σ(v) = max(v, 0), f the indicator of [0, ∞): prox_{αf} = σ for every α. At 0 the derivative is 0."""
+
+    slopes = UNIT_SLOPES
 
     homogeneous = True
 
@@ -150,10 +161,10 @@ class ReLU(PiecewiseLinear):
 
         return change
 
-    def _prox(self, x: Tensor, step: Step) -> Tensor:
+    def prox_value(self, x: Tensor, step: Step) -> Tensor:
         return torch.relu(x)
 
-    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
+    def prox_slope(self, x: Tensor, step: Step) -> Tensor:
         return (x > 0).to(x.dtype)
 
 
@@ -172,16 +183,18 @@ def _absolute(x: Tensor, out: Tensor | None = None) -> Tensor:
 class HardTanh(PiecewiseLinear):
     """σ(v) = min(max(v, low), high), f the indicator of [low, high]: prox_{αf} = σ for all α; slope 0 at the ends."""
 
+    slopes = UNIT_SLOPES
+
     low: float = -1.0
     high: float = 1.0
 
     def __post_init__(self) -> None:
         checks.number("high", self.high, low=checks.number("low", self.low), low_open=True)
 
-    def _prox(self, x: Tensor, step: Step) -> Tensor:
+    def prox_value(self, x: Tensor, step: Step) -> Tensor:
         return F.hardtanh(x, self.low, self.high)
 
-    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
+    def prox_slope(self, x: Tensor, step: Step) -> Tensor:
         return ((x > self.low) & (x < self.high)).to(x.dtype)
 
 
@@ -189,10 +202,12 @@ class HardTanh(PiecewiseLinear):
 class ReLU6(PiecewiseLinear):
     """σ(v) = min(max(v, 0), 6), f the indicator of [0, 6]: prox_{αf} = σ for all α; slope 0 at the ends."""
 
-    def _prox(self, x: Tensor, step: Step) -> Tensor:
+    slopes = UNIT_SLOPES
+
+    def prox_value(self, x: Tensor, step: Step) -> Tensor:
         return F.relu6(x)
 
-    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
+    def prox_slope(self, x: Tensor, step: Step) -> Tensor:
         return ((x > 0) & (x < 6)).to(x.dtype)
 
 
@@ -200,13 +215,13 @@ class ReLU6(PiecewiseLinear):
 class HardSigmoid(PiecewiseLinear):
     """σ(v) = min(max((v + 3)/6, 0), 1): prox_{αf}(x) = min(max((x + 3α)/(1 + 5α), 0), 1); slope 0 at ±3."""
 
-    _interval = Slopes(0.0, 1 / 6)
+    slopes = Slopes(0.0, 1 / 6)
 
-    def _prox(self, x: Tensor, step: Step) -> Tensor:
+    def prox_value(self, x: Tensor, step: Step) -> Tensor:
         return F.hardtanh((x + 3 * step) / (1 + 5 * step), 0.0, 1.0)
 
-    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
-        p = self._prox(x, step)
+    def prox_slope(self, x: Tensor, step: Step) -> Tensor:
+        p = self.prox_value(x, step)
         return ((p > 0) & (p < 1)).to(x.dtype) / (1 + 5 * step)
 
 
@@ -214,15 +229,17 @@ class HardSigmoid(PiecewiseLinear):
 class Softshrink(PiecewiseLinear):
     """σ(v) = sign(v) max(|v| − t, 0), f = t|·|, t = ``threshold`` > 0: prox_{αf} shrinks by αt; slope 0 at ±t."""
 
+    slopes = UNIT_SLOPES
+
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
         checks.number("threshold", self.threshold, low=0.0, low_open=True, high=math.inf, high_open=True)
 
-    def _prox(self, x: Tensor, step: Step) -> Tensor:
+    def prox_value(self, x: Tensor, step: Step) -> Tensor:
         return torch.sign(x) * torch.relu(x.abs() - self.threshold * step)
 
-    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
+    def prox_slope(self, x: Tensor, step: Step) -> Tensor:
         return (x.abs() > self.threshold * step).to(x.dtype)
 
 
@@ -244,10 +261,10 @@ class LeakyReLU(PiecewiseLinear):
         """(a, 1)."""
         return Slopes(self.negative_slope, 1.0)
 
-    def _prox(self, x: Tensor, step: Step) -> Tensor:
+    def prox_value(self, x: Tensor, step: Step) -> Tensor:
         return torch.where(x > 0, x, self._ratio(step) * x)
 
-    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
+    def prox_slope(self, x: Tensor, step: Step) -> Tensor:
         return torch.where(x > 0, torch.ones_like(x), self._ratio(step) * torch.ones_like(x))
 
     def _ratio(self, step: Step) -> Step:
@@ -255,55 +272,58 @@ class LeakyReLU(PiecewiseLinear):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, init=False)
-class Slope(PiecewiseLinear):
+class Slope(PiecewiseLinear, Remembering):
     r"""σ(v) = s·v with given slopes s in [0, 1]: the linear activation of an adjoint problem.
 
     prox_{αf}(x) = sx / (α + (1 − α)s), exactly 0 where s = 0 (there f is the indicator of {0}). Differentiable with
-    respect to s. The values of s are trusted, since σ'(v) cannot leave [0, 1]; build from other data by ``checked``.
+    respect to s.
 
     Args:
         slopes: s, shape (batch, n), or (n,) for the same slopes in every row; kept as ``values``.
 
     Raises:
-        InputError: if slopes is no floating-point tensor of one or two dimensions.
+        InputError: if slopes is no floating-point tensor of one or two dimensions with finite entries in [0, 1].
     """
 
     homogeneous = True
+    slopes = UNIT_SLOPES
     values: Tensor
 
     def __init__(self, *, slopes: Tensor):
-        if checks.floating_tensor("slopes", slopes).ndim not in (1, 2):
-            raise InputError(f"slopes must have shape (batch, n) or (n,), got {tuple(slopes.shape)}")
         object.__setattr__(self, "values", slopes)
 
-    @classmethod
-    def checked(cls, slopes: Tensor) -> Self:
-        """The same, after checking that every slope lies in [0, 1].
-
-        Raises:
-            InputError: if an entry is not finite or lies outside [0, 1].
-        """
-        activation = cls(slopes=slopes)
-        data = checks.finite("slopes", slopes).detach()
+    def verify(self) -> None:
+        """Refuse slopes outside [0, 1]."""
+        if checks.floating_tensor("slopes", self.values).ndim not in (1, 2):
+            raise InputError(f"slopes must have shape (batch, n) or (n,), got {tuple(self.values.shape)}")
+        data = checks.finite("slopes", self.values).detach()
         if bool(((data < 0) | (data > 1)).any()):
             raise InputError(f"slopes must lie in [0, 1], got values in [{float(data.min()):g}, {float(data.max()):g}]")
+
+    @classmethod
+    def trusted(cls, slopes: Tensor) -> Self:
+        """The same without a look at the slopes, which costs time: for those that some σ' gave."""
+        activation = object.__new__(cls)
+        object.__setattr__(activation, "values", slopes)
         return activation
 
     def tensors(self) -> tuple[Tensor, ...]:
         """The slopes."""
         return (self.values,)
 
+    watched = property(tensors)
+
     def with_tensors(self, tensors: Sequence[Tensor]) -> Slope:
         """The same activation with other slopes."""
         if len(tensors) != 1:
             raise InputError(f"tensors must hold the slopes alone, got {len(tensors)}")
-        return Slope(slopes=tensors[0])
+        return Slope.trusted(tensors[0])
 
     def rows(self, index: Tensor | slice) -> Slope:
         """The slopes of some rows; slopes of shape (n,) serve every row."""
         if self.values.ndim == 1 or (isinstance(index, slice) and index.indices(len(self.values)) == self._all):
             return self
-        return Slope(slopes=self.values[index])
+        return Slope.trusted(self.values[index])
 
     @property
     def _all(self) -> tuple[int, int, int]:
@@ -315,10 +335,10 @@ class Slope(PiecewiseLinear):
     def reflection_from(self, base: Tensor, size: Tensor | None, step: Step, dtype: torch.dtype) -> Reflection:
         return _multiplication((2 * self._ratio(step) - 1).to(dtype))
 
-    def _prox(self, x: Tensor, step: Step) -> Tensor:
+    def prox_value(self, x: Tensor, step: Step) -> Tensor:
         return self._ratio(step) * x
 
-    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
+    def prox_slope(self, x: Tensor, step: Step) -> Tensor:
         return self._ratio(step).expand_as(x)
 
     def _ratio(self, step: Step) -> Tensor:
@@ -327,11 +347,7 @@ class Slope(PiecewiseLinear):
 
         if isinstance(step, Tensor) or self.values.requires_grad:
             return compute()
-        return self._memory.recall("ratio", (self.values,), compute, step)  # asked for in every step of a solve
-
-    @cached_property
-    def _memory(self) -> Memory:
-        return Memory()
+        return self.remember("ratio", step, compute)  # asked for in every step of a solve
 
 
 ADMISSIBLE: tuple[Activation, ...] = (

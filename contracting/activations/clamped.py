@@ -48,6 +48,9 @@ class Clamped(Activation):
         low, high = self.inner.slopes
         return Slopes(low if bool(self.free.all()) else min(low, 0.0), high)
 
+    def verify(self) -> None:
+        """Nothing: the inner activation is verified, and slope 0 is that of a proximal operator."""
+
     def tensors(self) -> tuple[Tensor, ...]:
         return self.inner.tensors()
 
@@ -82,17 +85,17 @@ class Clamped(Activation):
         held = values * self.free.to(x)  # a product keeps NaN where it was; torch.where would hide it
         return held
 
-    def _value(self, v: Tensor) -> Tensor:
-        return self._hold(self.inner._value(v), v)
+    def value(self, v: Tensor) -> Tensor:
+        return self._hold(self.inner.value(v), v)
 
-    def _slope(self, v: Tensor) -> Tensor:
-        return self._hold(self.inner._slope(v), v)
+    def slope(self, v: Tensor) -> Tensor:
+        return self._hold(self.inner.slope(v), v)
 
-    def _prox(self, x: Tensor, step: Step) -> Tensor:
-        return self._hold(self.inner._prox(x, step), x)
+    def prox_value(self, x: Tensor, step: Step) -> Tensor:
+        return self._hold(self.inner.prox_value(x, step), x)
 
-    def _prox_slope(self, x: Tensor, step: Step) -> Tensor:
-        return self._hold(self.inner._prox_slope(x, step), x)
+    def prox_slope(self, x: Tensor, step: Step) -> Tensor:
+        return self._hold(self.inner.prox_slope(x, step), x)
 
 
 def zero_border(inner: Activation, *, channels: int, grid: Grid, border: int) -> Activation:

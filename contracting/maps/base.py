@@ -7,33 +7,48 @@ and remembered on the map itself. New weights are a new map; a tensor changed in
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from contracting.maps.estimates import Estimates, estimate
+from contracting.errors import PreconditionError
+from contracting.maps.estimates import Estimates, estimate, rough_norm
 from contracting.maps.operator import MonotoneOperator
-from contracting.memory import Lineage, Memory
-from contracting.metrics import Metric
+from contracting.memory import Remembering
+from contracting.metrics import Metric, WeightedL2
 from contracting.types import Step
 
-T = TypeVar("T")
+# Blocks up to this size have their eigenvalues computed although nobody asked for them: with larger ones that takes
+# longer than the solves which a better step would shorten.
+_EXACT_LIMIT = 300
 
-_EXACT_LIMIT = 300  # the largest block whose eigenvalues are computed where nobody asked for them
 
-class LinearMap(ABC):
+class LinearMap(Remembering):
     r"""A linear map W on Rⁿ acting on rows: (batch, n) ↦ (batch, n).
 
-    The one thing an implementation must bring besides its action is ``blocks``: A = I − W written, in a unitary basis
-    and in coordinates where the metric is Euclidean, as a block-diagonal matrix. A dense matrix is one block; a
-    circular convolution has one small complex block per frequency. Bounds, contraction factors and optimal steps are
-    computed from the blocks and therefore need no second implementation.
+    A map of one's own *must* bring
 
-    A map and its adjoint know each other: resolvents, bounds and estimates of the adjoint are those of the map.
+    * ``size``: n;
+    * ``tensors()`` and ``with_tensors(tensors)``: what W depends on, and the same map on other tensors;
+    * ``apply(z)``: rows of Wz, differentiable in z and in the tensors;
+    * ``make_adjoint()``: the map Wᵀ.
+
+    With these it can be solved by methods that need products only, and be analysed exactly where n is small. It *may*
+    bring more, each of which has a default here:
+
+    * ``make_resolvent(step)`` and ``combined(scale, shift)``, for Peaceman–Rachford and whatever else inverts; without
+      them these methods refuse the map;
+    * ``blocks(metric)`` and ``block_size``: I − W as a block-diagonal matrix, from which bounds, factors and steps are
+      computed; by default its matrix, one block. A circular convolution has one small block per frequency;
+    * ``make_operator(metric)`` and ``make_estimates(metric)``, where bounds are known without blocks;
+    * ``to_dense``, ``affine``, ``steps_with``, ``laid_out``, ``pullback`` and ``make_reflection``, where it is faster.
+
+    Hooks named ``make_…`` compute; ``adjoint``, ``resolvent``, ``reflection``, ``operator`` and ``estimates`` ask them
+    once and remember. A map and its adjoint know each other: what is known of the adjoint is found on the map.
+    ``contracting.contracts.linear_map`` tests all that is promised here.
     """
 
     _transposed_from: LinearMap | None = None  # the map that this one was made from as its adjoint
@@ -56,28 +71,64 @@ class LinearMap(ABC):
         """Rows of W z: (..., n) -> (..., n)."""
 
     @abstractmethod
-    def _transpose(self) -> LinearMap:
-        """Wᵀ, which refers to this map by ``_transposed_from``."""
+    def make_adjoint(self) -> LinearMap:
+        """Wᵀ, on tensors that are views of these, or made of them."""
 
-    @abstractmethod
-    def _resolvent(self, step: Step) -> LinearMap:
+    def make_resolvent(self, step: Step) -> LinearMap:
         """What ``resolvent`` computes, differentiable."""
+        raise PreconditionError(
+            f"{type(self).__name__} has no resolvent; use ForwardBackward() or Tseng(), which need products only, or "
+            "bring make_resolvent(step)"
+        )
 
-    @abstractmethod
+    def make_reflection(self, step: Step) -> LinearMap:
+        """What ``reflection`` computes, differentiable."""
+        return self.resolvent(step).combined(2.0, -1.0)
+
+    def combined(self, scale: float, shift: float) -> LinearMap:
+        """scale·W + shift·I, as a map of the same kind."""
+        raise PreconditionError(f"{type(self).__name__} has no multiples; bring combined(scale, shift)")
+
     def blocks(self, metric: Metric) -> Tensor:
         """Ã = Λ^½(I − W)Λ^−½ as diagonal blocks in a unitary basis: (blocks, k, k), float64 or complex128, on the CPU.
 
         Raises:
             PreconditionError: if the map has no such form in this metric.
         """
+        root = self.weights_of(metric).sqrt()
+        blocks = (self.to_dense().detach().to("cpu", torch.float64) * root[:, None]).div_(root).neg_()
+        blocks.diagonal().add_(1)
+        return blocks[None]
 
-    @abstractmethod
+    @property
+    def block_size(self) -> int:
+        """Size k of the blocks of ``blocks``."""
+        return self.size
+
+    def make_operator(self, metric: Metric) -> MonotoneOperator:
+        """What ``operator`` remembers, of weights that are in no graph."""
+        return MonotoneOperator(self.blocks(metric))
+
+    def make_estimates(self, metric: Metric) -> Estimates | None:
+        """What ``estimates`` remembers, of weights that are in no graph."""
+        return estimate(self.blocks(metric), single=self.dtype == torch.float32)
+
+    def weights_of(self, metric: Metric) -> Tensor:
+        """Λ in float64 on the CPU, (n,).
+
+        Raises:
+            PreconditionError: if the metric is not diagonal.
+        """
+        if not isinstance(metric, WeightedL2):
+            raise PreconditionError(
+                f"bounds of a {type(self).__name__} need a WeightedL2 metric, got {type(metric).__name__}; "
+                "the splitting methods and their rates live in a diagonal metric"
+            )
+        return metric.weights.detach().to("cpu", torch.float64)
+
     def to_dense(self) -> Tensor:
         """The matrix of W, shape (n, n)."""
-
-    @abstractmethod
-    def combined(self, scale: float, shift: float) -> LinearMap:
-        """scale·W + shift·I, as a map of the same kind."""
+        return self.apply(torch.eye(self.size, dtype=self.dtype, device=self.device)).mT
 
     def affine(self, z: Tensor, offset: Tensor, out: Tensor | None = None) -> Tensor:
         """Rows of W z + offset: (batch, n) -> (batch, n), into ``out`` where that is given (no gradient then)."""
@@ -91,58 +142,11 @@ class LinearMap(ABC):
         """The same (batch, n), laid out in memory as products with this map are fastest."""
         return rows
 
-    @property
-    def adjoint(self) -> LinearMap:
-        """The transposed map Wᵀ."""
-        return self._transposed_from or self._transpose()
-
-    def resolvent(self, step: Step) -> LinearMap:
-        """(I + α(I − W))⁻¹ as a map; α scalar, or (n,) for the diagonal step D in (I + D(I − W))⁻¹.
-
-        Raises:
-            PreconditionError: if the matrix is singular or this map has no resolvent for such a step.
-        """
-        if self._transposed_from is not None and not isinstance(step, Tensor):
-            return self._transposed_from.resolvent(step).adjoint
-        if self._in_graph:
-            return self._resolvent(step)
-        return self.remember("resolvent", step, lambda: self._resolvent(step))
-
-    def reflection(self, step: Step) -> LinearMap:
-        """2(I + α(I − W))⁻¹ − I, the reflected resolvent; α as in ``resolvent``."""
-        if self._transposed_from is not None and not isinstance(step, Tensor):
-            return self._transposed_from.reflection(step).adjoint
-        if self._in_graph:
-            return self._reflection(step)
-        return self.remember("reflection", step, lambda: self._reflection(step))
-
-    def _reflection(self, step: Step) -> LinearMap:
-        return self.resolvent(step).combined(2.0, -1.0)
-
-    @property
-    def _in_graph(self) -> bool:
-        """Whether W is part of a graph, which nothing that is remembered may outlive."""
-        return any(t.requires_grad for t in self.tensors())
-
-    @property
-    def changing(self) -> bool:
-        """Whether W is part of a graph or was cut from one: the next optimiser step will bring other values."""
-        if self._transposed_from is not None:
-            return self._transposed_from.changing
-        return self._momentary or self._in_graph
-
-    @cached_property
-    def _momentary(self) -> bool:
-        return False
-
-    def exactly_analysed(self, metric: Metric) -> bool:
-        """Whether ``operator`` is worth its eigenvalues: W will stay, and its blocks are of moderate size."""
-        return not self.changing and self.block_size <= _EXACT_LIMIT
-
-    @property
-    def block_size(self) -> int:
-        """Size k of the blocks of ``blocks``."""
-        return self.size
+    def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
+        """Gradient of ⟨cotangent, W z⟩ with respect to ``tensors()``, itself differentiable."""
+        vjp: Callable[[Tensor], tuple[Tensor, ...]]
+        _, vjp = torch.func.vjp(lambda *tensors: self.with_tensors(tensors).apply(z), *self.tensors())  # type: ignore[misc]
+        return vjp(cotangent)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -154,60 +158,90 @@ class LinearMap(ABC):
         """The device of the map."""
         return self.tensors()[0].device
 
-    @cached_property
-    def _memory(self) -> Memory:
-        return Memory()
+    def to(self, dtype: torch.dtype) -> LinearMap:
+        """The same map in another precision."""
+        return self.with_tensors([t.to(dtype) for t in self.tensors()])
 
     @property
-    def _watched(self) -> tuple[Tensor, ...]:
-        """The tensors whose change in place makes what is remembered stale; an adjoint may hold copies of them."""
-        return self.tensors() if self._transposed_from is None else self._transposed_from._watched
+    def adjoint(self) -> LinearMap:
+        """The transposed map Wᵀ."""
+        if self._transposed_from is not None:
+            return self._transposed_from
+        adjoint = self.make_adjoint()
+        adjoint.__dict__["_transposed_from"] = self
+        return adjoint
 
-    def remember(self, what: str, owner: Any, compute: Callable[[], T]) -> T:
-        """Compute ``what`` once per map and ``owner`` (a metric or tensor step by identity, a number by value).
+    def resolvent(self, step: Step) -> LinearMap:
+        """(I + α(I − W))⁻¹ as a map; α scalar, or (n,) for the diagonal step D in (I + D(I − W))⁻¹.
 
-        Computed again after a change in place of the map or its owner; of each kind, only the latest few are kept.
+        Raises:
+            PreconditionError: if the matrix is singular or this map has no resolvent for such a step.
         """
-        return self._memory.recall(what, self._watched, compute, owner)
+        return self._of_step("resolvent", step, lambda linear: linear.make_resolvent(step))
 
-    def descend_from(self, lineage: Lineage) -> None:
-        """Take over what guided the solves with earlier weights, for as long as it may serve."""
-        lineage.next_generation()
-        self.__dict__["_lineage"] = lineage
+    def reflection(self, step: Step) -> LinearMap:
+        """2(I + α(I − W))⁻¹ − I, the reflected resolvent; α as in ``resolvent``."""
+        return self._of_step("reflection", step, lambda linear: linear.make_reflection(step))
 
-    @cached_property
-    def _lineage(self) -> Lineage | None:
-        return None
+    def _of_step(self, what: str, step: Step, make: Callable[[LinearMap], LinearMap]) -> LinearMap:
+        if self._transposed_from is not None and not isinstance(step, Tensor):
+            return self._transposed_from._of_step(what, step, make).adjoint
+        return make(self) if self._in_graph else self.remember(what, step, lambda: make(self))
 
-    @cached_property
-    def _guides(self) -> Memory:
-        return Memory()
+    def operator(self, metric: Metric) -> MonotoneOperator:
+        """A = I − W seen in ``metric``: its bounds, contraction factors and best steps, computed once."""
+        if self._transposed_from is not None:  # Ã and Ãᵀ have the same norms
+            return self._transposed_from.operator(metric.dual())
+        values = self.detached
+        return values.remember("operator", metric, lambda: values.make_operator(metric))
 
-    def guide(self, what: str, owner: Any, compute: Callable[[], T], key: float | None = None) -> T:
-        """``remember``, or what is known of earlier weights for this key: for what costs steps at worst."""
+    def estimates(self, metric: Metric) -> Estimates | None:
+        """Cheap estimates of m and L in ``metric``, computed once; None where A is not strongly monotone there.
 
-        def found() -> T:
-            lineage = self._lineage
-            if lineage is None:
-                return compute()
-            guess = lineage.guess(what, key)
-            if guess is None:
-                guess = compute()
-                lineage.keep(what, key, guess)
-            else:
-                self.__dict__["_guessed"] = True
-            return cast(T, guess)
+        Raises:
+            PreconditionError: as ``blocks``.
+        """
+        if self._transposed_from is not None:
+            return self._transposed_from.estimates(metric.dual())
+        values = self.detached
+        return values.guide("estimates", metric, lambda: values.make_estimates(metric))
 
-        return self._guides.recall(what, self._watched, found, owner)
+    def exactly_analysed(self, metric: Metric) -> bool:
+        """Whether ``operator`` is worth its eigenvalues: W will stay, and its blocks are of moderate size."""
+        return not self.changing and self.block_size <= _EXACT_LIMIT
 
-    def start_anew(self) -> bool:
-        """Forget what is known of earlier weights only, as a solve has failed with it; False if nothing was guessed."""
+    @property
+    def rough_norm(self) -> float:
+        """‖W‖₂ from below, usually within a few per cent: some power iterations on WᵀW, enough to judge rounding."""
         values = self.untransposed
-        guessed: bool = values.__dict__.pop("_guessed", False)
-        if guessed and values._lineage is not None:
-            values._lineage.forget()
-            values.__dict__["_guides"] = Memory()
-        return guessed
+        start = torch.empty(1, self.size, dtype=self.dtype, device=self.device)
+        return values.remember("rough norm", None, lambda: rough_norm(values.apply, values.adjoint.apply, start))
+
+    @property
+    def finite(self) -> bool:
+        """Whether every entry of W is finite."""
+        values = self.untransposed
+        return values.remember("finite", None, lambda: all(_all_finite(t) for t in values.tensors()))
+
+    @property
+    def _in_graph(self) -> bool:
+        """Whether W is part of a graph, which nothing that is remembered may outlive."""
+        return any(t.requires_grad for t in self.tensors())
+
+    @property
+    def changing(self) -> bool:
+        """Whether W is part of a graph or was cut from one: the next optimiser step will bring other values."""
+        values = self._transposed_from or self
+        return values._momentary or values._in_graph
+
+    @cached_property
+    def _momentary(self) -> bool:
+        return False
+
+    @property
+    def watched(self) -> tuple[Tensor, ...]:
+        """The tensors whose change in place makes what is remembered stale; an adjoint may hold copies of them."""
+        return self.tensors() if self._transposed_from is None else self._transposed_from.watched
 
     @property
     def detached(self) -> LinearMap:
@@ -223,81 +257,17 @@ class LinearMap(ABC):
         values.__dict__.update(_momentary=True, _lineage=self._lineage)
         return values
 
-    def to(self, dtype: torch.dtype) -> LinearMap:
-        """The same map in another precision."""
-        return self.with_tensors([t.to(dtype) for t in self.tensors()])
+    def start_anew(self) -> bool:
+        """As of any ``Remembering``; what was guessed is on the map that W and Wᵀ have in common."""
+        values = self.untransposed
+        return super().start_anew() if values is self else values.start_anew()
 
     @property
     def untransposed(self) -> LinearMap:
         """The map that remembers what W and Wᵀ have in common; this one itself, unless it was made as an adjoint."""
-        return self.detached if self._transposed_from is None else self._transposed_from.untransposed
-
-    @property
-    def rough_norm(self) -> float:
-        """‖W‖₂ from below, usually within a few per cent: some power iterations on WᵀW, enough to judge rounding."""
-        values = self.untransposed
-        return values.remember("rough norm", None, lambda: _power_iteration(values))
-
-    @property
-    def finite(self) -> bool:
-        """Whether every entry of W is finite."""
-        values = self.untransposed
-        return values.remember("finite", None, lambda: all(_all_finite(t) for t in values.tensors()))
-
-    def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
-        """Gradient of ⟨cotangent, W z⟩ with respect to ``tensors()``, itself differentiable."""
-        vjp: Callable[[Tensor], tuple[Tensor, ...]]
-        _, vjp = torch.func.vjp(lambda *tensors: self.with_tensors(tensors).apply(z), *self.tensors())  # type: ignore[misc]
-        return vjp(cotangent)
-
-    def operator(self, metric: Metric) -> MonotoneOperator:
-        """A = I − W seen in ``metric``: its bounds, contraction factors and best steps, computed once."""
-        if self._transposed_from is not None:  # Ã and Ãᵀ have the same norms
-            return self._transposed_from.operator(metric.dual())
-        values = self.detached
-        return values.remember("operator", metric, lambda: values._operator(metric))
-
-    def _operator(self, metric: Metric) -> MonotoneOperator:
-        return MonotoneOperator(self.blocks(metric))
-
-    def estimates(self, metric: Metric) -> Estimates | None:
-        """Cheap estimates of m and L in ``metric``, computed once; None where A is not strongly monotone there.
-
-        Raises:
-            PreconditionError: as ``blocks``.
-        """
-        if self._transposed_from is not None:
-            return self._transposed_from.estimates(metric.dual())
-        values = self.detached
-        return values.guide("estimates", metric, lambda: values._estimates(metric))
-
-    def _estimates(self, metric: Metric) -> Estimates | None:
-        return estimate(self.blocks(metric), single=self.dtype == torch.float32)
+        return (self._transposed_from or self).detached
 
 
 def _all_finite(tensor: Tensor) -> bool:
     # a finite sum has finite terms, and costs less than to look at each
     return math.isfinite(float(tensor.detach().sum())) or bool(torch.isfinite(tensor).all())
-
-
-@torch.no_grad()
-def _power_iteration(linear: LinearMap, steps: int = 6) -> float:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, linear.size, generator=generator).to(dtype=linear.dtype, device=linear.device)
-    size = 0.0
-    for _ in range(steps):
-        x = x / torch.linalg.vector_norm(x).clamp_min(torch.finfo(x.dtype).tiny)
-        y = linear.apply(x)
-        size = float(torch.linalg.vector_norm(y))
-        x = linear.adjoint.apply(y)
-    return size
-
-
-
-
-
-
-
-
-
-

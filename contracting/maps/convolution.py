@@ -33,7 +33,7 @@ from contracting.maps.frequencies import (
     transposed,
 )
 from contracting.maps.transform import by_neuron, frequencies, is_by_neuron, product, real_form, sides
-from contracting.metrics import Metric, WeightedL2
+from contracting.metrics import Metric
 from contracting.types import Step
 
 
@@ -42,7 +42,6 @@ class TranslationInvariant(LinearMap):
     """A map on images, (batch, channels · positions), that commutes with circular shifts."""
 
     grid: Grid
-    _transposed_from: TranslationInvariant | None = field(default=None, repr=False)
 
     @property
     @abstractmethod
@@ -50,7 +49,7 @@ class TranslationInvariant(LinearMap):
         """Number of channels C; n = C · positions."""
 
     @abstractmethod
-    def _make_symbol(self) -> Tensor:
+    def make_symbol(self) -> Tensor:
         """Ŵ from the tensors."""
 
     @property
@@ -60,19 +59,19 @@ class TranslationInvariant(LinearMap):
     @property
     def symbol(self) -> Tensor:
         """Ŵ, one matrix per frequency of the real transform: (frequencies, C, C), complex."""
-        if any(tensor.requires_grad for tensor in self._watched):
-            return self._make_symbol()  # part of a graph, which must not outlive its backward pass
-        if self._transposed_from is not None:
-            source = self._transposed_from
+        if any(tensor.requires_grad for tensor in self.watched):
+            return self.make_symbol()  # part of a graph, which must not outlive its backward pass
+        source = self._transposed_from
+        if isinstance(source, TranslationInvariant):
             return self.remember("symbol", None, lambda: source.symbol.mH.resolve_conj().contiguous())
-        return self.remember("symbol", None, self._make_symbol)
+        return self.remember("symbol", None, self.make_symbol)
 
     @property
     def _form(self) -> Tensor:
         """The symbol in real numbers, as products take it."""
         if self._in_graph:
             return real_form(self.symbol)
-        if self._transposed_from is not None:
+        if isinstance(self._transposed_from, TranslationInvariant):
             return self._transposed_from._form.mT
         return self.remember("real form", None, lambda: real_form(self.symbol))
 
@@ -97,7 +96,7 @@ class TranslationInvariant(LinearMap):
     def block_size(self) -> int:
         return self.channels
 
-    def _resolvent(self, step: Step) -> Spectral:
+    def make_resolvent(self, step: Step) -> Spectral:
         symbol = self.symbol
         identity = torch.eye(self.channels, dtype=symbol.dtype, device=symbol.device)
         scale: Step = step
@@ -115,12 +114,7 @@ class TranslationInvariant(LinearMap):
         return Spectral(inverse, grid=self.grid)
 
     def blocks(self, metric: Metric) -> Tensor:
-        if not isinstance(metric, WeightedL2):
-            raise PreconditionError(
-                f"bounds of a convolution need a WeightedL2 metric, got {type(metric).__name__}; "
-                "the splitting methods and their rates live in a diagonal metric"
-            )
-        weights = per_channel(metric.weights.detach().to("cpu", torch.float64), self.channels)
+        weights = per_channel(self.weights_of(metric), self.channels)
         if weights is None:
             raise PreconditionError(
                 "in a metric that varies over the image a convolution has no blocks per frequency; write the weight "
@@ -133,10 +127,6 @@ class TranslationInvariant(LinearMap):
     def _double_symbol(self) -> Tensor:
         """Ŵ in double precision on the CPU."""
         return self.symbol.detach().to("cpu", torch.complex128)
-
-    def to_dense(self) -> Tensor:
-        identity = torch.eye(self.size, dtype=self.dtype, device=self.device)
-        return self.apply(identity).mT
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +168,7 @@ class CircularConvolution(TranslationInvariant):
         centre = pointwise(shift * identity, len(self.grid))
         return CircularConvolution(centred_sum([scale * self.kernel, centre]), grid=self.grid)
 
-    def _make_symbol(self) -> Tensor:
+    def make_symbol(self) -> Tensor:
         return symbol_of(self.kernel, self.grid)
 
     def _double_symbol(self) -> Tensor:
@@ -196,8 +186,8 @@ class CircularConvolution(TranslationInvariant):
     def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
         return (kernel_gradient(z, cotangent, tuple(self.kernel.shape[2:]), self.grid),)
 
-    def _transpose(self) -> CircularConvolution:
-        return CircularConvolution(transposed(self.kernel), grid=self.grid, _transposed_from=self)
+    def make_adjoint(self) -> CircularConvolution:
+        return CircularConvolution(transposed(self.kernel), grid=self.grid)
 
     def apply(self, z: Tensor) -> Tensor:
         taps = math.prod(self.kernel.shape[2:])
@@ -236,7 +226,7 @@ class Spectral(TranslationInvariant):
         return self.values.shape[-1]
 
     @property
-    def _watched(self) -> tuple[Tensor, ...]:
+    def watched(self) -> tuple[Tensor, ...]:
         return (self.values,)  # which shares its count of changes with that of an adjoint
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -252,8 +242,8 @@ class Spectral(TranslationInvariant):
         identity = torch.eye(self.channels, dtype=self.values.dtype, device=self.device)
         return Spectral(scale * self.values + shift * identity, grid=self.grid)
 
-    def _make_symbol(self) -> Tensor:
+    def make_symbol(self) -> Tensor:
         return self.values
 
-    def _transpose(self) -> Spectral:
-        return Spectral(self.values.mH, grid=self.grid, _transposed_from=self)
+    def make_adjoint(self) -> Spectral:
+        return Spectral(self.values.mH, grid=self.grid)

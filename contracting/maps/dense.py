@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
 from contracting.maps.base import LinearMap
-from contracting.metrics import Metric, WeightedL2
 from contracting.types import Step
 
 
@@ -27,7 +26,6 @@ class Dense(LinearMap):
     """
 
     weight: Tensor
-    _transposed_from: Dense | None = field(default=None, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         W = checks.floating_tensor("weight", self.weight)
@@ -59,8 +57,8 @@ class Dense(LinearMap):
         matrix = scale * self.weight
         return Dense(matrix + shift * torch.eye(self.size, dtype=matrix.dtype, device=matrix.device))
 
-    def _transpose(self) -> Dense:
-        return Dense(self.weight.mT, _transposed_from=self)
+    def make_adjoint(self) -> Dense:
+        return Dense(self.weight.mT)
 
     def reflection(self, step: Step) -> LinearMap:
         owner = self._transposed_from
@@ -71,25 +69,14 @@ class Dense(LinearMap):
             "adjoint reflection", step, lambda: Dense(owner.reflection(step).to_dense().contiguous().mT)
         )
 
-    def _reflection(self, step: Step) -> LinearMap:
-        return super()._reflection(step) if self._in_graph else Dense(_reflected_inverse(self.weight, step))
+    def make_reflection(self, step: Step) -> LinearMap:
+        return super().make_reflection(step) if self._in_graph else Dense(_reflected_inverse(self.weight, step))
 
     def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
         return (cotangent.mT @ z,)
 
-    def _resolvent(self, step: Step) -> Dense:
+    def make_resolvent(self, step: Step) -> Dense:
         return Dense(_inverse(self.weight, step))
-
-    def blocks(self, metric: Metric) -> Tensor:
-        if not isinstance(metric, WeightedL2):
-            raise PreconditionError(
-                f"bounds of a dense map need a WeightedL2 metric, got {type(metric).__name__}; "
-                "the splitting methods and their rates live in a diagonal metric"
-            )
-        root = metric.weights.detach().to("cpu", torch.float64).sqrt()
-        blocks = (self.weight.detach().to("cpu", torch.float64) * root[:, None]).div_(root).neg_()
-        blocks.diagonal().add_(1)
-        return blocks[None]
 
     def to_dense(self) -> Tensor:
         return self.weight

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from contracting.types import Step
 
-_VECTORS = 4  # iterated together, so that close eigenvalues do no harm
-_ITERATIONS = 2  # few enough not to need normalising in between
-_DOUBLE, _SINGLE = 1e-12, 1e-4  # of L: what m must exceed, beyond rounding in either precision
+# Four vectors are iterated together, so that close eigenvalues do no harm, and twice, which is few enough not to need
+# normalising in between. A norm that only judges rounding takes six iterations of one vector.
+_VECTORS, _ITERATIONS, _POWER_ITERATIONS = 4, 2, 6
+# m counts as positive above this share of L, which is beyond what rounding leaves of it in float64 and in float32.
+_DOUBLE, _SINGLE = 1e-12, 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,19 @@ def estimate(blocks: Tensor, *, single: bool = False) -> Estimates | None:
             return found
     found = _estimated(blocks)
     return found if found is not None and found.monotonicity > _DOUBLE * max(1.0, found.lipschitz) else None
+
+
+@torch.no_grad()
+def rough_norm(apply: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor], like: Tensor) -> float:
+    """‖W‖₂ from below by power iterations on WᵀW, from products with rows shaped like (1, n)."""
+    x = _random_rows(1, like.shape[-1], like.dtype).to(like.device)
+    size = 0.0
+    for _ in range(_POWER_ITERATIONS):
+        x = x / torch.linalg.vector_norm(x).clamp_min(torch.finfo(x.dtype).tiny)
+        y = apply(x)
+        size = float(torch.linalg.vector_norm(y))
+        x = adjoint(y)
+    return size
 
 
 def _estimated(blocks: Tensor) -> Estimates | None:

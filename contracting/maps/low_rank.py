@@ -26,10 +26,9 @@ from contracting import checks
 from contracting.errors import InputError, PreconditionError
 from contracting.maps.base import LinearMap
 from contracting.maps.bounded import BoundedOperator, gain_bound
-from contracting.maps.dense import Dense
 from contracting.maps.estimates import Estimates, estimate
 from contracting.maps.operator import Bounds, MonotoneOperator, StepChoice
-from contracting.metrics import Metric, WeightedL2
+from contracting.metrics import Metric
 from contracting.types import Step
 
 _ROUNDING = 1e-13  # relative, of a norm found from a Gram matrix in float64; charged to the safe side
@@ -55,7 +54,6 @@ class LowRank(LinearMap):
     left: Tensor
     right: Tensor
     exact_up_to: int = field(default=300, kw_only=True)
-    _transposed_from: LowRank | None = field(default=None, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("left", "right"):
@@ -97,20 +95,17 @@ class LowRank(LinearMap):
         of_right = z.mT @ (cotangent @ self.left)
         return (*self.base.pullback(z, cotangent), of_left, of_right)
 
-    def _transpose(self) -> LowRank:
+    def make_adjoint(self) -> LowRank:
         return LowRank(
-            self.base.adjoint, self.right, self.left, exact_up_to=self.exact_up_to, _transposed_from=self
+            self.base.adjoint, self.right, self.left, exact_up_to=self.exact_up_to
         )
-
-    def to_dense(self) -> Tensor:
-        return self.base.to_dense() + self.left @ self.right.mT
 
     def combined(self, scale: float, shift: float) -> LowRank:
         return replace(
-            self, base=self.base.combined(scale, shift), left=scale * self.left, _transposed_from=None
+            self, base=self.base.combined(scale, shift), left=scale * self.left
         )
 
-    def _resolvent(self, step: Step) -> LowRank:
+    def make_resolvent(self, step: Step) -> LowRank:
         K = self.base.resolvent(step)
         scaled = (step[:, None] if isinstance(step, Tensor) and step.ndim else step) * self.left
         near = K.apply(scaled.mT.contiguous()).mT  # KDL
@@ -141,17 +136,17 @@ class LowRank(LinearMap):
                 f"a map plus a term of few columns has no blocks but its matrix, which is formed up to n = "
                 f"{self.exact_up_to} (exact_up_to), and n is {self.size}; operator(metric) gives proved bounds"
             )
-        return Dense(self.to_dense().detach()).blocks(metric)
+        return super().blocks(metric)
 
-    def _operator(self, metric: Metric) -> MonotoneOperator:
+    def make_operator(self, metric: Metric) -> MonotoneOperator:
         if self._small:
-            return super()._operator(metric)
+            return super().make_operator(metric)
         base, term = self.base.operator(metric), self._term(metric)
         return LowRankOperator(blocks=base.blocks, base=base, term=term)
 
-    def _estimates(self, metric: Metric) -> Estimates | None:
+    def make_estimates(self, metric: Metric) -> Estimates | None:
         if self._small:
-            return super()._estimates(metric)
+            return super().make_estimates(metric)
         term = self._term(metric)
         blocks = self.base.blocks(metric)
         blocks.diagonal(dim1=-2, dim2=-1).sub_(term.lost)  # so that its Cholesky proves H_C − ¼‖E‖²I ≻ 0
@@ -164,11 +159,7 @@ class LowRank(LinearMap):
 
     def _term(self, metric: Metric) -> LowRankTerm:
         """What is proved of N = −L̃R̃ᵀ, in float64."""
-        if not isinstance(metric, WeightedL2):
-            raise PreconditionError(
-                f"bounds of a map plus a term of few columns need a WeightedL2 metric, got {type(metric).__name__}"
-            )
-        root = metric.weights.detach().to("cpu", torch.float64).sqrt()[:, None]
+        root = self.weights_of(metric).sqrt()[:, None]
         L, R = (t.detach().to("cpu", torch.float64) for t in (self.left, self.right))
         L, R = root * L, R / root
         scale = _balance(L, R)  # LRᵀ does not change if a column of L grows by as much as that of R shrinks

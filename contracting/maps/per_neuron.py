@@ -49,15 +49,13 @@ class Scaled(LinearMap):
     inner: LinearMap
     left: Tensor
     right: Tensor
-    _transposed_from: Scaled | None = field(default=None, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("left", "right"):
             value = checks.floating_tensor(name, getattr(self, name))
             checks.shape(name, value, (self.inner.size,))
             checks.same_kind(name, value, "inner", self.inner.tensors()[0])
-            if self._transposed_from is None:
-                checks.positive_tensor(name, value)
+            checks.positive_tensor(name, value)
 
     @property
     def size(self) -> int:
@@ -77,14 +75,10 @@ class Scaled(LinearMap):
     def laid_out(self, rows: Tensor) -> Tensor:
         return self.inner.laid_out(rows)
 
-    def _transpose(self) -> Scaled:
-        return Scaled(self.inner.adjoint, self.right, self.left, _transposed_from=self)
+    def make_adjoint(self) -> Scaled:
+        return Scaled(self.inner.adjoint, self.right, self.left)
 
-    def to_dense(self) -> Tensor:
-        identity = torch.eye(self.size, dtype=self.dtype, device=self.device)
-        return identity - self.left[:, None] * (identity - self.inner.to_dense()) * self.right
-
-    def _resolvent(self, step: Step) -> LinearMap:
+    def make_resolvent(self, step: Step) -> LinearMap:
         # D L M R = R⁻¹(EM)R with E = DLR, and E is one number where D was chosen for it
         product = step * self.left * self.right
         low, high = float(product.detach().min()), float(product.detach().max())
@@ -109,7 +103,7 @@ class Scaled(LinearMap):
     def descend_from(self, lineage: Lineage) -> None:
         """Nothing: the step per neuron that the estimates suggest has to be that of these very weights."""
 
-    def _estimates(self, metric: Metric) -> Estimates | None:
+    def make_estimates(self, metric: Metric) -> Estimates | None:
         squares, unit_step = self._congruence(metric)
         found = self.inner.estimates(WeightedL2.identity(self.size, dtype=torch.float64))
         if found is None:
@@ -124,7 +118,7 @@ class Scaled(LinearMap):
             "metric it was made for, and factors for one step per neuron"
         )
 
-    def _operator(self, metric: Metric) -> MonotoneOperator:
+    def make_operator(self, metric: Metric) -> MonotoneOperator:
         squares, unit_step = self._congruence(metric)
         operator = self.inner.operator(WeightedL2.identity(self.size, dtype=torch.float64))
         tolerance = 2 * self._tolerance
@@ -162,7 +156,6 @@ class _Similar(LinearMap):
 
     inner: LinearMap
     scale: Tensor
-    _transposed_from: _Similar | None = field(default=None, repr=False, kw_only=True)
 
     @property
     def size(self) -> int:
@@ -181,10 +174,10 @@ class _Similar(LinearMap):
     def laid_out(self, rows: Tensor) -> Tensor:
         return self.inner.laid_out(rows)
 
-    def _transpose(self) -> _Similar:
-        return _Similar(self.inner.adjoint, 1 / self.scale, _transposed_from=self)
+    def make_adjoint(self) -> _Similar:
+        return _Similar(self.inner.adjoint, 1 / self.scale)
 
-    def _resolvent(self, step: Step) -> LinearMap:
+    def make_resolvent(self, step: Step) -> LinearMap:
         if isinstance(step, Tensor) and step.ndim:
             raise PreconditionError("a resolvent has no resolvent for one step per neuron; pass a number")
         return _Similar(self.inner.resolvent(step), self.scale)
@@ -194,9 +187,6 @@ class _Similar(LinearMap):
 
     def blocks(self, metric: Metric) -> Tensor:
         raise PreconditionError("a resolvent in a metric of its own for every neuron has no blocks")
-
-    def to_dense(self) -> Tensor:
-        return self.inner.to_dense() * self.scale / self.scale[:, None]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -18,6 +18,7 @@ from contracting.activations import catalogue as lib
 from contracting.activations.base import Activation, Curved
 from contracting.activations.catalogue import ADMISSIBLE, activation_named, as_activation
 from contracting.errors import InputError
+from contracting.types import Slopes
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -189,15 +190,16 @@ def test_single_precision(activation: Activation) -> None:
 @each("activation", CURVED)
 def test_search_is_short(activation: Activation) -> None:
     class Counting(type(activation)):  # type: ignore[misc]
-        def _slope(self, v: Tensor) -> Tensor:
+        def slope(self, v: Tensor) -> Tensor:
             counts.append(1)
-            return super()._slope(v)
+            return super().slope(v)
 
+    counts: list[int] = []
     counting = Counting(**dataclasses.asdict(activation))
     x = torch.cat([torch.linspace(-1e3, 1e3, 401), torch.linspace(-9, 9, 401), torch.logspace(-12, 3, 100)])
     for dtype in (torch.float64, torch.float32):
         for step in torch.logspace(-3, 3, 7).tolist():
-            counts: list[int] = []
+            counts.clear()
             counting.prox(x.to(dtype), step)
             assert len(counts) <= 12
 
@@ -205,10 +207,12 @@ def test_search_is_short(activation: Activation) -> None:
 class Wavy(Curved):
     """A staircase σ(v) = (v − 0.999 sin v) / 2, admissible, on which Newton's method alone runs away."""
 
-    def _value(self, v: Tensor) -> Tensor:
+    slopes = Slopes(0.0005, 0.9995)
+
+    def value(self, v: Tensor) -> Tensor:
         return (v - 0.999 * torch.sin(v)) / 2
 
-    def _slope(self, v: Tensor) -> Tensor:
+    def slope(self, v: Tensor) -> Tensor:
         return (1 - 0.999 * torch.cos(v)) / 2
 
 
@@ -463,13 +467,11 @@ def test_other_activations_hold_no_tensors(activation: Activation) -> None:
         activation.with_tensors([torch.ones(1)])
 
 
-def test_slope_checks_values_on_request_only() -> None:
-    good = torch.tensor([0.0, 0.5, 1.0])
-    assert torch.equal(lib.Slope.checked(good).values, good)
+def test_slopes_are_checked_unless_they_are_trusted() -> None:
     for bad in ([0.0, 1.5], [-0.1, 1.0], [0.5, float("nan")]):
-        lib.Slope(slopes=torch.tensor(bad))
+        assert torch.equal(lib.Slope.trusted(torch.tensor(bad)).values.isnan(), torch.tensor(bad).isnan())
         with pytest.raises(InputError, match="slopes"):
-            lib.Slope.checked(torch.tensor(bad))
+            lib.Slope(slopes=torch.tensor(bad))
     for wrong in ([0.5], torch.tensor([1, 0]), torch.tensor(0.5), torch.zeros(1, 1, 1)):
         with pytest.raises(InputError, match="slopes"):
             lib.Slope(slopes=wrong)  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from contracting.problem import EquilibriumProblem
 from contracting.simulation.energy import Energy
 from contracting.simulation.trajectories import AdaptiveStep, simulate
 from contracting.solvers.splitting import ForwardBackward
+from contracting.types import Slopes
 from tests.problems import monotone_weight, planted
 
 F64 = torch.float64
@@ -116,10 +117,12 @@ def test_the_dilogarithm_is_exact() -> None:
 
 def test_an_unknown_activation_is_refused() -> None:
     class Mine(Curved):
-        def _value(self, v: Tensor) -> Tensor:
+        slopes = Slopes(0.5, 0.5)
+
+        def value(self, v: Tensor) -> Tensor:
             return v / 2
 
-        def _slope(self, v: Tensor) -> Tensor:
+        def slope(self, v: Tensor) -> Tensor:
             return torch.full_like(v, 0.5)
 
     with pytest.raises(InputError, match="potential.register"):
