@@ -10,7 +10,8 @@ from torch import Tensor
 
 from contracting.errors import InputError
 from contracting.flows.base import as_flow
-from contracting.integrators.torchdiffeq_adapter import KINDS, Segments, TorchDiffEq, row_rms
+from contracting.integrators.step_control import row_rms
+from contracting.integrators.torchdiffeq_adapter import KINDS, Segments, TorchDiffEq
 from contracting.loop.method import Iteration, Method
 from contracting.loop.records import Stop
 from contracting.loop.run import solve

@@ -14,6 +14,7 @@ from contracting.errors import InputError
 from contracting.flows.base import BoundFlow, Flow, as_flow
 from contracting.flows.fields import VectorField
 from contracting.flows.network import FiringRate
+from contracting.integrators.step_control import first_step, judge, row_rms
 from contracting.loop.method import Iteration, Method, State
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
@@ -248,12 +249,7 @@ class DormandPrince(_Adaptive):
     tableau: ClassVar[Tableau] = DORMAND_PRINCE
 
 
-_SAFETY, _SHRINK, _GROW = 0.9, 0.2, 5.0
-_STEADY_ACCURACY = 0.1  # allowed error of a step over the distance it travels
-
-
-def _rms(rows: Tensor) -> Tensor:
-    return rows.square().mean(-1).sqrt()
+_STEADY_ACCURACY = 0.1  # allowed error of a step over the distance it travels, as BogackiShampine explains
 
 
 class _AdaptiveIteration(Iteration):
@@ -269,17 +265,15 @@ class _AdaptiveIteration(Iteration):
     def _ratio(self, error: Tensor, old: Tensor, new: Tensor, travel: Tensor) -> Tensor:
         """Error of a step over what is allowed, per row."""
         if self.rtol is None or self.atol is None:
-            return _rms(error) / (_STEADY_ACCURACY * _rms(travel)).clamp_min(torch.finfo(error.dtype).tiny)
-        return _rms(error / (self.atol + self.rtol * torch.maximum(old.abs(), new.abs())))
+            return row_rms(error) / (_STEADY_ACCURACY * row_rms(travel)).clamp_min(torch.finfo(error.dtype).tiny)
+        return row_rms(error / (self.atol + self.rtol * torch.maximum(old.abs(), new.abs())))
 
     def init(self, z0: Tensor) -> State:
         state = self.flow.init(z0)
         slope = self.flow(0.0, state)
         self.map_evals += 2
-        # a first step that moves the state by about a hundredth of its scale
-        size, speed = _rms(state), _rms(slope)
-        step = torch.where(size > 1e-5, 0.01 * size / speed.clamp_min(1e-30), 1e-3).clamp(1e-6, 1.0)
-        return state, slope, step.nan_to_num(1e-3), torch.ones_like(step)
+        step = first_step(state, slope, longest=1.0)
+        return state, slope, step, torch.ones_like(step)
 
     def step(self, state: State) -> State:
         s, slope, h, last = state
@@ -287,18 +281,13 @@ class _AdaptiveIteration(Iteration):
         self.map_evals += len(slopes) - 1
         assert self.tableau.error is not None
         ratio = self._ratio(h[:, None] * combine(self.tableau.error, slopes), s, new, h[:, None] * slope)
-        accept = ratio <= 1
-        # rejected rows shrink; a ratio that is not finite shrinks as far as is allowed
-        usable = ratio.clamp_min(1e-10)
-        growth = _SAFETY * usable ** (-0.7 / self.order) * torch.where(accept, last ** (0.4 / self.order), 1.0)
-        growth = growth.nan_to_num(_SHRINK, posinf=_SHRINK).clamp(_SHRINK, _GROW)
-        growth = torch.where(torch.isfinite(ratio), growth, _SHRINK)
+        accept, growth, last = judge(ratio, last, self.order)
         chosen = accept[:, None]
         return (
             torch.where(chosen, new, s),
             torch.where(chosen, slopes[-1], slope),
             h * growth,
-            torch.where(accept, usable, last),
+            last,
         )
 
     def read(self, state: State) -> Tensor:

@@ -23,6 +23,7 @@ from contracting import checks
 from contracting.errors import ContractingError, InputError, PreconditionError
 from contracting.flows.base import BoundFlow, Flow, as_flow
 from contracting.flows.network import FiringRate
+from contracting.integrators.step_control import row_rms
 from contracting.loop.method import Iteration, Method, State, refuse_graph
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
@@ -404,11 +405,6 @@ def _grid(step: float, field_: Any, state: Tensor, times: Tensor) -> Tensor:
     start, end = float(times[0]), float(times[-1])
     steps = max(1, round(abs(end - start) / step))
     return torch.linspace(start, end, steps + 1, dtype=times.dtype, device=times.device)
-
-
-def row_rms(rows: Tensor) -> Tensor:
-    """Root mean square of each row."""
-    return rows.square().mean(-1).sqrt()
 
 
 def _worst_row(rows: Tensor) -> Tensor:
