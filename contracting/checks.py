@@ -52,9 +52,25 @@ def same_kind(name: str, value: Tensor, reference_name: str, reference: Tensor) 
     return value
 
 
+def with_values(name: str, value: Tensor) -> Tensor:
+    """Return ``value`` unless it is on the meta device, where tensors have shapes and no values; then InputError."""
+    if value.is_meta:
+        raise InputError(
+            f"{name} is on the meta device, which holds shapes and no values; move the module by "
+            "to_empty(device='cpu'), then call reset_parameters() of its parameterization or load a state_dict"
+        )
+    return value
+
+
+def on_trust(value: Tensor) -> bool:
+    """Whether nobody can look at the entries: while a graph is traced, or under a transformation of torch.func."""
+    # torch has no public question for the latter
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(value)
+
+
 def finite(name: str, value: Tensor) -> Tensor:
-    """Return ``value`` if every entry is finite, else raise InputError; taken on trust while a graph is traced."""
-    if torch.compiler.is_compiling():
+    """Return ``value`` if every entry is finite, else raise InputError; see ``on_trust``."""
+    if on_trust(with_values(name, value)):
         return value
     if not bool((value.detach().abs() < math.inf).all()):
         bad = int((~torch.isfinite(value.detach())).sum())
@@ -63,8 +79,8 @@ def finite(name: str, value: Tensor) -> Tensor:
 
 
 def positive_tensor(name: str, value: Tensor) -> Tensor:
-    """Return ``value`` if every entry is finite and > 0, else raise InputError; as ``finite`` while traced."""
-    if torch.compiler.is_compiling():
+    """Return ``value`` if every entry is finite and > 0, else raise InputError; see ``on_trust``."""
+    if on_trust(with_values(name, value)):
         return value
     if value.numel() == 0:
         return value

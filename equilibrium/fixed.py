@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from contracting import checks
 from contracting.activations.base import Activation, PiecewiseLinear
 from contracting.errors import InputError, PreconditionError
-from contracting.gradients.precision import full_precision
 from contracting.maps.dense import Dense
+from contracting.precision import as_computed, full_precision
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.weights import NetworkWeights
 
@@ -98,11 +98,12 @@ class FixedIterations(nn.Module):
 
     def _solved(self, x: Tensor) -> tuple[NetworkWeights, Tensor, Tensor]:
         """The weights, the rows of x and z_k of each."""
+        x = as_computed("x", x, "the layer", self.layer.parameterization.bias)
         checks.last_size("x", x, self.layer.in_features)
+        rows = x.reshape(-1, x.shape[-1])
         with full_precision(x):
             weights = self.layer.weights()
             W = weights.state.to_dense()
-            rows = checks.same_kind("x", x, "the layer", W).reshape(-1, x.shape[-1])
             z = _equilibrium(W, weights.input_term(rows), self.layer.activation, self.step, self.iterations)
         return weights, rows, z
 

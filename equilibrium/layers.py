@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +11,30 @@ from torch import Tensor, nn
 from contracting import checks
 from contracting.activations.base import Activation
 from contracting.activations.catalogue import ReLU, as_activation
-from contracting.errors import InputError
+from contracting.errors import InputError, PreconditionError
 from contracting.flows.base import BoundFlow, Flow, as_flow
 from contracting.gradients.implicit import Backward, Implicit
-from contracting.gradients.precision import full_precision
 from contracting.loop.method import Method
 from contracting.loop.records import Solution, Stop, Trace
 from contracting.loop.run import solve
 from contracting.memory import Lineage
+from contracting.precision import as_computed, full_precision
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.automatic import Automatic
 from equilibrium.parameterizations import Monotone, Parameterization
 from equilibrium.weights import NetworkWeights, Weights
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_NO_GRAPH = (
+    "a solve takes as many steps as its data need, which no graph can hold; FixedIterations(layer, tolerance=1e-4) "
+    "takes a number of steps set in advance"
+)
+
+
+def _run_as_it_is(function: F) -> F:
+    """Mark what solves: ``torch.compile`` breaks its graph once before it, and compiles what comes before and after."""
+    return cast(F, torch.compiler.disable(function, reason=_NO_GRAPH))  # type: ignore[no-untyped-call]
 
 
 class EquilibriumLayer(nn.Module):
@@ -76,6 +89,7 @@ class EquilibriumLayer(nn.Module):
         """Size of y."""
         return self.parameterization.out_features
 
+    @_run_as_it_is
     def forward(self, x: Tensor) -> Tensor:
         """y: (..., in) -> (..., out), differentiable in x and in every parameter.
 
@@ -89,6 +103,7 @@ class EquilibriumLayer(nn.Module):
             z = self.backward.equilibrium(weights.problem(rows, self.activation), self.solver, self.stop)
             return weights.readout(z, rows).reshape(*lead, self.out_features)
 
+    @_run_as_it_is
     def equilibrium(self, x: Tensor) -> Tensor:
         """z: (..., in) -> (..., hidden), differentiable in x and in every parameter; raises as ``forward`` does."""
         rows, lead = self._rows(x)
@@ -96,6 +111,7 @@ class EquilibriumLayer(nn.Module):
             z = self.backward.equilibrium(self.problem(rows), self.solver, self.stop)
             return z.reshape(*lead, self.hidden_features)
 
+    @_run_as_it_is
     @torch.no_grad()
     def solve(
         self,
@@ -175,9 +191,19 @@ class EquilibriumLayer(nn.Module):
             x = self.parameterization.bias.new_zeros(1, self.in_features)
         return as_flow(flow).bind(self.problem(x))
 
+    def _checked_input(self, x: Tensor) -> Tensor:
+        """x, of any shape, as the layer computes with it.
+
+        Raises:
+            InputError: on another dtype or device than the layer's, or a layer without values.
+            PreconditionError: where a graph is traced, which cannot hold the steps of a solve.
+        """
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise PreconditionError(f"the layer cannot be exported or traced: {_NO_GRAPH}")
+        return as_computed("x", x, "the layer", self.parameterization.bias)
+
     def _rows(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        checks.last_size("x", checks.floating_tensor("x", x), self.in_features)
-        checks.same_kind("x", x, "the layer", self.parameterization.bias)
+        x = checks.last_size("x", self._checked_input(x), self.in_features)
         return x.reshape(-1, self.in_features), tuple(x.shape[:-1])
 
     def extra_repr(self) -> str:

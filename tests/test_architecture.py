@@ -28,6 +28,7 @@ ORDER = """
 contracting.errors            what can go wrong
 contracting.checks            bad arguments, refused
 contracting.types             Step, Time
+contracting.precision         autocast
 contracting.memory            what is computed once
 contracting.linear_systems    one system per row
 contracting.metrics           norms

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from contracting.errors import PreconditionError
-from contracting.gradients.precision import full_precision
 from contracting.loop.method import Method
 from contracting.loop.records import SolveError, Stop
 from contracting.loop.run import solve
+from contracting.precision import full_precision
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.automatic import Automatic
 

@@ -14,6 +14,7 @@ from contracting.errors import InputError, Status
 from contracting.loop.method import Method, State
 from contracting.loop.records import Solution, SolveError, Stop, Trace
 from contracting.loop.rows import Rows
+from contracting.precision import full_precision
 from contracting.problem import EquilibriumProblem, checked_problem
 
 
@@ -54,6 +55,9 @@ def solve(
         raise InputError(f"stop must be a Stop such as Stop(rtol=1e-6), or None, got {stop!r}")
     if not (trace is None or isinstance(trace, Trace)):
         raise InputError(f"trace must be a Trace, which is read after the solve: trace=Trace(), got {trace!r}")
+    if torch.is_autocast_enabled(problem.q.device.type):
+        with full_precision(problem.q):
+            return solve(problem, method, z0=z0, stop=stop, trace=trace, throw=throw)
     stop = (stop or Stop()).resolved(problem)
     watch = _Watch(trace)
     rows = Rows(problem, stop, method, None if z0 is None else _starting_point(z0, problem))

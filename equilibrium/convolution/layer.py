@@ -68,7 +68,7 @@ class ConvolutionalLayer(EquilibriumLayer):
     def _rows(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         geometry = self.geometry
         image = (geometry.in_channels, *geometry.image)
-        checks.same_kind("x", checks.floating_tensor("x", x), "the layer", self.parameterization.bias)
+        x = self._checked_input(x)
         if tuple(x.shape[-len(image) :]) == image:
             return x.reshape(-1, self.in_features), tuple(x.shape[: -len(image)])
         if x.ndim == 0 or x.shape[-1] != self.in_features:
