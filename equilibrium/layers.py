@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Self, TypeVar, cast
 
@@ -34,7 +35,15 @@ _NO_GRAPH = (
 
 def _run_as_it_is(function: F) -> F:
     """Mark what solves: ``torch.compile`` breaks its graph once before it, and compiles what comes before and after."""
-    return cast(F, torch.compiler.disable(function, reason=_NO_GRAPH))  # type: ignore[no-untyped-call]
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():  # the usual case, which need not wait seconds for torch._dynamo
+            return function(*args, **kwargs)
+        torch._dynamo.graph_break(msg=_NO_GRAPH)
+        return torch.compiler.disable(function)(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    return cast(F, run)
 
 
 class EquilibriumLayer(nn.Module):
