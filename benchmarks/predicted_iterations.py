@@ -20,7 +20,7 @@ from contracting.errors import MissingExtraError, PreconditionError
 from contracting.loop.method import Method
 from contracting.loop.records import Stop
 from contracting.loop.run import solve
-from contracting.solvers.catalogue import ROW_LIMITS, default_solvers, family
+from contracting.solvers.catalogue import ROW_LIMITS, default_solvers
 from equilibrium.files import output_directory
 
 MOST = 20_000
@@ -59,7 +59,7 @@ def count(network: Network, rows: int, name: str, method: Method, target: float)
     return Count(
         network=network.name,
         solver=name,
-        family=family(method),
+        family=method.family,
         factor=factor,
         predicted=predicted,
         used=used,

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 class ContractingError(Exception):
@@ -36,6 +32,7 @@ class Status(IntEnum):
     MAX_STEPS = 2
     NONFINITE = 3
     STALLED = 4
+    DIVERGED = 5
 
     @property
     def advice(self) -> str:
@@ -50,8 +47,10 @@ _ADVICE = {
     "method with a better contraction factor (PeacemanRachford, SemismoothNewton)",
     Status.NONFINITE: "the data or the iterates are not finite: check the input row for NaN or infinity; "
     "otherwise the iteration diverges, so use a smaller step or a well-posed parameterisation",
-    Status.STALLED: "the residual stopped improving above the tolerance: the tolerance may be below what this "
-    "precision can resolve (use float64 or a larger rtol), or no equilibrium attracts this iteration",
+    Status.STALLED: "the residual stopped improving above the tolerance: where it is close to the rounding error of "
+    "this precision, use float64 or a larger rtol; where it is far above, no equilibrium attracts this iteration",
+    Status.DIVERGED: "the residual grew to more than a thousand times its smallest value: the iteration diverges on "
+    "this problem, so use a smaller step, a well-posed parameterisation, or a method that is proved to converge",
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, TypeVar, cast
 
@@ -15,18 +14,6 @@ T = TypeVar("T")
 
 _MOST = 8  # values of one kind that are kept, so that a sweep over steps does not keep a matrix for each
 _GENERATIONS = 10  # for which a value that only guides the work may serve
-
-
-@dataclass(frozen=True)
-class Key:
-    """Several things that a value depends on: ``plain`` settings, compared by value, and one owner with tensors."""
-
-    settings: tuple[Any, ...]
-    owner: Any
-
-    def tensors(self) -> Sequence[Tensor]:
-        """Those of the owner."""
-        return _tensors_of(self.owner)
 
 
 class Memory:
@@ -53,7 +40,7 @@ class Memory:
             tensors: what every value in this memory depends on.
             compute: the value.
             owner: what else this value depends on: a number, by value; a tensor or an object with ``tensors()``, such
-                as a metric, by identity and as long as it is not changed in place; a ``Key`` of several; or None.
+                as a metric, by identity and as long as it is not changed in place; or None.
         """
         present, seen = versions(tensors), versions(_tensors_of(owner))
         if present != self._present:
@@ -204,19 +191,7 @@ def versions(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)
 
 
-def plain(value: Any) -> bool:
-    """Whether a setting can be compared by value and stays as it is: a number, a word, a frozen dataclass of such."""
-    if value is None or isinstance(value, int | float | str):
-        return True
-    parameters = getattr(type(value), "__dataclass_params__", None)
-    if parameters is None or not parameters.frozen:
-        return False
-    return all(plain(getattr(value, field.name)) for field in fields(value))
-
-
 def _same(known: Any, owner: Any) -> bool:
-    if isinstance(known, Key) and isinstance(owner, Key):
-        return known.owner is owner.owner and known.settings == owner.settings
     return known is owner or (isinstance(known, float) and isinstance(owner, float) and known == owner)
 
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.activations.base import Reflection
 from contracting.flows.base import BoundFlow, less_identity
 from contracting.maps.base import LinearMap
+from contracting.maps.counting import counting, report
 from contracting.maps.operator import MonotoneOperator, StepChoice, slope_rate
 from contracting.memory import Held
 from contracting.problem import EquilibriumProblem
@@ -32,9 +34,9 @@ class ForwardBackwardFlow:
     def __post_init__(self) -> None:
         _check_step(self.step)
 
-    def bind(self, problem: EquilibriumProblem) -> BoundSplitting:
-        """The flow on a problem."""
-        return BoundForwardBackward(problem, self.step)
+    def bind(self, problem: EquilibriumProblem, choice: StepChoice | None = None) -> BoundSplitting:
+        """The flow on a problem; ``choice`` is what whoever chose a given step knows of it."""
+        return BoundForwardBackward(problem, self.step, choice)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +56,9 @@ class PeacemanRachfordFlow:
     def __post_init__(self) -> None:
         _check_step(self.step)
 
-    def bind(self, problem: EquilibriumProblem) -> BoundPeacemanRachford:
-        """The flow on a problem."""
-        return BoundPeacemanRachford(problem, self.step)
+    def bind(self, problem: EquilibriumProblem, choice: StepChoice | None = None) -> BoundPeacemanRachford:
+        """The flow on a problem; ``choice`` is what whoever chose a given step knows of it."""
+        return BoundPeacemanRachford(problem, self.step, choice)
 
 
 def _check_step(step: Step | None) -> None:
@@ -79,15 +81,58 @@ def _rows(step: Step, matrix: Tensor) -> Tensor:
     return (step[:, None] if isinstance(step, Tensor) and step.ndim else step) * matrix
 
 
+def forward(problem: EquilibriumProblem, z: Tensor, step: Step) -> Tensor:
+    """z − α((I − W)z − q), the forward half of a step."""
+    return z + step * (problem.preactivation(z) - z)
+
+
+def forward_backward(problem: EquilibriumProblem, z: Tensor, step: Step) -> Tensor:
+    """prox_{αf}(z − α((I − W)z − q)), the step of forward–backward."""
+    return problem.activation.prox(forward(problem, z, step), step)
+
+
+def driven(reflection: LinearMap, drive: Tensor) -> Tensor:
+    """2Kd for M = 2K − I: what an input αq = d adds to Mh in the backward half, R_A(h) = Mh + 2Kαq."""
+    return reflection.affine(drive, drive)
+
+
+def reflected_steps(
+    reflection: LinearMap, offset: Tensor, reflect: Reflection, u: Tensor, steps: int, relaxation: float = 1.0
+) -> Tensor:
+    """The step of Peaceman–Rachford, u ← (1 − θ)u + M h(u) + c, so often and with as little memory as it takes.
+
+    Args:
+        reflection: M = 2K − I, times θ.
+        offset: c = 2Kαq, times θ.
+        reflect: h = R_f.
+        u: the state, (batch, n), which is not changed.
+        steps: how many.
+        relaxation: θ, 1 for Peaceman–Rachford and 1/2 for Douglas–Rachford.
+    """
+    u, offset = reflection.laid_out(u), reflection.laid_out(offset)
+    reflected, out = torch.empty_like(u), None
+    report(steps * len(u))
+    with counting(None):  # each product is one of those that were reported
+        if relaxation != 1:
+            for _ in range(steps):
+                u = reflection.affine(reflect(u, out=reflected), torch.add(offset, u, alpha=1 - relaxation))
+            return u
+        mapped = reflection.steps_with(offset)
+        for _ in range(steps):
+            reflect(u, out=reflected)
+            u = out = mapped(reflected, out)  # not into the given u, which is somebody's state
+    return u
+
+
 class BoundSplitting(BoundFlow):
     """A flow whose map T is a splitting with step α: what the steps and the factors of all of them have in common."""
 
     name: ClassVar[str]
 
-    def __init__(self, problem: EquilibriumProblem, step: Step | None):
+    def __init__(self, problem: EquilibriumProblem, step: Step | None, choice: StepChoice | None = None):
         super().__init__(problem)
-        self.choice = self._best(problem) if step is None else None
-        self.step: Step = self.choice.step if self.choice is not None else _fitting(cast(Step, step), problem)
+        self.choice = self._best(problem) if step is None else choice
+        self.step: Step = cast(StepChoice, self.choice).step if step is None else _fitting(step, problem)
 
     @classmethod
     @abstractmethod
@@ -138,20 +183,17 @@ class BoundForwardBackward(BoundSplitting):
     def _factor(operator: MonotoneOperator, step: float) -> float:
         return operator.forward_factor(step)
 
-    def _forward(self, state: Tensor) -> Tensor:
-        return state + self.step * (self.problem.preactivation(state) - state)
-
     def map(self, state: Tensor) -> Tensor:
-        return self.problem.activation.prox(self._forward(state), self.step)
+        return forward_backward(self.problem, state, self.step)
 
     def jacobian(self, state: Tensor, t: Time = 0.0) -> Tensor:
         W = self.problem.linear.to_dense()
         identity = torch.eye(W.shape[0], dtype=W.dtype, device=W.device)
-        slopes = self.problem.activation.prox_derivative(self._forward(state), self.step)
+        slopes = self.problem.activation.prox_derivative(forward(self.problem, state, self.step), self.step)
         return less_identity(slopes[:, :, None] * (identity + _rows(self.step, W - identity)))
 
     def jvp(self, state: Tensor, direction: Tensor, t: Time = 0.0) -> Tensor:
-        slopes = self.problem.activation.prox_derivative(self._forward(state), self.step)
+        slopes = self.problem.activation.prox_derivative(forward(self.problem, state, self.step), self.step)
         return slopes * (direction + self.step * (self.problem.linear.apply(direction) - direction)) - direction
 
     @property
@@ -180,8 +222,8 @@ class BoundPeacemanRachford(BoundSplitting):
     def _factor(operator: MonotoneOperator, step: float) -> float:
         return operator.reflected_factor(step)
 
-    def __init__(self, problem: EquilibriumProblem, step: Step | None):
-        super().__init__(problem, step)
+    def __init__(self, problem: EquilibriumProblem, step: Step | None, choice: StepChoice | None = None):
+        super().__init__(problem, step, choice)
         self._held = Held()
         _ = self.reflection  # now, so that a singular I + αA is refused before work starts
 
@@ -197,8 +239,7 @@ class BoundPeacemanRachford(BoundSplitting):
         return self._held.recall("offset", self.problem.tensors(), self._offset)
 
     def _offset(self) -> Tensor:
-        scaled = self.step * self.problem.q
-        return self.reflection.affine(scaled, scaled)
+        return driven(self.reflection, self.step * self.problem.q)
 
     def _predict(self, step: float) -> StepChoice:
         return StepChoice(step=step, factor=self.problem.reflected_factor(step))
@@ -211,12 +252,11 @@ class BoundPeacemanRachford(BoundSplitting):
 
     def defect(self, state: Tensor) -> Tensor:
         # = 2K α(Wz + q − v) at z = prox(u) = σ(v); the difference T(u) − u is rounded relative to u, times up to αL
-        error = self.init(self.read(state)) - state
-        return self.reflection.affine(error, error)
+        return driven(self.reflection, self.init(self.read(state)) - state)
 
     def init(self, z: Tensor) -> Tensor:
         # at the equilibrium v − z ∈ ∂f(z) for v = Wz + q, and u − z ∈ α∂f(z)
-        return z + self.step * (self.problem.preactivation(z) - z)
+        return forward(self.problem, z, self.step)
 
     def read(self, state: Tensor) -> Tensor:
         return self.problem.activation.prox(state, self.step)

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from contracting.errors import InputError
-from contracting.flows.base import as_flow
 from contracting.integrators.step_control import row_rms
 from contracting.integrators.torchdiffeq_adapter import KINDS, Segments, TorchDiffEq
-from contracting.loop.method import Iteration, Method
+from contracting.loop.method import Family, Iteration, Method
 from contracting.loop.records import Stop
 from contracting.loop.run import solve
 from contracting.problem import EquilibriumProblem
@@ -57,7 +56,7 @@ class TorchDiffEqAdjoint:
 
     def _path(self, problem: EquilibriumProblem, iteration: Segments, sources: list[Tensor]) -> Tensor:
         """The end of the trajectory from zero, on the graph of the problem."""
-        flow = as_flow(iteration.settings.flow).bind(problem)
+        flow = iteration.settings.flow_on(problem)
         control = _AdjointControl(max(iteration.stop.rtol or 0.0, torch.finfo(problem.q.dtype).eps))
         accuracy = problem.q.new_full((problem.batch,), iteration.kind.accuracy)
         adjoint = {
@@ -90,6 +89,10 @@ class _Recorder(Method):
 
     def __init__(self, method: TorchDiffEq):
         self.method = method
+
+    @property
+    def family(self) -> Family:
+        return self.method.family
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         self.iteration = Segments(problem, stop, self.method)

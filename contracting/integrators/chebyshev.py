@@ -10,18 +10,19 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
-from contracting.flows.base import BoundFlow, Flow, as_flow
-from contracting.flows.network import BoundFiringRate, FiringRate
+from contracting.flows.base import BoundFlow
+from contracting.flows.network import BoundFiringRate
 from contracting.flows.speed import ScaledFlow
 from contracting.flows.splitting import BoundForwardBackward, BoundSplitting
-from contracting.loop.method import Iteration, Method, State
+from contracting.integrators.base import FlowIteration, TimeStepping
+from contracting.loop.method import Iteration, State
 from contracting.loop.records import Stop
 from contracting.maps.operator import Bounds
 from contracting.problem import EquilibriumProblem
@@ -186,7 +187,7 @@ def best_ellipse(hull: tuple[complex, ...]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RungeKuttaChebyshev(Method):
+class RungeKuttaChebyshev(TimeStepping):
     r"""An explicit step of s stages with T_s for its stability polynomial: steps ∝ s² for the price of s fields.
 
     For stiff flows whose Jacobians have nearly real spectra: symmetric or slightly skewed W with large ‖I − W‖. There
@@ -214,20 +215,16 @@ class RungeKuttaChebyshev(Method):
     Manteuffel, The Tchebychev iteration for nonsymmetric linear systems, Numer. Math. 28 (1977), for the foci.
     """
 
-    flow: Flow | type[Flow] = field(default_factory=FiringRate)
     order: int = 1
-    step: float | None = None
     stages: int | None = None
     damping: float | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "flow", as_flow(self.flow))
+        super().__post_init__()
         if checks.whole_number("order", self.order) > 2:
             raise InputError(f"order must be 1 or 2, got {self.order}")
         if self.step is None and (self.order == 2 or self.stages is not None or self.damping is not None):
             raise InputError("order=2, stages and damping go with a step: pass step=..., or leave all of them out")
-        if self.step is not None:
-            checks.number("step", self.step, low=0, low_open=True, high=float("inf"), high_open=True)
         if self.stages is not None and checks.whole_number("stages", self.stages, low=self.order) > _MOST_STAGES:
             raise InputError(f"stages must be at most {_MOST_STAGES}, got {self.stages}")
         if self.damping is not None:
@@ -235,7 +232,7 @@ class RungeKuttaChebyshev(Method):
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The integrator on one problem."""
-        flow = as_flow(self.flow).bind(problem)
+        flow = self.flow_on(problem)
         scheme, factor = self.scheme(spectral_hull(flow))
         return _ChebyshevIteration(flow, scheme, factor)
 
@@ -292,18 +289,11 @@ class RungeKuttaChebyshev(Method):
         return abs(1 - b * T[-1]) + b * T[-1] * growth(hull, w0 * focal, focal**2, stages)
 
 
-class _ChebyshevIteration(Iteration):
+class _ChebyshevIteration(FlowIteration):
     def __init__(self, flow: BoundFlow, scheme: Scheme, factor: float | None):
-        super().__init__()
-        self.flow, self.scheme, self.factor = flow, scheme, factor
+        super().__init__(flow)
+        self.scheme, self.factor = scheme, factor
         self.step_size = scheme.step
 
-    def init(self, z0: Tensor) -> State:
-        return (self.flow.init(z0),)
-
     def step(self, state: State) -> State:
-        self.map_evals += 1 + len(self.scheme.stages)
         return (self.scheme.advance(self.flow, state[0]),)
-
-    def read(self, state: State) -> Tensor:
-        return self.flow.read(state[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
-from contracting.flows.base import BoundFlow, Flow, as_flow
+from contracting.flows.base import BoundFlow
 from contracting.flows.fields import VectorField
-from contracting.flows.network import FiringRate
+from contracting.integrators.base import FlowIteration, FlowMethod, TimeStepping
 from contracting.integrators.step_control import first_step, judge, row_rms
-from contracting.loop.method import Iteration, Method, State
+from contracting.loop.method import Iteration, State
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
 from contracting.types import Time
@@ -120,19 +120,12 @@ def combine(coefficients: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _FixedStep(Method):
-    flow: Flow | type[Flow] = field(default_factory=FiringRate)
-    step: float | None = None
+class _FixedStep(TimeStepping):
     tableau: ClassVar[Tableau]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "flow", as_flow(self.flow))
-        if self.step is not None:
-            checks.number("step", self.step, low=0, low_open=True, high=float("inf"), high_open=True)
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The integrator on one problem; refuses an automatic step where nothing supports one."""
-        flow = as_flow(self.flow).bind(problem)
+        flow = self.flow_on(problem)
         return _FixedStepIteration(self.tableau, flow, self.step)
 
 
@@ -174,10 +167,10 @@ _EULER_POWERS = {
 }
 
 
-class _FixedStepIteration(Iteration):
+class _FixedStepIteration(FlowIteration):
     def __init__(self, tableau: Tableau, flow: BoundFlow, step: float | None):
-        super().__init__()
-        self.tableau, self.flow = tableau, flow
+        super().__init__(flow)
+        self.tableau = tableau
         if step is None:
             choice = flow.euler_step
             step = float(choice.step)
@@ -187,16 +180,9 @@ class _FixedStepIteration(Iteration):
         # a check costs one map; so does each stage
         self.check_every = 1 if self.factor is None else _checks_per_solve(self.factor)
 
-    def init(self, z0: Tensor) -> State:
-        return (self.flow.init(z0),)
-
     def step(self, state: State) -> State:
         assert self.step_size is not None
-        self.map_evals += len(self.tableau.weights)
         return (runge_kutta_step(self.tableau, self.flow, state[0], self.step_size)[0],)
-
-    def read(self, state: State) -> Tensor:
-        return self.flow.read(state[0])
 
 
 def _checks_per_solve(factor: float) -> int:
@@ -205,14 +191,13 @@ def _checks_per_solve(factor: float) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Adaptive(Method):
-    flow: Flow | type[Flow] = field(default_factory=FiringRate)
+class _Adaptive(FlowMethod):
     rtol: float | None = None
     atol: float | None = None
     tableau: ClassVar[Tableau]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "flow", as_flow(self.flow))
+        super().__post_init__()
         if self.rtol is None and self.atol is not None:
             raise InputError("atol needs rtol; leave both out for the control by the residual")
         for name in ("rtol", "atol"):
@@ -221,7 +206,7 @@ class _Adaptive(Method):
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The integrator on one problem."""
-        return _AdaptiveIteration(self.tableau, as_flow(self.flow).bind(problem), self.rtol, self.atol)
+        return _AdaptiveIteration(self.tableau, self.flow_on(problem), self.rtol, self.atol)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,12 +237,12 @@ class DormandPrince(_Adaptive):
 _STEADY_ACCURACY = 0.1  # allowed error of a step over the distance it travels, as BogackiShampine explains
 
 
-class _AdaptiveIteration(Iteration):
+class _AdaptiveIteration(FlowIteration):
     # state: s, f(s), per-row step h, per-row error ratio of the last accepted step
     def __init__(self, tableau: Tableau, flow: BoundFlow, rtol: float | None, atol: float | None):
-        super().__init__()
+        super().__init__(flow)
         assert tableau.error is not None
-        self.tableau, self.flow, self.rtol = tableau, flow, rtol
+        self.tableau, self.rtol = tableau, rtol
         self.atol = atol if atol is not None or rtol is None else 1e-3 * rtol
         # the error of a step is of this order in h; per unit step it is one less
         self.order = tableau.order - (1 if rtol is None else 0)
@@ -271,14 +256,12 @@ class _AdaptiveIteration(Iteration):
     def init(self, z0: Tensor) -> State:
         state = self.flow.init(z0)
         slope = self.flow(0.0, state)
-        self.map_evals += 2
         step = first_step(state, slope, longest=1.0)
         return state, slope, step, torch.ones_like(step)
 
     def step(self, state: State) -> State:
         s, slope, h, last = state
         new, slopes = runge_kutta_step(self.tableau, self.flow, s, h[:, None], slope)
-        self.map_evals += len(slopes) - 1
         assert self.tableau.error is not None
         ratio = self._ratio(h[:, None] * combine(self.tableau.error, slopes), s, new, h[:, None] * slope)
         accept, growth, last = judge(ratio, last, self.order)
@@ -289,6 +272,3 @@ class _AdaptiveIteration(Iteration):
             h * growth,
             last,
         )
-
-    def read(self, state: State) -> Tensor:
-        return self.flow.read(state[0])

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from torch import Tensor
-
-from contracting import checks
-from contracting.flows.base import BoundFlow, Flow, as_flow
-from contracting.flows.network import FiringRate
+from contracting.flows.base import BoundFlow
 from contracting.flows.speed import ScaledFlow
 from contracting.flows.splitting import BoundSplitting
-from contracting.loop.method import Iteration, Method, State
+from contracting.integrators.base import FlowIteration, TimeStepping
+from contracting.loop.method import Iteration, State
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
 
@@ -20,7 +17,7 @@ _ROUNDING_TIME = 36.0  # e⁻³⁶ is below the rounding of float64: the linear 
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExponentialEuler(Method):
+class ExponentialEuler(TimeStepping):
     r"""s⁺ = e^{−h}s + (1 − e^{−h})T(s) for a flow s' = −s + T(s): order 1, exact where T is constant.
 
     The linear part −s, the leak of a firing-rate or Hopfield network, is integrated exactly; for a flow of speed a (see
@@ -39,23 +36,15 @@ class ExponentialEuler(Method):
     Source: Hochbruck and Ostermann, Exponential integrators, Acta Numerica 19 (2010).
     """
 
-    flow: Flow | type[Flow] = field(default_factory=FiringRate)
-    step: float | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "flow", as_flow(self.flow))
-        if self.step is not None:
-            checks.number("step", self.step, low=0, low_open=True, high=float("inf"), high_open=True)
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The integrator on one problem."""
-        return _ExponentialIteration(as_flow(self.flow).bind(problem), self.step)
+        return _ExponentialIteration(self.flow_on(problem), self.step)
 
 
-class _ExponentialIteration(Iteration):
+class _ExponentialIteration(FlowIteration):
     def __init__(self, flow: BoundFlow, step: float | None):
-        super().__init__()
-        self.flow = flow
+        super().__init__(flow)
         speed = 1.0
         unscaled = flow
         while isinstance(unscaled, ScaledFlow):
@@ -69,16 +58,9 @@ class _ExponentialIteration(Iteration):
         self.share = -math.expm1(-speed * step)
         self.factor = _euler_factor(unscaled, self.share)
 
-    def init(self, z0: Tensor) -> State:
-        return (self.flow.init(z0),)
-
     def step(self, state: State) -> State:
-        self.map_evals += 1
         (s,) = state
         return (s + self.share * (self.unscaled.map(s) - s),)
-
-    def read(self, state: State) -> Tensor:
-        return self.flow.read(state[0])
 
 
 def _euler_factor(flow: BoundFlow, step: float) -> float | None:

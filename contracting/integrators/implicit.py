@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from contracting import checks
-from contracting.flows.base import BoundFlow, Flow, as_flow
-from contracting.flows.network import FiringRate
+from contracting.flows.base import BoundFlow
+from contracting.integrators.base import FlowIteration, TimeStepping
 from contracting.linear_systems import solve_rows
-from contracting.loop.method import Iteration, Method, State
+from contracting.loop.method import Iteration, State
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
 
@@ -21,7 +20,7 @@ _DEFAULT_STEP = 1.0  # one time constant of the flow, where no rate is proved
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackwardEuler(Method):
+class BackwardEuler(TimeStepping):
     r"""s⁺ = s + h f(s⁺), order 1, contractive for every h where the flow contracts (the proximal-point method).
 
     Each step is solved by Newton's method; a row whose Newton iteration does not converge repeats the step with a
@@ -33,31 +32,23 @@ class BackwardEuler(Method):
             rate c of the flow, or h = 1 where no rate is proved.
     """
 
-    flow: Flow | type[Flow] = field(default_factory=FiringRate)
-    step: float | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "flow", as_flow(self.flow))
-        if self.step is not None:
-            checks.number("step", self.step, low=0, low_open=True, high=float("inf"), high_open=True)
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The integrator on one problem."""
-        flow = as_flow(self.flow).bind(problem)
+        flow = self.flow_on(problem)
         step = self.step
         if step is None:
             step = _DEFAULT_STEP if flow.rate is None else (1 / _REDUCTION - 1) / flow.rate
         return _BackwardEulerIteration(flow, step)
 
 
-class _BackwardEulerIteration(Iteration):
+class _BackwardEulerIteration(FlowIteration):
     # state: s, per-row step h
     def __init__(self, flow: BoundFlow, step: float):
-        super().__init__()
-        self.flow, self.step_size = flow, step
+        super().__init__(flow)
+        self.step_size = step
 
     def init(self, z0: Tensor) -> State:
-        self.map_evals += 1
         return self.flow.init(z0), z0.new_full((z0.shape[0],), float(self.step_size or 1.0))
 
     def step(self, state: State) -> State:
@@ -69,7 +60,6 @@ class _BackwardEulerIteration(Iteration):
         for _ in range(_NEWTON_STEPS):
             # g(s) = (s − start)/h − f(s)
             defect = (s - start) / h[:, None] - self.flow(0.0, s)
-            self.map_evals += 2
             direction = solve_rows(_shifted(self.flow, s, h), defect)
             size = torch.linalg.vector_norm(defect, dim=-1)
             scale = torch.linalg.vector_norm(s, dim=-1) + torch.linalg.vector_norm(start, dim=-1)
@@ -83,12 +73,9 @@ class _BackwardEulerIteration(Iteration):
         # a row that never moves again (h below rounding) is left to the loop's patience
         return torch.where(accept[:, None], s, start), torch.where(accept, h, h / 4)
 
-    def read(self, state: State) -> Tensor:
-        return self.flow.read(state[0])
-
 
 @dataclass(frozen=True, kw_only=True)
-class PseudoTransient(Method):
+class PseudoTransient(TimeStepping):
     r"""s⁺ = s + (I/h − f'(s))⁻¹ f(s) with a step h that grows as the residual falls: from an ODE step to Newton's.
 
     Linearly implicit Euler with switched evolution relaxation, h⁺ = h‖f(s)‖/‖f(s⁺)‖ per row; a step that more than
@@ -99,35 +86,26 @@ class PseudoTransient(Method):
         step: first h in units of the flow's time constant; None takes h = 1.
     """
 
-    flow: Flow | type[Flow] = field(default_factory=FiringRate)
-    step: float | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "flow", as_flow(self.flow))
-        if self.step is not None:
-            checks.number("step", self.step, low=0, low_open=True, high=float("inf"), high_open=True)
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The integrator on one problem."""
-        return _PseudoTransientIteration(as_flow(self.flow).bind(problem), self.step or _DEFAULT_STEP)
+        return _PseudoTransientIteration(self.flow_on(problem), self.step or _DEFAULT_STEP)
 
 
-class _PseudoTransientIteration(Iteration):
+class _PseudoTransientIteration(FlowIteration):
     # state: s, f(s), per-row step h
     def __init__(self, flow: BoundFlow, step: float):
-        super().__init__()
-        self.flow, self.first_step = flow, step
+        super().__init__(flow)
+        self.first_step = step
 
     def init(self, z0: Tensor) -> State:
         state = self.flow.init(z0)
-        self.map_evals += 2
         return state, self.flow(0.0, state), z0.new_full((z0.shape[0],), self.first_step)
 
     def step(self, state: State) -> State:
         s, field_, h = state
         new = s + solve_rows(_shifted(self.flow, s, h), field_)
         new_field = self.flow(0.0, new)
-        self.map_evals += 2
         ratio = torch.linalg.vector_norm(field_, dim=-1) / torch.linalg.vector_norm(new_field, dim=-1).clamp_min(1e-300)
         accept = torch.isfinite(ratio) & (ratio >= 0.5)
         grown = (h * ratio.clamp(0.5, 20.0)).clamp_max(1e12)
@@ -137,9 +115,6 @@ class _PseudoTransientIteration(Iteration):
             torch.where(chosen, new_field, field_),
             torch.where(accept, grown, h / 4),
         )
-
-    def read(self, state: State) -> Tensor:
-        return self.flow.read(state[0])
 
 
 def _shifted(flow: BoundFlow, state: Tensor, step: Tensor) -> Tensor:

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from contracting import checks
 from contracting.errors import ContractingError, InputError, PreconditionError
-from contracting.flows.base import BoundFlow, Flow, as_flow
-from contracting.flows.network import FiringRate
+from contracting.flows.base import BoundFlow
+from contracting.integrators.base import FlowMethod
 from contracting.integrators.step_control import row_rms
-from contracting.loop.method import Iteration, Method, State, refuse_graph
+from contracting.loop.method import Family, Iteration, Method, State, refuse_graph
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
 
@@ -73,15 +73,14 @@ _CALLS = 20_000  # evaluations of the field per time constant after which an int
 
 
 @dataclass(frozen=True)
-class TorchDiffEq(Method):
+class TorchDiffEq(FlowMethod):
     """An integrator of torchdiffeq or, for stiff flows, of scipy, run until the residual is small enough.
 
     Use it to compare with other people's ODE solvers, or to run a trained equilibrium network with one. To find the
     equilibrium fast use PeacemanRachford or SemismoothNewton; ``DormandPrince`` and its kin step every row at its own
     pace.
 
-    Steps are counted in segments, ``map_evals`` in evaluations of the field: one per call for the whole batch, or with
-    ``per_row`` the calls of all rows over the number of rows. Rows that are solved, given up or not finite are left
+    Steps are counted in segments. Rows that are solved, given up or not finite are left
     out. A row on which the integrator breaks down (underflow of the step size, 20,000 evaluations per time constant) is
     found by halving the batch and is given up alone.
 
@@ -118,18 +117,18 @@ class TorchDiffEq(Method):
 
     method: str = "dopri5"
     _: KW_ONLY
-    flow: Flow | type[Flow] = field(default_factory=FiringRate)
     rtol: float | None = None
     atol: float | None = None
     segment: float | None = None
     step: float | None = None
     per_row: bool | None = None
     polish: Method | None = None
+    family: ClassVar[Family] = Family.TORCHDIFFEQ
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, str) or self.method not in KINDS:
             raise InputError(f"method must be one of {', '.join(map(repr, KINDS))}, got {self.method!r}")
-        object.__setattr__(self, "flow", as_flow(self.flow))
+        super().__post_init__()
         fixed = KINDS[self.method].fixed
         for name, high in (("rtol", 1.0), ("atol", 1.0), ("segment", math.inf), ("step", math.inf)):
             value = getattr(self, name)
@@ -144,6 +143,11 @@ class TorchDiffEq(Method):
             raise InputError(f"per_row must be True, False or None, got {self.per_row!r}")
         if self.polish is not None and not isinstance(self.polish, Method):
             raise InputError(f"polish must be a method such as PeacemanRachford(), got {self.polish!r}")
+
+    @property
+    def solves_systems(self) -> bool:
+        """Whether it is one of scipy's implicit integrators."""
+        return self.method in ("BDF", "Radau", "LSODA")
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The integrator on one problem."""
@@ -176,14 +180,13 @@ class _Rows(NamedTuple):
 
 
 class _Field:
-    """f(t, origin + d), with its evaluations counted and limited."""
+    """f(t, origin + d), with its evaluations limited."""
 
-    def __init__(self, flow: BoundFlow, origin: Tensor | None, count: Callable[[], None], limit: float):
-        self.flow, self.origin, self._count, self.left = flow, origin, count, limit
+    def __init__(self, flow: BoundFlow, origin: Tensor | None, limit: float):
+        self.flow, self.origin, self.left = flow, origin, limit
         self.steps, self.proposed = 0, 0.0
 
     def __call__(self, t: Tensor, d: Tensor) -> Tensor:
-        self._count()
         self.left -= 1
         if self.left < 0:
             raise StuckError("too many evaluations of the field")
@@ -204,29 +207,23 @@ class Segments(Iteration):
     """
 
     def __init__(self, problem: EquilibriumProblem, stop: Stop, settings: TorchDiffEq):
-        super().__init__()
         self.settings, self.kind, self.stop = settings, KINDS[settings.method], stop.resolved(problem)
         self.problem = self.ode_problem = problem
         if self.kind.scipy:
             self.ode_problem = problem.with_tensors([tensor.double() for tensor in problem.tensors()])
-        self.flow = as_flow(settings.flow).bind(self.ode_problem)
+        self.flow = settings.flow_on(self.ode_problem)
         self.rate = self.flow.rate or _RATE
         if self.kind.fixed:
             self.step_size = settings.step or self.kind.disc * float(self.flow.euler_step.step)
         self.separable = False  # segments are planned with the residual as the loop sees it
         self.per_row = self.kind.scipy if settings.per_row is None else settings.per_row
         self.segments: list[tuple[float, int]] = []
-        self._calls = 0.0
+        self._advice: str | None = None
 
-    def _count(self, calls: float = 1.0) -> None:
-        self._calls += calls
-        self.map_evals = math.ceil(self._calls)
-
-    def _count_call(self) -> None:
-        self._count(1 / self.problem.batch if self.per_row else 1.0)
+    def advice(self) -> str | None:
+        return self._advice
 
     def init(self, z0: Tensor) -> State:
-        self._count()
         s = self.flow.init(z0.to(self.ode_problem.q.dtype))
         z = self.flow.read(s).to(z0.dtype)
         residual, tolerance = self._assess(self.problem, z)
@@ -243,9 +240,8 @@ class Segments(Iteration):
     @torch.no_grad()
     def _assess(self, problem: EquilibriumProblem, z: Tensor) -> tuple[Tensor, Tensor]:
         """Residual norm and what the loop allows it to be, each (batch,)."""
-        self._count()
         image = problem.map(z)
-        return torch.linalg.vector_norm(z - image, dim=-1), self.stop.tolerance(torch.linalg.vector_norm(image, dim=-1))
+        return self.stop.size_of(z - image), self.stop.tolerance(self.stop.size_of(image))
 
     def step(self, state: State) -> State:
         now = _Rows(*state)
@@ -270,19 +266,19 @@ class Segments(Iteration):
         return tuple(torch.cat(column) for column in zip(*moved, strict=True))
 
     def _attempt(self, rows: Tensor, old: _Rows) -> tuple[Tensor, ...]:
-        flow = as_flow(self.settings.flow).bind(self.ode_problem.rows(rows))
+        flow = self.settings.flow_on(self.ode_problem.rows(rows))
         try:
             s, proposed = self.integrate(flow, old.s, float(old.span[0]), old.accuracy, first=float(old.first.min()))
             return s, torch.full_like(old.first, proposed), torch.zeros_like(old.given_up)
         except StuckError as error:
             if len(rows) == 1:
-                self.advice = _advice(self.settings, self.ode_problem.q.dtype, error)
+                self._advice = _advice(self.settings, self.ode_problem.q.dtype, error)
                 return old.s, old.first, torch.ones_like(old.given_up)
         return self._in_parts(rows, old, 2)
 
     def _plan(self, rows: Tensor, z: Tensor, old: _Rows, s: Tensor) -> _Rows:
         """What is known of the rows after a segment, and the plan for the next one."""
-        flow = as_flow(self.settings.flow).bind(self.ode_problem.rows(rows))
+        flow = self.settings.flow_on(self.ode_problem.rows(rows))
         reached = flow.read(s).to(z.dtype)
         if self.settings.polish is not None:
             problem = self.problem.rows(rows)
@@ -308,7 +304,7 @@ class Segments(Iteration):
         stale = torch.where(residual < (1 - 1e-3) * old.best, 0, old.stale + old.span)
         stuck = stale >= _PATIENCE / self.rate
         if bool(stuck.any()):
-            self.advice = _advice(self.settings, z.dtype, None)
+            self._advice = _advice(self.settings, z.dtype, None)
         best = torch.minimum(residual, old.best)
         return _Rows(s, reached, residual, tolerance, span, accuracy, old.first, best, stale, stuck)
 
@@ -317,7 +313,6 @@ class Segments(Iteration):
         state = iteration.init(z)
         for _ in range(_POLISH_STEPS):
             state = iteration.step(state)
-        self._count(iteration.map_evals)
         return iteration.read(state)
 
     def integrate(
@@ -353,7 +348,7 @@ class Segments(Iteration):
         # segment, which in float32 would leave a residual of 1e-5.
         origin = start if self.settings.rtol is None and not self.kind.scipy and adjoint is None else None
         limit = (_CALLS + (50 * start.numel() if self.kind.scipy else 0)) * max(1.0, span)
-        observed = (_AdaptiveField if adaptive else _Field)(flow, origin, self._count_call, limit)
+        observed = (_AdaptiveField if adaptive else _Field)(flow, origin, limit)
         options = {**self.grid_options(), "norm": _worst_row}
         if adaptive:
             options["step_t"] = torch.tensor([span], dtype=torch.float64)
@@ -386,7 +381,6 @@ class Segments(Iteration):
         """(rtol, atol) of the time steps of a segment; where it is tied to the residual, atol has one entry per row."""
         if self.settings.rtol is not None:
             return self.settings.rtol, 1e-3 * self.settings.rtol if self.settings.atol is None else self.settings.atol
-        self._count_call()
         limits = torch.finfo(start.dtype)
         floor = (_ROUNDING * self.kind.accuracy * limits.eps * row_rms(start)).clamp_min(limits.tiny)
         atol = torch.maximum(accuracy * row_rms(flow(0.0, start)), floor)[:, None]

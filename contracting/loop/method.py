@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import replace
+from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from contracting.errors import PreconditionError
 from contracting.loop.records import Stop
-from contracting.memory import Key, plain
 from contracting.problem import EquilibriumProblem
 
-State = tuple[Tensor, ...]  # every tensor has one leading entry per row
+State = tuple[Any, ...]
+"""Tensors with one leading entry per row, tuples of such, and plain values, which hold for all rows."""
+
+
+class Family(StrEnum):
+    """What kind of method a solver is."""
+
+    SPLITTING = "splitting"
+    NEWTON = "Newton"
+    INTEGRATOR = "ODE integrator"
+    TORCHDIFFEQ = "torchdiffeq"
 
 
 class Iteration(ABC):
-    """A method bound to one problem: pure functions over a tuple of tensors with one leading entry per row.
+    """A method bound to one problem: pure functions of a state, which is a tuple that nobody changes.
+
+    To bring: ``init``, ``step`` and ``read``. Whatever changes in the course of a solve is in the state, so that a step
+    from the same state gives the same result, whatever was computed before. Everything else has a default. Products
+    with W are counted where they are made, not here.
 
     Attributes:
         factor: predicted contraction factor per step, or None. For splittings, and for Euler and Heun on the
@@ -25,26 +39,14 @@ class Iteration(ABC):
             RK4, and for every integrator on the firing-rate and Hopfield flows, it bounds the linearised iteration: the
             rate close to the equilibrium.
         step_size: what the method chose or was given (α of a splitting, h of an integrator), or None where it varies.
-        map_evals: applications of W (or of a resolvent of W) to the whole batch so far.
         check_every: steps between two checks that this method suggests.
-        advice: why the method gave rows up, and what to do; part of the error that the loop raises.
-        method: what to bind to the problem of some rows, where that is not the method that was bound.
         separable: whether the iteration on some rows is this method bound to the problem of those rows.
-        check_start: whether the residual is worth a look before the first step.
-        cold_start: whether z0 = 0 because nobody knew better; set by the loop.
     """
 
     factor: float | None = None
     step_size: float | None = None
     check_every: int = 1
-    advice: str | None = None
-    method: Method | None = None
     separable: bool = True
-    check_start: bool = True
-    cold_start: bool = False
-
-    def __init__(self) -> None:
-        self.map_evals = 0
 
     @abstractmethod
     def init(self, z0: Tensor) -> State:
@@ -54,35 +56,52 @@ class Iteration(ABC):
     def step(self, state: State) -> State:
         """One iteration, or one time step."""
 
+    @abstractmethod
+    def read(self, state: State) -> Tensor:
+        """The current z, shape (batch, n)."""
+
+    def cold(self) -> State | None:
+        """A state to begin with where nobody knows a z0, not worth a look itself; None stands for that of z0 = 0."""
+        return None
+
     def advance(self, state: State, taken: int, steps: int) -> State:
         """``steps`` iterations after the first ``taken``; a method may fuse them."""
         for _ in range(steps):
             state = self.step(state)
         return state
 
-    def check_after(self, taken: int) -> int:
-        """How many steps after ``taken`` the residual is looked at again; may depend on nothing else of the run."""
+    def check_after(self, state: State, taken: int) -> int:
+        """How many steps after ``taken`` the residual is looked at again; may depend on no row of the state."""
         return self.check_every
 
     def resume(self, state: State, preactivation: Tensor, taken: int) -> State:
         """The state after a check, which has computed Wz + q at the z of this state; a method may make use of it."""
         return state
 
-    def on(self, problem: EquilibriumProblem) -> Iteration | None:
-        """This iteration as it is on other rows of the same weights, or None where it has to be bound anew."""
-        return None
-
-    @abstractmethod
-    def read(self, state: State) -> Tensor:
-        """The current z, shape (batch, n)."""
-
     def given_up(self, state: State) -> Tensor | None:
         """Rows this method cannot advance any further, (batch,), which the loop reports as STALLED; None for no row."""
         return None
 
+    def advice(self) -> str | None:
+        """Why rows were given up, and what to do: part of the error that the loop raises."""
+        return None
+
 
 class Method(ABC):
-    """Settings of a solver: a frozen dataclass without tensors or counters, bound to a problem for each solve."""
+    """Settings of a solver: a frozen dataclass without tensors or counters, bound to a problem for each solve.
+
+    To bring: ``family`` and ``bind``. ``contracting.contracts.solver`` tests what is promised.
+    """
+
+    @property
+    @abstractmethod
+    def family(self) -> Family:
+        """What kind of method it is, mostly a class attribute: ``family = Family.SPLITTING``."""
+
+    @property
+    def solves_systems(self) -> bool:
+        """Whether a step solves a linear system per row, which no count of products shows."""
+        return False
 
     @abstractmethod
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
@@ -96,20 +115,21 @@ class Method(ABC):
             PreconditionError: if this method cannot solve this problem, before any work is done.
         """
 
-    def bound(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
-        """``bind``, or what it made earlier for as many rows of weights that stay, where ``Iteration.on`` moves that.
+    def chosen(self, problem: EquilibriumProblem, stop: Stop) -> Method:
+        """The method that solves all rows of a problem, also after some have left: this one, or one it chooses.
 
-        Only settings that are numbers, words and frozen dataclasses of such are recognised; others are bound each time.
+        A method that chooses, or that has another inside, says here what is bound.
         """
-        linear, activation = problem.linear, problem.activation
-        if linear.changing or not (plain(self) and plain(activation)):
-            return self.bind(problem, stop)
+        return self
 
-        def without_rows() -> Iteration | None:  # so that what is remembered keeps no batch alive
-            return self.bind(problem, stop).on(replace(problem, q=problem.q.new_empty(0, problem.size)))
 
-        made = linear.remember("bound", Key((self, stop, activation, problem.batch), problem.metric), without_rows)
-        return (None if made is None else made.on(problem)) or self.bind(problem, stop)
+def rows_of(state: State, index: Tensor) -> State:
+    """The state of some rows."""
+    entries = [
+        entry[index] if isinstance(entry, Tensor) else rows_of(entry, index) if isinstance(entry, tuple) else entry
+        for entry in state
+    ]
+    return type(state)(*entries) if hasattr(state, "_fields") else tuple(entries)
 
 
 def refuse_graph(problem: EquilibriumProblem, method: str) -> None:
@@ -123,4 +143,3 @@ def refuse_graph(problem: EquilibriumProblem, method: str) -> None:
             f"{method} cannot be differentiated through: use the implicit gradient, backward=Implicit(), or solve "
             "under torch.no_grad()"
         )
-

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import ContractingError, InputError, PreconditionError, Status
+from contracting.metrics import Metric
 from contracting.problem import EquilibriumProblem
 
 Scale = TypeVar("Scale", Tensor, NDArray[Any])
@@ -25,7 +26,7 @@ _MATMUL_SAFETY = 8  # constant of the rounding bound of an inner product; n·eps
 class Stop:
     r"""When a row counts as solved, and when the loop gives up on it.
 
-    A row is solved when ‖z − σ(Wz + q)‖₂ ≤ atol + rtol·‖σ(Wz + q)‖₂ holds at the z that is returned.
+    A row is solved when ‖z − σ(Wz + q)‖ ≤ atol + rtol·‖σ(Wz + q)‖ holds at the z that is returned.
 
     Args:
         rtol: relative tolerance; None means 1e-8 in float64 and 1e-5 in float32, or what rounding lets one resolve,
@@ -34,9 +35,12 @@ class Stop:
         max_steps: steps after which a row is given up as MAX_STEPS.
         patience: steps without a new best residual after which a row is given up as STALLED.
         check_every: steps between two checks of the residual; None lets the method say. Steps are counted at checks.
+        norm: the norm of residuals and of what they are compared with; None is the Euclidean norm, for which an entry
+            of size 0.1 beside one of 1e6 is not worth a look. ``WeightedL2(1 / size**2)`` or ``WeightedLinf(1 / size)``
+            with the sizes (n,) of the entries make the tolerance one for each entry.
 
     Raises:
-        InputError: if a setting is out of range.
+        InputError: if a setting is out of range or of a wrong kind.
     """
 
     rtol: float | None = None
@@ -44,6 +48,7 @@ class Stop:
     max_steps: int = 100_000
     patience: int = 2_000
     check_every: int | None = None
+    norm: Metric | None = None
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
@@ -54,13 +59,18 @@ class Stop:
         checks.whole_number("Stop.patience", self.patience)
         if self.check_every is not None:
             checks.whole_number("Stop.check_every", self.check_every)
+        if not (self.norm is None or isinstance(self.norm, Metric)):
+            raise InputError(f"Stop.norm must be a Metric such as WeightedL2(weights), or None, got {self.norm!r}")
 
     def resolved(self, problem: EquilibriumProblem) -> Stop:
         """The same stop with the default tolerances of the problem filled in.
 
         Raises:
+            InputError: if the norm is of another size.
             PreconditionError: if the precision of the problem allows for less than two digits.
         """
+        if self.norm is not None and self.norm.size != problem.size:
+            raise InputError(f"Stop.norm must act on {problem.size} entries, got {self.norm.size}")
         if self.rtol is not None and self.atol is not None:
             return self
         eps = torch.finfo(problem.q.dtype).eps
@@ -77,6 +87,10 @@ class Stop:
         if atol is None:
             atol = 1e-12 if double else 1e-7
         return replace(self, rtol=rtol, atol=atol)
+
+    def size_of(self, rows: Tensor) -> Tensor:
+        """The norm of each row, by which residuals are judged: (batch, n) -> (batch,)."""
+        return torch.linalg.vector_norm(rows, dim=-1) if self.norm is None else self.norm.norm(rows)
 
     def tolerance(self, scale: Scale) -> Scale:
         """The residual at which a row of this scale ‖σ(Wz + q)‖ is solved; of a resolved stop."""
@@ -148,11 +162,12 @@ class Solution:
     Attributes:
         z: (batch, n), the equilibrium, or the last finite iterate of a row that failed.
         status: (batch,), values of ``Status``.
-        residual: (batch,), ‖z − σ(Wz + q)‖₂ at this very z.
-        relative_residual: (batch,), the residual over ‖σ(Wz + q)‖₂.
+        residual: (batch,), ‖z − σ(Wz + q)‖ at this very z, in the norm of the stop.
+        relative_residual: (batch,), the residual over ‖σ(Wz + q)‖.
         steps: (batch,), iterations (or time steps) until the row stopped.
-        map_evals: applications of W or of its resolvent to the batch, checks included.
-        seconds: wall time of the loop, watching excluded.
+        map_evals: applications of W, or of a map made from it such as its resolvent, to a row, over the number of rows,
+            rounded up. Checks are included; what depends on the weights alone (bounds, factorisations) is not.
+        seconds: wall time of the whole call, the binding to the weights included, watching excluded.
         problem: what was solved, detached.
         trace: the trace that was passed in, or None.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contracting.errors import Status
+from contracting.loop.method import Iteration, Method, State, rows_of
 from contracting.loop.records import Solution, Stop, Trace
+from contracting.maps.counting import Count, counting
 from contracting.metrics import euclidean
 from contracting.problem import EquilibriumProblem
 
-if TYPE_CHECKING:
-    from contracting.loop.method import Iteration, Method, State
-
 _SMALL = 20_000  # entries of a state below which a smaller batch saves nothing
 _SHARE = 0.5  # of the rows at work may be running when the others leave
+_GROWN = 1e3  # times its smallest value so far, a residual is not one that rounding keeps from falling
 
 Flags = NDArray[np.bool_]
 Numbers = NDArray[Any]
@@ -53,10 +53,12 @@ class Rows:
     """The state of every row at work, and the only place where a row's status changes."""
 
     def __init__(self, problem: EquilibriumProblem, stop: Stop, method: Method, z0: Tensor | None):
-        self.whole, self.problem, self.stop, self.method = problem, problem, stop, method
-        self.iteration: Iteration = method.bound(problem, stop)
-        self.iteration.cold_start = z0 is None
-        self.state: State = self.iteration.init(_expanded(problem, 0.0) if z0 is None else z0)
+        self.whole, self.problem, self.stop = problem, problem, stop
+        self.method = method.chosen(problem, stop)  # once: for fewer rows it might choose one with other states
+        with counting(None):  # what depends on the weights alone is no part of the iteration
+            self.iteration: Iteration = self.method.bind(problem, stop)
+        cold = self.iteration.cold() if z0 is None else None
+        self.state: State = cold or self.iteration.init(_expanded(problem, 0.0) if z0 is None else z0)
         self.place: Numbers | None = None  # of each row at work in the whole batch; None: all are there, in order
         self.answers: _Answers | None = None
         self.checks = 0
@@ -69,7 +71,7 @@ class Rows:
         self.residual: Numbers = np.full(problem.batch, np.nan)  # never had an answer
         self.scale = self.residual
         self.z: Tensor | None = None  # no answer yet
-        if self.iteration.check_start or stop.max_steps == 0:
+        if cold is None or stop.max_steps == 0:
             self.check(self.state, 0)
 
     @torch.no_grad()
@@ -77,10 +79,13 @@ class Rows:
         """Residual norm and its scale ‖σ(Wz + q)‖ of the rows at work, each (rows,), and Wz + q."""
         preactivation = self.problem.preactivation(z)
         image = self.problem.activation(preactivation)
-        scale = torch.linalg.vector_norm(image, dim=-1)
+        norm = self.stop.size_of
+        scale = norm(image)
         shared = image.data_ptr() == preactivation.data_ptr()  # as where σ is the identity
         error = image - z if shared else image.sub_(z)  # in place, while it is in cache
-        sizes = torch.stack((torch.linalg.vector_norm(error, dim=-1), scale)).cpu().numpy()
+        sizes = torch.stack((norm(error), scale)).cpu().numpy()
+        if self.stop.norm is not None:  # a metric takes care of the range by itself
+            return sizes[0], sizes[1], preactivation
         lowest, highest = np.minimum.reduce(sizes, None, initial=np.inf), np.maximum.reduce(sizes, None, initial=0.0)
         if not (lowest > self.least and highest < np.inf):
             self._with_care(sizes, error, preactivation)
@@ -117,6 +122,8 @@ class Rows:
         leaving = self.running if last else self.running & ended
         if leaving.any():
             code = np.where(lost, Status.NONFINITE, Status.MAX_STEPS if last else Status.STALLED)
+            if self.best is not None:
+                code = np.where(~lost & (residual > _GROWN * self.best), Status.DIVERGED, code)
             status = np.where(converged, Status.CONVERGED, code).astype(np.int8)
             self._record(leaving, lost, status, (z, residual, scale), taken)
             self.running = self.running & ~leaving
@@ -188,11 +195,10 @@ class Rows:
             return None
         self.place = index if self.place is None else self.place[index]
         on_device = self._on_device(index)
-        before, self.problem = self.iteration, self.problem.rows(on_device)
-        self.method = before.method or self.method
-        self.iteration = before.on(self.problem) or self.method.bind(self.problem, self.stop)
-        self.iteration.map_evals, self.iteration.cold_start = before.map_evals, before.cold_start
-        self.state, self.z = tuple(entry[on_device] for entry in self.state), self._last_z()[on_device]
+        self.problem = self.problem.rows(on_device)
+        with counting(None):
+            self.iteration = self.method.bind(self.problem, self.stop)
+        self.state, self.z = rows_of(self.state, on_device), self._last_z()[on_device]
         for name in ("residual", "scale", "best", "best_step", "running"):
             setattr(self, name, getattr(self, name)[index])
         return on_device
@@ -205,10 +211,9 @@ class Rows:
         if state is None:
             z, residual = self._last_z(), self.residual
         else:
-            evals = self.iteration.map_evals
-            z = self.iteration.read(state)
-            residual = self.assess(z)[0]
-            self.iteration.map_evals = evals
+            with counting(None):
+                z = self.iteration.read(state)
+                residual = self.assess(z)[0]
         here = np.flatnonzero(self.running)
         there = here if self.place is None else self.place[here]
         active = np.zeros(self.whole.batch, dtype=np.bool_)
@@ -227,7 +232,7 @@ class Rows:
         """Whether every row of the whole batch has converged."""
         return self.answers is None or bool((self.answers.status == Status.CONVERGED).all())
 
-    def solution(self, seconds: float, trace: Trace | None) -> Solution:
+    def solution(self, count: Count, seconds: float, trace: Trace | None) -> Solution:
         """The record of the whole batch."""
         answers = self.answers
         if answers is None:  # a batch without rows
@@ -242,7 +247,7 @@ class Rows:
             residual=self._on_device(answers.residual).to(dtype),
             relative_residual=self._on_device(relative).to(dtype),
             steps=self._on_device(answers.steps),
-            map_evals=self.iteration.map_evals + self.checks,
+            map_evals=math.ceil(count.rows / max(1, self.whole.batch)),
             seconds=seconds,
             problem=self.whole.detach(),
             trace=trace,

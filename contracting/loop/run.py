@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from dataclasses import replace
@@ -14,6 +15,7 @@ from contracting.errors import InputError, Status
 from contracting.loop.method import Method, State
 from contracting.loop.records import Solution, SolveError, Stop, Trace
 from contracting.loop.rows import Rows
+from contracting.maps.counting import Count, counting, report
 from contracting.precision import full_precision
 from contracting.problem import EquilibriumProblem, checked_problem
 
@@ -58,15 +60,30 @@ def solve(
     if torch.is_autocast_enabled(problem.q.device.type):
         with full_precision(problem.q):
             return solve(problem, method, z0=z0, stop=stop, trace=trace, throw=throw)
-    stop = (stop or Stop()).resolved(problem)
     watch = _Watch(trace)
+    stop = (stop or Stop()).resolved(problem)
+    count = Count()
+    with counting(count):
+        rows = _iterated(problem, method, z0, stop, watch)
+    report(count.rows)  # to the solve that this one may be part of
+    solution = rows.solution(count, watch.elapsed(), trace)
+    if not rows.solved and problem.linear.start_anew():
+        solution = _solved_anew(solution, problem, method, z0, stop)
+    if throw and not bool(solution.converged.all()):
+        raise SolveError(_failure(method, solution, rows.iteration.advice()), solution)
+    return solution
+
+
+def _iterated(
+    problem: EquilibriumProblem, method: Method, z0: Tensor | None, stop: Stop, watch: _Watch
+) -> Rows:
     rows = Rows(problem, stop, method, None if z0 is None else _starting_point(z0, problem))
     watch.see(0, rows, None if rows.checks else rows.state)
     taken = 0
     while rows.any_running and taken < stop.max_steps:
-        block = min(stop.check_every or rows.iteration.check_after(taken), stop.max_steps - taken)
         state = rows.state
-        if trace is None:
+        block = min(stop.check_every or rows.iteration.check_after(state, taken), stop.max_steps - taken)
+        if watch.trace is None:
             state = rows.iteration.advance(state, taken, block)
         else:
             for step in range(taken, taken + block):
@@ -76,12 +93,7 @@ def solve(
         taken += block
         rows.check(state, taken)
         watch.see(taken, rows)
-    solution = rows.solution(watch.elapsed(), trace)
-    if not rows.solved and problem.linear.start_anew():
-        solution = _solved_anew(solution, problem, method, z0, stop)
-    if throw and not bool(solution.converged.all()):
-        raise SolveError(_failure(method, solution, rows.iteration.advice), solution)
-    return solution
+    return rows
 
 
 def _solved_anew(
@@ -100,7 +112,7 @@ def _solved_anew(
         first,
         **rows,
         steps=first.steps.index_add(0, failed, second.steps),
-        map_evals=first.map_evals + second.map_evals,
+        map_evals=first.map_evals + math.ceil(second.map_evals * len(failed) / problem.batch),
         seconds=first.seconds + second.seconds,
     )
 

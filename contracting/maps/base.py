@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from contracting.errors import PreconditionError
+from contracting.maps.counting import counted
 from contracting.maps.estimates import Estimates, estimate, rough_norm
 from contracting.maps.operator import MonotoneOperator
 from contracting.memory import Remembering
@@ -52,6 +53,12 @@ class LinearMap(Remembering):
     """
 
     _transposed_from: LinearMap | None = None  # the map that this one was made from as its adjoint
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in ("apply", "affine"):  # the products that ``Solution.map_evals`` counts
+            if name in vars(cls):
+                setattr(cls, name, counted(vars(cls)[name]))
 
     @property
     @abstractmethod

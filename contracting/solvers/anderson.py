@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
-from contracting.loop.method import Iteration, Method, State
+from contracting.loop.method import Family, Iteration, Method, State
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.splitting import PeacemanRachford
@@ -46,58 +47,87 @@ class Anderson(Method):
             raise InputError(f"method must be a method such as PeacemanRachford(), got {self.method!r}")
         checks.whole_number("window", self.window)
 
+    @property
+    def family(self) -> Family:
+        """That of the method inside."""
+        return self.method.family
+
+    @property
+    def solves_systems(self) -> bool:
+        """As the method inside."""
+        return self.method.solves_systems
+
+    def chosen(self, problem: EquilibriumProblem, stop: Stop) -> Method:
+        """Around the method that the one inside chooses."""
+        return replace(self, method=self.method.chosen(problem, stop))
+
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration on one problem; refuses what the method inside refuses."""
         return _AndersonIteration(problem, self.method.bind(problem, stop), self.window)
 
 
+class _Accelerated(NamedTuple):
+    inner: State
+    df: Tensor  # differences of f = T(s) − s, (batch, window, n), the latest last
+    dt: Tensor  # differences of T(s)
+    last_f: Tensor
+    last_mapped: Tensor
+    age: Tensor  # how many steps the row has made, (batch,)
+    z: Tensor
+
+
 class _AndersonIteration(Iteration):
-    # state: that of the method inside, then differences of f and of T(s), (batch, window, n) each, the last f and T(s),
-    # how many steps the row has made, and the answer z
     def __init__(self, problem: EquilibriumProblem, inner: Iteration, window: int):
-        super().__init__()
         self.problem, self.inner = problem, inner
         self.window = min(window, problem.size)
-        self.map_evals = inner.map_evals
-        self.step_size, self.advice, self.separable = inner.step_size, inner.advice, inner.separable
+        self.step_size, self.separable = inner.step_size, inner.separable
 
     def init(self, z0: Tensor) -> State:
-        self.inner.cold_start = self.cold_start
-        evals = self.inner.map_evals
         inner = self.inner.init(z0)
-        self.map_evals += self.inner.map_evals - evals
         history = z0.new_zeros(z0.shape[0], self.window, z0.shape[1])
-        return (*inner, history, history, z0, z0, z0.new_zeros(z0.shape[0]), self.inner.read(inner))
+        return _Accelerated(inner, history, history, z0, z0, z0.new_zeros(z0.shape[0]), self.inner.read(inner))
 
     def step(self, state: State) -> State:
-        inner, (df, dt, last_f, last_mapped, age, _) = state[:-6], state[-6:]
-        evals = self.inner.map_evals
-        plain = self.inner.step(inner)
-        self.map_evals += self.inner.map_evals - evals
+        now = _Accelerated(*state)
+        plain = self.inner.step(now.inner)
         mapped = self._vector(plain)
-        f = mapped - self._vector(inner)
-        known = (age > 0)[:, None, None]
-        df = torch.cat([df[:, 1:], torch.where(known, (f - last_f)[:, None], 0.0)], 1)
-        dt = torch.cat([dt[:, 1:], torch.where(known, (mapped - last_mapped)[:, None], 0.0)], 1)
+        f = mapped - self._vector(now.inner)
+        known = (now.age > 0)[:, None, None]
+        df = torch.cat([now.df[:, 1:], torch.where(known, (f - now.last_f)[:, None], 0.0)], 1)
+        dt = torch.cat([now.dt[:, 1:], torch.where(known, (mapped - now.last_mapped)[:, None], 0.0)], 1)
         candidate = mapped - (_coefficients(df, f)[:, None] @ dt)[:, 0]
-        z, plain_z = (candidate, mapped) if len(plain) > 1 else (self.inner.read((s,)) for s in (candidate, mapped))
+        alone = _is_one_tensor(plain)
+        z, plain_z = (self.inner.read(_with(plain, s)) if alone else s for s in (candidate, mapped))
         accept = (self._residual(z) <= self._residual(plain_z))[:, None]
-        if len(plain) == 1:
-            plain = (torch.where(accept, candidate, mapped),)
-        return (*plain, df, dt, f, mapped, age + 1, torch.where(accept, z, plain_z))
+        if alone:
+            plain = _with(plain, torch.where(accept, candidate, mapped))
+        return _Accelerated(plain, df, dt, f, mapped, now.age + 1, torch.where(accept, z, plain_z))
 
     def read(self, state: State) -> Tensor:
-        return state[-1]
+        return _Accelerated(*state).z
 
     def given_up(self, state: State) -> Tensor | None:
-        return self.inner.given_up(state[:-6])
+        return self.inner.given_up(_Accelerated(*state).inner)
+
+    def advice(self) -> str | None:
+        return self.inner.advice()
 
     def _vector(self, inner: State) -> Tensor:
-        return inner[0] if len(inner) == 1 else self.inner.read(inner)
+        vector: Tensor = inner[0] if _is_one_tensor(inner) else self.inner.read(inner)
+        return vector
 
     def _residual(self, z: Tensor) -> Tensor:
-        self.map_evals += 1
         return torch.linalg.vector_norm(self.problem.residual(z), dim=-1)
+
+
+def _is_one_tensor(state: State) -> bool:
+    return isinstance(state[0], Tensor) and not any(isinstance(entry, Tensor | tuple) for entry in state[1:])
+
+
+def _with(state: State, vector: Tensor) -> State:
+    """The same state with another tensor for its only one."""
+    entries = (vector, *state[1:])
+    return type(state)(*entries) if hasattr(state, "_fields") else entries
 
 
 def _coefficients(differences: Tensor, target: Tensor) -> Tensor:

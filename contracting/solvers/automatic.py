@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from contracting.activations.base import Curved
 from contracting.activations.catalogue import Identity, Slope
 from contracting.flows.network import FiringRate
-from contracting.loop.method import Iteration, Method
+from contracting.loop.method import Family, Iteration, Method
 from contracting.loop.records import Stop
 from contracting.maps.dense import Dense
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.newton import SemismoothNewton
 from contracting.solvers.newton_krylov import NewtonKrylov
-from contracting.solvers.reflected import planned_steps
+from contracting.solvers.relaxed import planned_steps
 from contracting.solvers.splitting import PeacemanRachford
 from contracting.solvers.tseng import Tseng
 
@@ -59,6 +60,8 @@ class Automatic(Method):
     worst case, so that a choice can be cautious: see ``choose`` for the reason, and name a method to overrule it.
     """
 
+    family: ClassVar[Family] = Family.SPLITTING  # what it chooses most often
+
     def choose(self, problem: EquilibriumProblem, stop: Stop | None = None) -> Choice:
         """The method for this problem and tolerance, and the reason.
 
@@ -86,12 +89,13 @@ class Automatic(Method):
                 return inverse_free
         return Choice(method=PeacemanRachford(), reason=f"{predicted}, one product each after one factorisation")
 
+    def chosen(self, problem: EquilibriumProblem, stop: Stop) -> Method:
+        """The method that ``choose`` names."""
+        return self.choose(problem, stop).method
+
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration of the chosen method."""
-        method = self.choose(problem, stop).method
-        iteration = method.bind(problem, stop)
-        iteration.method = method  # some rows alone might be given another one, whose state has another form
-        return iteration
+        return self.chosen(problem, stop).bind(problem, stop)
 
 
 def _predicted_steps(problem: EquilibriumProblem, stop: Stop) -> tuple[float, str]:

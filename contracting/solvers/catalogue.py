@@ -28,7 +28,6 @@ from contracting.solvers.newton_krylov import NewtonKrylov
 from contracting.solvers.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
 from contracting.solvers.tseng import Tseng
 
-FAMILIES = ("splitting", "Newton", "ODE integrator", "torchdiffeq")
 ROW_LIMITS: Mapping[str, int] = {"torchdiffeq-BDF": 4}
 """Solvers of which a few rows are enough, because they solve one row after the other in Python."""
 
@@ -69,21 +68,3 @@ def default_solvers() -> dict[str, Method]:
         "torchdiffeq-dopri5/PeacemanRachford": TorchDiffEq("dopri5", flow=PeacemanRachfordFlow()),
         "torchdiffeq-BDF": TorchDiffEq("BDF"),
     }
-
-
-def family(method: Method) -> str:
-    """Which of ``FAMILIES`` a method belongs to; Automatic counts as what it chooses most often."""
-    if isinstance(method, Anderson):
-        return family(method.method)
-    if isinstance(method, SemismoothNewton | NewtonKrylov):
-        return "Newton"
-    if isinstance(method, PeacemanRachford | ForwardBackward | DouglasRachford | Tseng | FISTA | Automatic):
-        return "splitting"
-    return "torchdiffeq" if isinstance(method, TorchDiffEq) else "ODE integrator"
-
-
-def solves_linear_systems(method: Method) -> bool:
-    """Whether every step of a method solves a linear system per row, beside its applications of W."""
-    if isinstance(method, TorchDiffEq):
-        return method.method in ("BDF", "Radau", "LSODA")
-    return isinstance(method, SemismoothNewton | BackwardEuler | PseudoTransient)

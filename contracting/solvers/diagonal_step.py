@@ -35,9 +35,8 @@ class DiagonalStep:
             PreconditionError: if Condition 1 is not certified.
         """
         step, factor = self.choose(problem, kind)
-        flow = kind(step=step).bind(problem)
-        flow.choice = StepChoice(step=math.nan if isinstance(step, Tensor) else step, factor=factor)
-        return flow
+        known = StepChoice(step=math.nan if isinstance(step, Tensor) else step, factor=factor)
+        return kind(step=step).bind(problem, known)
 
     def choose(self, problem: EquilibriumProblem, kind: SplittingFlow) -> tuple[float | Tensor, float | None]:
         """D (a number, or one per neuron of shape (n,)) and the contraction factor in ‖·‖_{ΛD⁻¹}.

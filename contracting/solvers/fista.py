@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from contracting.errors import PreconditionError
-from contracting.loop.method import Iteration, Method, State
+from contracting.flows.splitting import forward_backward
+from contracting.loop.method import Family, Iteration, Method, State
 from contracting.loop.records import Stop
 from contracting.maps.operator import Bounds
 from contracting.metrics import WeightedL2
@@ -41,6 +43,7 @@ class FISTA(Method):
     """
 
     restart: bool = True
+    family: ClassVar[Family] = Family.SPLITTING
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
@@ -54,7 +57,6 @@ class FISTA(Method):
 class _FISTAIteration(Iteration):
     # state: z, the extrapolated y, steps since the row's last restart
     def __init__(self, problem: EquilibriumProblem, metric: WeightedL2, bounds: Bounds, restart: bool):
-        super().__init__()
         self.problem, self.restart = problem, restart
         self.weights = metric.weights.to(problem.q)
         self.alpha = self.step_size = 1 / bounds.symmetric
@@ -68,9 +70,8 @@ class _FISTAIteration(Iteration):
         return z0, z0, z0.new_zeros(z0.shape[0])
 
     def step(self, state: State) -> State:
-        self.map_evals += 1
         z, y, age = state
-        new = self.problem.activation.prox(y + self.alpha * (self.problem.preactivation(y) - y), self.alpha)
+        new = forward_backward(self.problem, y, self.alpha)
         age = age + 1
         momentum = torch.full_like(age, self.momentum)
         if self.restart:

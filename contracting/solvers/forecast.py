@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from contracting.flows.splitting import driven, reflected_steps
 from contracting.maps.base import LinearMap
 from contracting.types import Step
 
@@ -63,13 +64,11 @@ def sampled_forecast(linear: LinearMap, reflection: LinearMap, step: Step) -> Fo
         The forecast, or None where the residual does not get smaller.
     """
     q, active = _sample(linear.size, reflection.dtype, reflection.device)
-    scaled = step * q
-    offset = reflection.affine(scaled, scaled)
-    signs, u = 2 * active - 1, offset
+    u = offset = driven(reflection, step * q)
+    signs = 2 * active - 1
     seen, taken = [], 0
     for look in _LOOKS:
-        for _ in range(look - taken):
-            u = reflection.affine(u * signs, offset)
+        u = reflected_steps(reflection, offset, lambda u, out: torch.mul(u, signs, out=out), u, look - taken)
         seen.append(u)
         taken = look
     z = torch.stack(seen) * active

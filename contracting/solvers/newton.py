@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from contracting import checks
 from contracting.flows.base import BoundFlow
 from contracting.flows.splitting import PeacemanRachfordFlow
 from contracting.linear_systems import solve_rows
-from contracting.loop.method import Iteration, Method, State
+from contracting.loop.method import Family, Iteration, Method, State
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
 
@@ -35,6 +36,8 @@ class SemismoothNewton(Method):
 
     halvings: int = 6
     memory: int = 256 * 2**20
+    family: ClassVar[Family] = Family.NEWTON
+    solves_systems: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         checks.whole_number("halvings", self.halvings, low=0)
@@ -48,13 +51,11 @@ class SemismoothNewton(Method):
 class _NewtonIteration(Iteration):
     # state: z, the Peaceman–Rachford state u of a row that fell back, whether it did, the best residual of the row
     def __init__(self, problem: EquilibriumProblem, settings: SemismoothNewton):
-        super().__init__()
         self.problem, self.settings = problem, settings
         fallback = problem.well_posed
         self.fallback: BoundFlow | None = PeacemanRachfordFlow().bind(problem) if fallback else None
 
     def init(self, z0: Tensor) -> State:
-        self.map_evals += 1
         residual = self._norm(z0)
         return z0, z0, torch.zeros_like(residual, dtype=torch.bool), residual
 
@@ -66,7 +67,6 @@ class _NewtonIteration(Iteration):
         direction = self._newton_direction(z)
         length = torch.ones_like(best)
         candidate, residual = z + direction, self._norm(z + direction)
-        self.map_evals += 2
         for _ in range(self.settings.halvings):
             good = residual <= (1 - _SUFFICIENT) * best
             if bool(good.all()):
@@ -74,7 +74,6 @@ class _NewtonIteration(Iteration):
             length = torch.where(good, length, length / 2)
             candidate = z + length[:, None] * direction
             residual = self._norm(candidate)
-            self.map_evals += 1
         good = residual <= (1 - _SUFFICIENT) * best
         # a residual that is already rounding noise cannot fall further, and a full step does no harm
         if self.fallback is None:
@@ -82,7 +81,6 @@ class _NewtonIteration(Iteration):
             return z, u, fell_back, torch.minimum(best, residual.nan_to_num(float("inf")))
         if not bool(good.all()):
             u = self.fallback.map(torch.where(fell_back[:, None], u, self.fallback.init(z)))
-            self.map_evals += 2
             candidate = torch.where(good[:, None], candidate, self.fallback.read(u))
             residual = self._norm(candidate)
         return candidate, u, ~good, torch.minimum(best, residual)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,13 +15,13 @@ from contracting.flows.base import BoundFlow, Flow, as_flow
 from contracting.flows.network import BoundFiringRate, FiringRate
 from contracting.flows.speed import ScaledFlow
 from contracting.flows.splitting import (
-    BoundForwardBackward,
     BoundPeacemanRachford,
     BoundSplitting,
     PeacemanRachfordFlow,
 )
+from contracting.integrators.base import FlowIteration, FlowMethod
 from contracting.linear_systems import solve_rows_by_products
-from contracting.loop.method import Iteration, Method, State, refuse_graph
+from contracting.loop.method import Family, Iteration, State, refuse_graph
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
 
@@ -29,7 +30,7 @@ _LOOSEST, _GAIN = 0.1, 0.9  # forcing terms: η ≤ 0.1, η = 0.9 (‖F‖/‖F 
 
 
 @dataclass(frozen=True, kw_only=True)
-class NewtonKrylov(Method):
+class NewtonKrylov(FlowMethod):
     r"""s ← s + td with (I − T'(s))d ≈ T(s) − s by GMRES: inexact Newton on the map T of a flow, without matrices.
 
     The linear system of a row is solved to ‖T(s) − s − (I − T'(s))d‖ ≤ η‖T(s) − s‖, with η following the fall of
@@ -63,10 +64,10 @@ class NewtonKrylov(Method):
     restarts: int = 3
     halvings: int = 6
     memory: int = 256 * 2**20
+    family: ClassVar[Family] = Family.NEWTON
 
     def __post_init__(self) -> None:
-        if self.flow is not None:
-            object.__setattr__(self, "flow", as_flow(self.flow))
+        super().__post_init__()
         checks.whole_number("krylov", self.krylov)
         checks.whole_number("restarts", self.restarts, low=0)
         checks.whole_number("halvings", self.halvings, low=0)
@@ -84,12 +85,12 @@ class NewtonKrylov(Method):
         return _NewtonKrylovIteration(bound, self, stop)
 
 
-class _NewtonKrylovIteration(Iteration):
+class _NewtonKrylovIteration(FlowIteration):
     # state: s, the state u of the fallback, whether the row fell back, the best residual, ‖T(s) − s‖ one step before,
     # and the forcing term of that step
     def __init__(self, flow: BoundFlow, settings: NewtonKrylov, stop: Stop):
-        super().__init__()
-        self.flow, self.problem, self.settings, self.stop = flow, flow.problem, settings, stop
+        super().__init__(flow)
+        self.problem, self.settings, self.stop = flow.problem, settings, stop
 
     @cached_property
     def fallback(self) -> BoundFlow | None:
@@ -102,20 +103,17 @@ class _NewtonKrylovIteration(Iteration):
         return PeacemanRachfordFlow().bind(self.problem)
 
     def init(self, z0: Tensor) -> State:
-        self.map_evals += 1 if isinstance(self.flow, BoundSplitting) else 0
         s = self.flow.init(z0)
         residual = self._residual(s)
         unknown = torch.full_like(residual, float("inf"))
         return s, s, torch.zeros_like(residual, dtype=torch.bool), residual, unknown, torch.full_like(unknown, _LOOSEST)
 
     def _residual(self, s: Tensor) -> Tensor:
-        self.map_evals += 1
         return torch.linalg.vector_norm(self.problem.residual(self.flow.read(s)), dim=-1)
 
     def step(self, state: State) -> State:
         s, u, fell_back, best, last_size, last_forcing = state
         defect = self.flow.defect(s)
-        self.map_evals += 2 if isinstance(self.flow, BoundPeacemanRachford) else 1  # W and its resolvent
         size = torch.linalg.vector_norm(defect, dim=-1)
         forcing = self._forcing(s, size, last_size, last_forcing)
         direction = self._direction(s, defect, forcing * size)
@@ -141,10 +139,8 @@ class _NewtonKrylovIteration(Iteration):
         """Where no Newton step helps: the state after a step of the fallback, and the fallback's own."""
         if self.fallback is None:
             return s + direction, u
-        self.map_evals += 1
         if self.fallback is self.flow:
             return self.flow.map(s), u
-        self.map_evals += 1
         u = self.fallback.map(torch.where(fell_back[:, None], u, self.fallback.init(self.flow.read(s))))
         return self.flow.init(self.fallback.read(u)), u
 
@@ -160,10 +156,10 @@ class _NewtonKrylovIteration(Iteration):
     def _direction(self, s: Tensor, defect: Tensor, tolerance: Tensor) -> Tensor:
         dimension = min(self.settings.krylov, s.shape[1])
         rows = max(1, self.settings.memory // (2 * dimension * s.shape[1] * s.element_size()))
-        directions, most = [], 0
+        directions = []
         for start in range(0, s.shape[0], rows):
             chunk = slice(start, start + rows)
-            direction, products = solve_rows_by_products(
+            direction, _ = solve_rows_by_products(
                 self._newton_matrix(s, chunk),
                 defect[chunk],
                 tolerance[chunk],
@@ -171,21 +167,14 @@ class _NewtonKrylovIteration(Iteration):
                 restarts=self.settings.restarts,
             )
             directions.append(direction)
-            most = max(most, products)
-        # forward–backward finds its slopes anew in every product
-        self.map_evals += 2 * most if isinstance(self.flow, BoundForwardBackward) else most
         return torch.cat(directions)
 
     def _newton_matrix(self, s: Tensor, chunk: slice) -> Callable[[Tensor], Tensor]:
         """d ↦ (I − T'(s))d on some rows."""
         if type(self.flow) is BoundFiringRate:
-            self.map_evals += 1
             slopes, linear = self.problem.slopes(s)[chunk], self.problem.linear
             return lambda d: d - slopes * linear.apply(d)
         flow, at = self.flow, s[chunk]
         if len(at) < len(s):
             flow = self.flow.on(self.problem.rows(torch.arange(len(s), device=s.device)[chunk]))
         return lambda d: -flow.jvp(at, d)
-
-    def read(self, state: State) -> Tensor:
-        return self.flow.read(state[0])

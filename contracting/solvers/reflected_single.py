@@ -12,16 +12,18 @@ none comes before float32 has given what it can. So what is reached is as accura
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from contracting.activations.base import Activation, Reflection
-from contracting.flows.splitting import BoundPeacemanRachford
+from contracting.flows.splitting import BoundPeacemanRachford, driven, reflected_steps
 from contracting.loop.method import State
 from contracting.loop.records import Stop
 from contracting.maps.base import LinearMap
-from contracting.solvers.reflected import MOST, FoldedIteration, blocks_of, run, usual_forecast
+from contracting.solvers.reflected import MOST, FoldedIteration, blocks_of, usual_forecast
+from contracting.solvers.relaxed import Relaxed
 from contracting.types import Step
 
 _FLOOR = 0.7 * torch.finfo(torch.float32).eps  # times 1 + ‖W‖: the residual that all rows reach in float32
@@ -42,8 +44,21 @@ def refinable(flow: BoundPeacemanRachford, relaxation: float) -> bool:
     return forecast is not None and forecast.decay <= _SLOWEST_USUAL
 
 
+class Phase(NamedTuple):
+    """The state u = ū + s·d between two moves of ū."""
+
+    base: Tensor  # ū, float64
+    size: Tensor  # s, (rows, 1)
+    change: Tensor  # d, float32
+    drive: Tensor  # r, float32, times θ
+    moved: int  # the step at which ū moved last
+    at_zero: bool  # whether ū is zero, where the first phase of a cold start begins
+    scaled: bool  # whether some row has a size other than one
+    cold: bool
+
+
 class RefinedIteration(FoldedIteration):
-    """The iteration of ``FoldedIteration`` in float32; its state is u, or ū, s, d and r between two checks."""
+    """The iteration of ``FoldedIteration`` in float32; its state is that of ``RelaxedIteration`` or a ``Phase``."""
 
     def __init__(self, flow: BoundPeacemanRachford, relaxation: float, stop: Stop):
         super().__init__(flow, relaxation, stop)
@@ -58,27 +73,28 @@ class RefinedIteration(FoldedIteration):
         else:
             planned = 1.0 if self.forecast is None else self.forecast.steps(floor)
             self._phase = max(1, min(MOST, math.ceil(_SHARE * planned)))
-        self._moved = 0  # the step at which ū moved last
-        self._at_zero = False  # whether it is zero, where the first phase of a cold start begins
-        self._scaled = False  # whether some row has a size other than one
-        linear = _single(flow.reflection)
-        self._relaxed = linear if relaxation == 1 else linear.combined(relaxation, 0.0)
+        self._single = _single(flow.reflection)
+        self._relaxed = self._single if relaxation == 1 else self._single.combined(relaxation, 0.0)
         self._zero = flow.problem.q.new_zeros((1, 1), dtype=torch.float32)
 
     def read(self, state: State) -> Tensor:
-        if len(state) == 4 and self._at_zero and not self._scaled and self._activation.homogeneous:
-            change = state[2]  # converted after the prox, which costs less
-            return self._single_activation(slice(None)).prox(change, self._single_step).to(self.flow.problem.q.dtype)
+        if isinstance(state, Phase) and state.at_zero and not state.scaled and self._activation.homogeneous:
+            # converted after the prox, which costs less
+            small = self._single_activation(slice(None)).prox(state.change, self._single_step)
+            return small.to(self.flow.problem.q.dtype)
         return self.flow.read(self._whole(state))
 
     def _whole(self, state: State) -> Tensor:
-        if len(state) == 1:
-            return state[0]
-        base, size, change, _ = state
-        u = change.to(base.dtype)
-        if self._scaled:
-            u = u * size
-        return u if self._at_zero else u.add_(base)
+        if not isinstance(state, Phase):
+            u: Tensor = state[0]
+            return u
+        u = state.change.to(state.base.dtype)
+        if state.scaled:
+            u = u * state.size
+        return u if state.at_zero else u.add_(state.base)
+
+    def step(self, state: State) -> State:
+        return super().step(Relaxed(self._whole(state), state[-1]))
 
     def resume(self, state: State, preactivation: Tensor, taken: int) -> State:
         return state if self._in_graph(state[0]) else self._moved_to(state, preactivation, taken)
@@ -86,72 +102,74 @@ class RefinedIteration(FoldedIteration):
     def advance(self, state: State, taken: int, steps: int) -> State:
         if self._in_graph(state[0]):
             return super().advance(state, taken, steps)
-        self.map_evals += steps
         with torch.no_grad():
-            if len(state) == 1:
-                state = self._start(state) if self.cold_start and taken == 0 else self._moved_to(state, None, taken)
+            if isinstance(state, Phase):
+                phase = state
+            else:
+                phase = self._start(state) if state[-1] and taken == 0 else self._moved_to(state, None, taken)
             while steps:
-                if taken - self._moved >= self._phase:
-                    state = self._moved_to(state, None, taken)
-                few = min(steps, self._phase - (taken - self._moved))
-                state = self._changed(state, few, first=taken == self._moved)
+                if taken - phase.moved >= self._phase:
+                    phase = self._moved_to(phase, None, taken)
+                few = min(steps, self._phase - (taken - phase.moved))
+                phase = self._changed(phase, few, first=taken == phase.moved)
                 taken, steps = taken + few, steps - few
-        return state
+        return phase
 
-    def _start(self, state: State) -> State:
+    def _start(self, state: State) -> Phase:
         """ū = 0: with d = u and r the offset, so that no difference of reflections is needed."""
-        self._moved, self._at_zero = 0, True
         if self._exact_start:
             drive = (self.flow.offset if self.relaxation == 1 else self.relaxation * self.flow.offset).to(torch.float32)
-            size, self._scaled = _sizes(drive, self.flow.problem.q)
-            if not self._scaled:
-                return state[0], size, self._unchanged(drive), drive
-        phase = self._phase_from(state[0], self.flow.problem.q)
-        return phase if self._activation.homogeneous or not self._scaled else self._moved_to(state, None, 0)
+            size, scaled = _sizes(drive, self.flow.problem.q)
+            if not scaled:
+                return Phase(state[0], size, self._unchanged(drive), drive, 0, True, False, True)
+        phase = self._phase_from(state[0], self.flow.problem.q, 0, at_zero=True, cold=True)
+        return phase if self._activation.homogeneous or not phase.scaled else self._moved_to(state, None, 0)
 
     @torch.no_grad()
-    def _moved_to(self, state: State, preactivation: Tensor | None, taken: int) -> State:
+    def _moved_to(self, state: State, preactivation: Tensor | None, taken: int) -> Phase:
         """The same iterate with ū moved there."""
         u = self._whole(state)
         z = self.flow.read(u)
         if preactivation is None:
-            self.map_evals += 1
             preactivation = self.flow.problem.preactivation(z)
-        self._moved, self._at_zero = taken, False
-        v = z if z.data_ptr() == u.data_ptr() else z.lerp_(u, 1 / self.flow.step)  # z is u where σ is the identity
-        return self._phase_from(u, preactivation.sub_(v))  # in place: nobody needs Wz̄ + q any more
+        if z.data_ptr() == u.data_ptr():  # as where σ is the identity
+            error = preactivation - z
+        else:
+            error = torch.sub(preactivation, z.lerp_(u, 1 / self.flow.step), out=z)  # z is nobody else's
+        return self._phase_from(u, error, taken, at_zero=False, cold=state[-1])
 
-    def _phase_from(self, base: Tensor, error: Tensor) -> State:
+    def _phase_from(self, base: Tensor, error: Tensor, taken: int, *, at_zero: bool, cold: bool) -> Phase:
         """The state at ū, from Wz̄ + q − v̄."""
         single = error.to(torch.float32)
-        size, self._scaled = _sizes(single, error)
-        if self._scaled:
+        size, scaled = _sizes(single, error)
+        if scaled:
             single = (error / size).to(torch.float32)
         kick = single.mul_(self._single_step)
-        drive = self._relaxed.affine(kick, kick if self.relaxation == 1 else self.relaxation * kick)
-        return base, size, self._unchanged(drive), drive
+        drive = driven(self._single, kick)
+        drive = drive if self.relaxation == 1 else drive.mul_(self.relaxation)
+        return Phase(base, size, self._unchanged(drive), drive, taken, at_zero, scaled, cold)
 
     def _unchanged(self, drive: Tensor) -> Tensor:
         """d = 0."""
         return self._zero.expand_as(drive)
 
-    def _changed(self, state: State, steps: int, *, first: bool) -> State:
-        base, size, change, drive = state
+    def _changed(self, phase: Phase, steps: int, *, first: bool) -> Phase:
+        change = phase.change
         if first:  # from d = 0, where the reflection has not changed
-            change, steps = drive, steps - 1
+            change, steps = phase.drive, steps - 1
         if steps:
             blocks = []
-            for rows in blocks_of(base):
-                kernel = self._relaxed, self._relaxed.laid_out(drive[rows]), self._reflection(base, size, rows)
-                blocks.append(run(kernel, change[rows], steps, self.relaxation))
+            for rows in blocks_of(phase.base):
+                kernel = self._relaxed, phase.drive[rows], self._reflection(phase, rows)
+                blocks.append(reflected_steps(*kernel, change[rows], steps, self.relaxation))
             change = blocks[0] if len(blocks) == 1 else self._relaxed.laid_out(torch.cat(blocks))
-        return base, size, change, drive
+        return phase._replace(change=change)
 
-    def _reflection(self, base: Tensor, size: Tensor, rows: slice) -> Reflection:
-        if self._at_zero:  # either no row is scaled, or σ is homogeneous
+    def _reflection(self, phase: Phase, rows: slice) -> Reflection:
+        if phase.at_zero:  # either no row is scaled, or σ is homogeneous
             return self._single_activation(rows).reflection(self._single_step)
-        sizes = size[rows] if self._scaled else None
-        return self._activation.rows(rows).reflection_from(base[rows], sizes, self.flow.step, torch.float32)
+        sizes = phase.size[rows] if phase.scaled else None
+        return self._activation.rows(rows).reflection_from(phase.base[rows], sizes, self.flow.step, torch.float32)
 
     @property
     def _activation(self) -> Activation:

@@ -18,43 +18,20 @@ from contracting.flows.splitting import (
     ForwardBackwardFlow,
     PeacemanRachfordFlow,
 )
-from contracting.loop.method import Iteration, Method, State
+from contracting.loop.method import Family, Iteration, Method
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.diagonal_step import DiagonalStep
-from contracting.solvers.reflected import FoldedIteration, planned_interval, relaxed
+from contracting.solvers.reflected import FoldedIteration
 from contracting.solvers.reflected_single import RefinedIteration, refinable
-
-
-class _RelaxedIteration(Iteration):
-    """s ← s + θ(T(s) − s), contracting with factor |1 − θ| + θρ where T contracts with factor ρ."""
-
-    def __init__(self, flow: BoundSplitting, relaxation: float, stop: Stop):
-        super().__init__()
-        self.flow, self.relaxation = flow, relaxation
-        prediction = flow.prediction
-        self.step_size = None if isinstance(flow.step, Tensor) else flow.step
-        self.factor = relaxed(prediction.factor, relaxation)
-        self.check_every = planned_interval(relaxed(prediction.expected, relaxation), stop)
-
-    def init(self, z0: Tensor) -> State:
-        self.map_evals += 1
-        return (self.flow.init(z0),)
-
-    def step(self, state: State) -> State:
-        self.map_evals += 1
-        (s,) = state
-        mapped = self.flow.map(s)
-        return (mapped if self.relaxation == 1 else s + self.relaxation * (mapped - s),)
-
-    def read(self, state: State) -> Tensor:
-        return self.flow.read(state[0])
+from contracting.solvers.relaxed import RelaxedIteration
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Splitting(Method):
     step: float | Tensor | DiagonalStep | None = None
     flow_of: ClassVar[type[ForwardBackwardFlow] | type[PeacemanRachfordFlow]] = PeacemanRachfordFlow
+    family: ClassVar[Family] = Family.SPLITTING
 
     def __post_init__(self) -> None:
         if not isinstance(self.step, DiagonalStep):
@@ -67,7 +44,7 @@ class _Splitting(Method):
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
-        return _RelaxedIteration(self._flow(problem), self.share, stop)
+        return RelaxedIteration(self._flow(problem), self.share, stop)
 
     def _flow(self, problem: EquilibriumProblem) -> BoundSplitting:
         if isinstance(self.step, DiagonalStep):
@@ -83,8 +60,7 @@ class _ReflectedSplitting(_Splitting):
         """The iteration on one problem."""
         if self.step is None:
             choice = problem.reflected_step(BoundPeacemanRachford.name, usual=True)
-            flow: BoundSplitting = PeacemanRachfordFlow(step=choice.step).bind(problem)
-            flow.choice = choice
+            flow: BoundSplitting = PeacemanRachfordFlow(step=choice.step).bind(problem, choice)
         else:
             flow = self._flow(problem)
         assert isinstance(flow, BoundPeacemanRachford)

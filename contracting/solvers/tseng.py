@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from contracting import checks
-from contracting.loop.method import Iteration, Method, State
+from contracting.flows.splitting import forward_backward
+from contracting.loop.method import Family, Iteration, Method, State
 from contracting.loop.records import Stop
 from contracting.maps.operator import StepChoice
 from contracting.problem import EquilibriumProblem
@@ -38,6 +40,7 @@ class Tseng(Method):
     """
 
     step: float | None = None
+    family: ClassVar[Family] = Family.SPLITTING
 
     def __post_init__(self) -> None:
         if self.step is not None:
@@ -50,7 +53,6 @@ class Tseng(Method):
 
 class _TsengIteration(Iteration):
     def __init__(self, problem: EquilibriumProblem, step: float | None):
-        super().__init__()
         self.problem = problem
         choice = _choice(problem) if step is None else _prediction(problem, step)
         self.alpha = self.step_size = float(choice.step)
@@ -60,9 +62,8 @@ class _TsengIteration(Iteration):
         return (z0,)
 
     def step(self, state: State) -> State:
-        self.map_evals += 2
         (z,) = state
-        middle = self.problem.activation.prox(z + self.alpha * (self.problem.preactivation(z) - z), self.alpha)
+        middle = forward_backward(self.problem, z, self.alpha)
         change = middle - z
         return (middle - self.alpha * (change - self.problem.linear.apply(change)),)
 

@@ -16,6 +16,7 @@ import matplotlib.figure
 import matplotlib.ticker
 
 from contracting.errors import InputError
+from contracting.loop.method import Family
 from contracting.plots.style import (
     BLUE,
     CERTIFIED,
@@ -30,7 +31,6 @@ from contracting.plots.style import (
     new_axes,
     power_of_ten,
 )
-from contracting.solvers.catalogue import FAMILIES
 from equilibrium.experiments.compare_solvers.study import Comparison, Curve, Measurement
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ SHOWN = (
 """The solvers drawn as curves; a figure with the curves of all solvers cannot be read."""
 
 _FLOOR = 1e-16  # smaller distances are rounding, and zero has no logarithm
+_FAMILIES = [str(family) for family in Family]  # in the order in which they are drawn
 _COLOURS = {
     "splitting": (BLUE, SKY),
     "Newton": ("#000000", "#000000"),
@@ -363,7 +364,7 @@ def _reached(comparison: Comparison) -> dict[str, list[Measurement]]:
 
 def _by_family(comparison: Comparison) -> list[str]:
     names = [record.name for record in comparison.solvers]
-    return sorted(names, key=lambda name: FAMILIES.index(comparison.solver(name).family))
+    return sorted(names, key=lambda name: _FAMILIES.index(comparison.solver(name).family))
 
 
 def _require(something: Sized) -> None:
@@ -373,7 +374,7 @@ def _require(something: Sized) -> None:
 
 def _styles(comparison: Comparison, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colours of the family, in turn; a marker of its own for every solver of a family."""
-    looks = {f: zip(itertools.cycle(_COLOURS[f]), itertools.cycle(_MARKERS[f]), strict=False) for f in FAMILIES}
+    looks = {f: zip(itertools.cycle(_COLOURS[f]), itertools.cycle(_MARKERS[f]), strict=False) for f in _FAMILIES}
     styles = {}
     for name in names:
         family = comparison.solver(name).family

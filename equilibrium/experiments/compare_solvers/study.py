@@ -22,7 +22,7 @@ from contracting.loop.run import solve
 from contracting.metrics import Metric, WeightedL2
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.automatic import Automatic
-from contracting.solvers.catalogue import ROW_LIMITS, family, solves_linear_systems
+from contracting.solvers.catalogue import ROW_LIMITS
 from contracting.solvers.newton import SemismoothNewton
 from contracting.solvers.splitting import DouglasRachford, PeacemanRachford
 from equilibrium.layers import EquilibriumLayer
@@ -59,7 +59,7 @@ class SolverRecord:
 
     Attributes:
         name: its key in the table.
-        family: one of ``FAMILIES``.
+        family: a ``Family``.
         settings: the method as Python writes it.
         linear_solves: whether every step solves a linear system per row, which ``map_evals`` does not count.
         refused: why the method cannot solve this problem, or None.
@@ -314,9 +314,9 @@ class _Case:
             refused = str(error)
         return SolverRecord(
             name=name,
-            family=family(method),
+            family=method.family,
             settings=repr(method),
-            linear_solves=solves_linear_systems(method),
+            linear_solves=method.solves_systems,
             refused=refused,
             step_size=step_size,
             factor=factor,

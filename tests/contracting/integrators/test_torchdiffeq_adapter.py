@@ -25,6 +25,7 @@ from contracting.integrators import DormandPrince, TorchDiffEq, torchdiffeq_adap
 from contracting.integrators.torchdiffeq_adapter import KINDS, Segments
 from contracting.loop.records import SolveError, Stop
 from contracting.loop.run import solve
+from contracting.maps.counting import Count, counting
 from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
@@ -191,25 +192,29 @@ def test_solved_rows_are_left_out_of_the_integration() -> None:
 
 
 @pytest.mark.parametrize("method", ["dopri5", "adaptive_heun", "rk4", "implicit_adams"])
-def test_evaluations_of_a_batch_are_counted_by_call(method: str) -> None:
+def test_evaluations_of_a_batch_are_counted(method: str) -> None:
     problem, _ = relu_problem()
     spy = Spy()
     iteration = bound(problem, TorchDiffEq(method, flow=spy))
-    state = iteration.init(problem.zeros())
-    for _ in range(3):
-        state = iteration.step(state)
-    residuals = 1 + 1 + 3  # the start, and one at every segment
-    assert iteration.map_evals == len(spy.calls) + residuals
+    count = Count()
+    with counting(count):
+        state = iteration.init(problem.zeros())
+        for _ in range(3):
+            state = iteration.step(state)
+    residuals = 1 + 3  # the start, and one at every segment
+    assert count.rows == sum(spy.calls) + residuals * problem.batch
 
 
 @pytest.mark.parametrize("method", [TorchDiffEq("LSODA"), TorchDiffEq("dopri5", per_row=True)])
-def test_evaluations_row_by_row_are_counted_per_row(method: TorchDiffEq) -> None:
+def test_evaluations_row_by_row_are_counted(method: TorchDiffEq) -> None:
     problem, _ = relu_problem()
     spy = Spy()
     iteration = bound(problem, TorchDiffEq(method.method, per_row=method.per_row, flow=spy))
-    iteration.step(iteration.init(problem.zeros()))
+    count = Count()
+    with counting(count):
+        iteration.step(iteration.init(problem.zeros()))
     assert set(spy.calls) == {1}
-    assert iteration.map_evals == math.ceil(len(spy.calls) / problem.batch + 3)
+    assert count.rows == len(spy.calls) + 2 * problem.batch
 
 
 # ---- breakdown is found, isolated and explained

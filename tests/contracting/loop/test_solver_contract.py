@@ -8,7 +8,7 @@ import torch
 from contracting.activations.catalogue import ADMISSIBLE, Identity, ReLU, Tanh
 from contracting.errors import PreconditionError, Status
 from contracting.integrators import BackwardEuler, ExplicitEuler, PseudoTransient
-from contracting.loop.method import Iteration, Method, State
+from contracting.loop.method import Family, Iteration, Method, State
 from contracting.loop.records import SolveError, Stop, Trace
 from contracting.loop.run import solve
 from contracting.maps.dense import Dense
@@ -204,14 +204,12 @@ class _Stub(Iteration):
     """z_k = 2^-k towards the zero solution of z = 0·z: tests the loop alone."""
 
     def __init__(self, rate: float = 0.5):
-        super().__init__()
         self.rate = rate
 
     def init(self, z0: torch.Tensor) -> State:
         return (torch.ones_like(z0),)
 
     def step(self, state: State) -> State:
-        self.map_evals += 1
         return (state[0] * self.rate,)
 
     def read(self, state: State) -> torch.Tensor:
@@ -219,6 +217,8 @@ class _Stub(Iteration):
 
 
 class _StubMethod(Method):
+    family = Family.SPLITTING
+
     def __init__(self, rate: float = 0.5):
         self.rate = rate
 

@@ -10,6 +10,7 @@ from contracting.errors import InputError, Status
 from contracting.loop.method import Method
 from contracting.loop.records import Stop
 from contracting.loop.run import solve
+from contracting.maps.counting import Count, counting
 from contracting.solvers.anderson import _coefficients
 from equilibrium import Anderson, ForwardBackward, PeacemanRachford
 from tests.methods import ALL_METHODS, SELF_ADJOINT_ONLY, name
@@ -42,7 +43,7 @@ def test_no_step_leaves_a_larger_residual_than_the_plain_one(activation, method:
     state = iteration.init(problem.zeros())
     better = 0
     for _ in range(30):
-        plain = inner.read(inner.step(state[:1]))
+        plain = inner.read(inner.step(state.inner))
         state = iteration.step(state)
         residuals = [torch.linalg.vector_norm(problem.residual(z), dim=-1) for z in (iteration.read(state), plain)]
         assert (residuals[0] <= residuals[1] * (1 + 1e-12)).all()
@@ -73,9 +74,10 @@ def test_every_map_evaluation_is_counted() -> None:
     problem, _ = planted(ReLU(), W, lam, batch=2, seed=10)
     iteration = Anderson(ForwardBackward()).bind(problem, Stop().resolved(problem))
     state = iteration.init(problem.zeros())
-    before = iteration.map_evals
-    iteration.step(state)
-    assert iteration.map_evals == before + 3  # one of the step, two residuals
+    count = Count()
+    with counting(count):
+        iteration.step(state)
+    assert count.rows == 3 * problem.batch  # one of the step, two residuals
 
 
 def test_coefficients_solve_the_least_squares_problem() -> None:

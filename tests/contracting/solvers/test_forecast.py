@@ -88,8 +88,7 @@ def test_random_layers_are_looked_at_when_nearly_all_rows_are_solved_and_not_muc
         for method in (PeacemanRachford(), DouglasRachford(relaxation=1.8)):
             iteration = method.bind(problem, stop)
             assert isinstance(iteration, FoldedIteration)
-            iteration.cold_start = True
-            looked = iteration.check_after(0)
+            looked = iteration.check_after(iteration.cold(), 0)
             needed = solve(problem, method, stop=Stop(rtol=rtol, atol=0.0, check_every=1)).steps.double()
             assert float(needed.quantile(0.5)) <= looked + 1
             assert looked <= 1.6 * float(needed.max()) + 3

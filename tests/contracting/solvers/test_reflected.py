@@ -12,6 +12,7 @@ from contracting import EquilibriumProblem, Stop, WeightedL2, solve
 from contracting.activations.base import Activation
 from contracting.activations.catalogue import ADMISSIBLE, ReLU, Slope
 from contracting.errors import Status
+from contracting.maps.counting import Count, counting
 from contracting.maps.dense import Dense
 from contracting.maps.estimates import estimate
 from contracting.solvers import reflected as folded
@@ -59,9 +60,10 @@ def test_fused_steps_are_the_steps_of_the_flow(
         state = one_by_one = iteration.init(case.zeros())
         for _ in range(6):
             one_by_one = iteration.step(one_by_one)
-        evals = iteration.map_evals
-        fused = iteration.advance(state, 0, 6)
-        assert iteration.map_evals == evals + 6
+        count = Count()
+        with counting(count):
+            fused = iteration.advance(state, 0, 6)
+        assert count.rows == 6 * case.batch
         assert (fused[0] - one_by_one[0]).abs().max() <= 1e-13
 
 
@@ -71,8 +73,8 @@ def test_a_slow_solve_is_looked_at_long_before_it_is_thought_to_be_done() -> Non
         linear=Dense(W), q=torch.ones(3, 2, dtype=F64), activation=ReLU(), metric=WeightedL2(torch.ones(2, dtype=F64))
     )
     iteration = PeacemanRachford(step=1e-3).bind(slow, Stop(rtol=1e-10).resolved(slow))
-    iteration.cold_start = True
-    assert iteration.check_after(0) <= 100 and iteration.check_after(1200) <= 120
+    state = iteration.cold()
+    assert iteration.check_after(state, 0) <= 100 and iteration.check_after(state, 1200) <= 120
 
 
 def test_a_row_that_blows_up_before_the_first_look_keeps_its_start() -> None:

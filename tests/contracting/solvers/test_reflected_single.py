@@ -10,8 +10,9 @@ from contracting import EquilibriumProblem, Stop, WeightedL2, solve
 from contracting.activations.base import Activation
 from contracting.activations.catalogue import ADMISSIBLE, ReLU
 from contracting.activations.clamped import Clamped
+from contracting.maps.counting import Count, counting
 from contracting.maps.dense import Dense
-from contracting.solvers.reflected_single import RefinedIteration
+from contracting.solvers.reflected_single import Phase, RefinedIteration
 from equilibrium import Anderson, DouglasRachford, PeacemanRachford
 from tests.contracting.solvers.test_reflected import F64, SLOPES, problem
 from tests.problems import monotone_weight
@@ -70,10 +71,8 @@ def test_steps_are_those_of_the_flow_to_single_precision_of_what_they_change(
 def test_the_state_is_single_until_a_check_and_solves_are_double() -> None:
     case, stop = problem(), Stop(rtol=1e-12)
     iteration = PeacemanRachford().bind(case, stop.resolved(case))
-    iteration.cold_start = True
-    start = iteration.init(case.zeros())
-    base, _, change, drive = iteration.advance(start, 0, 3)
-    assert change.dtype == drive.dtype == torch.float32 and (base == 0).all()
+    phase = iteration.advance(iteration.cold(), 0, 3)
+    assert phase.change.dtype == phase.drive.dtype == torch.float32 and (phase.base == 0).all()
     double = PeacemanRachford(mixed_precision=False).bind(case, stop.resolved(case))
     assert not isinstance(double, RefinedIteration)
     solution = solve(case, PeacemanRachford(), stop=stop)
@@ -94,11 +93,10 @@ def test_where_no_check_comes_the_point_moves_by_itself() -> None:
 def test_steps_one_by_one_are_the_same_steps() -> None:
     case, stop = problem(), Stop(rtol=1e-12)
     together, apart = (PeacemanRachford().bind(case, stop.resolved(case)) for _ in range(2))
-    together.cold_start = apart.cold_start = True
-    state = apart.init(case.zeros())
+    state = apart.cold()
     for taken in range(60):
         state = apart.advance(state, taken, 1)
-    assert torch.equal(apart.read(state), together.read(together.advance(together.init(case.zeros()), 0, 60)))
+    assert torch.equal(apart.read(state), together.read(together.advance(together.cold(), 0, 60)))
 
 
 def test_a_method_around_it_sees_the_steps_in_double_precision() -> None:
@@ -166,15 +164,16 @@ def test_near_the_floor_of_single_precision_an_exact_offset_saves_a_move(method:
         stop = Stop(rtol=share * unit, atol=0.0)
         iteration = method.bind(case, stop)
         assert isinstance(iteration, RefinedIteration)
-        iteration.cold_start = True
-        evals, steps = iteration.map_evals, iteration.check_after(0)
-        state = iteration.advance(iteration.init(case.zeros()), 0, min(steps, 99))
-        assert iteration.map_evals - evals == min(steps, 99) + moves
-        first = iteration.advance(iteration.init(case.zeros()), 0, 1)[3].double()
+        steps, count = min(iteration.check_after(iteration.cold(), 0), 99), Count()
+        _ = iteration.flow.offset  # known beforehand, or counted where it is needed
+        with counting(count):
+            state = iteration.advance(iteration.cold(), 0, steps)
+        assert count.rows == case.batch * (steps - exact + moves)
+        first = iteration.advance(iteration.cold(), 0, 1).drive.double()
         offset = method.share * iteration.flow.offset
         rounding = (first - offset).abs().max() / offset.abs().max()
         assert (rounding <= 2.0**-24) == exact, rounding
         solution = solve(case, method, stop=stop)
         residual = torch.linalg.vector_norm(case.residual(solution.z), dim=-1)
         assert (residual <= 1.001 * stop.rtol * torch.linalg.vector_norm(case.map(solution.z), dim=-1)).all()
-        assert len(state) == 4
+        assert isinstance(state, Phase)

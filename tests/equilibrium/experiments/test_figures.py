@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from contracting.errors import InputError
 from contracting.plots import style
 from contracting.plots.style import CERTIFIED, FULL_WIDTH, HALF_WIDTH
-from contracting.solvers.catalogue import default_solvers, family
+from contracting.solvers.catalogue import default_solvers
 from equilibrium import LBEN
 from equilibrium.experiments.compare_solvers import figures as comparison_plots
 from equilibrium.experiments.compare_solvers.figures import (
@@ -74,9 +74,9 @@ def crowded(comparison):
     solvers, measurements, curves = [], [], []
     for number, (name, method) in enumerate(default_solvers().items()):
         # as in a real comparison: adaptive steps, Newton's and Anderson's have no factor
-        predicts = family(method) in ("splitting", "ODE integrator") and "Anderson" not in name and "Prince" not in name
+        predicts = method.family in ("splitting", "ODE integrator") and "Anderson" not in name and "Prince" not in name
         model = comparison.solver("PeacemanRachford" if predicts else "SemismoothNewton")
-        solvers.append(replace(model, name=name, family=family(method)))
+        solvers.append(replace(model, name=name, family=method.family))
         measurements += [replace(m, solver=name, seconds=m.seconds * (1 + number)) for m in comparison.of(model.name)]
         curves += [replace(c, solver=name) for c in comparison.curves if c.solver == model.name]
     return replace(comparison, solvers=tuple(solvers), measurements=tuple(measurements), curves=tuple(curves))

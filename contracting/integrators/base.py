@@ -1,0 +1,63 @@
+"""What methods that follow a flow have in common: the flow among their settings, and how its states are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from contracting import checks
+from contracting.flows.base import BoundFlow, Flow, as_flow
+from contracting.flows.network import FiringRate
+from contracting.loop.method import Family, Iteration, Method, State
+from contracting.problem import EquilibriumProblem
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowMethod(Method):
+    """A method that follows a flow s' = T(s) − s to its steady state.
+
+    Args:
+        flow: which flow, such as ``FiringRate()`` or ``PeacemanRachfordFlow``.
+    """
+
+    flow: Flow | type[Flow] | None = field(default_factory=FiringRate)
+    family: ClassVar[Family] = Family.INTEGRATOR
+
+    def __post_init__(self) -> None:
+        if self.flow is not None:
+            object.__setattr__(self, "flow", as_flow(self.flow))
+
+    def flow_on(self, problem: EquilibriumProblem) -> BoundFlow:
+        """The flow on a problem."""
+        return as_flow(FiringRate() if self.flow is None else self.flow).bind(problem)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeStepping(FlowMethod):
+    """An integrator with a time step among its settings.
+
+    Args:
+        step: h > 0 in units of the flow's time constant; what None means is the method's own.
+    """
+
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step is not None:
+            checks.number("step", self.step, low=0, low_open=True, high=float("inf"), high_open=True)
+
+
+class FlowIteration(Iteration):
+    """The iteration of a method that follows a flow: the state begins with that of the flow."""
+
+    def __init__(self, flow: BoundFlow):
+        self.flow = flow
+
+    def init(self, z0: Tensor) -> State:
+        return (self.flow.init(z0),)
+
+    def read(self, state: State) -> Tensor:
+        return self.flow.read(state[0])

@@ -1,0 +1,59 @@
+"""Products with W counted where they are made, whoever asks for them: no method keeps an account of its own."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Count:
+    """How many rows were multiplied by W, or by a map that was made from it, such as its resolvent."""
+
+    rows = 0
+
+
+class _Here(threading.local):
+    count: Count | None = None
+
+
+_here = _Here()
+
+
+@contextmanager
+def counting(count: Count | None) -> Iterator[None]:
+    """Count the products that this thread makes in ``count``; None counts none."""
+    before, _here.count = _here.count, count
+    try:
+        yield
+    finally:
+        _here.count = before
+
+
+def report(rows: int) -> None:
+    """Count so many rows at once: for fused steps and for solves within a solve, counted elsewhere."""
+    if _here.count is not None:
+        _here.count.rows += rows
+
+
+def counted(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The product of a map with rows z, counted once, whatever products of other maps it consists of."""
+
+    @functools.wraps(product)
+    def apply(linear: Any, z: Tensor, *args: Any, **options: Any) -> Tensor:
+        count = None if torch.compiler.is_compiling() else _here.count
+        if count is None:
+            return product(linear, z, *args, **options)
+        _here.count = None
+        try:
+            return product(linear, z, *args, **options)
+        finally:
+            _here.count = count
+            count.rows += z.numel() // max(1, z.shape[-1])
+
+    return apply
