@@ -5,19 +5,18 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from contracting.activations.catalogue import ReLU, Slope
+from contracting.activations.catalogue import Slope
 from contracting.maps.base import LinearMap
 from contracting.maps.convolution import CircularConvolution, Spectral
 from contracting.maps.dense import Dense
 from contracting.maps.per_neuron import Scaled
-from contracting.memory import Key, Lineage, Memory, plain
+from contracting.memory import Lineage, Memory
 from contracting.metrics import FullP, Metric, WeightedL2
 from tests.contracting.maps.test_per_neuron import GRID, make, monotone_kernel
 from tests.problems import monotone_weight
@@ -35,38 +34,6 @@ def test_values_are_kept_by_kind_and_owner() -> None:
     assert recall("a", owner) is not recall("a", owner.clone())  # by identity
     for kept in (copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))):
         assert kept.recall("a", (tensor,), object) is not recall("a")
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    value: object
-
-
-@dataclass
-class Loose:
-    value: float = 1.0
-
-
-def test_settings_that_may_be_compared_by_value() -> None:
-    for value in (None, 1, 0.5, True, "a", Setting(None), Setting(Setting("b")), ReLU()):
-        assert plain(value), value
-    tensor = torch.zeros(2)
-    for other in (tensor, Setting(tensor), Loose(), Setting(Loose()), [1.0], Setting([]), object(), Setting):
-        assert not plain(other), other
-
-
-def test_several_settings_and_an_owner() -> None:
-    memory, tensor, owner = Memory(), torch.zeros(2), WeightedL2(torch.ones(2))
-
-    def recall(*settings: object, owner: Metric = owner) -> object:
-        return memory.recall("a", (tensor,), object, Key(settings, owner))
-
-    assert recall(1, Setting(0.5)) is recall(1, Setting(0.5))
-    assert recall(1, Setting(0.5)) is not recall(1, Setting(0.25))
-    assert recall(1) is not recall(1, owner=WeightedL2(torch.ones(2)))  # by identity
-    before = recall(1)
-    owner.weights.mul_(2)
-    assert recall(1) is not before
 
 
 def test_a_change_in_place_is_noticed() -> None:
