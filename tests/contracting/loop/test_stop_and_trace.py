@@ -146,7 +146,8 @@ def test_wrong_problems_are_refused() -> None:
         with pytest.raises(InputError, match=message):
             solve(problem, ForwardBackward(step=0.5), **options)  # type: ignore[arg-type]
         solve(problem, ForwardBackward(step=0.5), **dict.fromkeys(options))  # type: ignore[arg-type]
-    for needs_a_problem in (ForwardBackward(step=0.5).solve, FiringRate().bind, PeacemanRachfordFlow().bind, Energy):
+    solver = ForwardBackward(step=0.5)
+    for needs_a_problem in (lambda p: solve(p, solver), FiringRate().bind, PeacemanRachfordFlow().bind, Energy):
         with pytest.raises(InputError, match="problem must be an EquilibriumProblem.* got Tensor"):
             needs_a_problem(torch.zeros(3, 3))  # type: ignore[operator]
     with pytest.raises(InputError, match="solver must be a method"):
