@@ -54,8 +54,8 @@ class LinearMap(Remembering):
 
     _transposed_from: LinearMap | None = None  # the map that this one was made from as its adjoint
 
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         for name in ("apply", "affine"):  # the products that ``Solution.map_evals`` counts
             if name in vars(cls):
                 setattr(cls, name, counted(vars(cls)[name]))
