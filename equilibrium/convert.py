@@ -8,6 +8,7 @@ for a small enough θ, which is found here and verified. W is nilpotent, so that
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ class Explicit(DenseParameterization):
             device=weights.input.device,
             dtype=weights.input.dtype,
         )
-        self.W = self._parameter(weights.hidden_features, weights.hidden_features)
+        self.W = self.new_parameter(weights.hidden_features, weights.hidden_features)
         metric = weights.metric
         self.register_buffer("lam", None if metric is None else metric.weights.detach().clone())
         values = {
@@ -62,6 +63,11 @@ class Explicit(DenseParameterization):
                 if value is not None:
                     getattr(self, name).copy_(value)
         self.requires_grad_(False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Whether a metric and a feedthrough were given."""
+        return {**super().settings, "metric": self.lam is not None}
 
     def reset_parameters(self) -> None:
         """Refused: these weights were given.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, Self, TypeVar, cast
 
@@ -23,6 +24,7 @@ from contracting.precision import as_computed, full_precision
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.automatic import Automatic
 from equilibrium.parameterizations import Monotone, Parameterization
+from equilibrium.settings import WithSettings
 from equilibrium.weights import NetworkWeights, Weights
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,7 +48,7 @@ def _run_as_it_is(function: F) -> F:
     return cast(F, run)
 
 
-class EquilibriumLayer(nn.Module):
+class EquilibriumLayer(WithSettings):
     r"""z = σ(Wz + Ux + b), y = W_o z + Dx + b_o, for any parameterisation of the weights.
 
     Args:
@@ -82,6 +84,11 @@ class EquilibriumLayer(nn.Module):
         self.backward: Backward = Implicit() if backward is None else backward
         if not callable(getattr(self.backward, "equilibrium", None)):
             raise InputError(f"backward must be Implicit(), Unrolled() or TorchDiffEqAdjoint(), got {backward!r}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The activation; those of the parameterisation are its own."""
+        return {"activation": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(self.activation))}
 
     @property
     def in_features(self) -> int:
@@ -197,7 +204,7 @@ class EquilibriumLayer(nn.Module):
             x: inputs (..., in), rows flattened; None means one row of zeros.
         """
         if x is None:
-            x = self.parameterization.bias.new_zeros(1, self.in_features)
+            x = self.parameterization.example.new_zeros(1, self.in_features)
         return as_flow(flow).bind(self.problem(x))
 
     def _checked_input(self, x: Tensor) -> Tensor:
@@ -209,7 +216,7 @@ class EquilibriumLayer(nn.Module):
         """
         if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             raise PreconditionError(f"the layer cannot be exported or traced: {_NO_GRAPH}")
-        return as_computed("x", x, "the layer", self.parameterization.bias)
+        return as_computed("x", x, "the layer", self.parameterization.example)
 
     def _rows(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         x = checks.last_size("x", self._checked_input(x), self.in_features)

@@ -26,13 +26,30 @@ from contracting import checks
 from contracting.errors import InputError
 from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
+from equilibrium.settings import WithSettings
 from equilibrium.weights import NetworkWeights, Weights
 
 
-class Parameterization(nn.Module):
-    """Free parameters of a network: ``in_features`` inputs, ``hidden_features`` states, ``out_features`` outputs."""
+class Parameterization(WithSettings):
+    """Free parameters of a network; what a parameterisation of your own derives from.
 
-    bias: nn.Parameter
+    It brings ``explicit``, and an ``__init__`` that hands the sizes to this one and makes the parameters, with
+    ``new_parameter`` or as in any module. If the weights depend on anything but parameters and buffers, it brings
+    ``settings`` too, which are saved with the parameters. Nothing else is asked for. Whether the promises are kept says
+    ``equilibrium.contracts.parameterization``.
+
+    Args:
+        in_features: size of x.
+        hidden_features: n, size of z.
+        out_features: size of y.
+        device: device of the parameters.
+        dtype: floating-point type of the parameters.
+
+    Raises:
+        InputError: on sizes below one, or a dtype that is no floating-point type.
+    """
+
+    example: Tensor
 
     def __init__(
         self,
@@ -47,14 +64,19 @@ class Parameterization(nn.Module):
         self.in_features = checks.whole_number("in_features", in_features)
         self.hidden_features = checks.whole_number("hidden_features", hidden_features)
         self.out_features = checks.whole_number("out_features", out_features)
-        self._blank = torch.empty((), device=device, dtype=_floating(dtype))  # new parameters take after it
+        # a zero whose dtype and device are those of the module, wherever it is moved
+        self.register_buffer("example", torch.zeros((), device=device, dtype=_floating(dtype)), persistent=False)
 
-    def _parameter(self, *shape: int) -> nn.Parameter:
-        return nn.Parameter(self._blank.new_empty(shape))
+    def new_parameter(self, *shape: int) -> nn.Parameter:
+        """A parameter of the dtype and device of this module, without values yet."""
+        return nn.Parameter(self.example.new_empty(shape))
 
     @abstractmethod
     def explicit(self) -> NetworkWeights:
-        """The explicit weights, differentiable in the free parameters."""
+        """The weights, differentiable in the free parameters, with the certificates that hold for every value of these.
+
+        ``metric``, ``lipschitz`` and ``contraction_rate`` are None where nothing is certified.
+        """
 
     def extra_repr(self) -> str:
         """Sizes."""
@@ -76,11 +98,11 @@ class DenseParameterization(Parameterization):
         dtype: torch.dtype | None = None,
     ):
         super().__init__(in_features, hidden_features, out_features, device=device, dtype=dtype)
-        self.U = self._parameter(hidden_features, in_features)
-        self.bias = self._parameter(hidden_features)
-        self.output = self._parameter(out_features, hidden_features)
-        self.output_bias = self._parameter(out_features)
-        self.D = self._parameter(out_features, in_features) if feedthrough else None
+        self.U = self.new_parameter(hidden_features, in_features)
+        self.bias = self.new_parameter(hidden_features)
+        self.output = self.new_parameter(out_features, hidden_features)
+        self.output_bias = self.new_parameter(out_features)
+        self.D = self.new_parameter(out_features, in_features) if feedthrough else None
 
     @abstractmethod
     def explicit(self) -> Weights: ...
@@ -93,6 +115,11 @@ class DenseParameterization(Parameterization):
             nn.init.uniform_(bias, -bound, bound)
         if self.D is not None:
             nn.init.zeros_(self.D)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Whether there is a feedthrough."""
+        return {"feedthrough": self.D is not None}
 
     def extra_repr(self) -> str:
         """Sizes and settings."""
@@ -114,7 +141,7 @@ class Unconstrained(DenseParameterization):
     ):
         sizes = (in_features, hidden_features, out_features)
         super().__init__(*sizes, feedthrough=feedthrough, device=device, dtype=dtype)
-        self.W = self._parameter(hidden_features, hidden_features)
+        self.W = self.new_parameter(hidden_features, hidden_features)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -177,21 +204,21 @@ class Monotone(DenseParameterization):
         elif learn_lipschitz:
             raise InputError("learn_lipschitz=True needs a starting value, for example lipschitz=1.0")
         if contraction_rate is not None:
-            checks.number("contraction_rate", contraction_rate, low=0, high=1, high_open=True)
-        checks.number("epsilon", epsilon, low=0, low_open=True, high=math.inf, high_open=True)
+            contraction_rate = checks.number("contraction_rate", contraction_rate, low=0, high=1, high_open=True)
+        epsilon = checks.number("epsilon", epsilon, low=0, low_open=True, high=math.inf, high_open=True)
         sizes = (in_features, hidden_features, out_features)
         super().__init__(*sizes, feedthrough=feedthrough, device=device, dtype=dtype)
         self.contraction_rate, self.epsilon = contraction_rate, epsilon
         self._start_lipschitz = lipschitz
-        self.V = self._parameter(hidden_features, hidden_features)
-        self.S = self._parameter(hidden_features, hidden_features)
-        self.psi = self._parameter(hidden_features) if learn_metric else None
+        self.V = self.new_parameter(hidden_features, hidden_features)
+        self.S = self.new_parameter(hidden_features, hidden_features)
+        self.psi = self.new_parameter(hidden_features) if learn_metric else None
         if lipschitz is None:
             self.register_buffer("log_gamma", None)
         elif learn_lipschitz:
-            self.register_parameter("log_gamma", self._parameter())
+            self.register_parameter("log_gamma", self.new_parameter())
         else:
-            self.register_buffer("log_gamma", self._blank.new_empty(()))
+            self.register_buffer("log_gamma", self.example.new_empty(()))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -209,6 +236,17 @@ class Monotone(DenseParameterization):
                 scale = min(1.0, math.sqrt(self._start_lipschitz))
                 self.U.mul_(scale)
                 self.output.mul_(scale)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the formula of the weights depends on; γ itself is saved as a tensor."""
+        own = {
+            "bounded": self.log_gamma is not None,
+            "contraction_rate": self.contraction_rate,
+            "epsilon": self.epsilon,
+            "learn_metric": self.psi is not None,
+        }
+        return {**super().settings, **own}
 
     @property
     def lipschitz(self) -> Tensor | None:

@@ -46,6 +46,7 @@ contracting.plots             pictures of both
 contracting.contracts         what an extension promises
 contracting                   the face
 equilibrium.files             results on disk
+equilibrium.settings          what a state dict says besides tensors
 equilibrium.weights           W, U, b, W_o
 equilibrium.parameterizations free parameters → weights
 equilibrium.layers            weights + solver = nn.Module
@@ -57,6 +58,7 @@ equilibrium.lipschitz         certified and attained constants
 equilibrium.training          data, training
 equilibrium.attacks           perturbations that fool
 equilibrium.experiments       studies with their figures and commands
+equilibrium.contracts         what an extension must keep
 equilibrium                   the face
 equilibrium.cli               the command line
 """

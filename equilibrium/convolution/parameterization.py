@@ -25,8 +25,9 @@ code of arXiv 2010.01732 and 2006.08591, with ε and the two gains kept positive
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -135,8 +136,8 @@ class ConvolutionalMonotone(Parameterization):
         if lipschitz is not None:
             checked_lipschitz(lipschitz, dtype)
         if contraction_rate is not None:
-            checks.number("contraction_rate", contraction_rate, low=0, high=1, high_open=True)
-        checks.number("epsilon", epsilon, low=0, low_open=True, high=math.inf, high_open=True)
+            contraction_rate = checks.number("contraction_rate", contraction_rate, low=0, high=1, high_open=True)
+        epsilon = checks.number("epsilon", epsilon, low=0, low_open=True, high=math.inf, high_open=True)
         input_kernel_size = kernel_size if input_kernel_size is None else input_kernel_size
         for name, side in (("kernel_size", kernel_size), ("input_kernel_size", input_kernel_size)):
             if checks.whole_number(name, side) % 2 == 0:
@@ -154,22 +155,22 @@ class ConvolutionalMonotone(Parameterization):
         self.epsilon, self.lipschitz, self.contraction_rate = epsilon, lipschitz, contraction_rate
         self.kernel_size, self.input_kernel_size = kernel_size, input_kernel_size
         self._make_kernels()
-        self.log_g = self._parameter()
-        self.log_h = self._parameter()
-        self.output = self._parameter(out_features, geometry.cell_features)
-        self.output_bias = self._parameter(out_features)
+        self.log_g = self.new_parameter()
+        self.log_h = self.new_parameter()
+        self.output = self.new_parameter(out_features, geometry.cell_features)
+        self.output_bias = self.new_parameter(out_features)
         self.reset_parameters()
 
     def _make_kernels(self) -> None:
         """Kernels, bias and metric."""
         geometry = self.geometry
         C, dims = geometry.channels, len(geometry.grid)
-        self.U = self._parameter(C, geometry.in_channels, *[self.input_kernel_size] * dims)
-        self.bias = self._parameter(C)
-        self.A = self._parameter(C, C, *[self.kernel_size] * dims)
-        self.B = self._parameter(C, C, *[self.kernel_size] * dims)
+        self.U = self.new_parameter(C, geometry.in_channels, *[self.input_kernel_size] * dims)
+        self.bias = self.new_parameter(C)
+        self.A = self.new_parameter(C, C, *[self.kernel_size] * dims)
+        self.B = self.new_parameter(C, C, *[self.kernel_size] * dims)
         shape = self.metric.of(geometry)
-        self.psi = None if shape is None else self._parameter(*shape)
+        self.psi = None if shape is None else self.new_parameter(*shape)
 
     def _reset_kernels(self) -> None:
         nn.init.normal_(self.A)
@@ -178,6 +179,17 @@ class ConvolutionalMonotone(Parameterization):
     def _kernels(self) -> Kernels:
         """What the weights are made of; for a network of several resolutions, what it makes of its parameters."""
         return Kernels(U=self.U, bias=self.bias, A=self.A, B=self.B, psi=self.psi)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the formula of the weights depends on."""
+        return {
+            **asdict(self.geometry),
+            "contraction_rate": self.contraction_rate,
+            "epsilon": self.epsilon,
+            "lipschitz": self.lipschitz,
+            "metric": self.metric.value,
+        }
 
     def reset_parameters(self) -> None:
         """Draw new values as ``initialization`` says; input and output as torch's layers do, smaller for small γ."""

@@ -15,6 +15,7 @@ for stride 1), EEᵀ ⪯ I, so UUᵀ ⪯ SCCᵀSᵀ, and the inequality of arXiv
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,6 +82,11 @@ class ReadoutMonotone(ConvolutionalMonotone):
             device=device,
             dtype=dtype,
         )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of ``ConvolutionalMonotone``, and that the readout is part of W itself."""
+        return {**super().settings, "readout": "in W"}
 
     def _lipschitz_terms(
         self, gamma: float, U: Tensor, lam: Tensor | None, per_channel: Tensor | None

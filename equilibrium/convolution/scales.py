@@ -87,15 +87,15 @@ class MultiScaleMonotone(ConvolutionalMonotone):
 
     def _make_kernels(self) -> None:
         dims, side = len(self.geometry.grid), self.kernel_size
-        self.U = self._parameter(self.channels[0], self.geometry.in_channels, *[self.input_kernel_size] * dims)
-        self.bias = self._parameter(sum(self.channels))
-        self.own = nn.ParameterList([self._parameter(C, C, *[side] * dims) for C in self.channels])
-        self.skew = nn.ParameterList([self._parameter(C, C, *[side] * dims) for C in self.channels])
+        self.U = self.new_parameter(self.channels[0], self.geometry.in_channels, *[self.input_kernel_size] * dims)
+        self.bias = self.new_parameter(sum(self.channels))
+        self.own = nn.ParameterList([self.new_parameter(C, C, *[side] * dims) for C in self.channels])
+        self.skew = nn.ParameterList([self.new_parameter(C, C, *[side] * dims) for C in self.channels])
         pairs = zip(self.channels[1:], self.channels[:-1], strict=True)
-        self.couplings = nn.ParameterList([self._parameter(out, into, *[side] * dims) for out, into in pairs])
+        self.couplings = nn.ParameterList([self.new_parameter(out, into, *[side] * dims) for out, into in pairs])
         self.psi = None
         if self.metric is not MetricShape.IDENTITY:
-            self.psi = self._parameter(1 if self.metric is MetricShape.SCALAR else sum(self.channels))
+            self.psi = self.new_parameter(1 if self.metric is MetricShape.SCALAR else sum(self.channels))
 
     def _reset_kernels(self) -> None:
         for kernel in (*self.own, *self.skew, *self.couplings):

@@ -351,7 +351,7 @@ def _check_fit(model: nn.Module, dataset: Dataset) -> None:
     image = dataset.train_inputs[:1]
     if isinstance(model, EquilibriumLayer):
         checks.last_size("train_inputs", image, model.in_features)
-        checks.same_kind("train_inputs", image, "the layer", model.parameterization.bias)
+        checks.same_kind("train_inputs", image, "the layer", model.parameterization.example)
         outputs = model.out_features
     else:
         try:

@@ -252,7 +252,7 @@ def test_a_layer_is_certified_as_it_runs(dtype: torch.dtype) -> None:
     assert certificate.bound <= 0.7 * (1 + 1e-6)
     assert "slopes in [0, 1]" in certificate.assumption and "0.7" not in certificate.method
     sigmoid = LBEN(5, 10, 3, lipschitz=0.7, dtype=dtype, activation=nn.Sigmoid())
-    sigmoid.load_state_dict(layer.state_dict())
+    sigmoid.parameterization.load_state_dict(layer.parameterization.state_dict())
     assert certified_lipschitz(sigmoid).bound < 0.5 * certificate.bound
 
 

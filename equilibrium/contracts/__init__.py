@@ -1,0 +1,1 @@
+"""Contract suites of networks, as those in ``contracting.contracts``: subclass one, bring its factory, inherit."""
