@@ -98,7 +98,7 @@ class FixedIterations(nn.Module):
 
     def _solved(self, x: Tensor) -> tuple[NetworkWeights, Tensor, Tensor]:
         """The weights, the rows of x and z_k of each."""
-        x = as_computed("x", x, "the layer", self.layer.parameterization.bias)
+        x = as_computed("x", x, "the layer", self.layer.parameterization.example)
         checks.last_size("x", x, self.layer.in_features)
         rows = x.reshape(-1, x.shape[-1])
         with full_precision(x):

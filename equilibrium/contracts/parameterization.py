@@ -43,7 +43,7 @@ class ParameterizationContract:
             with torch.no_grad():
                 for parameter in free.parameters():
                     if parameter.requires_grad:
-                        parameter += 0.5 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+                        parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
                 weights = free.explicit()
                 yield free, weights, weights.dense()
 
