@@ -36,7 +36,8 @@ from contracting.certificates import (
 )
 from contracting.errors import ContractingError, InputError, MissingExtraError, PreconditionError, Status
 from contracting.flows.base import BoundFlow, Flow
-from contracting.flows.fields import LinearFlow, NeuralFlow, VectorField
+from contracting.flows.driven import DrivenFlow
+from contracting.flows.fields import InputFlow, LinearFlow, NeuralFlow, VectorField
 from contracting.flows.network import FiringRate, Hopfield
 from contracting.flows.speed import DouglasRachfordFlow, TimeScaledForwardBackward
 from contracting.flows.splitting import ForwardBackwardFlow, PeacemanRachfordFlow
@@ -73,17 +74,9 @@ from contracting.simulation.sampled import (
     sampled_rate_along,
     worst_point,
 )
+from contracting.simulation.time_steps import AdaptiveStep, FixedStep
 from contracting.simulation.tracking import Tracking, track, tracking_bound
-from contracting.simulation.trajectories import (
-    AdaptiveStep,
-    DrivenFlow,
-    FixedStep,
-    Trajectory,
-    TrajectoryPair,
-    distance,
-    simulate,
-    simulate_pairs,
-)
+from contracting.simulation.trajectories import Trajectory, TrajectoryPair, distance, simulate, simulate_pairs
 from contracting.solvers.anderson import Anderson
 from contracting.solvers.automatic import Automatic, Choice
 from contracting.solvers.catalogue import default_solvers
@@ -139,6 +132,7 @@ __all__ = [
     "Identity",
     "Implicit",
     "InputError",
+    "InputFlow",
     "Iteration",
     "LeakyReLU",
     "LinearFlow",

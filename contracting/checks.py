@@ -18,6 +18,11 @@ def floating_tensor(name: str, value: Any) -> Tensor:
     """Return ``value`` if it is a real floating-point tensor, else raise InputError."""
     if not isinstance(value, Tensor):
         raise InputError(f"{name} must be a torch.Tensor, got {type(value).__name__}; use torch.as_tensor(...)")
+    if value.is_complex():
+        raise InputError(
+            f"{name} must be real, got {value.dtype}; write a complex state of n entries as a real one of 2n, "
+            f"torch.view_as_real({name}).flatten(-2), and split it again with torch.view_as_complex"
+        )
     if not value.is_floating_point():
         raise InputError(f"{name} must be floating point, got {value.dtype}; convert it with {name}.to(torch.float32)")
     return value

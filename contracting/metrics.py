@@ -35,12 +35,13 @@ class Metric(ABC):
         """The tensors the norm depends on."""
 
     def norm(self, vectors: Tensor) -> Tensor:
-        """Norm of each vector: (..., n) -> (...).
+        """Norm of each vector, in the wider of the dtypes: (..., n) -> (...).
 
         Raises:
             InputError: if the vectors are of another size.
         """
-        return self._norm(checks.last_size("vectors", vectors, self.size))
+        metric, vectors = self._beside(checks.last_size("vectors", vectors, self.size))
+        return metric._norm(vectors)
 
     def operator_norm(self, matrices: Tensor) -> Tensor:
         """Induced norm of each matrix: (..., n, n) -> (...).
@@ -48,7 +49,8 @@ class Metric(ABC):
         Raises:
             InputError: if the matrices are of another size.
         """
-        return self._operator_norm(self._fitting(matrices))
+        metric, matrices = self._beside(self._fitting(matrices))
+        return metric._operator_norm(matrices)
 
     def matrix_measure(self, matrices: Tensor) -> Tensor:
         """Matrix measure (log norm) of each matrix: (..., n, n) -> (...).
@@ -58,7 +60,8 @@ class Metric(ABC):
         Raises:
             InputError: if the matrices are of another size.
         """
-        return self._matrix_measure(self._fitting(matrices))
+        metric, matrices = self._beside(self._fitting(matrices))
+        return metric._matrix_measure(matrices)
 
     @abstractmethod
     def _norm(self, vectors: Tensor) -> Tensor: ...
@@ -68,6 +71,14 @@ class Metric(ABC):
 
     @abstractmethod
     def _matrix_measure(self, matrices: Tensor) -> Tensor: ...
+
+    def _beside(self, values: Tensor) -> tuple[Metric, Tensor]:
+        """This metric and the values, both in the wider of their dtypes and on the device of the values."""
+        own = self.tensors()[0]
+        if values.is_complex() or (own.dtype, own.device) == (values.dtype, values.device):
+            return self, values
+        values = values.to(torch.promote_types(own.dtype, values.dtype))
+        return self.to(values), values
 
     def _fitting(self, matrices: Tensor) -> Tensor:
         if tuple(matrices.shape[-2:]) != 2 * (self.size,):  # a metric of one entry would broadcast

@@ -18,13 +18,20 @@ from contracting.errors import InputError, PreconditionError
 from contracting.linear_systems import solve_rows
 from contracting.types import Time
 
+# A row that changes by more than this share when other rows change is no stranger to them. Rounding changes it by less
+# than 1e-6, and an equilibrium model inside the field by the tolerance of its solver.
+_STRANGERS = 1e-3
+
 
 class VectorField(ABC):
-    """A right-hand side f(t, s) on states (batch, n), in which every row moves on its own."""
+    """A right-hand side f(t, s) on states (batch, n), in which every row moves on its own.
+
+    A field of one's own brings ``__call__``; the rest has defaults.
+    """
 
     @abstractmethod
     def __call__(self, t: Time, state: Tensor) -> Tensor:
-        """f(t, s): (batch, n) -> (batch, n); t is a number, or has shape () or (batch, 1)."""
+        """f(t, s): (batch, n) -> (batch, n); t is a number, or a float64 tensor of shape () or (batch, 1)."""
 
     def init(self, z: Tensor) -> Tensor:
         """The state that corresponds to an output z; here z itself."""
@@ -38,12 +45,14 @@ class VectorField(ABC):
         """∂f/∂s, shape (batch, n, n), itself differentiable; by one backward pass per component.
 
         Raises:
-            InputError: if f depends on s in a way that autograd cannot see, or its value has another shape than s.
+            InputError: if f depends on s in a way that autograd cannot see, its value has another shape than s, or a
+                row of it depends on another row of s, so that it has no Jacobian of its own.
         """
         graph = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
-            s = _tracked(state)
+            s = tracked(state)
             value = _checked(self(t, s), s)
+            refuse_crowds(lambda states: self(t, tracked(states)), s, value)
             rows = [_pull(value[:, i].sum(), s, graph) for i in range(s.shape[-1])]
             if all(row is None for row in rows):
                 self._check_constant(value, s, t)
@@ -54,7 +63,7 @@ class VectorField(ABC):
         checks.shape("direction", direction, tuple(state.shape))
         graph = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
-            s = _tracked(state)
+            s = tracked(state)
             value = _checked(self(t, s), s)
             # u ↦ (∂f/∂s)ᵀu is linear, so the derivative of ⟨(∂f/∂s)ᵀu, d⟩ in u is the action sought
             weight = torch.zeros_like(value, requires_grad=True)
@@ -76,8 +85,27 @@ class VectorField(ABC):
                 )
 
 
-def _tracked(state: Tensor) -> Tensor:
-    return state if state.requires_grad else _recordable(state.detach()).requires_grad_()
+def tracked(state: Tensor) -> Tensor:
+    """The state as a tensor that autograd tracks, whatever it is a view of and in which mode that was made."""
+    return state.clone() if state.requires_grad else _recordable(state.detach()).requires_grad_()
+
+
+def refuse_crowds(field: Callable[[Tensor], Tensor], state: Tensor, value: Tensor) -> None:
+    """Refuse a field f(s) = ``value`` in which a row moves otherwise when other rows of the batch are changed.
+
+    Raises:
+        InputError: as where a module normalises over the batch, or draws at random.
+    """
+    even = torch.arange(len(state), device=state.device)[:, None] % 2 == 0
+    for kept in (even, ~even) if len(state) > 1 else ():
+        other = field(torch.where(kept, state, state + 0.1 * (1 + state.abs())).detach())
+        was, now = (torch.nan_to_num(found.detach()) for found in (value, other))
+        change = (now - was).abs() / torch.maximum(now.abs(), was.abs()).amax(-1, keepdim=True)
+        if bool(((change > _STRANGERS) & kept).any()):
+            raise InputError(
+                "f(t, s) moves a row otherwise when other rows of the batch change, or at every call: rows must not "
+                "see each other. Put batch normalisation and dropout in evaluation mode, module.eval()"
+            )
 
 
 def _recordable(value: Tensor) -> Tensor:
@@ -101,26 +129,61 @@ class NeuralFlow(VectorField):
     """s' = module(t, s) for any nn.Module or function, time-varying or not; autograd supplies the Jacobian.
 
     The rows of a batch must not see each other (no batch normalisation in training mode), otherwise the Jacobian of a
-    row is not defined. Nothing is known of such a flow beforehand: rates are *sampled*, see
-    ``contracting.simulation.sampled``.
+    row is not defined; it is refused where that shows. Nothing is known of such a flow beforehand: rates are *sampled*,
+    see ``contracting.simulation.sampled``. For a module f(z, x) with an input take ``InputFlow``.
 
     Args:
         module: f(t, s) with s of shape (batch, n). The time t is a tensor of shape () or (batch, 1), so that
             ``t * s``, ``torch.sin(t)`` and ``t.expand(len(s), 1)`` work in both cases.
+        time_dtype: of t; None means that of s, as networks need. Late times of a float32 flow are then rounded (at
+            t = 1e4 to 1e-3); a function that computes with t itself may ask for float64.
     """
 
-    def __init__(self, module: nn.Module | Callable[[Tensor, Tensor], Tensor]):
+    def __init__(
+        self, module: nn.Module | Callable[[Tensor, Tensor], Tensor], *, time_dtype: torch.dtype | None = None
+    ):
         if not callable(module):
             raise InputError(f"module must be an nn.Module or a function f(t, s), got {type(module).__name__}")
-        self.module = module
+        self.module, self.time_dtype = module, time_dtype
 
     def __call__(self, t: Time, state: Tensor) -> Tensor:
-        if not isinstance(t, Tensor):
-            t = torch.tensor(t, dtype=state.dtype, device=state.device)
-        return _checked(self.module(t, state), state)
+        moment = _rounded_down(t, self.time_dtype or state.dtype, state.device)
+        return _checked(self.module(moment, state), state)
 
     def __repr__(self) -> str:
-        return f"NeuralFlow({self.module!r})"
+        return f"{type(self).__name__}({self.module!r})"
+
+
+def _rounded_down(t: Time, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A time in another dtype, not later than it was: what jumps at t is not seen before t."""
+    if not isinstance(t, Tensor):
+        return torch.tensor(t, dtype=dtype, device=device)
+    rounded = t.to(dtype)
+    if rounded.dtype == t.dtype:
+        return rounded
+    return torch.where(rounded.to(t.dtype) > t, torch.nextafter(rounded, torch.full_like(rounded, -torch.inf)), rounded)
+
+
+class InputFlow(NeuralFlow):
+    """s' = f(s, x) − s: the flow of an equilibrium model z = f(z, x) of one's own, under a given input x.
+
+    Args:
+        module: f(s, x) with s of shape (batch, n), an nn.Module or a function; as for ``NeuralFlow``.
+        x: the input, (m,) or (1, m) for all states, or (batch, m) with a row for each.
+        leak: what the state itself counts; 0 makes it s' = f(s, x), a neural ODE with an input.
+    """
+
+    def __init__(self, module: nn.Module | Callable[[Tensor, Tensor], Tensor], x: Tensor, *, leak: float = 1.0):
+        super().__init__(module)
+        if checks.floating_tensor("x", x).ndim not in (1, 2):
+            raise InputError(f"x must have shape (m,), (1, m) or (batch, m), got {tuple(x.shape)}")
+        self.x, self.leak = x[None] if x.ndim == 1 else x, checks.number("leak", leak)
+
+    def __call__(self, t: Time, state: Tensor) -> Tensor:
+        if len(self.x) not in (1, len(state)):
+            raise InputError(f"x has {len(self.x)} rows for {len(state)} states; give one row, or one for each state")
+        value = _checked(self.module(state, self.x.expand(len(state), -1)), state)
+        return value - self.leak * state if self.leak else value
 
 
 class LinearFlow(VectorField):

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
+from contracting.flows.driven import Input
 from contracting.flows.fields import VectorField
 from contracting.metrics import Metric
-from contracting.simulation.trajectories import Input, Integrator, simulate
+from contracting.simulation.time_steps import Integrator
+from contracting.simulation.trajectories import simulate
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

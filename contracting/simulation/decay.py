@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
+from contracting.simulation.times import elapsed_times, time_grid
 
 _NOISE = 1e4  # units of rounding, relative to the largest distance, below which a distance is not believed
 
@@ -36,7 +37,7 @@ def decay_rate(times: Tensor, distances: Tensor, *, skip: float = 0.0, floor: fl
     """Fit the exponential rate at which distances decay (or grow, as a negative rate).
 
     Args:
-        times: (T,), increasing.
+        times: (T,), or (T, batch) with a grid for each row, as of a trajectory; a repeated time counts once.
         distances: (T,) or (T, batch), ≥ 0; NaN from where a row could not be continued, and not used from there on.
         skip: the fit leaves out this much time at the beginning, to measure the late rate; ``slowest`` does not.
         floor: distances from the first one below this on are rounding noise and are not used; None means 1e4 units of
@@ -44,36 +45,34 @@ def decay_rate(times: Tensor, distances: Tensor, *, skip: float = 0.0, floor: fl
             than their distance.
 
     Raises:
-        InputError: on shapes that do not fit, times that do not increase, or distances that are negative or begin with
-            NaN or have it between numbers.
+        InputError: on shapes that do not fit, times that go back and forth, or distances that are negative or begin
+            with NaN or have it between numbers.
     """
     checks.floating_tensor("distances", distances)
-    checks.finite("times", checks.floating_tensor("times", times))
     checks.number("skip", skip, low=0)
     if floor is not None:
         checks.number("floor", floor, low=0, high=math.inf, high_open=True)
-    if times.ndim != 1 or distances.ndim not in (1, 2) or len(times) != len(distances):
+    grid = time_grid(times, distances.shape[1] if distances.ndim == 2 else None)
+    if distances.ndim not in (1, 2) or len(grid) != len(distances):
         raise InputError(
-            f"times must have shape (T,) and distances (T,) or (T, batch), got {tuple(times.shape)} and "
-            f"{tuple(distances.shape)}"
+            f"distances must have shape (T,) or (T, batch) for {len(grid)} times, got {tuple(distances.shape)}"
         )
-    if not len(times) or bool((times.diff() <= 0).any()):
-        raise InputError("times must have at least one entry and increase strictly")
     if bool((distances.detach() < 0).any()):
         raise InputError("distances must not be negative; pass norms, such as distance(pair, metric)")
     missing = torch.isnan(distances.detach())
     if bool(missing[0].any() or (missing[:-1] & ~missing[1:]).any()):
         raise InputError("distances must be numbers up to where a row ends: they begin with NaN, or go on after it")
     d = distances.reshape(len(times), -1)
-    t = (times.to(d) - times[0].to(d))[:, None].expand_as(d)
+    t = elapsed_times(grid.to(d.device), d).expand_as(d)
+    repeated = torch.cat([torch.zeros_like(t[:1]), t.diff(dim=0) == 0]).bool()
     noise = _NOISE * torch.finfo(d.dtype).eps * d.detach().nan_to_num(0.0, posinf=0.0).amax(0)
     limit = noise.clamp_min(torch.finfo(d.dtype).tiny) if floor is None else noise.new_full(noise.shape, floor)
     # once below the noise, always below: what comes back up is noise too
     usable = (torch.isfinite(d) & (d > limit)).cumprod(0).bool()
     log = torch.where(usable, d, 1.0).log()
-    average = torch.where(usable & (t > 0), (log[0] - log) / t.clamp_min(torch.finfo(d.dtype).tiny), float("inf"))
+    average = torch.where(usable & (t != 0), (log[0] - log) / torch.where(t == 0, 1.0, t), float("inf"))
     slowest = average.amin(0)
-    weight = (usable & (t >= skip)).to(d)
+    weight = (usable & ~repeated & (t.abs() >= skip)).to(d)
     points = weight.sum(0)
     t_mean, log_mean = (weight * t).sum(0) / points, (weight * log).sum(0) / points
     spread = (weight * (t - t_mean) ** 2).sum(0)

@@ -16,9 +16,10 @@ from contracting import checks
 from contracting.certificates.lmi import common_metric
 from contracting.errors import InputError
 from contracting.flows.base import BoundFlow
+from contracting.flows.driven import DrivenFlow
 from contracting.flows.fields import VectorField
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
-from contracting.simulation.trajectories import DrivenFlow, Trajectory
+from contracting.simulation.trajectories import Trajectory
 from contracting.types import Time
 
 
@@ -62,7 +63,7 @@ def measure(flow: VectorField, points: Tensor, metric: Metric, *, t: Time = 0.0)
             finite.
     """
     checks.last_size("points", _check_points(flow, points, t), metric.size)
-    return metric.to(points).matrix_measure(_jacobian(flow, points, t))
+    return metric.matrix_measure(_jacobian(flow, points, t))
 
 
 def sampled_rate(flow: VectorField, points: Tensor, metric: Metric, *, t: float = 0.0) -> SampledRate:
@@ -84,12 +85,12 @@ def sampled_rate(flow: VectorField, points: Tensor, metric: Metric, *, t: float 
 
 def sampled_rate_along(flow: VectorField, trajectory: Trajectory, metric: Metric) -> SampledRate:
     """The rate seen at every state of every row of a trajectory, at the time it was there; arguments as above."""
+    states, times = trajectory.states.detach(), trajectory.times
+    moments = times if times.ndim == 1 else times[:, :, None]
     with torch.no_grad():
-        moments = zip(trajectory.times, trajectory.states, strict=True)
-        measures = [measure(flow, state, metric, t=time) for time, state in moments]
-    batch = trajectory.states.shape[1]
-    times = [float(time) for time in trajectory.times for _ in range(batch)]
-    return _record(torch.cat(measures), trajectory.states.flatten(0, 1), metric, times, "along trajectories")
+        measures = [measure(flow, state, metric, t=time) for time, state in zip(moments, states, strict=True)]
+    each = times.reshape(len(times), -1).expand(states.shape[:2]).flatten().tolist()
+    return _record(torch.cat(measures), states.flatten(0, 1), metric, each, "along trajectories")
 
 
 @torch.inference_mode(False)  # the ascent needs a graph

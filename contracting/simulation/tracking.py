@@ -20,11 +20,14 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.base import BoundFlow
+from contracting.flows.driven import DrivenFlow, Input
 from contracting.integrators.implicit import PseudoTransient
 from contracting.loop.records import Stop
 from contracting.loop.run import solve
 from contracting.metrics import Metric
-from contracting.simulation.trajectories import DrivenFlow, Input, Integrator, Trajectory, simulate
+from contracting.simulation.time_steps import Integrator
+from contracting.simulation.times import elapsed_times, time_grid
+from contracting.simulation.trajectories import Trajectory, simulate
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,7 +58,7 @@ def tracking_bound(times: Tensor, initial_error: Tensor, *, rate: float, speed: 
     """e^{−ct}e₀ + (1 − e^{−ct})·speed/c with t from the first of ``times``: (T,), (batch,) -> (T, batch).
 
     Args:
-        times: (T,).
+        times: (T,) or (T, batch), none before the one above it.
         initial_error: e₀, (batch,).
         rate: c > 0, a contraction rate of the flow.
         speed: sup‖ds*/dt‖ in the metric of the rate, a number or (batch,); v/c for an input effect ‖(∂F/∂q)q̇‖ ≤ v.
@@ -65,7 +68,6 @@ def tracking_bound(times: Tensor, initial_error: Tensor, *, rate: float, speed: 
         PreconditionError: if the rate is not positive: no bound holds then.
     """
     _check_rate(rate)
-    _check_times(times)
     if checks.floating_tensor("initial_error", initial_error).ndim != 1:
         raise InputError(f"initial_error must have shape (batch,), got {tuple(initial_error.shape)}")
     if not isinstance(speed, Tensor):
@@ -76,13 +78,9 @@ def tracking_bound(times: Tensor, initial_error: Tensor, *, rate: float, speed: 
         )
     elif bool((checks.finite("speed", speed) < 0).any()):
         raise InputError(f"speed must not be negative, its smallest entry is {float(speed.detach().min()):.3g}")
-    decay = torch.exp(-rate * (times - times[0]))[:, None]
+    grid = time_grid(times, len(initial_error), forwards=True).to(initial_error.device)
+    decay = torch.exp(-rate * elapsed_times(grid, initial_error))
     return decay * initial_error + (1 - decay) * speed / rate
-
-
-def _check_times(times: Tensor) -> None:
-    if checks.finite("times", checks.floating_tensor("times", times)).ndim != 1 or not len(times):
-        raise InputError(f"times must have shape (T,) with T ≥ 1, got {tuple(times.shape)}")
 
 
 def _check_rate(rate: float) -> None:
@@ -102,8 +100,9 @@ def moving_equilibrium(flow: BoundFlow, signal: Input, times: Tensor, *, stop: S
         SolveError: if an equilibrium was not found.
     """
     driven = DrivenFlow(flow, signal)
-    _check_times(times)
-    inputs = torch.stack([driven.at(t).problem.q for t in times])
+    own = isinstance(times, Tensor) and times.ndim == 2
+    grid = time_grid(times, times.shape[1] if own else None)
+    inputs = torch.stack([driven.at(moment[:, None] if own else moment[0]).problem.q for moment in grid])
     frozen = flow.with_input(inputs.flatten(0, 1))
     z = solve(frozen.problem.detach(), PseudoTransient(), stop=stop).z
     return frozen.init(z).reshape(inputs.shape)
@@ -125,7 +124,7 @@ def track(
     Args:
         flow: a flow of a problem.
         signal: q(t).
-        times: (T,), increasing; dense enough to show the motion.
+        times: (T,) or (T, batch), rising; dense enough to show the motion.
         start: (batch, n); None starts on the equilibrium of the first moment.
         metric: the norm, with ``rate`` a contraction rate in it, for example of a certificate; None takes the metric of
             the problem and the rate that the flow is proved to have there.
@@ -154,11 +153,12 @@ def track(
     equilibria = moving_equilibrium(flow, signal, times)
     start = equilibria[0] if start is None else start
     trajectory = simulate(flow, start, times, signal=signal, integrator=integrator)
-    norm = metric.to(equilibria).norm
-    error = norm(trajectory.states - equilibria)
+    error = metric.norm(trajectory.states - equilibria)
     if speed is None:
-        chords = norm(equilibria.diff(dim=0)) / trajectory.times.diff()[:, None]
-        fastest = chords.amax(0).expand(error.shape[1])
+        steps = time_grid(trajectory.times, trajectory.states.shape[1]).diff(dim=0)
+        chords = metric.norm(equilibria.diff(dim=0)) / steps.to(error)
+        # a repeated time is no way to go
+        fastest = chords.nan_to_num(0.0).amax(0).expand(error.shape[1])
     else:
         fastest = error.new_full((error.shape[1],), speed)
     return Tracking(

@@ -33,7 +33,8 @@ from contracting.loop.run import solve
 from contracting.metrics import WeightedL2
 from contracting.simulation.decay import decay_rate
 from contracting.simulation.sampled import sampled_rate
-from contracting.simulation.trajectories import AdaptiveStep, distance, simulate_pairs
+from contracting.simulation.time_steps import AdaptiveStep
+from contracting.simulation.trajectories import distance, simulate_pairs
 from contracting.solvers.newton import SemismoothNewton
 from equilibrium.checkpoints import load_reference
 from equilibrium.experiments.common import (

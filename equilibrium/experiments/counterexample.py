@@ -28,7 +28,8 @@ from contracting.flows.speed import TimeScaledForwardBackward
 from contracting.metrics import WeightedL2
 from contracting.simulation.counterexample import SwitchingCounterexample
 from contracting.simulation.decay import decay_rate
-from contracting.simulation.trajectories import FixedStep, distance, simulate_pairs
+from contracting.simulation.time_steps import FixedStep
+from contracting.simulation.trajectories import distance, simulate_pairs
 from equilibrium.experiments.common import (
     SMALL_HELP,
     THREADS_HELP,

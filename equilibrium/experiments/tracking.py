@@ -22,8 +22,8 @@ from contracting.flows.splitting import ForwardBackwardFlow, PeacemanRachfordFlo
 from contracting.maps.dense import Dense
 from contracting.metrics import Metric, WeightedL2
 from contracting.problem import EquilibriumProblem
+from contracting.simulation.time_steps import AdaptiveStep
 from contracting.simulation.tracking import Tracking, track
-from contracting.simulation.trajectories import AdaptiveStep
 from equilibrium.experiments.common import (
     SMALL_HELP,
     THREADS_HELP,

@@ -19,7 +19,8 @@ from contracting.errors import InputError
 from contracting.flows.network import FiringRate
 from contracting.simulation.decay import decay_rate
 from contracting.simulation.sampled import sampled_rate_along
-from contracting.simulation.trajectories import FixedStep, Trajectory, distance, simulate_pairs
+from contracting.simulation.time_steps import FixedStep
+from contracting.simulation.trajectories import Trajectory, distance, simulate_pairs
 from equilibrium.layers import LBEN
 from equilibrium.lipschitz import built_in_bound, lipschitz_system
 from equilibrium.training.classifier import train

@@ -40,7 +40,8 @@ from contracting.flows.base import BoundFlow, Flow
 from contracting.flows.speed import DouglasRachfordFlow, ScaledFlow
 from contracting.flows.splitting import BoundForwardBackward
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
-from contracting.simulation.trajectories import FixedStep, simulate
+from contracting.simulation.time_steps import FixedStep
+from contracting.simulation.trajectories import simulate
 from equilibrium import Weights
 from equilibrium.lipschitz import LipschitzCertificate, Norm, check_lipschitz, lipschitz_system
 from tests.contracting.certificates.instances import ACTIVATIONS, random_lben

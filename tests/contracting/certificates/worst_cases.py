@@ -38,7 +38,8 @@ from contracting.flows.base import BoundFlow, Flow
 from contracting.flows.speed import DouglasRachfordFlow, TimeScaledForwardBackward
 from contracting.maps.dense import Dense
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
-from contracting.simulation.trajectories import AdaptiveStep, distance, simulate_pairs
+from contracting.simulation.time_steps import AdaptiveStep
+from contracting.simulation.trajectories import distance, simulate_pairs
 from tests.contracting.certificates.instances import corners
 from tests.problems import monotone_weight
 

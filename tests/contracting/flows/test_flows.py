@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from contracting.activations.catalogue import ADMISSIBLE, Tanh
+from contracting.certificates import applicable, certify
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.base import Flow, as_flow
-from contracting.flows.fields import LinearFlow, NeuralFlow, VectorField
+from contracting.flows.fields import InputFlow, LinearFlow, NeuralFlow, VectorField
 from contracting.flows.network import FiringRate, Hopfield
 from contracting.flows.speed import DouglasRachfordFlow, ScaledFlow, TimeScaledForwardBackward
 from contracting.flows.splitting import BoundPeacemanRachford, ForwardBackwardFlow, PeacemanRachfordFlow
@@ -20,6 +21,8 @@ from contracting.loop.run import solve
 from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
+from contracting.simulation.sampled import sampled_rate
+from contracting.simulation.trajectories import simulate
 from contracting.solvers.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
 from tests.problems import monotone_weight, planted
 
@@ -275,6 +278,83 @@ def test_neural_flows_have_jacobians_by_autograd() -> None:
 def test_a_field_that_ignores_its_state_has_no_jacobian() -> None:
     flow, state = NeuralFlow(lambda t, s: torch.ones_like(s) * t), torch.zeros(2, 3, dtype=torch.float64)
     assert not flow.jacobian(state).any() and not flow.jvp(state, state + 1).any()
+
+
+class Crowd(torch.nn.Module):
+    """Modules in which the rows of a batch see each other, or that draw at random."""
+
+    def __init__(self, inside: torch.nn.Module | None):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        if self.inside is None:
+            return -s - 0.1 * s.detach().mean(0)
+        return self.inside(s) - s
+
+
+@pytest.mark.parametrize(
+    ("inside", "mends"),
+    [
+        (torch.nn.BatchNorm1d(3), True), (torch.nn.BatchNorm1d(3, track_running_stats=False), False),
+        (torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3)), True),
+        (torch.nn.Dropout(0.5), True), (torch.nn.Softmax(dim=0), False), (None, False),
+    ],
+    ids=["norm", "norm without memory", "inside", "dropout", "softmax over rows", "detached mean"],
+)  # fmt: skip
+def test_rows_that_see_each_other_have_no_rate(inside: torch.nn.Module | None, mends: bool) -> None:
+    torch.manual_seed(0)
+    module = Crowd(inside).double().train()
+    states, metric = torch.randn(9, 3, dtype=torch.float64), WeightedL2.identity(3, dtype=torch.float64)
+    calls = (
+        lambda: sampled_rate(NeuralFlow(module), states, metric),
+        lambda: simulate(NeuralFlow(module), states, torch.tensor([0.0, 0.1])),
+    )
+    for call in calls:
+        with pytest.raises(InputError, match="rows"):
+            call()
+    module.eval()
+    for call in calls:
+        if mends:
+            call()
+        else:
+            with pytest.raises(InputError, match="rows"):
+                call()
+
+
+def test_layer_normalisation_and_row_parameters_are_no_crowd() -> None:
+    states, metric = torch.randn(9, 3, dtype=torch.float64), WeightedL2.identity(3, dtype=torch.float64)
+    rates = torch.linspace(1, 2, 9, dtype=torch.float64)[:, None]
+    normalised = torch.nn.LayerNorm(3).double()
+    for field in (lambda t, s: normalised(s) - s, lambda t, s: -rates * s, lambda t, s: 0 * s):
+        flow = NeuralFlow(field)
+        assert sampled_rate(flow, states, metric).measures.shape == (9,)
+        assert bool(simulate(flow, states, torch.tensor([0.0, 0.1])).complete.all())
+
+
+def test_an_own_equilibrium_model_is_a_flow_under_its_input() -> None:
+    """z = tanh(Wz + Ux) as f(z, x), beside the same as a problem."""
+    W, lam = monotone_weight(5, seed=3, skew=2.0)
+    problem, z = planted(Tanh(), W, lam, batch=3, seed=4)
+    flow = InputFlow(lambda s, x: torch.tanh(s @ W.mT + x), problem.q)
+    firing, states = FiringRate().bind(problem), torch.randn(3, 5, dtype=torch.float64)
+    assert flow(0.0, z).abs().max() < 1e-11
+    assert torch.allclose(flow(0.0, states), firing(0.0, states), atol=1e-14)
+    metric = WeightedL2(lam)
+    assert sampled_rate(flow, states, metric).rate == pytest.approx(sampled_rate(firing, states, metric).rate)
+    times = torch.tensor([0.0, 30.0])
+    assert torch.allclose(simulate(flow, states, times).states[-1], z, atol=1e-5)
+    one = InputFlow(torch.nn.Bilinear(2, 1, 2, bias=False).double(), torch.ones(1, dtype=torch.float64), leak=0.0)
+    weight = one.module.weight[:, :, 0]  # type: ignore[union-attr]
+    assert torch.allclose(one(0.0, states[:, :2]), states[:, :2] @ weight.mT)
+    with pytest.raises(InputError, match="x"):
+        flow(0.0, states[:2])
+    for x in (3.0, torch.ones(2, 3, 4), torch.arange(3)):
+        with pytest.raises(InputError, match="x"):
+            InputFlow(lambda s, x: s, x)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="NeuralFlow|InputFlow"):
+        certify(flow)
+    assert applicable(flow) == ()
 
 
 @pytest.mark.parametrize("method", [ForwardBackward, PeacemanRachford, DouglasRachford])

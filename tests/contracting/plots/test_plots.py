@@ -40,8 +40,9 @@ from contracting.plots.style import label_ends
 from contracting.problem import EquilibriumProblem
 from contracting.simulation.balls import carry_ball, unit_sphere
 from contracting.simulation.energy import Energy
+from contracting.simulation.time_steps import AdaptiveStep
 from contracting.simulation.tracking import track
-from contracting.simulation.trajectories import AdaptiveStep, distance, simulate_pairs
+from contracting.simulation.trajectories import distance, simulate_pairs
 from contracting.solvers.splitting import ForwardBackward
 from tests.figures import assert_readable, line
 from tests.problems import monotone_weight

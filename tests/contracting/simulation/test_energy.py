@@ -23,7 +23,8 @@ from contracting.maps.dense import Dense
 from contracting.metrics import FullP, WeightedL2
 from contracting.problem import EquilibriumProblem
 from contracting.simulation.energy import Energy
-from contracting.simulation.trajectories import AdaptiveStep, simulate
+from contracting.simulation.time_steps import AdaptiveStep
+from contracting.simulation.trajectories import simulate
 from contracting.solvers.splitting import ForwardBackward
 from contracting.types import Slopes
 from tests.problems import monotone_weight, planted

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from contracting.activations.catalogue import ReLU, Tanh
 from contracting.errors import InputError
 from contracting.flows.base import BoundFlow
+from contracting.flows.driven import DrivenFlow
 from contracting.flows.fields import LinearFlow, NeuralFlow
 from contracting.flows.network import FiringRate
 from contracting.flows.speed import ScaledFlow
@@ -22,7 +25,7 @@ from contracting.simulation.sampled import (
     sampled_rate_along,
     worst_point,
 )
-from contracting.simulation.trajectories import DrivenFlow, simulate
+from contracting.simulation.trajectories import distance, simulate, simulate_pairs
 from tests.problems import monotone_weight, planted
 
 F64 = torch.float64
@@ -116,6 +119,28 @@ def test_a_trained_metric_shows_the_contraction(family: type[Metric], best: floa
     result = fit_metric(flow, points, family=family, steps=200, learning_rate=0.1)
     assert isinstance(result.metric, family) and best - 0.1 < result.rate <= best + 1e-9
     assert sampled_rate(flow, points, result.metric).rate == pytest.approx(result.rate)
+
+
+@pytest.mark.parametrize("family", [FullP, WeightedL2, WeightedL1, WeightedLinf])
+@pytest.mark.parametrize("fit", [fit_metric, fit_metric_by_inequalities], ids=["gradients", "inequalities"])
+def test_a_metric_found_for_a_float32_flow_measures_float32(family: type[Metric], fit: Callable[..., Any]) -> None:
+    """Also one that float32 could not hold, and a float32 metric beside float64 states."""
+    if fit is fit_metric_by_inequalities and family not in (FullP, WeightedL2):
+        return
+    A = torch.tensor([[-1.0, 1e4], [0.0, -1.5]])
+    found = fit(LinearFlow(A), torch.zeros(1, 2), family=family, **({"steps": 50} if fit is fit_metric else {}))
+    metric, x = found.metric, torch.tensor([[1.0, -2.0]])
+    exact = metric.norm(x.double())
+    assert torch.allclose(metric.norm(x), exact) and metric.norm(x).dtype == F64
+    assert float(metric.matrix_measure(A)) == pytest.approx(-found.rate, rel=1e-6)
+    assert torch.allclose(metric.operator_norm(A), metric.operator_norm(A.double()))
+    assert sampled_rate(LinearFlow(A), x, metric).rate == pytest.approx(found.rate, rel=1e-6)
+    pair = simulate_pairs(LinearFlow(A), 0 * x, x, torch.tensor([0.0, 0.1]))
+    assert float(distance(pair, metric)[0]) == pytest.approx(float(exact))
+    assert torch.allclose(euclidean(2).to(x).norm(x.double()), torch.tensor([5**0.5], dtype=F64))
+    narrow = FullP(torch.tensor([[1.0, 1 - 1e-9], [1 - 1e-9, 1.0]], dtype=F64))  # singular once it is rounded
+    assert float(narrow.norm(torch.ones(2))) == pytest.approx(2.0)
+    assert sampled_rate(LinearFlow(-torch.eye(2)), x, narrow).rate == pytest.approx(1.0)
 
 
 def test_a_full_metric_turns_where_a_diagonal_one_cannot() -> None:

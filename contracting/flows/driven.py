@@ -1,0 +1,75 @@
+r"""Flows whose input moves: s' = f(s; q(t))."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError
+from contracting.flows.base import BoundFlow
+from contracting.flows.fields import VectorField
+from contracting.types import Time
+
+Input = Callable[[Tensor], Tensor]
+"""q(t): a float64 time of shape () or (batch, 1) to an input of shape (n,), (1, n) or (batch, n)."""
+
+
+class DrivenFlow(VectorField):
+    """A flow of a problem whose input moves: s' = f(s; q(t)).
+
+    Args:
+        flow: the flow; the q of its problem is replaced.
+        signal: q(t), of shape (n,), (1, n) or (batch, n) for a time of shape () or (batch, 1). The time is float64
+            whatever the dtype of the flow, so that a late time is not rounded; a float64 input is rounded to the flow.
+    """
+
+    def __init__(self, flow: BoundFlow, signal: Input):
+        if not isinstance(flow, BoundFlow):
+            raise InputError(
+                f"an input q(t) needs a flow of a problem, such as FiringRate().bind(problem), got {flow!r}; "
+                "a NeuralFlow takes its time as f(t, s)"
+            )
+        if not callable(signal):
+            raise InputError(
+                f"signal must be a function q(t) from a time to an input, got {type(signal).__name__}; leave it out "
+                "for a constant input, the q of the problem"
+            )
+        self.flow, self.signal = flow, signal
+
+    def at(self, t: Time, rows: int | None = None) -> BoundFlow:
+        """The flow with the input of one moment, for states of so many rows.
+
+        Raises:
+            InputError: if the signal is of another kind, shape or number of rows than the problem and the states need.
+        """
+        problem = self.flow.problem
+        moment = torch.as_tensor(t, dtype=torch.float64, device=problem.q.device)
+        value = checks.floating_tensor("signal(t)", self.signal(moment))
+        if value.dtype == torch.float64:
+            value = value.to(problem.q.dtype)
+        checks.same_kind("signal(t)", checks.last_size("signal(t)", value, problem.size), "the problem's q", problem.q)
+        signal = value[None] if value.ndim == 1 else value
+        if signal.ndim != 2 or (rows is not None and len(signal) not in (1, rows)):
+            raise InputError(
+                f"signal(t) must have shape ({problem.size},), (1, {problem.size}) or (batch, {problem.size})"
+                f"{'' if rows is None else f' with batch = {rows}, the rows of the state'}, got {tuple(value.shape)}"
+            )
+        return self.flow.with_input(signal)
+
+    def __call__(self, t: Time, state: Tensor) -> Tensor:
+        return self.at(t, len(state))(t, state)
+
+    def init(self, z: Tensor) -> Tensor:
+        return self.flow.init(z)
+
+    def read(self, state: Tensor) -> Tensor:
+        return self.flow.read(state)
+
+    def jacobian(self, state: Tensor, t: Time = 0.0) -> Tensor:
+        return self.at(t, len(state)).jacobian(state, t)
+
+    def jvp(self, state: Tensor, direction: Tensor, t: Time = 0.0) -> Tensor:
+        return self.at(t, len(state)).jvp(state, direction, t)
