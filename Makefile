@@ -23,7 +23,7 @@ export MPLBACKEND := Agg
 .NOTPARALLEL:
 
 demo: $(VENV)/.stamp-demo
-	$(RUN) demos/compare_solvers.py --out "$(OUT)" $(DEMO_ARGS)
+	$(VENV)/bin/contracting-equilibria compare-solvers --out "$(OUT)" $(DEMO_ARGS)
 
 # One thread for each of the two workers: more would compete for the same cores.
 test: $(VENV)/.stamp-dev

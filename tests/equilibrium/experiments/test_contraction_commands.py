@@ -1,4 +1,4 @@
-"""The commands about contraction: refused in one sentence before any work; what they claim is tested with the demos."""
+"""The commands about contraction: refused in one sentence before any work, and right in what they claim."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 
 import pytest
 from matplotlib import animation
+from PIL import Image
 
 from equilibrium import cli
 from equilibrium.experiments import COMMANDS
@@ -36,6 +37,47 @@ def test_a_film_without_ffmpeg_is_refused_before_any_work(tmp_path, monkeypatch,
     monkeypatch.setattr(animation.writers, "is_available", lambda name: False)
     assert cli.main(["phase-portrait", "--film", "mp4", "--out", str(tmp_path / "out")]) == 2
     assert "ffmpeg" in capsys.readouterr().err and list(tmp_path.iterdir()) == []
+
+
+def contraction_rates(results, _):
+    rates = {record["flow"].split(",")[0]: record for record in results["rates"]}
+    assert {"firing rate", "Hopfield", "forward–backward", "Peaceman–Rachford", "inclusion"} == set(rates)
+    for record in rates.values():
+        others = [record[key] for key in ("seen", "sampled", "bound") if record[key] is not None]
+        assert all(record["certified"] <= other + 1e-6 for other in others), record
+    assert rates["firing rate"]["certified"] >= 0.2 and rates["Hopfield"]["certified"] >= 0.2  # what was built in
+
+
+def counterexample(results, _):
+    for record in results["gains"]:
+        assert record["monotonicity"] == pytest.approx(1, abs=1e-6)  # Condition 1
+        for key in ("certified", "quadratic"):
+            assert record[key] == pytest.approx(1 - record["gain"] / 2, abs=1e-3)
+        assert record["certified"] <= record["bound"] and record["measured"] >= -record["bound"] - 0.01
+        assert 0 < record["forward_certified"] <= record["forward_measured"]
+
+
+def phase_portrait(results, out):
+    assert 0.1 < results["fills"] <= 1 and results["drawn"] > 0
+    with Image.open(out / "figures" / "phase-portrait.gif") as film:
+        assert film.n_frames == 6
+
+
+def tracking(results, _):
+    ratios = {record["flow"]: record["error"] / record["bound"] for record in results["tracking"]}
+    assert ratios.pop("one linear unit") == pytest.approx(1, abs=1e-4)  # the bound can be attained
+    assert len(ratios) == 3 and all(0.05 < ratio < 1 for ratio in ratios.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("claim", [contraction_rates, counterexample, phase_portrait, tracking])
+def test_the_small_version_writes_what_it_claims(claim, tmp_path, capsys):
+    assert cli.main([claim.__name__.replace("_", "-"), "--small", "--out", str(tmp_path / "out")]) == 0
+    out, captured = tmp_path / "out", capsys.readouterr()
+    assert captured.err == "" and {"results.json", "table.txt", "figures"} == {path.name for path in out.iterdir()}
+    assert (out / "table.txt").read_text().strip() in captured.out
+    assert all(path.stat().st_size for path in (out / "figures").iterdir())
+    claim(json.loads((out / "results.json").read_text()), out)
 
 
 @pytest.mark.slow

@@ -131,8 +131,8 @@ def test_damaged_files_and_double_names_are_refused(tmp_path):
 
 
 def start(out: Path, jobs: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "demos/mnist_robustness.py", "--small", "--jobs", str(jobs), "--out", str(out)]
-    command += ["--models", "lipschitz-1,perceptron,unconstrained"]
+    command = [sys.executable, "-m", "equilibrium.cli", "mnist-robustness", "--small", "--jobs", str(jobs)]
+    command += ["--models", "lipschitz-1,perceptron", "--out", str(out)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     # a session of its own, so that the workers can be killed with their parent
     return subprocess.Popen(
@@ -155,7 +155,7 @@ def test_killed_at_random_moments_the_experiment_gives_the_same_bits(tmp_path):
     rng = random.Random(0)
     kills = 0
     # each attempt is allowed a few more files than the one before left, and then a moment
-    while kills < 4:
+    while kills < 3:
         limit = state(killed) + rng.randint(2, 6)
         process = start(killed, 2)
         while process.poll() is None and state(killed) < limit:
