@@ -7,6 +7,7 @@ import matplotlib.figure
 import torch
 
 from contracting import Stop, default_solvers, solve
+from contracting.loop.method import Family
 from contracting.plots.style import BLUE, FULL_WIDTH, GREEN, ORANGE, PURPLE, finish
 from equilibrium import LBEN
 from equilibrium.files import output_directory, write_figure
@@ -18,7 +19,7 @@ stop = Stop(rtol=1e-6, max_steps=20_000)
 truth = solve(problem, default_solvers()["SemismoothNewton"], stop=Stop(rtol=1e-12)).z
 
 work, colours, worst = {}, {}, 0.0
-families = {"splitting": BLUE, "Newton": GREEN, "ODE integrator": ORANGE, "torchdiffeq": PURPLE}
+families = dict(zip(Family, (BLUE, GREEN, ORANGE, PURPLE), strict=True))
 for name, method in default_solvers().items():
     if name in ("FISTA", "torchdiffeq-BDF"):  # FISTA needs a symmetric ΛW; BDF takes one row after the other
         continue
@@ -36,6 +37,8 @@ axes = matplotlib.figure.Figure(figsize=(FULL_WIDTH, 5.6), layout="constrained")
 axes.barh(order[::-1], [work[name] for name in order[::-1]], color=[colours[name] for name in order[::-1]])
 axes.set_xscale("log")
 for family, colour in families.items():
-    axes.barh([order[0]], [0], color=colour, label=family)
-finish(axes, x="products with W until the residual is 1e-6", y="", title="The same equilibria by every solver")
+    axes.barh([order[0]], [0], color=colour, label=family.value)
+finish(axes, x="products with W (factorisations not counted)", y="", title="The same equilibria, to 1e-6", legend=False)
+axes.legend(loc="lower right", fontsize=9)
+axes.margins(y=0.01)
 write_figure(output_directory("out") / "compare-solvers.png", axes.figure, dpi=150)
