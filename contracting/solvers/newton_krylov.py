@@ -15,17 +15,15 @@ from contracting.flows.base import BoundFlow, Flow, as_flow
 from contracting.flows.network import BoundFiringRate, FiringRate
 from contracting.flows.speed import ScaledFlow
 from contracting.flows.splitting import (
-    BoundPeacemanRachford,
-    BoundSplitting,
     PeacemanRachfordFlow,
 )
-from contracting.integrators.base import FlowIteration, FlowMethod
+from contracting.integrators.base import FlowMethod
 from contracting.linear_systems import solve_rows_by_products
 from contracting.loop.method import Family, Iteration, State, refuse_graph
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
+from contracting.solvers.newton import NewtonIteration
 
-_SUFFICIENT = 1e-3  # a Newton step must reduce the best residual so far by at least this fraction
 _LOOSEST, _GAIN = 0.1, 0.9  # forcing terms: η ≤ 0.1, η = 0.9 (‖F‖/‖F before‖)²
 
 
@@ -35,9 +33,9 @@ class NewtonKrylov(FlowMethod):
 
     The linear system of a row is solved to ‖T(s) − s − (I − T'(s))d‖ ≤ η‖T(s) − s‖, with η following the fall of
     ‖T(s) − s‖ (Eisenstat and Walker), by a Krylov space of its own that uses only the action of T'. The length t is
-    halved, per row, until the residual z − σ(Wz + q) is below the best so far; where no length helps, the row takes
-    Peaceman–Rachford steps, which converge globally under Condition 1, until it is. Without a metric such a row takes
-    the undamped step, and convergence is not guaranteed: the status tells.
+    halved, per row, until the residual z − σ(Wz + q) or the distance ‖T(s) − s‖ falls enough; where no length helps,
+    the row takes a Peaceman–Rachford step, and such steps converge from any start under Condition 1. Without a metric
+    such a row takes the undamped step, and convergence is not guaranteed: the status tells.
 
     The Peaceman–Rachford flow is a preconditioner: its T' has norm below one, so that the Krylov method converges at
     least as fast as the splitting, and much faster where κ is large. The firing-rate flow needs no resolvent and no
@@ -85,64 +83,36 @@ class NewtonKrylov(FlowMethod):
         return _NewtonKrylovIteration(bound, self, stop)
 
 
-class _NewtonKrylovIteration(FlowIteration):
-    # state: s, the state u of the fallback, whether the row fell back, the best residual, ‖T(s) − s‖ one step before,
-    # and the forcing term of that step
+class _NewtonKrylovIteration(NewtonIteration):
+    # the direction remembers ‖T(s) − s‖ one step before and the forcing term of that step; then, where T is not known
+    # to contract, the Peaceman–Rachford state u of a row that fell back, and whether it did
     def __init__(self, flow: BoundFlow, settings: NewtonKrylov, stop: Stop):
-        super().__init__(flow)
-        self.problem, self.settings, self.stop = flow.problem, settings, stop
+        super().__init__(flow, settings.halvings)
+        self.settings, self.stop = settings, stop
 
     @cached_property
     def fallback(self) -> BoundFlow | None:
         """A flow whose map contracts; found when a row first needs it, because it may cost a factorisation."""
-        if not self.problem.well_posed:
-            return None
-        automatic = isinstance(self.flow, BoundSplitting) and self.flow.choice is not None
-        if automatic or isinstance(self.flow, BoundPeacemanRachford):  # which contracts with every step
-            return self.flow
-        return PeacemanRachfordFlow().bind(self.problem)
+        return PeacemanRachfordFlow().bind(self.problem) if self.problem.well_posed else None
 
-    def init(self, z0: Tensor) -> State:
-        s = self.flow.init(z0)
-        residual = self._residual(s)
-        unknown = torch.full_like(residual, float("inf"))
-        return s, s, torch.zeros_like(residual, dtype=torch.bool), residual, unknown, torch.full_like(unknown, _LOOSEST)
+    def memory(self, s: Tensor) -> State:
+        unknown = s.new_full((s.shape[0],), float("inf"))
+        forcing = torch.full_like(unknown, _LOOSEST)
+        fell_back = torch.zeros_like(unknown, dtype=torch.bool)
+        return (unknown, forcing) if self.contracts else (unknown, forcing, s, fell_back)
 
-    def _residual(self, s: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(self.problem.residual(self.flow.read(s)), dim=-1)
-
-    def step(self, state: State) -> State:
-        s, u, fell_back, best, last_size, last_forcing = state
-        defect = self.flow.defect(s)
+    def direction(self, s: Tensor, defect: Tensor, memory: State) -> tuple[Tensor, State]:
+        last_size, last_forcing, *rest = memory
         size = torch.linalg.vector_norm(defect, dim=-1)
         forcing = self._forcing(s, size, last_size, last_forcing)
-        direction = self._direction(s, defect, forcing * size)
-        length = torch.ones_like(best)
-        candidate = s + direction
-        residual = self._residual(candidate)
-        for _ in range(self.settings.halvings):
-            good = residual <= (1 - _SUFFICIENT) * best
-            if bool(good.all()):
-                break
-            length = torch.where(good, length, length / 2)
-            candidate = s + length[:, None] * direction
-            residual = self._residual(candidate)
-        good = residual <= (1 - _SUFFICIENT) * best
-        if not bool(good.all()):
-            other, u = self._globalised(s, u, fell_back, direction)
-            candidate = torch.where(good[:, None], candidate, other)
-            residual = self._residual(candidate)
-        best = torch.fmin(best, residual)
-        return candidate, u, ~good, best, size, forcing
+        return self._solved(s, defect, forcing * size), (size, forcing, *rest)
 
-    def _globalised(self, s: Tensor, u: Tensor, fell_back: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """Where no Newton step helps: the state after a step of the fallback, and the fallback's own."""
-        if self.fallback is None:
-            return s + direction, u
-        if self.fallback is self.flow:
-            return self.flow.map(s), u
+    def rescue(self, s: Tensor, defect: Tensor, direction: Tensor, good: Tensor, memory: State) -> tuple[Tensor, State]:
+        if self.contracts or self.fallback is None:
+            return super().rescue(s, defect, direction, good, memory)
+        size, forcing, u, fell_back = memory
         u = self.fallback.map(torch.where(fell_back[:, None], u, self.fallback.init(self.flow.read(s))))
-        return self.flow.init(self.fallback.read(u)), u
+        return self.flow.init(self.fallback.read(u)), (size, forcing, u, ~good)
 
     def _forcing(self, s: Tensor, size: Tensor, last_size: Tensor, last_forcing: Tensor) -> Tensor:
         eta = _GAIN * (size / last_size).square()
@@ -153,7 +123,7 @@ class _NewtonKrylovIteration(FlowIteration):
         enough = _LOOSEST * self.stop.tolerance(scale) / size.clamp_min(torch.finfo(size.dtype).tiny)
         return torch.maximum(eta, enough).clamp(10 * torch.finfo(size.dtype).eps, _LOOSEST)
 
-    def _direction(self, s: Tensor, defect: Tensor, tolerance: Tensor) -> Tensor:
+    def _solved(self, s: Tensor, defect: Tensor, tolerance: Tensor) -> Tensor:
         dimension = min(self.settings.krylov, s.shape[1])
         rows = max(1, self.settings.memory // (2 * dimension * s.shape[1] * s.element_size()))
         directions = []
