@@ -21,7 +21,7 @@ from equilibrium.checkpoints import load_reference, save_reference
 from equilibrium.convert import from_residual, from_sequential, from_weights
 from equilibrium.convolution import LBENConv2d, MultiScaleConv2d
 from equilibrium.fixed import FixedIterations
-from equilibrium.layers import LBEN, EquilibriumLayer
+from equilibrium.layers import LBEN, EquilibriumLayer, FailedRows
 from equilibrium.lipschitz import (
     LipschitzCertificate,
     LipschitzReport,
@@ -45,6 +45,7 @@ __all__ = [
     "DouglasRachford",
     "EquilibriumLayer",
     "FISTA",
+    "FailedRows",
     "FixedIterations",
     "ForwardBackward",
     "Implicit",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
-from collections.abc import Callable
-from typing import Any, Self, TypeVar, cast
+import warnings
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any, Self, TypedDict, TypeVar, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +20,13 @@ from contracting.errors import InputError, PreconditionError
 from contracting.flows.base import BoundFlow, Flow, as_flow
 from contracting.gradients.implicit import Backward, Implicit
 from contracting.loop.method import Method
-from contracting.loop.records import Solution, Stop, Trace
+from contracting.loop.records import LastSolves, Solution, SolveError, Stop, Trace
 from contracting.loop.run import solve
 from contracting.memory import Lineage
 from contracting.precision import as_computed, full_precision
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.automatic import Automatic
-from equilibrium.parameterizations import Monotone, Parameterization
+from equilibrium.parameterizations import Monotone, MonotoneOptions, Parameterization
 from equilibrium.settings import WithSettings
 from equilibrium.weights import NetworkWeights, Weights
 
@@ -48,6 +51,40 @@ def _run_as_it_is(function: F) -> F:
     return cast(F, run)
 
 
+class FailedRows(Enum):
+    """What a layer does with rows that could not be solved.
+
+    RAISE ends in a SolveError. MASK makes y NaN in these rows; the others are as without them, and if the loss leaves
+    them out (``layer.last_solves.forward.converged`` says which), so are all gradients. WARN does that too, with a
+    warning the first time. A failure of the backward pass, which is of no single row of x, is always an error.
+    """
+
+    RAISE = "raise"
+    WARN = "warn"
+    MASK = "mask"
+
+
+class LayerOptions(TypedDict, total=False):
+    """The keyword arguments of ``EquilibriumLayer``, which every layer takes."""
+
+    activation: Activation | nn.Module | None
+    solver: Method | None
+    stop: Stop | None
+    backward: Backward | None
+    failed_rows: FailedRows
+
+
+class LBENOptions(MonotoneOptions, LayerOptions, total=False):
+    """The keyword arguments of ``LBEN``."""
+
+
+def of_the_layer(options: Mapping[str, Any]) -> tuple[dict[str, Any], LayerOptions]:
+    """The options of a parameterisation and those of its layer."""
+    names = LayerOptions.__annotations__
+    free = {name: value for name, value in options.items() if name not in names}
+    return free, cast(LayerOptions, {name: value for name, value in options.items() if name in names})
+
+
 class EquilibriumLayer(WithSettings):
     r"""z = σ(Wz + Ux + b), y = W_o z + Dx + b_o, for any parameterisation of the weights.
 
@@ -58,6 +95,11 @@ class EquilibriumLayer(WithSettings):
             PeacemanRachford for nearly every trained network and Newton's method where nothing is certified.
         stop: tolerances and limits of the solve.
         backward: how z is differentiated; ``Implicit()`` is independent of the solver.
+        failed_rows: what ``layer(x)`` does with rows that have no equilibrium within the limits, as where x is NaN.
+
+    Attributes:
+        last_solves: what the last solve forward and the last one backward measured, for a training to log:
+            ``layer.last_solves.forward.numbers()``.
 
     Raises:
         InputError: on an inadmissible activation or something that is not a solver.
@@ -71,8 +113,11 @@ class EquilibriumLayer(WithSettings):
         solver: Method | None = None,
         stop: Stop | None = None,
         backward: Backward | None = None,
+        failed_rows: FailedRows = FailedRows.RAISE,
     ):
         super().__init__()
+        self.failed_rows = _checked("failed_rows", failed_rows, FailedRows, "FailedRows.MASK")
+        self.last_solves, self._warned = LastSolves(), False
         self._known: NetworkWeights | None = None  # the weights of the last evaluation
         self._lineage = Lineage()  # what guides the solves of a few training steps
         if not isinstance(parameterization, Parameterization):
@@ -106,26 +151,58 @@ class EquilibriumLayer(WithSettings):
         return self.parameterization.out_features
 
     @_run_as_it_is
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, z0: Tensor | None = None) -> Tensor:
         """y: (..., in) -> (..., out), differentiable in x and in every parameter.
 
+        Args:
+            x: (..., in).
+            z0: where the solve starts, (..., hidden), such as at the equilibrium of a similar input.
+
         Raises:
-            InputError: on wrong size, dtype or device of x.
-            SolveError: if a row does not converge.
+            InputError: on wrong size, dtype or device of x or z0, or parameters that make no weights.
+            SolveError: if a row does not converge, unless ``failed_rows`` says otherwise.
         """
-        rows, lead = self._rows(x)
-        with full_precision(x):
-            weights = self.weights()
-            z = self.backward.equilibrium(weights.problem(rows, self.activation), self.solver, self.stop)
-            return weights.readout(z, rows).reshape(*lead, self.out_features)
+        return self._over_rows(x, z0, lambda weights, z, rows: weights.readout(z, rows))
 
     @_run_as_it_is
-    def equilibrium(self, x: Tensor) -> Tensor:
-        """z: (..., in) -> (..., hidden), differentiable in x and in every parameter; raises as ``forward`` does."""
+    def equilibrium(self, x: Tensor, *, z0: Tensor | None = None) -> Tensor:
+        """z: (..., in) -> (..., hidden), differentiable in x and in every parameter; otherwise as ``forward``."""
+        return self._over_rows(x, z0, lambda weights, z, rows: z)
+
+    def _over_rows(
+        self, x: Tensor, z0: Tensor | None, read: Callable[[NetworkWeights, Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """What is read from the equilibrium of each row; NaN from rows that failed, where that is tolerated."""
         rows, lead = self._rows(x)
+        start, seen = self._starts(z0, lead), self.last_solves
+
+        def solved(rows: Tensor, start: Tensor | None) -> Tensor:
+            problem = self._bound(weights, rows)
+            return read(weights, self.backward.equilibrium(problem, self.solver, self.stop, start, seen), rows)
+
         with full_precision(x):
-            z = self.backward.equilibrium(self.problem(rows), self.solver, self.stop)
-            return z.reshape(*lead, self.hidden_features)
+            weights = self.weights()
+            try:
+                values = solved(rows, start)
+            except SolveError as error:
+                solution = error.solution
+                if solution is None or self.failed_rows is FailedRows.RAISE:
+                    raise
+                if self.failed_rows is FailedRows.WARN and not self._warned:
+                    warnings.warn(f"rows that fail are NaN from now on: {error}", RuntimeWarning, stacklevel=3)
+                    self._warned = True
+                # by themselves: a gradient through NaN would not be zero, and so spoil those of all parameters
+                sound = torch.nonzero(solution.converged).flatten()
+                record = seen.forward
+                values = solved(rows[sound], None if start is None else start[sound])
+                values = values.new_full((len(rows), values.shape[-1]), math.nan).index_copy(0, sound, values)
+                seen.forward = record
+            return values.reshape(*lead, values.shape[-1])
+
+    def _starts(self, z0: Tensor | None, lead: tuple[int, ...]) -> Tensor | None:
+        if z0 is None:
+            return None
+        return checks.shape("z0", z0, (*lead, self.hidden_features)).detach().reshape(-1, self.hidden_features)
 
     @_run_as_it_is
     @torch.no_grad()
@@ -156,8 +233,7 @@ class EquilibriumLayer(WithSettings):
             InputError, PreconditionError, SolveError: as ``contracting.loop.run``.
         """
         rows, lead = self._rows(x)
-        if z0 is not None:
-            z0 = checks.shape("z0", z0, (*lead, self.hidden_features)).reshape(-1, self.hidden_features)
+        z0 = self._starts(z0, lead)
         with full_precision(x):
             problem = self.problem(rows)
             solution = solve(
@@ -174,7 +250,10 @@ class EquilibriumLayer(WithSettings):
         of steps that is expected may be those of a few updates ago, which can cost steps; ``train()`` and ``eval()``
         start anew.
         """
-        weights = self.parameterization.explicit()
+        try:
+            weights = self.parameterization.explicit()
+        except (InputError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            raise self._diverged(error) from error
         if any(t.requires_grad for t in weights.state.tensors()):
             if self.training:
                 weights.state.descend_from(self._lineage)
@@ -194,7 +273,25 @@ class EquilibriumLayer(WithSettings):
         """The equilibrium problem of inputs x, (..., in), its rows flattened."""
         rows = self._rows(x)[0]
         with full_precision(x):
-            return self.weights().problem(rows, self.activation)
+            return self._bound(self.weights(), rows)
+
+    def _bound(self, weights: NetworkWeights, rows: Tensor) -> EquilibriumProblem:
+        try:
+            return weights.problem(rows, self.activation)
+        except InputError as error:
+            raise error if weights.state.finite else self._diverged(error) from error
+
+    def _diverged(self, error: Exception) -> InputError:
+        """Why there are no weights, by the names of the parameters."""
+        parameters = self.parameterization.named_parameters()
+        sizes = {name: float(values.detach().abs().max()) for name, values in parameters if values.numel()}
+        lost = [name for name, size in sizes.items() if not math.isfinite(size)]
+        largest = ", ".join(f"{name} {sizes[name]:.1e}" for name in sorted(sizes, key=lambda name: -sizes[name]))
+        cause = f"{', '.join(lost)}: NaN or infinite entries" if lost else f"{error}; the largest entries are {largest}"
+        return InputError(
+            f"the parameters make no weights. {cause}. Training has diverged, as mostly from a learning rate that is "
+            "too large: go on from earlier parameters with a smaller one, or clip the gradients"
+        )
 
     def flow(self, flow: Flow | type[Flow], x: Tensor | None = None) -> BoundFlow:
         """A flow of this layer as a callable f(t, s), for torchdiffeq.odeint or a certificate.
@@ -224,7 +321,7 @@ class EquilibriumLayer(WithSettings):
 
     def extra_repr(self) -> str:
         """Activation, solver, and what else is not as by default."""
-        usual = {"stop": Stop(), "backward": Implicit()}
+        usual = {"stop": Stop(), "backward": Implicit(), "failed_rows": FailedRows.RAISE}
         others = [f", {name}={getattr(self, name)}" for name, value in usual.items() if getattr(self, name) != value]
         return f"activation={self.activation}, solver={self.solver}{''.join(others)}"
 
@@ -249,6 +346,7 @@ class LBEN(EquilibriumLayer):
         solver: any splitting method or ODE integrator; changes neither weights nor gradient.
         stop: tolerances and limits of the solve.
         backward: ``Implicit()`` or, for comparison, ``Unrolled()`` and ``TorchDiffEqAdjoint()``.
+        failed_rows: what ``layer(x)`` does with rows that fail: FailedRows.RAISE, WARN or MASK.
         device: device of the parameters.
         dtype: floating-point type of the parameters.
 
@@ -261,43 +359,10 @@ class LBEN(EquilibriumLayer):
     """
 
     def __init__(
-        self,
-        in_features: int,
-        hidden_features: int,
-        out_features: int,
-        *,
-        lipschitz: float | None = None,
-        learn_lipschitz: bool = False,
-        contraction_rate: float | None = None,
-        epsilon: float = 1.0,
-        learn_metric: bool = True,
-        feedthrough: bool = False,
-        activation: Activation | nn.Module | None = None,
-        solver: Method | None = None,
-        stop: Stop | None = None,
-        backward: Backward | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, in_features: int, hidden_features: int, out_features: int, **options: Unpack[LBENOptions]
     ):
-        super().__init__(
-            Monotone(
-                in_features,
-                hidden_features,
-                out_features,
-                lipschitz=lipschitz,
-                learn_lipschitz=learn_lipschitz,
-                contraction_rate=contraction_rate,
-                epsilon=epsilon,
-                learn_metric=learn_metric,
-                feedthrough=feedthrough,
-                device=device,
-                dtype=dtype,
-            ),
-            activation=activation,
-            solver=solver,
-            stop=stop,
-            backward=backward,
-        )
+        free, own = of_the_layer(options)
+        super().__init__(Monotone(in_features, hidden_features, out_features, **free), **own)
 
     def weights(self) -> Weights:
         """The explicit weights of the present parameters, as matrices; otherwise as in ``EquilibriumLayer``."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -161,6 +161,19 @@ class Unconstrained(DenseParameterization):
         )
 
 
+class MonotoneOptions(TypedDict, total=False):
+    """The keyword arguments of ``Monotone``, for all that pass them on."""
+
+    lipschitz: float | None
+    learn_lipschitz: bool
+    contraction_rate: float | None
+    epsilon: float
+    learn_metric: bool
+    feedthrough: bool
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
 class Monotone(DenseParameterization):
     r"""The LBEN parameterisation: well-posed for every parameter value, on request γ-Lipschitz and contracting.
 
@@ -257,8 +270,8 @@ class Monotone(DenseParameterization):
         """The weights and their certificates."""
         n, gamma, c = self.hidden_features, self.lipschitz, self.contraction_rate
         identity = torch.eye(n, dtype=self.V.dtype, device=self.V.device)
-        log_lam = torch.zeros_like(self.bias) if self.psi is None else -self.psi
-        lam = log_lam.exp()  # Λ = Ψ⁻¹
+        lam = torch.ones_like(self.bias) if self.psi is None else (-self.psi).exp()  # Λ = Ψ⁻¹
+        metric = metric_of(lam, self.psi)
         skew = self.S - self.S.mT
         D: Tensor | None = self.D
         roots: list[Tensor] = [self.V]  # of the symmetric part, Σ XᵀX
@@ -277,7 +290,7 @@ class Monotone(DenseParameterization):
             output=self.output,
             output_bias=self.output_bias,
             feedthrough=D,
-            metric=WeightedL2(lam.detach()),
+            metric=metric,
             lipschitz=gamma,
             contraction_rate=c,
             contraction_matrix=None if c is None else torch.diag((1 - 2 * c) * lam) + symmetric,
@@ -367,6 +380,25 @@ def gram(X: Tensor) -> Tensor:
 def _into_unit_ball(matrix: Tensor) -> Tensor:
     """X ↦ X/√(1 + ‖X‖_F²), onto the matrices of Frobenius norm below one: smooth, and free of constraints."""
     return matrix / torch.sqrt(1 + matrix.square().sum())
+
+
+def metric_of(lam: Tensor, psi: Tensor | None) -> WeightedL2:
+    """Λ = exp(−ψ) as a metric.
+
+    Raises:
+        InputError: if an entry of ψ is so large that Λ or its inverse leaves the range of the dtype.
+    """
+    try:
+        return WeightedL2(lam.detach())
+    except InputError:
+        if psi is None:
+            raise
+    limit = -math.log(torch.finfo(psi.dtype).tiny)
+    low, high = (float(end) for end in psi.detach().aminmax())
+    raise InputError(
+        f"psi must lie in [-{limit:.0f}, {limit:.0f}], where exp(psi) is in the range of {psi.dtype}, its entries are "
+        f"in [{low:.3g}, {high:.3g}]"
+    )
 
 
 def checked_lipschitz(lipschitz: float, dtype: torch.dtype | None) -> float:

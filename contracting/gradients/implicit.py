@@ -18,7 +18,7 @@ from torch import Tensor
 
 from contracting.errors import PreconditionError
 from contracting.loop.method import Method
-from contracting.loop.records import SolveError, Stop
+from contracting.loop.records import LastSolves, Solution, SolveError, Stop
 from contracting.loop.run import solve
 from contracting.precision import full_precision
 from contracting.problem import EquilibriumProblem
@@ -34,8 +34,15 @@ _NO_TRANSFORMS = (
 class Backward(Protocol):
     """How the equilibrium is differentiated."""
 
-    def equilibrium(self, problem: EquilibriumProblem, method: Method, stop: Stop, z0: Tensor | None = None) -> Tensor:
-        """z with z = σ(Wz + q), differentiable in the tensors of the problem."""
+    def equilibrium(
+        self,
+        problem: EquilibriumProblem,
+        method: Method,
+        stop: Stop,
+        z0: Tensor | None = None,
+        seen: LastSolves | None = None,
+    ) -> Tensor:
+        """z with z = σ(Wz + q), differentiable in the tensors of the problem; ``seen`` is told what was measured."""
         ...
 
 
@@ -59,11 +66,18 @@ class Implicit:
     solver: Method | None = None
     stop: Stop = field(default_factory=Stop)
 
-    def equilibrium(self, problem: EquilibriumProblem, method: Method, stop: Stop, z0: Tensor | None = None) -> Tensor:
+    def equilibrium(
+        self,
+        problem: EquilibriumProblem,
+        method: Method,
+        stop: Stop,
+        z0: Tensor | None = None,
+        seen: LastSolves | None = None,
+    ) -> Tensor:
         """z with z = σ(Wz + q), (batch, n), differentiable in the tensors of the problem."""
         if not torch.is_grad_enabled():
-            return solve(problem.detach(), method, z0=z0, stop=stop).z
-        call = _Call(problem, method, stop, z0, self)
+            return seen_solve(problem.detach(), method, stop, z0, seen)
+        call = _Call(problem, method, stop, z0, seen, self)
         try:
             z: Tensor = _Equilibrium.apply(call, *problem.tensors())  # type: ignore[no-untyped-call]
         except RuntimeError as error:  # NotImplementedError is one
@@ -89,9 +103,32 @@ class Unrolled:
     The gradient is that of the iterate that is returned, so it is as accurate as the solve is.
     """
 
-    def equilibrium(self, problem: EquilibriumProblem, method: Method, stop: Stop, z0: Tensor | None = None) -> Tensor:
+    def equilibrium(
+        self,
+        problem: EquilibriumProblem,
+        method: Method,
+        stop: Stop,
+        z0: Tensor | None = None,
+        seen: LastSolves | None = None,
+    ) -> Tensor:
         """z with z = σ(Wz + q), (batch, n), differentiable through the iterations."""
-        return solve(problem, method, z0=z0, stop=stop).z
+        return seen_solve(problem, method, stop, z0, seen)
+
+
+def seen_solve(
+    problem: EquilibriumProblem, method: Method, stop: Stop, z0: Tensor | None, seen: LastSolves | None
+) -> Tensor:
+    """z, and what was measured in ``seen``, also where the solve fails."""
+    solution: Solution | None = None
+    try:
+        solution = solve(problem, method, z0=z0, stop=stop)
+    except SolveError as error:
+        solution = error.solution
+        raise
+    finally:
+        if seen is not None and solution is not None:
+            seen.forward = solution.record
+    return solution.z
 
 
 @dataclass(frozen=True)
@@ -100,6 +137,7 @@ class _Call:
     method: Method
     stop: Stop
     z0: Tensor | None
+    seen: LastSolves | None
     backward: Implicit
 
 
@@ -108,7 +146,7 @@ class _Equilibrium(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Tensor:
-        z = solve(call.problem.detach(), call.method, z0=call.z0, stop=call.stop).z
+        z = seen_solve(call.problem.detach(), call.method, call.stop, call.z0, call.seen)
         ctx.call = call
         ctx.save_for_backward(z, *tensors)
         return z
@@ -130,10 +168,15 @@ def _gradients(call: _Call, z: Tensor, cotangent: Tensor) -> list[Tensor]:
     size = cotangent.detach().abs().amax(-1, keepdim=True)
     size = torch.where(size == 0, 1.0, size)
     adjoint = problem.adjoint(problem.slopes(z), cotangent / size)
+    seen = LastSolves()
     try:
-        w = settings.equilibrium(adjoint, settings.adjoint_solver(adjoint), settings.adjoint_stop(adjoint))
+        solver, stop = settings.adjoint_solver(adjoint), settings.adjoint_stop(adjoint)
+        w = settings.equilibrium(adjoint, solver, stop, seen=seen)
     except SolveError as error:
         raise SolveError(f"the adjoint solve of the backward pass failed: {error}", error.solution) from None
+    finally:
+        if call.seen is not None:
+            call.seen.backward = seen.forward
     gradients = _activation_gradients(problem, z, adjoint, w, size)
     w = size * w
     return [w, *problem.linear.pullback(z, w), *gradients]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from contracting.errors import InputError
+from contracting.gradients.implicit import seen_solve
 from contracting.integrators.step_control import row_rms
 from contracting.integrators.torchdiffeq_adapter import KINDS, Segments, TorchDiffEq
 from contracting.loop.method import Family, Iteration, Method
-from contracting.loop.records import Stop
-from contracting.loop.run import solve
+from contracting.loop.records import LastSolves, Stop
 from contracting.problem import EquilibriumProblem
 
 
@@ -39,7 +39,14 @@ class TorchDiffEqAdjoint:
 
     backprop: bool = False
 
-    def equilibrium(self, problem: EquilibriumProblem, method: Method, stop: Stop, z0: Tensor | None = None) -> Tensor:
+    def equilibrium(
+        self,
+        problem: EquilibriumProblem,
+        method: Method,
+        stop: Stop,
+        z0: Tensor | None = None,
+        seen: LastSolves | None = None,
+    ) -> Tensor:
         """z with z = σ(Wz + q), (batch, n), differentiable in the tensors of the problem; ``z0`` is not used."""
         if not isinstance(method, TorchDiffEq) or KINDS[method.method].scipy:
             raise InputError(
@@ -47,7 +54,7 @@ class TorchDiffEqAdjoint:
                 f"TorchDiffEq('dopri5'), got {method!r}; use Implicit(), which takes any solver"
             )
         recorder = _Recorder(replace(method, polish=None, per_row=False))
-        z = solve(problem.detach(), recorder, stop=stop).z
+        z = seen_solve(problem.detach(), recorder, stop, None, seen)
         sources = [tensor for tensor in problem.tensors() if tensor.requires_grad]
         if not sources or not torch.is_grad_enabled():
             return z

