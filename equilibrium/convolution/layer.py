@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import Unpack
+
+from torch import Tensor
 
 from contracting import checks
-from contracting.activations.base import Activation
 from contracting.activations.catalogue import ReLU, as_activation
 from contracting.activations.clamped import zero_border
 from contracting.errors import InputError
-from contracting.gradients.implicit import Backward
-from contracting.loop.method import Method
-from contracting.loop.records import Stop
 from equilibrium.convolution.geometry import Geometry
-from equilibrium.convolution.parameterization import ConvolutionalMonotone, Initialization, MetricShape
+from equilibrium.convolution.parameterization import ConvolutionalMonotone, ConvolutionalOptions
 from equilibrium.convolution.weights import ConvolutionalWeights
-from equilibrium.layers import EquilibriumLayer
+from equilibrium.layers import EquilibriumLayer, LayerOptions, of_the_layer
+
+
+class ImageOptions(ConvolutionalOptions, LayerOptions, total=False):
+    """The keyword arguments that all layers on images take, beside those of their geometry."""
 
 
 class ConvolutionalLayer(EquilibriumLayer):
@@ -27,27 +28,18 @@ class ConvolutionalLayer(EquilibriumLayer):
 
     Args:
         parameterization: free parameters with ``explicit() -> ConvolutionalWeights``.
-        activation: σ inside the border.
-        solver: as for ``EquilibriumLayer``.
-        stop: tolerances and limits of the solve.
-        backward: how z is differentiated.
+        options: as for ``EquilibriumLayer``; the activation is the one inside the border.
     """
 
     parameterization: ConvolutionalMonotone
 
-    def __init__(
-        self,
-        parameterization: ConvolutionalMonotone,
-        *,
-        activation: Activation | nn.Module | None = None,
-        solver: Method | None = None,
-        stop: Stop | None = None,
-        backward: Backward | None = None,
-    ):
-        geometry = parameterization.geometry
+    def __init__(self, parameterization: ConvolutionalMonotone, **options: Unpack[LayerOptions]):
+        geometry, activation = parameterization.geometry, options.get("activation")
         inner = ReLU() if activation is None else as_activation(activation)
-        clamped = zero_border(inner, channels=geometry.channels, grid=geometry.grid, border=geometry.border)
-        super().__init__(parameterization, activation=clamped, solver=solver, stop=stop, backward=backward)
+        options["activation"] = zero_border(
+            inner, channels=geometry.channels, grid=geometry.grid, border=geometry.border
+        )
+        super().__init__(parameterization, **options)
 
     @property
     def geometry(self) -> Geometry:
@@ -107,6 +99,7 @@ class LBENConv2d(ConvolutionalLayer):
         solver: any splitting method or ODE integrator; changes neither weights nor gradient.
         stop: tolerances and limits of the solve.
         backward: as for ``LBEN``.
+        failed_rows: as for ``LBEN``.
         device: device of the parameters.
         dtype: floating-point type of the parameters.
 
@@ -125,37 +118,13 @@ class LBENConv2d(ConvolutionalLayer):
         out_features: int,
         *,
         image: tuple[int, int],
-        kernel_size: int = 3,
-        input_kernel_size: int | None = None,
         border: int = 1,
         stride: int = 1,
         pool: int = 1,
-        lipschitz: float | None = None,
-        contraction_rate: float | None = None,
-        epsilon: float = 1.0,
-        metric: MetricShape = MetricShape.CHANNEL,
-        initialization: Initialization = Initialization.DEFAULT,
-        activation: Activation | nn.Module | None = None,
-        solver: Method | None = None,
-        stop: Stop | None = None,
-        backward: Backward | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[ImageOptions],
     ):
+        free, own = of_the_layer(options)
         geometry = Geometry(
             in_channels=in_channels, channels=channels, image=image, border=border, stride=stride, pool=pool
         )
-        parameterization = ConvolutionalMonotone(
-            geometry,
-            out_features,
-            kernel_size=kernel_size,
-            input_kernel_size=input_kernel_size,
-            lipschitz=lipschitz,
-            contraction_rate=contraction_rate,
-            epsilon=epsilon,
-            metric=metric,
-            initialization=initialization,
-            device=device,
-            dtype=dtype,
-        )
-        super().__init__(parameterization, activation=activation, solver=solver, stop=stop, backward=backward)
+        super().__init__(ConvolutionalMonotone(geometry, out_features, **free), **own)

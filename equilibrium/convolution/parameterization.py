@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +96,20 @@ class Kernels:
     A: Tensor
     B: Tensor
     psi: Tensor | None
+
+
+class ConvolutionalOptions(TypedDict, total=False):
+    """The keyword arguments of ``ConvolutionalMonotone``, for all that pass them on."""
+
+    kernel_size: int
+    input_kernel_size: int | None
+    lipschitz: float | None
+    contraction_rate: float | None
+    epsilon: float
+    metric: MetricShape
+    initialization: Initialization
+    device: torch.device | str | None
+    dtype: torch.dtype | None
 
 
 class ConvolutionalMonotone(Parameterization):

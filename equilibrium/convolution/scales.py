@@ -14,20 +14,24 @@ The images are injected into the finest resolution; the readout sees the average
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor, nn
 
 from contracting import checks
-from contracting.activations.base import Activation
 from contracting.errors import InputError
-from contracting.gradients.implicit import Backward
-from contracting.loop.method import Method
-from contracting.loop.records import Stop
 from contracting.maps.polyphase import blocks, joined, phases
 from equilibrium.convolution.geometry import Geometry
-from equilibrium.convolution.layer import ConvolutionalLayer
-from equilibrium.convolution.parameterization import ConvolutionalMonotone, Initialization, Kernels, MetricShape
+from equilibrium.convolution.layer import ConvolutionalLayer, ImageOptions
+from equilibrium.convolution.parameterization import (
+    ConvolutionalMonotone,
+    ConvolutionalOptions,
+    Initialization,
+    Kernels,
+    MetricShape,
+)
+from equilibrium.layers import of_the_layer
 
 
 class MultiScaleMonotone(ConvolutionalMonotone):
@@ -41,8 +45,8 @@ class MultiScaleMonotone(ConvolutionalMonotone):
         border: of the coarsest grid.
         stride: of the input convolution, from the image to the finest resolution.
         pool: side of the cells of the readout, on the coarsest grid.
-        metric: constant over the image: IDENTITY, SCALAR, or CHANNEL, one entry per channel of every resolution.
-        options: as for ``ConvolutionalMonotone``.
+        options: as for ``ConvolutionalMonotone``; the metric is constant over the image: IDENTITY, SCALAR, or CHANNEL,
+            one entry per channel of every resolution.
 
     Raises:
         InputError: on no channels, a metric that varies over the image, an initialisation other than DEFAULT, or as
@@ -59,13 +63,13 @@ class MultiScaleMonotone(ConvolutionalMonotone):
         border: int = 1,
         stride: int = 1,
         pool: int = 1,
-        metric: MetricShape = MetricShape.CHANNEL,
-        **options: object,
+        **options: Unpack[ConvolutionalOptions],
     ):
         if not channels:
             raise InputError("channels must name at least one resolution, such as (16, 32)")
         for count in channels:
             checks.whole_number("an entry of channels", count)
+        metric = options.get("metric", MetricShape.CHANNEL)
         if not isinstance(metric, MetricShape) or metric.varies_over_space:
             raise InputError(f"metric must be constant over the image, such as MetricShape.CHANNEL, got {metric!r}")
         if options.get("initialization", Initialization.DEFAULT) is not Initialization.DEFAULT:
@@ -83,7 +87,7 @@ class MultiScaleMonotone(ConvolutionalMonotone):
             stride=stride * self.factors[0],
             pool=pool,
         )
-        super().__init__(geometry, out_features, metric=metric, **options)  # type: ignore[arg-type]
+        super().__init__(geometry, out_features, **options)
 
     def _make_kernels(self) -> None:
         dims, side = len(self.geometry.grid), self.kernel_size
@@ -151,6 +155,7 @@ class MultiScaleConv2d(ConvolutionalLayer):
         solver: any splitting method or ODE integrator.
         stop: tolerances and limits of the solve.
         backward: as for ``LBEN``.
+        failed_rows: as for ``LBEN``.
         device: device of the parameters.
         dtype: floating-point type of the parameters.
 
@@ -171,40 +176,18 @@ class MultiScaleConv2d(ConvolutionalLayer):
         out_features: int,
         *,
         image: tuple[int, ...],
-        kernel_size: int = 3,
-        input_kernel_size: int | None = None,
         border: int = 1,
         stride: int = 1,
         pool: int = 1,
-        lipschitz: float | None = None,
-        contraction_rate: float | None = None,
-        epsilon: float = 1.0,
-        metric: MetricShape = MetricShape.CHANNEL,
-        activation: Activation | nn.Module | None = None,
-        solver: Method | None = None,
-        stop: Stop | None = None,
-        backward: Backward | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[ImageOptions],
     ):
-        free = MultiScaleMonotone(
-            channels,
-            in_channels,
-            image,
-            out_features,
-            border=border,
-            stride=stride,
-            pool=pool,
-            metric=metric,
-            kernel_size=kernel_size,
-            input_kernel_size=input_kernel_size,
-            lipschitz=lipschitz,
-            contraction_rate=contraction_rate,
-            epsilon=epsilon,
-            device=device,
-            dtype=dtype,
+        free, own = of_the_layer(options)
+        super().__init__(
+            MultiScaleMonotone(
+                channels, in_channels, image, out_features, border=border, stride=stride, pool=pool, **free
+            ),
+            **own,
         )
-        super().__init__(free, activation=activation, solver=solver, stop=stop, backward=backward)
 
     def as_images(self, z: Tensor) -> tuple[Tensor, ...]:
         """The state of every resolution, the finest first: (..., n) -> (..., Cᵢ, *grid · 2^(k − 1 − i)) each."""

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from contracting.errors import InputError, Status
 from contracting.loop.records import SolveError, Stop
 from equilibrium import LBEN, EquilibriumLayer, FailedRows, Implicit, LBENConv2d, Monotone, TorchDiffEq, Unrolled
+from equilibrium.convolution.parameterization import ConvolutionalMonotone, ConvolutionalOptions
 from equilibrium.layers import LayerOptions
 from equilibrium.parameterizations import MonotoneOptions
 
@@ -27,7 +28,11 @@ D = torch.float64
 
 def test_options_are_those_of_the_constructors() -> None:
     """The one list of each, for those who pass them on."""
-    for made, options in ((Monotone, MonotoneOptions), (EquilibriumLayer, LayerOptions)):
+    for made, options in (
+        (Monotone, MonotoneOptions),
+        (EquilibriumLayer, LayerOptions),
+        (ConvolutionalMonotone, ConvolutionalOptions),
+    ):
         keywords = inspect.signature(made).parameters.values()
         assert {p.name for p in keywords if p.kind is p.KEYWORD_ONLY} == set(options.__annotations__)
     with pytest.raises(TypeError, match="lipshitz"):
