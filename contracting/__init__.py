@@ -66,6 +66,7 @@ from contracting.problem import EquilibriumProblem
 from contracting.simulation.balls import CarriedBall, carry_ball
 from contracting.simulation.decay import DecayFit, decay_rate
 from contracting.simulation.energy import Energy
+from contracting.simulation.evidence import Claim
 from contracting.simulation.sampled import (
     SampledRate,
     fit_metric,
@@ -103,6 +104,7 @@ __all__ = [
     "Choice",
     "CircularConvolution",
     "Clamped",
+    "Claim",
     "ContractingError",
     "Convergence",
     "Curved",

@@ -28,7 +28,7 @@ print(f"growth exponent: {growth:.4f} simulated, {trap.exponent:.4f} in closed f
 
 certificate = certify(flow)
 axes = plot_distance(
-    times, apart[:, None], new_axes(), certified=certificate.rate, bound=rates.bound.rate,
+    times, apart[:, None], new_axes(), evidence=certificate, bound=rates.bound.rate,
     title=f"Condition 1 holds, and two trajectories separate at the rate {growth:.2f}",
 )  # fmt: skip
 write_figure(output_directory("out") / "counterexample.png", figure_of(axes), dpi=150)

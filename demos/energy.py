@@ -48,7 +48,7 @@ print(f"m = {m:.3f}, L = {energy.smoothness:.3f}; along the flow E − E* is at 
 
 keep = iteration_gap > 1e-12
 axes = plot_energy_descent(
-    {"firing rate": (times, flow_gap)}, new_axes(), rate=m,
+    {"firing rate": (times, flow_gap)}, new_axes(), energy=energy,
     iterations={f"forward–backward, α = {alpha}": (alpha * trace.steps[keep].double(), iteration_gap[keep])},
 )  # fmt: skip
 write_figure(output_directory("out") / "energy.png", figure_of(axes), dpi=150)

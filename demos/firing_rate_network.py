@@ -33,5 +33,5 @@ pairs = distance(simulate_pairs(flow, first, second, times, signal=moving_input)
 slowest = float((pairs / pairs[0] * torch.exp(certificate.rate * times)[:, None])[20:].max())
 print(f"slowest of 30 pairs: at most {slowest:.3f} of the certified distance after t = 1")
 
-axes = plot_distance(times, pairs, new_axes(), certified=certificate.rate, bound=rates.bound.rate)
+axes = plot_distance(times, pairs, new_axes(), evidence=certificate, bound=rates.bound.rate)
 write_figure(output_directory("out") / "firing-rate-network.png", figure_of(axes), dpi=150)

@@ -31,7 +31,7 @@ print(certificate)
 times = torch.linspace(0, 5, 101, dtype=torch.float64)
 centre = torch.tensor([-0.65, -0.65], dtype=torch.float64)
 unit = float(certificate.metric.norm(torch.tensor([1.0, 0.0], dtype=torch.float64)))
-ball = carry_ball(flow, centre, 0.3 * unit, times, metric=certificate.metric, rate=certificate.rate, points=80)
+ball = carry_ball(flow, centre, 0.3 * unit, times, evidence=certificate, points=80)
 fills = float((ball.reached / ball.radius)[20:].max())
 print(f"the image of the ball reaches at most {fills:.3f} of its certified radius after t = 1")
 

@@ -26,9 +26,9 @@ def circle(t):
 
 times = torch.linspace(0, 25, 201, dtype=torch.float64)
 start = 2 * torch.rand(3, 12, dtype=torch.float64)
-result = track(flow, circle, times, start=start, metric=certificate.metric, rate=certificate.rate)
+result = track(flow, circle, times, start=start, evidence=certificate)
 ratio = float((result.error / result.bound).max())
 print(f"certified rate {certificate.rate:.3f}; error at most {ratio:.3f} of its bound, at every time")
 
-axes = plot_tracking(result, new_axes(), rate=certificate.rate)
+axes = plot_tracking(result, new_axes())
 write_figure(output_directory("out") / "tracking.png", figure_of(axes), dpi=150)

@@ -1,6 +1,7 @@
 """Figures of contraction: each takes data, draws on the axes it is given or on new ones, and returns them.
 
-What is proved is a blue dashed line, what bounds every proof from above a vermilion dotted one; grey was simulated.
+What is proved is a blue dashed line, what was only sampled or claimed a purple dash-dotted one, what bounds every proof
+from above a vermilion dotted one; grey was simulated. The words follow from the type of the evidence that is passed.
 """
 
 from contracting.plots.energy import plot_energy_contours, plot_energy_descent

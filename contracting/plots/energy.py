@@ -25,7 +25,7 @@ def plot_energy_descent(
     gaps: Mapping[str, tuple[Tensor, Tensor]],
     axes: Axes | None = None,
     *,
-    rate: float | None = None,
+    energy: Energy | None = None,
     iterations: Mapping[str, tuple[Tensor, Tensor]] | None = None,
 ) -> Axes:
     """E(z) − E(z*) relative to its start, along flows (lines) and iterations (dots at multiples of their step).
@@ -33,7 +33,7 @@ def plot_energy_descent(
     Args:
         gaps: times (T,) and E(z(t)) − E(z*) (T,) by name of the flow.
         axes: where to draw; None makes a figure of full width.
-        rate: m, for the line e^{−mt} that ``Energy.guaranteed_factor`` proves; None leaves it out.
+        energy: whose m gives the line e^{−mt} that ``Energy.guaranteed_factor`` proves; None leaves it out.
         iterations: the same for iterations, at times αk.
 
     Returns:
@@ -55,8 +55,8 @@ def plot_energy_descent(
         latest = max(latest, float(times[-1]))
         look = {"marker": "o", "markersize": 3.5, "linestyle": "none"} if name in iterations else {"linewidth": 1.5}
         axes.semilogy(times.tolist(), relative.tolist(), color=colour, label=name, **look)
-    if rate is not None:
-        end = float(np.exp(-rate * latest))
+    if energy is not None:
+        end = float(np.exp(-energy.strong_convexity * latest))
         axes.semilogy([0.0, latest], [1.0, end], label="certified $e^{-mt}$", **CERTIFIED)
     finish(
         axes,

@@ -1,4 +1,4 @@
-"""Phase portraits in the plane: streamlines, nullclines, the equilibrium, and balls that shrink as certified."""
+"""Phase portraits in the plane: streamlines, nullclines, the equilibrium, and balls that shrink at a rate."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from contracting.errors import InputError
 from contracting.flows.base import BoundFlow
 from contracting.flows.fields import LinearFlow, NeuralFlow, VectorField
-from contracting.plots.style import BLUE, GREEN, SKY, VERMILION, figure_of, finish, new_axes, shown
+from contracting.plots.style import GREEN, SKY, VERMILION, figure_of, finish, look, new_axes, shown
 from contracting.simulation.balls import CarriedBall, unit_sphere
+from contracting.simulation.evidence import standing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,8 @@ def plot_phase_portrait(
 ) -> Axes:
     """Where a flow in the plane goes, and how it shrinks a ball of the metric.
 
-    Each certified ball (dashed) contains the image of the first one under the flow (filled).
+    Each ball of a certificate (dashed) contains the image of the first one under the flow (filled); of a rate that was
+    sampled or claimed it may.
 
     Args:
         flow: a vector field on states (batch, 2), with a single row of input.
@@ -49,7 +51,7 @@ def plot_phase_portrait(
         trajectories: states in time, (T, 2) or (T, batch, 2).
         ball: what ``carry_ball`` returned.
         balls: at how many times it is drawn.
-        title: None says whether the certified balls contain the images.
+        title: None says whether the balls contain the images.
 
     Returns:
         The axes.
@@ -68,9 +70,9 @@ def plot_phase_portrait(
         axes.plot(*ball.centre.mT.tolist(), color="black", linewidth=0.8, label="centre of the ball")
         for index, at in enumerate(_moments(ball, balls)):
             inside, outside = _rings(ball, at)
-            name = (None, None) if index else ("image of the ball", f"certified ball, rate {shown(ball.rate)}")
+            name = (None, None) if index else ("image of the ball", _named(ball))
             axes.fill(*inside.mT.tolist(), facecolor=SKY, edgecolor=SKY, alpha=0.55, linewidth=0.5, label=name[0])
-            axes.plot(*_closed(outside).mT.tolist(), color=BLUE, linestyle="--", linewidth=1.1, label=name[1])
+            axes.plot(*_closed(outside).mT.tolist(), label=name[1], **(look(ball.evidence) | {"linewidth": 1.1}))
     if equilibrium is not None:
         _require_plane("equilibrium", equilibrium)
         axes.plot(*equilibrium.tolist(), "o", color="black", markersize=5, linestyle="none", label="equilibrium")
@@ -92,7 +94,7 @@ def animate_phase_portrait(
     seconds: float = 4.0,
     title: str | None = None,
 ) -> matplotlib.animation.FuncAnimation:
-    """The same as a film: the image of a ball, and the certified ball around it, moving with the flow.
+    """The same as a film: the image of a ball, and the ball of its rate around it, moving with the flow.
 
     Args:
         flow: a vector field on states (batch, 2), with a single row of input.
@@ -114,8 +116,7 @@ def animate_phase_portrait(
     axes = new_axes(4.2, 4.2) if axes is None else axes
     _draw_field(axes, flow, x, y, _like(flow, ball))
     (image,) = axes.fill([], [], facecolor=SKY, edgecolor=SKY, alpha=0.55, label="image of the ball")
-    label = f"certified ball, rate {shown(ball.rate)}"
-    (ring,) = axes.plot([], [], color=BLUE, linestyle="--", linewidth=1.3, label=label)
+    (ring,) = axes.plot([], [], label=_named(ball), **look(ball.evidence))
     (path,) = axes.plot([], [], color="black", linewidth=1.0, label="centre of the ball")
     _frame(axes, x, y)
     finish(axes, x="state of unit 1", y="state of unit 2", title=title or _verdict(ball))
@@ -170,7 +171,7 @@ def _frame(axes: Axes, x: Limits, y: Limits) -> None:
 
 
 def _moments(ball: CarriedBall, count: int, *, by_time: bool = False) -> list[int]:
-    """Indices of times at which to draw: equal steps in time, or in the logarithm of the certified radius and path."""
+    """Indices of times at which to draw: equal steps in time, or along the path of the centre."""
     if by_time:
         wanted = torch.linspace(float(ball.times[0]), float(ball.times[-1]), count, dtype=ball.times.dtype)
         measure = ball.times
@@ -182,8 +183,8 @@ def _moments(ball: CarriedBall, count: int, *, by_time: bool = False) -> list[in
 
 
 def _rings(ball: CarriedBall, at: int) -> tuple[Tensor, Tensor]:
-    """The image of the sphere and the certified sphere at one time, each (points, 2)."""
-    outside = ball.centre[at] + ball.radius[at] * unit_sphere(ball.metric, 180).to(ball.centre)
+    """The image of the sphere and the sphere of the rate at one time, each (points, 2)."""
+    outside = ball.centre[at] + ball.radius[at] * unit_sphere(ball.evidence.metric, 180).to(ball.centre)
     return ball.sphere[at].detach(), outside.detach()
 
 
@@ -191,11 +192,15 @@ def _closed(ring: Tensor) -> Tensor:
     return torch.cat([ring, ring[:1]])
 
 
+def _named(ball: CarriedBall) -> str:
+    return f"{standing(ball.evidence)} ball, rate {shown(ball.evidence.rate)}"
+
+
 def _verdict(ball: CarriedBall) -> str:
     if bool((ball.reached <= ball.radius * (1 + _SLACK)).all()):
         shrunk = float(ball.radius[-1] / ball.radius[0])
-        return f"Every image stays inside its certified ball, which shrinks to {shrunk:.0%}"
-    return "An image leaves the ball that was claimed"
+        return f"Every image stays inside its {standing(ball.evidence)} ball, which shrinks to {shrunk:.0%}"
+    return f"An image leaves its {standing(ball.evidence)} ball"
 
 
 def _require_plane(name: str, states: Tensor) -> None:

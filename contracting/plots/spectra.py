@@ -1,4 +1,4 @@
-"""Figures in the complex plane: numerical ranges inside their parabola, and spectra left of the certified line."""
+"""Figures in the complex plane: numerical ranges inside their parabola, and spectra left of the line of a rate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
-from contracting.plots.style import BOUND, CERTIFIED, GREEN, ORANGE, PURPLE, SKY, finish, new_axes, shown
+from contracting.plots.style import BOUND, CERTIFIED, GREEN, ORANGE, PURPLE, SKY, finish, look, new_axes, shown
+from contracting.simulation.evidence import Evidence, standing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,18 +76,18 @@ def plot_spectra(
     spectra: Mapping[str, Tensor],
     axes: Axes | None = None,
     *,
-    certified: float,
+    evidence: Evidence,
     bound: float | None = None,
     title: str | None = None,
 ) -> Axes:
-    """Eigenvalues of the Jacobian over patterns of slopes, left of the certified abscissa −c.
+    """Eigenvalues of the Jacobian over patterns of slopes, left of the abscissa −c of a contraction rate.
 
     Args:
         spectra: eigenvalues by name of the group of patterns, complex, any shape.
         axes: where to draw; None makes a figure of full width.
-        certified: c.
+        evidence: whose rate is c, and called what it is: a ``Certificate``, a ``SampledRate``, or a ``Claim``.
         bound: what no certificate may exceed: the worst abscissa found is −bound.
-        title: None says whether all of the spectra shown keep to the certificate; others it knows nothing of.
+        title: None says whether all of the spectra shown keep to the rate; others it knows nothing of.
 
     Returns:
         The axes.
@@ -105,17 +106,18 @@ def plot_spectra(
             values.real.tolist(), values.imag.tolist(), s=size, color=colour, marker=marker, linewidths=0,
             alpha=0.5 if size == 4 else 0.9, label=name,
         )  # fmt: skip
-    axes.axvline(-certified, label=f"certified: Re λ ≤ {shown(-certified)}", **CERTIFIED)
+    word, rate = standing(evidence), evidence.rate
+    axes.axvline(-rate, label=f"{word}: Re λ ≤ {shown(-rate)}", **look(evidence))
     if bound is not None:
         axes.axvline(-bound, label=f"worst found: {shown(-bound)}", **BOUND)
     axes.margins(x=0.08)
     worst = max(float(values.real.max()) for values in groups.values())
-    kept = worst <= -certified + 1e-9 * (1 + abs(certified))
-    said = "None of the spectra shown goes beyond the certified line"
+    kept = worst <= -rate + 1e-9 * (1 + abs(rate))
+    said = f"None of the spectra shown goes beyond the {word} line"
     finish(
         axes,
         x="real part of the eigenvalue (per time constant)",
         y="imaginary part",
-        title=title or (said if kept else "Eigenvalues lie beyond the line that was given"),
+        title=title or (said if kept else f"Eigenvalues lie beyond the {word} line"),
     )
     return axes

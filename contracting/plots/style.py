@@ -16,6 +16,7 @@ import matplotlib.figure
 import matplotlib.ticker
 
 from contracting.errors import InputError
+from contracting.simulation.evidence import Evidence, standing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,10 +30,17 @@ SEEN = "0.45"
 """Grey, for what was measured or simulated."""
 CERTIFIED: dict[str, Any] = {"color": BLUE, "linestyle": (0, (5.0, 2.0)), "linewidth": 1.6, "zorder": 3}
 """The line of a certificate."""
+UNPROVED: dict[str, Any] = {"color": PURPLE, "linestyle": (0, (5.0, 1.5, 1.2, 1.5)), "linewidth": 1.6, "zorder": 3}
+"""The line of a rate that was sampled or claimed."""
 BOUND: dict[str, Any] = {"color": VERMILION, "linestyle": (0, (1.2, 1.2)), "linewidth": 1.6, "zorder": 3}
 """The line of a bound that no certificate may exceed."""
 
 _GAP = 1.15  # between direct labels, in heights of their letters
+
+
+def look(evidence: Evidence | None) -> dict[str, Any]:
+    """The line of a rate, by the type of what it rests on; None for what the library itself has proved."""
+    return CERTIFIED if evidence is None or standing(evidence) == "certified" else UNPROVED
 
 
 def new_axes(width: float = FULL_WIDTH, height: float | None = None) -> Axes:

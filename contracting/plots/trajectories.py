@@ -1,4 +1,4 @@
-"""Figures of trajectories: their distance beside the certified rate, and how they follow a moving equilibrium."""
+"""Figures of trajectories: their distance beside a rate, and how they follow a moving equilibrium."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
-from contracting.plots.style import BOUND, CERTIFIED, SEEN, finish, new_axes, shown
+from contracting.plots.style import BOUND, SEEN, finish, look, new_axes, shown
+from contracting.simulation.evidence import Evidence, standing
 from contracting.simulation.tracking import Tracking
 
 if TYPE_CHECKING:
@@ -24,24 +25,25 @@ def plot_distance(
     distances: Tensor,
     axes: Axes | None = None,
     *,
-    certified: float,
+    evidence: Evidence,
     bound: float | None = None,
     flow: str = "",
     title: str | None = None,
 ) -> Axes:
     """Distance between pairs of trajectories, relative to its start, with the lines e^{−ct} of two rates.
 
-    No pair may lie above the certified line. No certificate, in any norm, may have a steeper line than the bound, which
-    is about the worst slopes of the activation; these pairs need not meet them.
+    No pair may lie above the line of a certified rate. No certificate, in any norm, may have a steeper line than the
+    bound, which is about the worst slopes of the activation; these pairs need not meet them.
 
     Args:
         times: (T,), increasing.
-        distances: ‖s₁(t) − s₂(t)‖ in the norm of the certificate, (T,) or (T, pairs), positive at the first time.
+        distances: ‖s₁(t) − s₂(t)‖ in the norm of the evidence, (T,) or (T, pairs), positive at the first time.
         axes: where to draw; None makes a figure of full width.
-        certified: c of the certificate; negative where it bounds how fast trajectories separate.
+        evidence: whose rate c is drawn, and called what it is: a ``Certificate``, a ``SampledRate``, or a ``Claim``;
+            negative where it bounds how fast trajectories separate.
         bound: what no certificate may exceed, or None.
         flow: name of the flow, for the legend of several on the same axes.
-        title: None says whether every pair kept to the certified rate.
+        title: None says whether every pair kept to the rate.
 
     Returns:
         The axes.
@@ -68,8 +70,9 @@ def plot_distance(
             **({"color": "black", "linewidth": 1.4} if relative.shape[1] == 1 else {"color": SEEN, "linewidth": 0.8}),
         )  # fmt: skip
     ends = [float(times[0]), float(times[-1])]
-    proved = torch.exp(-certified * elapsed.to(torch.float64))
-    axes.semilogy(ends, [1.0, float(proved[-1])], label=f"certified {shown(certified)}{of}", **CERTIFIED)
+    word, rate = standing(evidence), evidence.rate
+    proved = torch.exp(-rate * elapsed.to(torch.float64))
+    axes.semilogy(ends, [1.0, float(proved[-1])], label=f"{word} {shown(rate)}{of}", **look(evidence))
     if bound is not None:
         steepest = torch.exp(-bound * elapsed[-1:].to(torch.float64))
         axes.semilogy(ends, [1.0, float(steepest)], label=f"bound {shown(bound)}{of}", **BOUND)
@@ -80,23 +83,22 @@ def plot_distance(
         low, high = min(low, limits[0]), max(high, limits[1])
     axes.set_ylim(low, high)
     kept = bool((relative <= proved[:, None].to(relative) * (1 + _SLACK) + 2 * _LEAST).all())
-    said = f"Every pair keeps to the certified rate {shown(certified)}"
+    said = f"Every pair keeps to the {word} rate {shown(rate)}"
     finish(
         axes,
         x="time (time constants of the flow)",
         y="distance of two trajectories\nrelative to its start",
-        title=title or (said if kept else "Some pairs are slower than the rate that was given"),
+        title=title or (said if kept else f"Some pairs are slower than the {word} rate"),
     )
     return axes
 
 
-def plot_tracking(tracking: Tracking, axes: Axes | None = None, *, rate: float) -> Axes:
-    """Distance of every row from its moving equilibrium, below the bound.
+def plot_tracking(tracking: Tracking, axes: Axes | None = None) -> Axes:
+    """Distance of every row from its moving equilibrium, below the bound, or an estimate where its rate is not proved.
 
     Args:
         tracking: what ``track`` returned.
         axes: where to draw; None makes a figure of full width.
-        rate: the contraction rate that the bound rests on, for the legend.
 
     Returns:
         The axes.
@@ -106,10 +108,12 @@ def plot_tracking(tracking: Tracking, axes: Axes | None = None, *, rate: float) 
     for index, curve in enumerate(error.mT):
         label = None if index else ("measured" if error.shape[1] == 1 else f"measured, {error.shape[1]} starts")
         axes.plot(times, curve.tolist(), color=SEEN, linewidth=0.9, label=label)
-    word = "bound, speed sampled" if tracking.speed_is_sampled else "bound"
+    word = "certified" if tracking.evidence is None else standing(tracking.evidence)
+    name = "bound" if word == "certified" else "estimate"
+    doubts = (", speed sampled" if tracking.speed_is_sampled else "") + ("" if name == "bound" else f", {word} rate")
     for index, curve in enumerate(bound.mT):
-        label = None if index else f"{word} (rate {shown(rate)})"
-        axes.plot(times, curve.tolist(), label=label, **(CERTIFIED | {"linewidth": 1.3}))
+        label = None if index else f"{name}{doubts} (rate {shown(tracking.rate)})"
+        axes.plot(times, curve.tolist(), label=label, **(look(tracking.evidence) | {"linewidth": 1.3}))
     axes.set_ylim(bottom=0)
     kept = bool((error <= bound * (1 + 1e-3)).all())
     share = float((error[-1] / bound[-1]).amax())
@@ -117,6 +121,6 @@ def plot_tracking(tracking: Tracking, axes: Axes | None = None, *, rate: float) 
         axes,
         x="time (time constants of the flow)",
         y="distance to moving equilibrium",
-        title=f"In the end the error is {share:.0%} of its bound" if kept else "The error exceeds the bound",
+        title=f"In the end the error is {share:.0%} of its {name}" if kept else f"The error exceeds the {name}",
     )
     return axes

@@ -1,4 +1,4 @@
-r"""A ball of initial states carried by a flow, inside the ball that a certificate promises.
+r"""A ball of initial states carried by a flow, inside the ball that a rate promises.
 
 A flow that contracts at rate c takes the ball of radius r around s(0) into the ball of radius re^{−ct} around s(t). In
 the plane the image of the sphere is the boundary of the image of the ball, so a picture of it shows the whole claim.
@@ -17,7 +17,9 @@ from contracting.errors import InputError
 from contracting.flows.driven import Input
 from contracting.flows.fields import VectorField
 from contracting.metrics import Metric
+from contracting.simulation.evidence import Evidence, standing
 from contracting.simulation.time_steps import Integrator
+from contracting.simulation.times import elapsed_times, time_grid
 from contracting.simulation.trajectories import simulate
 
 
@@ -29,22 +31,20 @@ class CarriedBall:
         times: (T,).
         centre: trajectory of the centre, (T, n).
         sphere: trajectories of points that start on the sphere, (T, points, n).
-        radius: the certified radius re^{−ct} at each time, (T,).
-        metric: the norm.
-        rate: c.
+        radius: the radius re^{−ct} that the evidence promises at each time, (T,).
+        evidence: the rate c with its norm, and what it rests on.
     """
 
     times: Tensor
     centre: Tensor
     sphere: Tensor
     radius: Tensor
-    metric: Metric
-    rate: float
+    evidence: Evidence
 
     @property
     def reached(self) -> Tensor:
         """Distance of the farthest point from the centre, (T,); at most ``radius`` where the rate is right."""
-        return self.metric.to(self.sphere).norm(self.sphere - self.centre[:, None]).amax(1)
+        return self.evidence.metric.norm(self.sphere - self.centre[:, None]).amax(1)
 
 
 def unit_sphere(metric: Metric, points: int = 120, *, seed: int = 0) -> Tensor:
@@ -70,8 +70,7 @@ def carry_ball(
     radius: float,
     times: Tensor,
     *,
-    metric: Metric,
-    rate: float,
+    evidence: Evidence,
     points: int = 120,
     signal: Input | None = None,
     integrator: Integrator | None = None,
@@ -82,9 +81,8 @@ def carry_ball(
         flow: any vector field; a flow of a problem with a single row of input.
         centre: (n,), state at the first time.
         radius: r > 0, in the metric.
-        times: (T,), increasing.
-        metric: the norm, for example of a certificate.
-        rate: c, a contraction rate in it.
+        times: (T,), rising.
+        evidence: a contraction rate c in a norm: a ``Certificate``, a ``SampledRate``, or a ``Claim``.
         points: how many states on the sphere are followed.
         signal: a moving input.
         integrator: for the simulation.
@@ -93,22 +91,19 @@ def carry_ball(
         InputError: on shapes that do not fit, or numbers that are not finite.
     """
     checks.number("radius", radius, low=0, low_open=True, high=math.inf, high_open=True)
-    checks.number("rate", rate, low=-math.inf, low_open=True, high=math.inf, high_open=True)
+    standing(evidence)
     checks.whole_number("points", points, low=3)
-    if not isinstance(metric, Metric):
-        raise InputError(f"metric must be a Metric such as that of a certificate, got {metric!r}")
     if checks.floating_tensor("centre", centre).ndim != 1:
         raise InputError(f"centre must have shape (n,), got {tuple(centre.shape)}")
-    checks.last_size("centre", centre, metric.size)
-    sphere = centre + radius * unit_sphere(metric, points).to(centre)
+    checks.last_size("centre", centre, evidence.metric.size)
+    sphere = centre + radius * unit_sphere(evidence.metric, points).to(centre)
     start = torch.cat([centre[None], sphere])
+    elapsed = elapsed_times(time_grid(times, forwards=True).to(centre.device), centre)[:, 0]
     states = simulate(flow, start, times, signal=signal, integrator=integrator)
-    elapsed = states.times - states.times[0]
     return CarriedBall(
         times=states.times,
         centre=states.states[:, 0],
         sphere=states.states[:, 1:],
-        radius=radius * torch.exp(-rate * elapsed),
-        metric=metric,
-        rate=rate,
+        radius=radius * torch.exp(-evidence.rate * elapsed),
+        evidence=evidence,
     )

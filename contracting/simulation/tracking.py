@@ -24,7 +24,7 @@ from contracting.flows.driven import DrivenFlow, Input
 from contracting.integrators.implicit import PseudoTransient
 from contracting.loop.records import Stop
 from contracting.loop.run import solve
-from contracting.metrics import Metric
+from contracting.simulation.evidence import Evidence, standing
 from contracting.simulation.time_steps import Integrator
 from contracting.simulation.times import elapsed_times, time_grid
 from contracting.simulation.trajectories import Trajectory, simulate
@@ -40,6 +40,8 @@ class Tracking:
         equilibria: s*(t) of the frozen input, in the coordinates of the flow, (T, batch, n).
         error: ‖s(t) − s*(t)‖ in the metric, (T, batch).
         bound: its bound, (T, batch).
+        rate: c.
+        evidence: what the rate rests on; None where the flow itself is proved to have it in the metric of its problem.
         speed: the sup‖ds*/dt‖ that the bound rests on, (batch,).
         speed_is_sampled: True where the speed was measured between the requested times, which may miss a faster moment;
             the bound is then an estimate. False where the caller gave it.
@@ -50,6 +52,8 @@ class Tracking:
     equilibria: Tensor
     error: Tensor
     bound: Tensor
+    rate: float
+    evidence: Evidence | None
     speed: Tensor
     speed_is_sampled: bool
 
@@ -114,8 +118,7 @@ def track(
     times: Tensor,
     *,
     start: Tensor | None = None,
-    metric: Metric | None = None,
-    rate: float | None = None,
+    evidence: Evidence | None = None,
     speed: float | None = None,
     integrator: Integrator | None = None,
 ) -> Tracking:
@@ -126,27 +129,27 @@ def track(
         signal: q(t).
         times: (T,) or (T, batch), rising; dense enough to show the motion.
         start: (batch, n); None starts on the equilibrium of the first moment.
-        metric: the norm, with ``rate`` a contraction rate in it, for example of a certificate; None takes the metric of
-            the problem and the rate that the flow is proved to have there.
-        rate: see ``metric``.
+        evidence: a contraction rate with its norm: a ``Certificate``, a ``SampledRate``, or a ``Claim``. None takes the
+            metric of the problem and the rate that the flow is proved to have there.
         speed: a known bound on ‖ds*/dt‖ in the metric; None measures it between the requested times.
         integrator: for the simulation.
 
     Raises:
-        InputError: if only one of metric and rate is given, the metric is of another size than the flow, or another
-            argument is of a wrong kind or shape.
+        InputError: if the metric is of another size than the flow, or an argument is of a wrong kind or shape.
         PreconditionError: if the rate is not positive, or none is proved.
     """
-    if (metric is None) != (rate is None):
-        raise InputError("give both metric and rate, which belong together, or neither")
     DrivenFlow(flow, signal)  # refuses what is no flow or no signal
-    metric = flow.problem.metric if metric is None else metric
-    rate = flow.contraction_rate if rate is None else rate
+    if evidence is None:
+        metric, rate = flow.problem.metric, flow.contraction_rate
+    else:
+        standing(evidence)
+        metric, rate = evidence.metric, evidence.rate
     if metric is None or rate is None:
-        raise PreconditionError("no contraction rate is proved for this flow: pass metric and rate of a certificate")
-    if not isinstance(metric, Metric) or metric.size != flow.problem.size:
-        size = metric.size if isinstance(metric, Metric) else metric
-        raise InputError(f"metric must be a metric on the {flow.problem.size} entries of the flow, got {size!r}")
+        raise PreconditionError("no contraction rate is proved for this flow: pass a certificate as evidence")
+    if metric.size != flow.problem.size:
+        raise InputError(
+            f"evidence must be about the {flow.problem.size} entries of the flow, its metric has {metric.size}"
+        )
     _check_rate(rate)
     if speed is not None:
         _check_speed(speed)
@@ -167,6 +170,8 @@ def track(
         equilibria=equilibria,
         error=error,
         bound=tracking_bound(trajectory.times, error[0], rate=rate, speed=fastest),
+        rate=rate,
+        evidence=evidence,
         speed=fastest,
         speed_is_sampled=speed is None,
     )

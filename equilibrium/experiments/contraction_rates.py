@@ -275,10 +275,10 @@ def _figures(firing: _Examined, skewness: SkewnessSweep, steps: StepSweep) -> di
     }
     return {
         "trajectories": lambda axes: plot_distance(
-            firing.times, firing.distances, axes, certified=rates.best.rate, bound=rates.bound.rate
+            firing.times, firing.distances, axes, evidence=rates.best, bound=rates.bound.rate
         ),
         "numerical-range": lambda axes: plot_numerical_range(ranges, axes, rate=parabola.rate),
-        "spectra": lambda axes: plot_spectra(spectra, axes, certified=rates.best.rate, bound=rates.bound.rate),
+        "spectra": lambda axes: plot_spectra(spectra, axes, evidence=rates.best, bound=rates.bound.rate),
         "rates-against-skewness": lambda axes: plot_rates_against_skewness(skewness, axes),
         "rate-against-step": lambda axes: plot_rate_against_step(steps, axes),
     }

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.certificates import (
+    Certificate,
     DiagonalMetric,
     FiringRateSystem,
     InclusionSystem,
@@ -104,6 +105,8 @@ class _Curves:
     times: Tensor
     diverging: Tensor
     contracting: Tensor
+    firing: Certificate
+    forward: Certificate
 
 
 def _study(gain: float, pairs: int) -> tuple[GainRecord, _Curves]:
@@ -131,6 +134,7 @@ def _study(gain: float, pairs: int) -> tuple[GainRecord, _Curves]:
         integrator=FixedStep(step=min(step, trap.dwell / 4)),
     )  # fmt: skip
     closer = distance(together, euclidean)
+    forward = DiagonalMetric().certify(system)
     record = GainRecord(
         gain=gain,
         monotonicity=certify(InclusionSystem(W=W, hint=euclidean.weights)).rate,
@@ -142,10 +146,10 @@ def _study(gain: float, pairs: int) -> tuple[GainRecord, _Curves]:
         measured=-float(fit.rate),
         uncertainty=float(fit.uncertainty),
         step=step,
-        forward_certified=DiagonalMetric().certify(system).rate,
+        forward_certified=forward.rate,
         forward_measured=float(decay_rate(times, closer).slowest.min()),
     )
-    return record, _Curves(times=times, diverging=apart, contracting=closer)
+    return record, _Curves(times=times, diverging=apart, contracting=closer, firing=rates.best, forward=forward)
 
 
 def _run(gains: tuple[float, ...], folder: Path, small: bool) -> None:
@@ -203,12 +207,10 @@ def _figures(records: list[GainRecord], last: GainRecord, curves: _Curves) -> di
     from contracting.plots import plot_distance, plot_numerical_range
 
     def diverging(axes: Any) -> Any:
-        plot_distance(
-            curves.times, curves.contracting, axes, certified=last.forward_certified, flow="forward–backward"
-        )
+        plot_distance(curves.times, curves.contracting, axes, evidence=curves.forward, flow="forward–backward")
         grows = last.measured > 0
         return plot_distance(
-            curves.times, curves.diverging, axes, certified=last.certified, bound=last.bound, flow="firing rate",
+            curves.times, curves.diverging, axes, evidence=curves.firing, bound=last.bound, flow="firing rate",
             title=f"k = {last.gain:g}: two firing-rate trajectories {'diverge' if grows else 'approach'} at "
             f"{abs(last.measured):.2f}; forward–backward contracts",
         )  # fmt: skip

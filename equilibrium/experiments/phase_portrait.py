@@ -124,7 +124,7 @@ def _ball(flow: BoundFlow, certificate: Certificate, times: Tensor, points: int)
     unit = float(certificate.metric.norm(torch.tensor([1.0, 0.0], dtype=torch.float64)))
     centre = torch.tensor([-0.65, -0.65], dtype=torch.float64)
     return carry_ball(
-        flow, centre, 0.3 * unit, times, metric=certificate.metric, rate=certificate.rate, points=points
+        flow, centre, 0.3 * unit, times, evidence=certificate, points=points
     )
 
 
@@ -147,10 +147,10 @@ class _Descent:
 
     def _iterate(self, count: int) -> Tensor:
         iteration, z = ForwardBackward(step=_STEP).bind(self.problem, Stop()), self.start[None]
-        kept = [z]
+        kept, state = [z], iteration.init(z)
         for _ in range(count - 1):
-            z = iteration.step((z,))[0]
-            kept.append(z)
+            state = iteration.step(state)
+            kept.append(iteration.read(state))
         return torch.cat(kept)
 
     def measured(self, times: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -201,14 +201,14 @@ def _figures(
             flow, axes, x=_WINDOW, y=_WINDOW, equilibrium=z, trajectories=paths, ball=ball
         ),
         "distance": lambda axes: plot_distance(
-            times, pairs, axes, certified=certificate.rate, bound=rates.bound.rate
+            times, pairs, axes, evidence=certificate, bound=rates.bound.rate
         ),
         "energy": lambda axes: plot_energy_contours(
             descent.energy, axes, x=(-0.2, 1.6), y=(-0.4, 1.6), equilibrium=descent.z, flow=descent.path,
             iterates=descent.iterates[:12], step=_STEP,
         ),
         "energy-descent": lambda axes: plot_energy_descent(
-            flows, axes, rate=descent.energy.strong_convexity, iterations=iterations
+            flows, axes, energy=descent.energy, iterations=iterations
         ),
     }  # fmt: skip
 

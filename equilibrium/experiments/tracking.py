@@ -5,6 +5,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -14,13 +15,13 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.activations.catalogue import Identity
-from contracting.certificates import best_forward_backward_step, certify
+from contracting.certificates import Certificate, best_forward_backward_step, certify
 from contracting.errors import PreconditionError
 from contracting.flows.base import BoundFlow, Flow
 from contracting.flows.network import FiringRate
 from contracting.flows.splitting import ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.maps.dense import Dense
-from contracting.metrics import Metric, WeightedL2
+from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
 from contracting.simulation.time_steps import AdaptiveStep
 from contracting.simulation.tracking import Tracking, track
@@ -91,8 +92,7 @@ class TrackingRecord:
 class _Case:
     flow: BoundFlow
     name: str
-    metric: Metric
-    rate: float
+    certificate: Certificate
 
 
 def _layer(hidden: int, rate: float, seed: int) -> LBEN:
@@ -112,7 +112,7 @@ def _run(hidden: int, rate: float, frequencies: Sequence[float], seed: int, fold
         for case in cases:
             record, tracked = _follow(layer, case, frequency, 40 if small else 200)
             records.append(record)
-            drawn[case.name] = (tracked, case.rate)
+            drawn[case.name] = tracked
     text = "\n".join(_table(hidden, records))
     print(text, flush=True)
     written = [
@@ -136,8 +136,7 @@ def _cases(layer: LBEN) -> list[_Case]:
     cases = []
     for name, settings in flows.items():
         flow = layer.flow(settings)
-        certificate = certify(flow)
-        cases.append(_Case(flow=flow, name=name, metric=certificate.metric, rate=certificate.rate))
+        cases.append(_Case(flow=flow, name=name, certificate=certify(flow)))
     return cases
 
 
@@ -150,19 +149,18 @@ def _follow(layer: LBEN, case: _Case, frequency: float, points: int) -> tuple[Tr
         return _RADIUS * torch.stack([torch.cos(frequency * t), torch.sin(frequency * t)], -1) @ U.mT + b
 
     # two turns, at least as long as the start takes to be forgotten
-    duration = max(4 * math.pi / frequency, 10 / case.rate)
+    duration = max(4 * math.pi / frequency, 10 / case.certificate.rate)
     times = torch.linspace(0, duration, points + 1, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     start = case.flow.init(torch.rand(3, layer.hidden_features, dtype=torch.float64, generator=generator))
     result = track(
-        case.flow, signal, times, start=start, metric=case.metric, rate=case.rate,
-        integrator=AdaptiveStep(rtol=1e-6),
+        case.flow, signal, times, start=start, evidence=case.certificate, integrator=AdaptiveStep(rtol=1e-6),
     )  # fmt: skip
     late = times >= _SETTLED * duration
     record = TrackingRecord(
         flow=case.name,
         input=f"circle, ω = {frequency:g}",
-        rate=case.rate,
+        rate=case.certificate.rate,
         speed=float(result.speed.max()),
         error=float(result.error[late].max()),
         bound=float(result.bound[late].max()),
@@ -179,9 +177,7 @@ def _ramp(c: float, v: float) -> TrackingRecord:
         metric=WeightedL2.identity(1, dtype=torch.float64),
     )
     times = torch.linspace(0, 20 / c, 41, dtype=torch.float64)
-    result = track(
-        FiringRate().bind(problem), lambda t: (v * t).reshape(-1, 1), times, metric=problem.metric, rate=c, speed=v / c
-    )
+    result = track(FiringRate().bind(problem), lambda t: (v * t).reshape(-1, 1), times, speed=v / c)
     return TrackingRecord(
         flow="one linear unit",
         input=f"ramp, slope {v:g}",
@@ -212,10 +208,10 @@ def _table(hidden: int, records: Sequence[TrackingRecord]) -> list[str]:
     ]
 
 
-def _figures(drawn: dict[str, tuple[Tracking, float]]) -> dict[str, Any]:
+def _figures(drawn: dict[str, Tracking]) -> dict[str, Any]:
     from contracting.plots import plot_tracking
 
-    def figure(tracked: Tracking, rate: float) -> Callable[[Any], Any]:
-        return lambda axes: plot_tracking(tracked, axes, rate=rate)
-
-    return {f"tracking-{name.replace('–', '-').replace(' ', '-')}": figure(*case) for name, case in drawn.items()}
+    return {
+        f"tracking-{name.replace('–', '-').replace(' ', '-')}": partial(plot_tracking, tracked)
+        for name, tracked in drawn.items()
+    }

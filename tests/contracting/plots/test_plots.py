@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from contracting import plots
 from contracting.activations.catalogue import ReLU, Tanh
-from contracting.certificates import FiringRateSystem, ParabolaTest, abscissa_bound, certify
+from contracting.certificates import FiringRateSystem, ParabolaTest, abscissa_bound, certify, fixed_input_convergence
 from contracting.certificates.multipliers import scaled
 from contracting.certificates.numerical_range import boundary, support
 from contracting.certificates.sweeps import SkewnessSweep, sweep_skewness, sweep_steps
@@ -36,10 +36,12 @@ from contracting.plots import (
     plot_spectra,
     plot_tracking,
 )
-from contracting.plots.style import label_ends
+from contracting.plots.style import BLUE, PURPLE, label_ends
 from contracting.problem import EquilibriumProblem
 from contracting.simulation.balls import carry_ball, unit_sphere
 from contracting.simulation.energy import Energy
+from contracting.simulation.evidence import Claim, standing
+from contracting.simulation.sampled import sampled_rate
 from contracting.simulation.time_steps import AdaptiveStep
 from contracting.simulation.tracking import track
 from contracting.simulation.trajectories import distance, simulate_pairs
@@ -66,6 +68,10 @@ class FieldOfTime(torch.nn.Linear):
         return super().forward(z)
 
 
+def claim(rate, metric=None):
+    return Claim(rate=rate, metric=metric or WeightedL2.identity(2, dtype=F64))
+
+
 def slope(drawn) -> float:
     t, d = drawn.get_data()
     return math.log(d[-1] / d[0]) / (t[-1] - t[0])
@@ -87,7 +93,7 @@ def spiral():
 def ball(spiral):
     flow, certificate = spiral
     centre = torch.tensor([-0.6, -0.6], dtype=F64)
-    return carry_ball(flow, centre, 0.4, TIMES, metric=certificate.metric, rate=certificate.rate, points=60)
+    return carry_ball(flow, centre, 0.4, TIMES, evidence=certificate, points=60)
 
 
 # ---------------------------------------------------------------------------------------------------- trajectories
@@ -103,7 +109,7 @@ def pairs(spiral):
 
 def test_certified_line_has_the_certified_slope(spiral, pairs):
     rate = spiral[1].rate
-    axes = plot_distance(TIMES, pairs, certified=rate, bound=0.9)
+    axes = plot_distance(TIMES, pairs, evidence=spiral[1], bound=0.9)
     assert slope(line(axes, "certified")) == pytest.approx(-rate)
     assert slope(line(axes, "bound")) == pytest.approx(-0.9)
     seen = [entry for entry in axes.lines if len(entry.get_xdata()) == len(TIMES)]
@@ -113,13 +119,14 @@ def test_certified_line_has_the_certified_slope(spiral, pairs):
 
 def test_a_rate_that_is_too_large_is_seen(pairs):
     slowest = float((pairs[0] / pairs).log().div(TIMES[:, None].clamp_min(1e-9))[1:].amin())
-    assert plot_distance(TIMES, pairs, certified=0.99 * slowest).get_title(loc="left").startswith("Every pair keeps")
-    assert plot_distance(TIMES, pairs, certified=1.01 * slowest).get_title(loc="left").startswith("Some pairs are slow")
+    for share, said in ((0.99, "Every pair keeps"), (1.01, "Some pairs are slow")):
+        axes = plot_distance(TIMES, pairs, evidence=claim(share * slowest))
+        assert axes.get_title(loc="left").startswith(said)
 
 
 def test_two_flows_share_axes_and_both_stay_in_view(pairs):
-    axes = plot_distance(TIMES, pairs, certified=0.3, flow="first")
-    assert plot_distance(TIMES, torch.exp(2 * TIMES), axes, certified=-2.5, flow="second") is axes
+    axes = plot_distance(TIMES, pairs, evidence=claim(0.3), flow="first")
+    assert plot_distance(TIMES, torch.exp(2 * TIMES), axes, evidence=claim(-2.5), flow="second") is axes
     low, high = axes.get_ylim()
     assert low < float((pairs / pairs[0]).min()) and high > math.exp(2.5 * float(TIMES[-1]))
     assert {text.get_text() for text in axes.get_legend().get_texts()} >= {"a pair (second)", "5 pairs (first)"}
@@ -127,9 +134,9 @@ def test_two_flows_share_axes_and_both_stay_in_view(pairs):
 
 def test_wrong_distances_are_named():
     with pytest.raises(InputError, match="shape"):
-        plot_distance(TIMES, torch.ones(3, dtype=F64), certified=1.0)
+        plot_distance(TIMES, torch.ones(3, dtype=F64), evidence=claim(1.0))
     with pytest.raises(InputError, match="first distances"):
-        plot_distance(TIMES, torch.zeros(41, dtype=F64), certified=1.0)
+        plot_distance(TIMES, torch.zeros(41, dtype=F64), evidence=claim(1.0))
 
 
 @pytest.fixture(scope="module")
@@ -138,16 +145,68 @@ def tracked(spiral):
     signal = lambda t: torch.cat([torch.sin(t).reshape(-1, 1), torch.cos(t).reshape(-1, 1)], -1)  # noqa: E731
     start = torch.tensor([[1.0, 1.0], [-1.0, 0.5]], dtype=F64)
     return track(
-        flow, signal, TIMES, start=start, metric=certificate.metric, rate=certificate.rate,
-        integrator=AdaptiveStep(rtol=1e-5),
+        flow, signal, TIMES, start=start, evidence=certificate, integrator=AdaptiveStep(rtol=1e-5),
     )  # fmt: skip
 
 
 def test_tracking_error_and_bound_are_drawn(spiral, tracked):
-    axes = plot_tracking(tracked, rate=spiral[1].rate)
+    axes = plot_tracking(tracked)
     assert np.allclose(line(axes, "measured").get_ydata(), tracked.error[:, 0])
     assert np.allclose(line(axes, "bound, speed sampled").get_ydata(), tracked.bound[:, 0])
     assert "of its bound" in axes.get_title(loc="left")
+
+
+# ---------------------------------------------------------------------------------------------------- evidence
+
+
+def words(axes) -> str:
+    """All that is written on a figure: its title and its legend."""
+    return " ".join([axes.get_title(loc="left"), *(text.get_text() for text in axes.get_legend().get_texts())])
+
+
+@pytest.mark.parametrize("kind", ["certified", "sampled", "claimed"])
+def test_the_words_on_a_figure_are_those_of_its_evidence(spiral, pairs, kind):
+    """A sampled rate is drawn as sampled, in every figure, and never called certified; a claim is a claim."""
+    flow, certificate = spiral
+    evidence = {
+        "certified": certificate,
+        "sampled": sampled_rate(flow, torch.zeros(1, 2, dtype=F64), certificate.metric),
+        "claimed": claim(certificate.rate, certificate.metric),
+    }[kind]
+    assert standing(evidence) == kind
+    loose = AdaptiveStep(rtol=1e-4)
+    carried = carry_ball(flow, torch.zeros(2, dtype=F64), 0.4, TIMES, evidence=evidence, points=10, integrator=loose)
+    spectra = {"some": torch.linalg.eigvals(flow.jacobian(torch.zeros(1, 2, dtype=F64)))}
+    film = animate_phase_portrait(flow, carried, **LIMITS, frames=2)
+    film._draw_was_started = True
+    followed = track(flow, lambda t: flow.problem.q, TIMES, evidence=evidence, speed=0.1, integrator=loose)
+    figures = {
+        "phase": plot_phase_portrait(flow, **LIMITS, ball=carried),
+        "film": film._fig.axes[0],
+        "distance": plot_distance(TIMES, pairs, evidence=evidence),
+        "spectra": plot_spectra(spectra, evidence=evidence),
+        "tracking": plot_tracking(followed),
+    }
+    for name, axes in figures.items():
+        said = words(axes)
+        assert ("bound" in said if kind == "certified" else "estimate" in said) or name != "tracking"
+        assert (kind in said) or (name, kind) == ("tracking", "certified"), name
+        assert not any(other in said for other in {"certified", "sampled", "claimed"} - {kind}), (name, said)
+        colours = {entry.get_color() for entry in axes.lines}
+        assert (BLUE in colours, PURPLE in colours) == (kind == "certified", kind != "certified"), name
+        assert_readable(axes, name)
+
+
+def test_what_is_no_evidence_of_contraction_is_refused(spiral, pairs):
+    convergence = fixed_input_convergence(spiral[0])
+    for evidence in (0.3, convergence, spiral[1].metric):
+        for draw in (
+            lambda e: plot_distance(TIMES, pairs, evidence=e),
+            lambda e: plot_spectra({"W": torch.zeros(2, dtype=torch.complex128)}, evidence=e),
+            lambda e: track(spiral[0], lambda t: spiral[0].problem.q, TIMES, evidence=e),
+        ):
+            with pytest.raises(InputError, match="evidence"):
+                draw(evidence)
 
 
 # ---------------------------------------------------------------------------------------------------- phase portrait
@@ -170,10 +229,10 @@ def test_a_linear_flow_carries_a_ball_exactly():
     """s' = −cs shrinks every ball at rate c, and no faster."""
     metric = FullP(torch.tensor([[2.0, 0.6], [0.6, 0.5]], dtype=F64))
     flow = LinearFlow(-0.7 * torch.eye(2, dtype=F64))
-    carried = carry_ball(flow, torch.ones(2, dtype=F64), 0.5, TIMES, metric=metric, rate=0.7)
+    carried = carry_ball(flow, torch.ones(2, dtype=F64), 0.5, TIMES, evidence=Claim(metric=metric, rate=0.7))
     assert torch.allclose(carried.reached, carried.radius, rtol=1e-6)
     assert torch.allclose(carried.radius, 0.5 * torch.exp(-0.7 * TIMES))
-    too_fast = carry_ball(flow, torch.ones(2, dtype=F64), 0.5, TIMES, metric=metric, rate=0.71)
+    too_fast = carry_ball(flow, torch.ones(2, dtype=F64), 0.5, TIMES, evidence=Claim(metric=metric, rate=0.71))
     assert float((too_fast.reached / too_fast.radius)[-1]) == pytest.approx(math.exp(0.04), rel=1e-5)
 
 
@@ -193,11 +252,11 @@ def test_balls_are_those_of_the_metric(spiral, ball):
 def test_a_ball_that_is_too_small_is_seen(spiral):
     flow, certificate = spiral
     wrong = carry_ball(
-        flow, torch.zeros(2, dtype=F64), 0.4, TIMES, metric=certificate.metric, rate=2.0, points=20,
+        flow, torch.zeros(2, dtype=F64), 0.4, TIMES, evidence=claim(2.0, certificate.metric), points=20,
         integrator=AdaptiveStep(rtol=1e-5),
     )  # fmt: skip
     axes = plot_phase_portrait(flow, **LIMITS, ball=wrong)
-    assert axes.get_title(loc="left") == "An image leaves the ball that was claimed"
+    assert axes.get_title(loc="left") == "An image leaves its claimed ball"
 
 
 def test_nullclines_are_where_a_unit_rests(spiral):
@@ -232,7 +291,7 @@ def test_the_film_moves_the_certified_ball(spiral, ball):
 )
 def test_a_flow_in_single_precision_is_drawn_in_its_own(flow):
     carried = carry_ball(
-        flow, torch.ones(2), 0.4, TIMES.float(), metric=WeightedL2(torch.ones(2)), rate=0.1, points=10,
+        flow, torch.ones(2), 0.4, TIMES.float(), evidence=claim(0.1), points=10,
         integrator=AdaptiveStep(rtol=1e-3),
     )  # fmt: skip
     assert carried.centre.dtype == torch.float32
@@ -251,7 +310,7 @@ def test_only_the_plane_is_drawn(spiral):
     with pytest.raises(InputError, match="in the plane"):
         plot_phase_portrait(spiral[0], **LIMITS, equilibrium=torch.zeros(3))
     with pytest.raises(InputError, match="centre"):
-        carry_ball(spiral[0], torch.zeros(1, 2), 1.0, TIMES, metric=WeightedL2(torch.ones(2)), rate=1.0)
+        carry_ball(spiral[0], torch.zeros(1, 2), 1.0, TIMES, evidence=claim(1.0))
 
 
 @pytest.mark.parametrize("n", [2, 3])
@@ -265,10 +324,15 @@ def test_no_points_make_no_sphere(n):
 def test_a_ball_needs_a_metric_and_a_number_as_its_rate(spiral):
     centre, metric = torch.zeros(2, dtype=F64), WeightedL2(torch.ones(2))
     for rate in (None, "fast", math.nan, math.inf):
-        with pytest.raises(InputError, match="rate must"):
-            carry_ball(spiral[0], centre, 1.0, TIMES, metric=metric, rate=rate)
-    with pytest.raises(InputError, match="metric must be a Metric"):
-        carry_ball(spiral[0], centre, 1.0, TIMES, metric="l2", rate=1.0)
+        with pytest.raises(InputError, match="rate"):
+            Claim(metric=metric, rate=rate)
+    with pytest.raises(InputError, match="metric"):
+        Claim(metric="l2", rate=1.0)
+    for evidence in (1.0, None, metric):
+        with pytest.raises(InputError, match="evidence"):
+            carry_ball(spiral[0], centre, 1.0, TIMES, evidence=evidence)
+    with pytest.raises(InputError, match="times"):  # a ball is not contained backwards
+        carry_ball(spiral[0], centre, 1.0, TIMES.flip(0), evidence=claim(1.0))
 
 
 # ---------------------------------------------------------------------------------------------------- complex plane
@@ -319,17 +383,17 @@ def test_spectra_lie_left_of_the_certified_line():
         "random": torch.linalg.eigvals(system.jacobians(slopes)),
         "worst": torch.linalg.eigvals(system.jacobians(bound.slopes)),
     }
-    axes = plot_spectra(groups, certified=certificate.rate, bound=bound.rate)
+    axes = plot_spectra(groups, evidence=certificate, bound=bound.rate)
     for drawn, values in zip(axes.collections, groups.values(), strict=True):
         assert np.allclose(drawn.get_offsets(), torch.view_as_real(values).flatten(0, -2))
     assert line(axes, "certified").get_xdata()[0] == -certificate.rate
     assert line(axes, "worst found").get_xdata()[0] == pytest.approx(float(groups["worst"].real.max()))
     assert axes.get_title(loc="left").startswith("None of the spectra shown")
-    wrong = plot_spectra(groups, certified=bound.rate + 0.01)
-    assert wrong.get_title(loc="left") == "Eigenvalues lie beyond the line that was given"
+    wrong = plot_spectra(groups, evidence=claim(bound.rate + 0.01))
+    assert wrong.get_title(loc="left") == "Eigenvalues lie beyond the claimed line"
     for nothing in (plot_spectra, plot_numerical_range):
         with pytest.raises(InputError, match="at least one"):
-            nothing({}, **({"certified": 1.0} if nothing is plot_spectra else {}))
+            nothing({}, **({"evidence": claim(1.0)} if nothing is plot_spectra else {}))
 
 
 # ---------------------------------------------------------------------------------------------------- families of flows
@@ -422,9 +486,10 @@ def convex():
 
 def iterates(energy: Energy, step: float, count: int):
     iteration, z = ForwardBackward(step=step).bind(energy.problem, Stop()), torch.tensor([[0.3, 1.4]], dtype=F64)
-    kept = [z]
+    kept, state = [z], iteration.init(z)
     for _ in range(count):
-        kept.append(iteration.step((kept[-1],))[0])
+        state = iteration.step(state)
+        kept.append(iteration.read(state))
     return torch.cat(kept)
 
 
@@ -442,7 +507,7 @@ def test_descent_is_drawn_with_its_certified_line(convex):
     energy, z = convex
     path = iterates(energy, 0.6, 8)
     clock, gap = 0.6 * torch.arange(9, dtype=F64), energy(path) - energy(z[None])
-    axes = plot_energy_descent({}, rate=energy.strong_convexity, iterations={"iteration": (clock, gap)})
+    axes = plot_energy_descent({}, energy=energy, iterations={"iteration": (clock, gap)})
     assert slope(line(axes, "certified")) == pytest.approx(-energy.strong_convexity)
     assert np.allclose(line(axes, "iteration").get_ydata(), gap / gap[0])
     assert axes.get_title(loc="left").startswith("The energy falls")
@@ -497,13 +562,13 @@ def test_every_figure_is_readable(width, spiral, ball, pairs, tracked, skewness,
     clock, gap = 0.6 * torch.arange(6, dtype=F64), energy(path) - energy(z[None])
     ranges = {"W": boundary(flow.problem.linear.to_dense())}
     draws = {
-        "distance": lambda a: plot_distance(TIMES, pairs, a, certified=certificate.rate, bound=0.9),
-        "tracking": lambda a: plot_tracking(tracked, a, rate=certificate.rate),
+        "distance": lambda a: plot_distance(TIMES, pairs, a, evidence=certificate, bound=0.9),
+        "tracking": lambda a: plot_tracking(tracked, a),
         "phase": lambda a: plot_phase_portrait(flow, a, **LIMITS, ball=ball, equilibrium=torch.zeros(2)),
         "range": lambda a: plot_numerical_range(ranges, a),
-        "spectra": lambda a: plot_spectra(ranges, a, certified=-1.0, bound=-0.5),
+        "spectra": lambda a: plot_spectra(ranges, a, evidence=claim(-1.0), bound=-0.5),
         "skewness": lambda a: plot_rates_against_skewness(skewness[0], a),
-        "descent": lambda a: plot_energy_descent({"flow": (clock, gap)}, a, rate=0.1),
+        "descent": lambda a: plot_energy_descent({"flow": (clock, gap)}, a, energy=energy),
         "contours": lambda a: plot_energy_contours(
             energy, a, x=(-0.2, 1.6), y=(-0.4, 1.6), equilibrium=z, flow=path, iterates=path, step=0.6
         ),

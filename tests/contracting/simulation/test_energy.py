@@ -157,7 +157,7 @@ def test_forward_backward_splitting_is_a_descent_method(activation: Activation) 
         iteration = ForwardBackward(step=step).bind(problem, Stop())
         z = activation(3 * torch.randn(4, 5, dtype=F64))
         for _ in range(10):
-            after = iteration.step((z,))[0]
+            after = iteration.read(iteration.step(iteration.init(z)))
             drop = energy(z) - energy(after)
             assert torch.all(drop >= energy.guaranteed_decrease(z, after, step) - 1e-10)
             z = after
@@ -168,10 +168,10 @@ def test_a_step_that_is_too_long_raises_the_energy() -> None:
     problem, z = symmetric(ReLU())
     energy = Energy(problem)
     iteration = ForwardBackward(step=2.5 / energy.smoothness).bind(problem, Stop())
-    state = z + 1e-3
+    state = iteration.init(z + 1e-3)
     for _ in range(60):
-        state = iteration.step((state,))[0]
-    assert bool((energy(state) > energy(z + 1e-3)).any())
+        state = iteration.step(state)
+    assert bool((energy(iteration.read(state)) > energy(z + 1e-3)).any())
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
 from contracting.simulation.counterexample import SwitchingCounterexample
 from contracting.simulation.decay import decay_rate
+from contracting.simulation.evidence import Claim
 from contracting.simulation.time_steps import AdaptiveStep, FixedStep, Integrator
 from contracting.simulation.tracking import moving_equilibrium, track, tracking_bound
 from contracting.simulation.trajectories import distance, simulate, simulate_pairs
@@ -297,9 +298,7 @@ def test_the_lag_behind_a_ramp_attains_the_bound() -> None:
         metric=WeightedL2(torch.ones(1, dtype=F64)),
     )
     times = torch.linspace(0, 40, 41, dtype=F64)
-    result = track(
-        FiringRate().bind(problem), lambda t: (v * t).reshape(-1, 1), times, metric=problem.metric, rate=c, speed=v / c
-    )
+    result = track(FiringRate().bind(problem), lambda t: (v * t).reshape(-1, 1), times, speed=v / c)
     assert torch.allclose(result.equilibria[:, 0, 0], v * times / c, atol=1e-7)
     assert torch.allclose(result.error[:, 0], result.bound[:, 0], atol=1e-7)
     assert float(result.error[-1]) == pytest.approx(v / c**2, rel=1e-6)
@@ -333,8 +332,6 @@ def test_no_bound_without_a_rate() -> None:
     problem, _ = planted(Tanh(), W, None, batch=1, seed=1)
     with pytest.raises(PreconditionError, match="no contraction rate"):
         track(FiringRate().bind(problem), lambda t: problem.q, TIMES)
-    with pytest.raises(InputError, match="both metric and rate"):
-        track(FiringRate().bind(problem), lambda t: problem.q, TIMES, rate=1.0)
 
 
 def test_a_metric_of_another_size_measures_nothing() -> None:
@@ -347,11 +344,10 @@ def test_a_metric_of_another_size_measures_nothing() -> None:
     assert float(distance(pair, three)[0]) == pytest.approx(3**0.5)
     with pytest.raises(InputError, match=r"vectors must have 1 entries"):
         distance(pair, one)
-    assert track(flow, lambda t: problem.q, TIMES, metric=three, rate=0.1).error.shape == (len(TIMES), 1)
-    with pytest.raises(InputError, match="metric must be a metric on the 3 entries of the flow, got 1"):
-        track(flow, lambda t: problem.q, TIMES, metric=one, rate=0.1)
-    with pytest.raises(InputError, match="metric must be a metric on the 3 entries of the flow, got 'l2'"):
-        track(flow, lambda t: problem.q, TIMES, metric="l2", rate=0.1)  # type: ignore[arg-type]
+    fits = Claim(metric=three, rate=0.1)
+    assert track(flow, lambda t: problem.q, TIMES, evidence=fits).error.shape == (len(TIMES), 1)
+    with pytest.raises(InputError, match="evidence"):
+        track(flow, lambda t: problem.q, TIMES, evidence=Claim(metric=one, rate=0.1))
 
 
 def test_bounds_of_tracking_rest_on_numbers_that_can_be() -> None:
