@@ -16,7 +16,7 @@ from contracting.maps.base import LinearMap
 from contracting.maps.convolution import CircularConvolution
 from contracting.maps.dense import Dense
 from contracting.maps.frequencies import centred_sum, gram, over_space, pointwise, transposed
-from contracting.maps.low_rank import LowRank
+from contracting.maps.minus_gram import MinusGram, Rows
 from contracting.maps.per_neuron import Scaled
 from contracting.maps.polyphase import blocks, phases
 from contracting.metrics import WeightedL2
@@ -145,7 +145,7 @@ def _low_rank() -> tuple[EquilibriumProblem, Tensor]:
     assert isinstance(problem.linear, Scaled)
     generator = torch.Generator().manual_seed(120)
     R = torch.randn(problem.size, 2, generator=generator, dtype=torch.float64) / 4
-    inner = LowRank(problem.linear.inner, -R, R, exact_up_to=0)
+    inner = MinusGram(problem.linear.inner, Rows(R.mT), exact_up_to=0)
     linear = Scaled(inner, problem.linear.left, problem.linear.right)
     v = torch.randn(3, linear.size, generator=generator, dtype=torch.float64)
     z = problem.activation(v)

@@ -88,6 +88,11 @@ class LinearMap(Remembering):
             "bring make_resolvent(step)"
         )
 
+    @property
+    def resolvent_products(self) -> int:
+        """What a resolvent costs before its first use, in products of W with one row; 0 where that is little."""
+        return 0
+
     def make_reflection(self, step: Step) -> LinearMap:
         """What ``reflection`` computes, differentiable."""
         return self.resolvent(step).combined(2.0, -1.0)

@@ -75,6 +75,11 @@ class Dense(LinearMap):
     def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
         return (cotangent.mT @ z,)
 
+    @property
+    def resolvent_products(self) -> int:
+        """n, of 2n² operations each."""
+        return self.size
+
     def make_resolvent(self, step: Step) -> Dense:
         return Dense(_inverse(self.weight, step))
 

@@ -38,10 +38,14 @@ class Estimates:
     lipschitz: float
     mean: float
 
+    def of_number(self, step: float) -> Step:
+        """The step that the number α stands for: itself, or one per neuron."""
+        return step
+
     @property
     def reflected_step(self) -> Step:
         """α of Peaceman–Rachford: one over the mean of the spectrum, in whose bulk most of an error lies."""
-        return 1 / self.mean
+        return self.of_number(1 / self.mean)
 
     @property
     def slowest_decay(self) -> float:

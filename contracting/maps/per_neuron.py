@@ -78,6 +78,11 @@ class Scaled(LinearMap):
     def make_adjoint(self) -> Scaled:
         return Scaled(self.inner.adjoint, self.right, self.left)
 
+    @property
+    def resolvent_products(self) -> int:
+        """As the inner map."""
+        return self.inner.resolvent_products
+
     def make_resolvent(self, step: Step) -> LinearMap:
         # D L M R = R⁻¹(EM)R with E = DLR, and E is one number where D was chosen for it
         product = step * self.left * self.right
@@ -195,10 +200,9 @@ class ScaledEstimates(Estimates):
 
     unit_step: Tensor = field(repr=False)
 
-    @property
-    def reflected_step(self) -> Tensor:
-        """α(LR)⁻¹ with α one over the mean of the spectrum of M."""
-        return self.unit_step / self.mean
+    def of_number(self, step: float) -> Tensor:
+        """α(LR)⁻¹."""
+        return step * self.unit_step
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -246,6 +250,11 @@ class ScaledOperator(BoundedOperator):
     def usual_reflected(self) -> StepChoice:
         """The same for usual inputs."""
         return self._per_neuron(self.inner.usual_reflected)
+
+    @cached_property
+    def best_tseng(self) -> StepChoice:
+        """The step αD per neuron with the smallest factor that is proved for M; it holds in the metric ΛD⁻¹."""
+        return self._per_neuron(self.inner.best_tseng)
 
     def _per_neuron(self, choice: StepChoice) -> StepChoice:
         return StepChoice(step=choice.step * self.unit_step, factor=choice.factor, expected=choice.expected)

@@ -10,7 +10,6 @@ from contracting.activations.catalogue import Identity, Slope
 from contracting.flows.network import FiringRate
 from contracting.loop.method import Family, Iteration, Method
 from contracting.loop.records import Stop
-from contracting.maps.dense import Dense
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.newton import SemismoothNewton
 from contracting.solvers.newton_krylov import NewtonKrylov
@@ -50,10 +49,9 @@ class Automatic(Method):
     * more predicted steps than Newton's method costs: SemismoothNewton for n ≤ 500, with 60(n + 6) steps as the limit,
       an eighth of it where σ is linear and 2½ times it where σ is curved, which takes Newton more steps; but then each
       step counts 1 + 4000/n times, for the root search of the prox. NewtonKrylov for n > 500, from 2,000 steps.
-    * n > 500 and fewer predicted steps than the resolvent costs (batch × steps < n, the inverse being worth n products
-      of one row): an inverse-free method, Tseng for small κ, else NewtonKrylov on the firing-rate flow. Smaller
-      inverses cost little and serve every solve with the same weights. For maps other than a dense matrix the resolvent
-      is taken to be cheap.
+    * fewer predicted steps than the resolvent costs (batch × steps < ``LinearMap.resolvent_products``, n for a dense
+      matrix and little for a convolution): an inverse-free method, Tseng for small κ, else NewtonKrylov on the
+      firing-rate flow. Inverses of up to 500 products cost little and serve every solve with the same weights.
     * otherwise PeacemanRachford, which is right for nearly every trained network.
 
     DouglasRachford is never chosen: its factor is never smaller than that of Peaceman–Rachford. Predictions are for the
@@ -83,7 +81,8 @@ class Automatic(Method):
         newton = _newton(problem, steps, predicted)
         if newton is not None:
             return newton
-        if isinstance(problem.linear, Dense) and n > _SMALL and problem.batch * steps < n:
+        cost = problem.linear.resolvent_products
+        if cost > _SMALL and problem.batch * steps < cost:
             inverse_free = _inverse_free(problem, stop, steps)
             if inverse_free is not None:
                 return inverse_free
@@ -124,8 +123,8 @@ def _newton(problem: EquilibriumProblem, steps: float, predicted: str) -> Choice
 
 
 def _inverse_free(problem: EquilibriumProblem, stop: Stop, steps: float) -> Choice | None:
-    n, batch = problem.size, problem.batch
-    saved = f"{batch} rows in {steps:.0f} steps do not pay for the resolvent at n = {n}"
+    cost, batch = problem.linear.resolvent_products, problem.batch
+    saved = f"{batch} rows in {steps:.0f} steps do not pay for a resolvent that costs {cost} products"
     assert problem.metric is not None
     estimates = problem.linear.estimates(problem.metric)
     assert estimates is not None
@@ -135,6 +134,6 @@ def _inverse_free(problem: EquilibriumProblem, stop: Stop, steps: float) -> Choi
     assert tseng is not None
     if 2 * tseng <= _INVERSE_FREE_KRYLOV:
         return Choice(method=Tseng(), reason=f"{saved}; Tseng needs about {2 * tseng:.0f} products")
-    if batch * _INVERSE_FREE_KRYLOV >= n + batch * steps:
+    if batch * _INVERSE_FREE_KRYLOV >= cost + batch * steps:
         return None
     return Choice(method=NewtonKrylov(flow=FiringRate()), reason=f"{saved}; Newton–Krylov needs products only")

@@ -14,7 +14,8 @@ from contracting.loop.records import Stop
 from contracting.maps.operator import StepChoice
 from contracting.problem import EquilibriumProblem
 
-_SHARE = 0.7  # of 1/L, where L is only estimated, and from below
+# Where L is only estimated, and from below, the step is this share of 1/L.
+_SHARE = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,8 @@ class _TsengIteration(Iteration):
     def __init__(self, problem: EquilibriumProblem, step: float | None):
         self.problem = problem
         choice = _choice(problem) if step is None else _prediction(problem, step)
-        self.alpha = self.step_size = float(choice.step)
+        self.alpha = choice.step
+        self.step_size = None if isinstance(choice.step, Tensor) else choice.step
         self.factor = choice.factor if choice.factor is not None and choice.factor < 1 else None
 
     def init(self, z0: Tensor) -> State:
@@ -79,7 +81,7 @@ def _choice(problem: EquilibriumProblem) -> StepChoice:
     if not _exactly_analysed(problem) and problem.metric is not None and problem.well_posed:
         estimates = problem.linear.estimates(problem.metric)
         assert estimates is not None
-        return StepChoice(step=_SHARE / estimates.lipschitz, factor=None)
+        return StepChoice(step=estimates.of_number(_SHARE / estimates.lipschitz), factor=None)
     return problem.require_operator("Tseng's splitting").best_tseng
 
 

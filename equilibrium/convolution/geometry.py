@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
-from contracting.maps.frequencies import Grid, convolve_by_symbol, convolve_directly, symbol_of
+from contracting.maps.frequencies import Grid, convolve_by_symbol, convolve_directly, symbol_of, transposed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +99,29 @@ class Geometry:
 
     def convolve(self, padded: Tensor, kernel: Tensor) -> Tensor:
         """Rows of the input convolution of images on the torus: (batch, in channels · torus) -> (batch, n)."""
-        fits = all(side <= size for side, size in zip(kernel.shape[2:], self.torus, strict=True))
-        if fits:
+        if self._fits(kernel):
             return convolve_directly(padded, kernel, self.torus, stride=self.stride)
         fine = convolve_by_symbol(padded, symbol_of(kernel, self.torus), self.torus)
-        return self.sample(fine.reshape(-1, kernel.shape[0], *self.torus)).flatten(1)
+        return fine.reshape(-1, kernel.shape[0], *self.torus)[self._sampled].flatten(1)
 
-    def sample(self, fine: Tensor) -> Tensor:
-        """Every ``stride``-th position: (..., *torus) -> (..., *grid)."""
-        for axis in range(-len(self.grid), 0):
-            fine = fine.movedim(axis, 0)[:: self.stride].movedim(0, axis)
-        return fine
+    def convolve_adjoint(self, z: Tensor, kernel: Tensor) -> Tensor:
+        """The transpose of ``convolve``: (batch, n) -> (batch, in channels · torus)."""
+        images = z.reshape(-1, kernel.shape[0], *self.grid)
+        if self.stride > 1:  # zeros between the samples
+            fine = images.new_zeros(*images.shape[:2], *self.torus)
+            fine[self._sampled] = images
+            images = fine
+        if self._fits(kernel):
+            return convolve_directly(images.flatten(1), transposed(kernel), self.torus)
+        return convolve_by_symbol(images.flatten(1), symbol_of(transposed(kernel), self.torus), self.torus)
+
+    def _fits(self, kernel: Tensor) -> bool:
+        return all(side <= size for side, size in zip(kernel.shape[2:], self.torus, strict=True))
+
+    @property
+    def _sampled(self) -> tuple[Any, ...]:
+        """Every ``stride``-th position of the torus."""
+        return (..., *[slice(None, None, self.stride)] * len(self.grid))
 
     def average(self, z: Tensor) -> Tensor:
         """Averages over the cells: (..., n) -> (..., cell features)."""

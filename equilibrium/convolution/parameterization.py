@@ -297,12 +297,7 @@ class ConvolutionalMonotone(Parameterization):
         else:
             assert lam is not None
             largest = lam.flatten(1).amax(1).expand(geometry.channels)
-            kernel = as_rows(largest, dims) * U
-            if geometry.stride == 1:  # ‖NC‖² from the smaller of the two products
-                product = symbol_of(gram(kernel), geometry.torus)
-            else:
-                product = symbol_of(sampled_gram(kernel, geometry), geometry.grid)
-            norm = torch.linalg.eigvalsh(product)[:, -1].amax()
+            norm = input_norm(as_rows(largest, dims) * U, geometry)
             identity = torch.eye(geometry.channels, dtype=norm.dtype, device=norm.device)
             terms.append(pointwise(norm * identity / (2 * gamma), dims))
         return terms
@@ -325,6 +320,15 @@ def readout_bound(output: Tensor, geometry: Geometry) -> Tensor:
     D = (squares + 1e-6 * squares.mean() + torch.finfo(output.dtype).tiny).sqrt()
     scaled = (table / D[:, None].sqrt()).flatten(1)
     return torch.linalg.eigvalsh(scaled @ scaled.mT)[-1] * D / geometry.cell_size
+
+
+def input_norm(kernel: Tensor, geometry: Geometry) -> Tensor:
+    """‖SC‖₂², C the convolution on the torus and S the sampling, exact: (C, in channels, *sides) -> ()."""
+    if geometry.stride == 1:  # the smaller of the two products
+        product = symbol_of(gram(kernel), geometry.torus)
+    else:
+        product = symbol_of(sampled_gram(kernel, geometry), geometry.grid)
+    return torch.linalg.eigvalsh(product)[:, -1].amax()
 
 
 def sampled_gram(kernel: Tensor, geometry: Geometry) -> Tensor:

@@ -3,10 +3,9 @@ r"""Lipschitz-bounded networks on images whose weight contains its readout itsel
 W = I − Ψ( εI + g ÂᵀÂ + h(B̂ᵀ − B̂) + ((W_oP)ᵀW_oP + Ψ⁻¹CCᵀΨ⁻¹)/(2γ) )
 
 with the readout W_o of the averages P, and the input convolution C on the torus, in place of the convolutions that
-dominate them in ``ConvolutionalMonotone``. So W is a convolution plus a term of few columns
-(``contracting.maps.low_rank``): the rows of W_oP, and, where Ψ varies over the image so that Ψ⁻¹CCᵀΨ⁻¹ is no
-convolution either, the columns of Ψ⁻¹C, one for each entry of the padded image: 900 columns of 49,000 entries for
-54 channels on MNIST.
+dominate them in ``ConvolutionalMonotone``. So W is a convolution less TᵀT (``contracting.maps.minus_gram``), scaled by
+Ψ: T = W_oP/√(2γ), and where Ψ varies over the image, so that Ψ⁻¹CCᵀΨ⁻¹ is no convolution either, CᵀΨ⁻¹/√(2γ) below it.
+T is applied as it is written, by pooling, a small matrix, a convolution and a product with Ψ⁻¹.
 
 γ holds for the map as it is applied: U = SCE is zero padding E, circular convolution C and sampling S (written above
 for stride 1), EEᵀ ⪯ I, so UUᵀ ⪯ SCCᵀSᵀ, and the inequality of arXiv 2010.01732, Theorem 5, holds.
@@ -15,6 +14,8 @@ for stride 1), EEᵀ ⪯ I, so UUᵀ ⪯ SCCᵀSᵀ, and the inequality of arXiv
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from contracting.maps.base import LinearMap
 from contracting.maps.convolution import CircularConvolution
 from contracting.maps.frequencies import centred_sum, over_space, pointwise
-from contracting.maps.low_rank import LowRank
+from contracting.maps.minus_gram import ROUNDING, Factor, MinusGram, largest_square
 from contracting.maps.per_neuron import Scaled
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.parameterization import (
@@ -31,6 +32,7 @@ from equilibrium.convolution.parameterization import (
     Initialization,
     MetricShape,
     as_rows,
+    input_norm,
     sampled_gram,
 )
 
@@ -92,7 +94,7 @@ class ReadoutMonotone(ConvolutionalMonotone):
         self, gamma: float, U: Tensor, lam: Tensor | None, per_channel: Tensor | None
     ) -> list[Tensor]:
         if per_channel is None:
-            return []  # no convolution: among the columns
+            return []  # no convolution: a part of T
         kernel = as_rows(per_channel, len(self.geometry.grid)) * U
         return [sampled_gram(kernel, self.geometry) / (2 * gamma)]
 
@@ -102,15 +104,69 @@ class ReadoutMonotone(ConvolutionalMonotone):
         geometry = self.geometry
         identity = torch.eye(geometry.channels, dtype=symmetric.dtype, device=symmetric.device)
         kernel = centred_sum([pointwise(identity, len(geometry.grid)), -symmetric, -skew])
-        rows = [geometry.average_adjoint(self.output)]
+        seen: tuple[Tensor, ...] = (self.output / math.sqrt(2 * self.lipschitz),)
         if per_channel is not None:
             weights = over_space(per_channel, geometry.grid)
         else:
             assert lam is not None
             weights = lam.expand(geometry.channels, *geometry.grid).flatten()
-            pixels = torch.eye(geometry.in_channels * math.prod(geometry.torus)).to(identity)
-            rows.append(geometry.convolve(pixels, self.U) * weights)
-        columns = torch.cat(rows).mT / math.sqrt(2 * self.lipschitz)
+            seen = (*seen, self.U / math.sqrt(2 * self.lipschitz), weights)
         psi = 1 / weights
-        inner = LowRank(CircularConvolution(kernel, grid=geometry.grid), -columns, columns)
+        inner = MinusGram(CircularConvolution(kernel, grid=geometry.grid), Seen(geometry, *seen))
         return Scaled(inner, psi, torch.ones_like(psi)), None
+
+
+@dataclass(frozen=True, eq=False)
+class Seen(Factor):
+    """T: what the readout sees of a state and, where ``kernel`` is given, what the input convolution puts into it.
+
+    Args:
+        geometry: sizes, stride, cells.
+        output: G of the rows GPz, (out, C · cells).
+        kernel: C of the rows CᵀΛz, (C, in channels, side, …); None for the readout alone.
+        weights: Λ, (n,); with ``kernel`` only.
+    """
+
+    geometry: Geometry
+    output: Tensor
+    kernel: Tensor | None = None
+    weights: Tensor | None = None
+
+    @property
+    def rank(self) -> int:
+        pixels = 0 if self.kernel is None else self.geometry.in_channels * math.prod(self.geometry.torus)
+        return len(self.output) + pixels
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(t for t in (self.output, self.kernel, self.weights) if t is not None)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Seen:
+        return Seen(self.geometry, *tensors)
+
+    def apply(self, z: Tensor) -> Tensor:
+        read = self.geometry.average(z) @ self.output.mT
+        if self.kernel is None or self.weights is None:
+            return read
+        return torch.cat([read, self.geometry.convolve_adjoint(self.weights * z, self.kernel)], 1)
+
+    def adjoint(self, c: Tensor) -> Tensor:
+        image = self.geometry.average_adjoint(c[:, : len(self.output)] @ self.output)
+        if self.kernel is None or self.weights is None:
+            return image
+        return image + self.weights * self.geometry.convolve(c[:, len(self.output) :], self.kernel)
+
+    def square_norm(self) -> float:
+        square = largest_square(self.output) / self.geometry.cell_size
+        if self.kernel is not None and self.weights is not None:
+            weights, kernel = (t.detach().to("cpu", torch.float64) for t in (self.weights, self.kernel))
+            largest = weights.reshape(self.geometry.channels, -1).amax(1)
+            norm = float(input_norm(as_rows(largest, len(self.geometry.grid)) * kernel, self.geometry))
+            square += norm * (1 + ROUNDING * kernel.numel())
+        return square
+
+    def square_sum(self) -> float:
+        total = self.output.detach().double().square().sum() / self.geometry.cell_size
+        if self.kernel is not None and self.weights is not None:  # every row of C holds the kernel once
+            of_channel = self.weights.detach().double().square().reshape(self.geometry.channels, -1).sum(1)
+            total = total + of_channel @ self.kernel.detach().double().flatten(1).square().sum(1)
+        return float(total)

@@ -13,7 +13,7 @@ from contracting.errors import InputError, PreconditionError, Status
 from contracting.integrators import ExplicitEuler
 from contracting.loop.records import Stop
 from contracting.loop.run import solve
-from contracting.maps.low_rank import LowRank
+from contracting.maps.minus_gram import MinusGram
 from contracting.maps.per_neuron import Scaled
 from equilibrium import (
     FISTA,
@@ -309,5 +309,5 @@ def test_a_lipschitz_bounded_convolution_is_not_taken_for_an_unbounded_one(tmp_p
     with pytest.raises(InputError, match="Lipschitz-bounded convolutional model, whose γ is not stored"):
         load_reference(path, image=(4, 4))
     weights = load_reference(path, image=(4, 4), lipschitz=1.0).weights()
-    assert isinstance(weights.state, Scaled) and isinstance(weights.state.inner, LowRank)
+    assert isinstance(weights.state, Scaled) and isinstance(weights.state.inner, MinusGram)
     assert weights.lipschitz is not None and float(weights.lipschitz) == 1.0

@@ -19,6 +19,7 @@ from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.diagonal_step import DiagonalStep
 from contracting.solvers.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
+from contracting.solvers.tseng import Tseng
 
 GRID = (4, 3)
 
@@ -92,7 +93,7 @@ def test_bounds_hold_and_factors_per_neuron_are_exact(transpose: bool) -> None:
 
 @pytest.mark.parametrize("transpose", [False, True])
 def test_published_factors_of_tseng_hold_for_the_dense_matrix(transpose: bool) -> None:
-    """For σ = identity Tseng's step is linear, and the norm of its matrix in Λ is at most the factor."""
+    """For σ = identity Tseng's step is linear, and the norm of its matrix is at most the factor: in Λ, or ΛD⁻¹."""
     for seed in range(10):
         scaled, metric = make(seed)
         linear: LinearMap = scaled
@@ -102,13 +103,31 @@ def test_published_factors_of_tseng_hold_for_the_dense_matrix(transpose: bool) -
         exact = Dense(linear.to_dense()).operator(metric)
         A = metric.whiten(identity - linear.to_dense())
         sweep = [t / operator.bounds.lipschitz for t in torch.linspace(0.02, 0.98, 49).tolist()]
-        for step in (float(operator.best_tseng.step), *sweep):
+        best = operator.best_tseng
+        assert isinstance(best.step, torch.Tensor) and best.factor is not None and best.factor < 1
+        root, DA = (metric.weights / best.step).sqrt(), best.step[:, None] * (identity - linear.to_dense())
+        own = float(torch.linalg.matrix_norm(root[:, None] * (identity - DA + DA @ DA) / root, 2))
+        assert own <= best.factor * (1 + 1e-12)
+        for step in sweep:
             factor = operator.tseng_factor(step)
             middle = identity - step * A
             norm = float(torch.linalg.matrix_norm(middle - step * A @ (middle - identity), 2))
             assert norm <= factor * (1 + 1e-12) and factor >= exact.tseng_factor(step) - 1e-12
-            assert operator.best_tseng.factor <= factor + 1e-4  # type: ignore[operator]
-        assert operator.best_tseng.factor < 1 and operator.tseng_factor(1 / operator.bounds.lipschitz) == 1  # type: ignore[operator]
+            assert best.factor <= factor + 1e-4
+        assert operator.tseng_factor(1 / operator.bounds.lipschitz) == 1
+
+
+def test_tseng_solves_while_weights_change() -> None:
+    """Its step is then estimated from the map inside, and has to stand for one step per neuron."""
+    base = CircularConvolution(monotone_kernel(3), grid=(4, 3))
+    psi = torch.linspace(-2, 3, base.size, dtype=torch.float64).exp().requires_grad_()
+    scaled, v = Scaled(base, psi, torch.ones_like(psi)), torch.linspace(-3, 3, base.size, dtype=torch.float64)[None]
+    with torch.no_grad():
+        q = v - scaled.apply(ReLU()(v))
+    problem = EquilibriumProblem(linear=scaled, q=q, activation=ReLU(), metric=WeightedL2(1 / psi.detach()))
+    solution = solve(problem.detach(), Tseng(), stop=Stop(rtol=1e-9))
+    assert problem.detach().linear.changing
+    assert float((solution.z - ReLU()(v)).norm()) <= 1e-6
 
 
 @pytest.mark.parametrize("kind", [ForwardBackwardFlow, PeacemanRachfordFlow])

@@ -14,7 +14,7 @@ import torch
 from contracting.errors import InputError, PreconditionError
 from contracting.loop.records import Stop
 from contracting.maps.dense import Dense
-from contracting.maps.low_rank import LowRank
+from contracting.maps.minus_gram import MinusGram
 from contracting.maps.per_neuron import Scaled
 from equilibrium import ForwardBackward, PeacemanRachford, SemismoothNewton, load_reference
 from equilibrium.convolution import ConvolutionalLayer
@@ -294,8 +294,8 @@ def test_bounds_of_the_weight_and_certificates(tmp_path: Path) -> None:
         layer = file.load()
         with torch.no_grad():
             weights = layer.weights()
-        assert isinstance(weights.state, Scaled) and isinstance(weights.state.inner, LowRank)
-        assert weights.state.inner.left.shape[1] == (3 if psi.endswith("1,1") else 3 + 36)
+        assert isinstance(weights.state, Scaled) and isinstance(weights.state.inner, MinusGram)
+        assert weights.state.inner.factor.rank == (3 if psi.endswith("1,1") else 3 + 36)
         assert weights.metric is not None
         found = weights.state.operator(weights.metric).bounds
         exact = Dense(weights.state.to_dense()).operator(weights.metric).bounds
