@@ -21,6 +21,7 @@ from contracting.maps.per_neuron import Scaled
 from contracting.maps.polyphase import blocks, phases
 from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
+from equilibrium import LBEN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,16 @@ def _planted(
         return planted(activation, W, lam, batch=4, seed=seed + 1)
 
     return make
+
+
+def perturbed(activation: Activation, lipschitz: float, *, scale: float = 1.0, rows: int = 100) -> EquilibriumProblem:
+    """A layer far from its initialisation, κ = 1e6 for a Lipschitz constant of 1e-5, and large inputs."""
+    torch.manual_seed(0)
+    layer = LBEN(4, 39, 2, lipschitz=lipschitz, activation=activation, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter += 0.5 * torch.randn_like(parameter)
+        return layer.problem(10 * scale * torch.randn(rows, 4, dtype=torch.float64))
 
 
 def _linear() -> tuple[EquilibriumProblem, Tensor]:

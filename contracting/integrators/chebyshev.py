@@ -32,6 +32,7 @@ _MOST_STAGES = 200
 _REDUCTION = 0.1  # per step of the automatic choice: after so much, the slopes may have changed
 _DAMPING = {1: 0.05, 2: 2 / 13}  # the customary values
 _SIDES = 64  # of the polygon around a disc
+_USELESS = 1 - 1e-9  # A factor per step closer to one may be a rounding error, and would take ages if it were none.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +176,9 @@ def best_ellipse(hull: tuple[complex, ...]) -> tuple[float, float]:
     scale = torch.cat([torch.linspace(low, high, 17), torch.linspace(high, high + 2 * tall + 1e-9, 9)]).double()
     center = scale[scale > 0][:, None]
     share = torch.linspace(0, 1, 101, dtype=torch.float64)
-    # φ² from far above the axis, −(size of the hull)², to where the ellipse would be flat, just below d²
-    focal = torch.cat([-(share.flip(0) ** 2) * (2 * tall) ** 2 * torch.ones_like(center),
+    # Foci above each other: the less the hull's distance from the origin, the farther apart, without a limit. Foci
+    # beside each other: up to where the ellipse would be flat, just below d².
+    focal = torch.cat([-(2 * tall) ** 2 * torch.logspace(8, -4, 193, dtype=torch.float64) * torch.ones_like(center),
                        (1 - (1 - share) ** 4) * center**2 * (1 - 1e-9)], 1)  # fmt: skip
     x = center[..., None] - corners
     root = torch.sqrt(x * x - focal[..., None])
@@ -249,10 +251,15 @@ class RungeKuttaChebyshev(TimeStepping):
                     "well-posed parameterisation, pass step and stages, or use DormandPrince(), which adapts its step"
                 )
             center, focal = best_ellipse(hull)
-            enough = [s for s in range(1, _MOST_STAGES) if growth(hull, center, focal, s) <= _REDUCTION]
-            stages = enough[0] if enough else _MOST_STAGES
-            factor = growth(hull, center, focal, stages)
-            return first_order(center, focal, stages), factor if factor < 1 else None
+            factors = {stages: growth(hull, center, focal, stages) for stages in range(1, _MOST_STAGES + 1)}
+            enough = [stages for stages, factor in factors.items() if factor <= _REDUCTION]
+            stages = enough[0] if enough else min(factors, key=lambda s: factors[s])
+            if not factors[stages] < _USELESS:
+                raise PreconditionError(
+                    f"no number of stages up to {_MOST_STAGES} is stable on the spectrum of this flow, which comes too "
+                    "near to the imaginary axis: use BackwardEuler(), or a splitting such as PeacemanRachford()"
+                )
+            return first_order(center, focal, stages), factors[stages]
         damping, stages = self._damping_and_stages(hull, self.step)
         bound = 1.0 if hull is None else self._growth(hull, self.step, stages, damping)
         return damped(self.order, self.step, stages, damping), bound if bound < 1 else None

@@ -17,6 +17,10 @@ from contracting.problem import EquilibriumProblem
 _REDUCTION = 0.1  # contraction per backward Euler step that the automatic step aims at
 _NEWTON_STEPS = 12
 _DEFAULT_STEP = 1.0  # one time constant of the flow, where no rate is proved
+# Pseudo-transient steps: half of what is tolerated leaves room for the next step to differ. A step is at most repeated
+# with a tenth of h, and grows at most twentyfold.
+_AIM, _SHRINK, _GROW = 0.5, 0.1, 20.0
+_LONGEST = 1e12  # time constants, at which 1/h is far below the rounding of f'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +28,13 @@ class BackwardEuler(TimeStepping):
     r"""s⁺ = s + h f(s⁺), order 1, contractive for every h where the flow contracts (the proximal-point method).
 
     Each step is solved by Newton's method; a row whose Newton iteration does not converge repeats the step with a
-    quarter of h.
+    quarter of h, which then grows back twofold per step.
 
     Args:
         flow: which flow to integrate.
         step: h in units of the flow's time constant; None takes the step with factor 1/(1 + ch) = 0.1 from the proved
             rate c of the flow, or h = 1 where no rate is proved.
     """
-
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The integrator on one problem."""
@@ -71,21 +74,23 @@ class _BackwardEulerIteration(FlowIteration):
         finite = torch.isfinite(s).all(-1)
         accept = done & finite
         # a row that never moves again (h below rounding) is left to the loop's patience
-        return torch.where(accept[:, None], s, start), torch.where(accept, h, h / 4)
+        assert self.step_size is not None
+        return torch.where(accept[:, None], s, start), torch.where(accept, (2 * h).clamp_max(self.step_size), h / 4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoTransient(TimeStepping):
     r"""s⁺ = s + (I/h − f'(s))⁻¹ f(s) with a step h that grows as the residual falls: from an ODE step to Newton's.
 
-    Linearly implicit Euler with switched evolution relaxation, h⁺ = h‖f(s)‖/‖f(s⁺)‖ per row; a step that more than
-    doubles ‖f‖ is repeated with a quarter of h.
+    Linearly implicit Euler, each row with its own h. A step is accepted where it nearly is one of implicit Euler,
+    ‖f(s⁺) − (s⁺ − s)/h‖ ≤ ‖s⁺ − s‖/h, or where it halves ‖f‖; both hold by a wider margin the smaller h is, or the
+    nearer the steady state, and h follows that margin. So a row cannot get stuck where f is saturated or has kinks: it
+    follows the flow, slowly at worst.
 
     Args:
         flow: which flow to integrate.
         step: first h in units of the flow's time constant; None takes h = 1.
     """
-
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The integrator on one problem."""
@@ -106,15 +111,18 @@ class _PseudoTransientIteration(FlowIteration):
         s, field_, h = state
         new = s + solve_rows(_shifted(self.flow, s, h), field_)
         new_field = self.flow(0.0, new)
-        ratio = torch.linalg.vector_norm(field_, dim=-1) / torch.linalg.vector_norm(new_field, dim=-1).clamp_min(1e-300)
-        accept = torch.isfinite(ratio) & (ratio >= 0.5)
-        grown = (h * ratio.clamp(0.5, 20.0)).clamp_max(1e12)
-        chosen = accept[:, None]
-        return (
-            torch.where(chosen, new, s),
-            torch.where(chosen, new_field, field_),
-            torch.where(accept, grown, h / 4),
-        )
+        tiny = torch.finfo(h.dtype).tiny
+        predicted = (new - s) / h[:, None]  # f(s) + f'(s)(s⁺ − s)
+        missed = _norm(new_field - predicted) / _norm(predicted).clamp_min(tiny)
+        left = _norm(new_field) / _norm(field_).clamp_min(tiny)
+        size = torch.minimum(missed, 2 * left).nan_to_num(float("inf"))
+        accept = (size <= 1)[:, None]
+        h = h * (_AIM / size.clamp_min(tiny)).clamp(_SHRINK, _GROW)
+        return torch.where(accept, new, s), torch.where(accept, new_field, field_), h.clamp_max(_LONGEST)
+
+
+def _norm(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=-1)
 
 
 def _shifted(flow: BoundFlow, state: Tensor, step: Tensor) -> Tensor:

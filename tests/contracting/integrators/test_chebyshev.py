@@ -140,6 +140,33 @@ def test_a_tall_spectrum_moves_the_foci_off_the_axis() -> None:
     assert flat[1] > 0 and flat[0] == pytest.approx(50.5, rel=0.1)
 
 
+@pytest.mark.parametrize("skew", [0.5, 5.0, 20.0])
+@pytest.mark.parametrize("low", [0.05, 1e-3])
+def test_an_automatic_step_is_stable_on_a_tall_spectrum_near_the_axis(low: float, skew: float) -> None:
+    """Foci confined to twice the height of the spectrum left every number of stages unstable, and nobody said so."""
+    hull = (complex(low, skew), complex(1, skew))
+    scheme, factor = RungeKuttaChebyshev().scheme(hull)
+    assert factor is not None and factor < 1
+    side = torch.linspace(0, skew, 200, dtype=torch.float64)
+    edges = [torch.complex(torch.full_like(side, real), side) for real in (low, 1.0)]
+    edges.append(torch.complex(torch.linspace(low, 1, 200, dtype=torch.float64), torch.full_like(side, skew)))
+    assert polynomial(scheme, -torch.cat(edges)).abs().max() <= factor * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("flow", [FiringRate(), Hopfield()], ids=lambda f: type(f).__name__)
+def test_a_skew_part_costs_stages_but_not_stability(flow) -> None:
+    W = torch.diag(torch.tensor([0.95, 0.0, 0.0], dtype=torch.float64))
+    W[1, 2], W[2, 1] = 5.0, -5.0
+    problem, exact = planted(Identity(), W, torch.ones(3, dtype=torch.float64), batch=2, seed=1)
+    solution = solve(problem, RungeKuttaChebyshev(flow=flow), stop=Stop(max_steps=100))
+    assert torch.allclose(solution.z, exact, atol=1e-6)
+
+
+def test_a_spectrum_on_the_imaginary_axis_is_refused() -> None:
+    with pytest.raises(PreconditionError, match="stages"):
+        RungeKuttaChebyshev().scheme((complex(0, 5), complex(1, 5)))
+
+
 def test_skew_parts_raise_the_damping_of_a_given_step() -> None:
     """Negative control: the customary damping is unstable there."""
     hull = (complex(1, 1.5), complex(40, 1.5))

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from contracting.activations.catalogue import Tanh
+from contracting.activations.catalogue import ReLU, ReLU6, Sigmoid, Tanh
 from contracting.errors import InputError
 from contracting.flows.base import BoundFlow
 from contracting.flows.network import FiringRate, Hopfield
+from contracting.flows.splitting import PeacemanRachfordFlow
 from contracting.integrators import BackwardEuler, BogackiShampine, DormandPrince, ExplicitEuler, PseudoTransient
 from contracting.integrators.explicit import (
     BOGACKI_SHAMPINE,
@@ -23,8 +24,9 @@ from contracting.integrators.explicit import (
     runge_kutta_step,
 )
 from contracting.loop.records import Stop
+from contracting.loop.run import solve
 from contracting.problem import EquilibriumProblem
-from tests.problems import monotone_weight, planted
+from tests.problems import monotone_weight, perturbed, planted
 
 TABLEAUX = {
     "Euler": EULER,
@@ -157,6 +159,22 @@ def test_pseudo_transient_grows_its_step_into_newtons() -> None:
         sizes.append(float(state[1].norm()))
     assert state[2].min() > 100
     assert sizes[-1] < 1e-10
+
+
+@pytest.mark.parametrize("activation", [Tanh(), Sigmoid(), ReLU6(), ReLU()], ids=str)
+@pytest.mark.parametrize("flow", [FiringRate(), Hopfield(), PeacemanRachfordFlow()], ids=lambda f: type(f).__name__)
+def test_pseudo_transient_gets_past_saturation(flow, activation) -> None:  # type: ignore[no-untyped-def]
+    """κ = 150: where a step is judged by ‖f‖ alone, all of these rows get stuck with tanh."""
+    problem = perturbed(activation, 0.1, rows=10)
+    solution = solve(problem, PseudoTransient(flow=flow), stop=Stop(max_steps=80))
+    residual = solution.z - activation(solution.z @ problem.linear.to_dense().mT + problem.q)
+    assert (residual.norm(dim=-1) <= 1.001e-8 * solution.z.norm(dim=-1)).all()
+
+
+@pytest.mark.parametrize("activation", [Tanh(), ReLU6()], ids=str)
+def test_backward_euler_returns_to_its_step_after_a_hard_one(activation) -> None:  # type: ignore[no-untyped-def]
+    problem = perturbed(activation, 0.1, rows=10)
+    assert solve(problem, BackwardEuler(), stop=Stop(max_steps=100)).converged.all()
 
 
 def test_automatic_steps_come_from_the_operator() -> None:

@@ -11,24 +11,12 @@ from contracting.errors import Status
 from contracting.loop.method import Method
 from contracting.loop.records import Stop
 from contracting.loop.run import solve
-from contracting.problem import EquilibriumProblem
 from contracting.solvers.automatic import Automatic
 from contracting.solvers.newton import SemismoothNewton
 from contracting.solvers.newton_krylov import NewtonKrylov
-from equilibrium import LBEN
-from tests.problems import monotone_weight, planted
+from tests.problems import monotone_weight, perturbed, planted
 
 CURVED = (Tanh(), Softsign(), Arctan(), Sigmoid(), Softplus(), ELU())
-
-
-def perturbed(activation: Activation, lipschitz: float, *, scale: float = 1.0, rows: int = 100) -> EquilibriumProblem:
-    """A layer far from its initialisation, κ = 1e6 for a Lipschitz constant of 1e-5, and large inputs."""
-    torch.manual_seed(0)
-    layer = LBEN(4, 39, 2, lipschitz=lipschitz, activation=activation, dtype=torch.float64)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter += 0.5 * torch.randn_like(parameter)
-        return layer.problem(10 * scale * torch.randn(rows, 4, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("activation", [*CURVED, ReLU(), ReLU6()], ids=str)
