@@ -21,6 +21,8 @@ _PREFIX = "mon.linear_module."
 _HEAD = {"Wout.weight": "output", "Wout.bias": "output_bias"}
 _INPUT = {"U.weight": "U", "U.bias": "bias"}
 
+_SPELLINGS = {"psi", "Lambda"}
+
 # reference key → our parameter, for each dense layout of the reference code
 _LAYOUTS: dict[str, dict[str, str]] = {
     "lipschitz": {
@@ -44,6 +46,7 @@ def load_reference(
     lipschitz: float | None = None,
     epsilon: float = 1.0,
     image: tuple[int, int] = (28, 28),
+    pool: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> EquilibriumLayer:
     """Read a checkpoint of the reference code: its dense layouts, and a single convolution with or without a bound.
@@ -55,10 +58,13 @@ def load_reference(
         path: a file with a state dict of plain tensors.
         lipschitz: γ the model was trained with; needed exactly for the layouts with a Lipschitz bound, dense or
             convolutional, because the file does not store it.
-        epsilon: ε the model was trained with (the files do not store it): 1 for the authors' dense models and the
-            convolutional monDEQ, 0.1 for their other convolutional ones.
+        epsilon: ε the model was trained with, which the files do not store. It is 1 for the authors' dense models, for
+            the convolutional ones of their ``conv_experiment_v2`` with identity, channel, image or full metric, and for
+            files whose gains g and h are exactly 1; it is 0.1 for their later convolutional ones.
         image: (height, width) of the images of a convolutional model, which the file does not store; not used
             otherwise.
+        pool: side of the cells that a convolutional readout averages; None finds it from the shape of the readout, and
+            asks for it where several sides fit.
         dtype: floating-point type of the layer; None keeps that of the file.
 
     Returns:
@@ -80,14 +86,14 @@ def load_reference(
         if not bounded and lipschitz is not None:
             raise InputError(f"{path} holds a convolutional model, which has no Lipschitz bound: leave lipschitz out")
         return convolutional_layer(
-            str(path), short, image=image, epsilon=epsilon, lipschitz=lipschitz, dtype=dtype
+            str(path), short, image=image, epsilon=epsilon, lipschitz=lipschitz, pool=pool, dtype=dtype
         )
     layout, tensors = _recognise(Path(path), tensors)
     if layout == "lipschitz" and lipschitz is None:
         raise InputError(f"{path} holds a Lipschitz-bounded model, whose γ is not stored: pass lipschitz=…")
     if layout != "lipschitz" and lipschitz is not None:
         raise InputError(f"{path} holds a {layout} model, which has no Lipschitz bound: leave lipschitz out")
-    parameters = {ours: tensors[theirs] for theirs, ours in _LAYOUTS[layout].items()}
+    parameters = {_LAYOUTS[layout][theirs]: value for theirs, value in tensors.items()}
     for name in ("U", "output"):
         if parameters[name].ndim != 2:
             raise InputError(f"{name} in {path} must be a matrix, got shape {tuple(parameters[name].shape)}")
@@ -98,8 +104,6 @@ def load_reference(
         layer = EquilibriumLayer(Unconstrained(inputs, hidden, outputs, dtype=dtype))
     else:
         parameters["S"] = _our_skew(parameters["S"])
-        if layout == "well-posed":
-            parameters["psi"] = checks.positive_tensor(f"Lambda in {path}", parameters["psi"]).log()
         layer = LBEN(
             inputs,
             hidden,
@@ -179,10 +183,21 @@ def _plain_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _recognise(path: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """The dense layout, and its tensors by their names there; Ψ may be written as Lambda, or as its logarithm psi."""
     short = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
     for layout, names in _LAYOUTS.items():
-        if set(short) == set(names) and all(value.is_floating_point() and value.ndim <= 2 for value in short.values()):
-            return layout, short
+        spelt = {theirs for theirs, ours in names.items() if ours == "psi"}
+        found = {name for name in short if name in _SPELLINGS}
+        if set(short) - found != set(names) - spelt or len(found) != len(spelt):
+            continue
+        if not all(value.is_floating_point() and value.ndim <= 2 for value in short.values()):
+            continue
+        for ours, theirs in zip(spelt, found, strict=True):
+            value = short.pop(theirs)
+            if theirs == "Lambda":  # in double precision: the layer's may be finer than the file's
+                value = checks.positive_tensor(f"Lambda in {path}", value.double()).log()
+            short[ours] = value
+        return layout, short
     raise InputError(
         f"{path} has an unknown layout with the keys {', '.join(sorted(tensors)) or '(none)'}; "
         f"known are those of the reference code, a single convolution and the dense ones: {', '.join(_LAYOUTS)}"

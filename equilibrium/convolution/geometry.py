@@ -20,7 +20,7 @@ class Geometry:
 
     An image is padded with zeros by ``border`` · ``stride`` on every side, convolved *circularly* on that torus, and
     every ``stride``-th position of the result is kept: the grid of the state, with a border of ``border``. The readout
-    sees the averages over cells of side ``pool``.
+    sees the averages over cells of side ``pool``; positions beyond the last whole cell are not seen, as in torch.
 
     Args:
         in_channels: channels of the image.
@@ -31,7 +31,7 @@ class Geometry:
         pool: side of the cells of the readout.
 
     Raises:
-        InputError: if the stride does not divide the image, or the cells do not tile the grid.
+        InputError: if the stride does not divide the image, or a cell is larger than the grid.
     """
 
     in_channels: int
@@ -50,9 +50,9 @@ class Geometry:
         for size in self.image:
             if checks.whole_number("an entry of image", size) % self.stride:
                 raise InputError(f"stride must divide the image {self.image}, got {self.stride}")
-        if any(size % self.pool for size in self.grid):
+        if self.pool > min(self.grid):
             raise InputError(
-                f"pool must divide the grid {self.grid} (the image over the stride, with its border), got {self.pool}"
+                f"pool must fit into the grid {self.grid} (the image over the stride, with its border), got {self.pool}"
             )
 
     @property
@@ -134,4 +134,7 @@ class Geometry:
         images = cells.reshape(*cells.shape[:-1], self.channels, *self.cells)
         for axis in range(-len(self.grid), 0):
             images = images.repeat_interleave(self.pool, axis)
+        rest = [size % self.pool for size in reversed(self.grid)]
+        if any(rest):
+            images = torch.nn.functional.pad(images, [side for end in rest for side in (0, end)])
         return images.flatten(-1 - len(self.grid)) / self.cell_size

@@ -242,7 +242,7 @@ def test_the_convolutional_checkpoint_is_the_network_of_the_reference_code(share
     assert steps <= 20
 
 
-def _convolutional_file(path: Path, psi: torch.Tensor, **changes: torch.Tensor) -> Path:
+def _convolutional_file(path: Path, psi: torch.Tensor | None, cells: int = 3 * 3, **changes: torch.Tensor) -> Path:
     generator = torch.Generator().manual_seed(0)
     tensors = {
         "U.weight": torch.randn(2, 1, 3, 3, generator=generator),
@@ -251,17 +251,22 @@ def _convolutional_file(path: Path, psi: torch.Tensor, **changes: torch.Tensor) 
         "B.weight": torch.randn(2, 2, 3, 3, generator=generator),
         "g": torch.tensor(1.5),
         "h": torch.tensor(-0.7),
-        "psi": psi,
     }
-    head = {"Wout.weight": torch.randn(3, 2 * 3 * 3, generator=generator), "Wout.bias": torch.zeros(3)}
+    if psi is not None:
+        tensors["psi"] = psi
+    head = {"Wout.weight": torch.randn(3, 2 * cells, generator=generator), "Wout.bias": torch.zeros(3)}
     torch.save({**{f"mon.linear_module.{k}": v for k, v in (tensors | changes).items()}, **head}, path)
     return path
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 2, 1, 1), (1, 1, 6, 6), (1, 2, 6, 6)])
-def test_every_shape_of_the_convolutional_metric_is_read(shape: tuple[int, ...], tmp_path: Path) -> None:
-    psi = 0.5 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    path = _convolutional_file(tmp_path / "model.pt", psi)
+@pytest.mark.parametrize("gains", [{}, {"g": torch.tensor(1.0), "h": torch.tensor(1.0)}], ids=["trained", "early"])
+@pytest.mark.parametrize("shape", [None, (1, 1, 1, 1), (1, 2, 1, 1), (1, 1, 6, 6), (1, 2, 6, 6)])
+def test_every_shape_of_the_convolutional_metric_is_read(
+    shape: tuple[int, ...] | None, gains: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """Gains that are exactly 1 come from revisions of the reference code that used A and B as they are."""
+    psi = None if shape is None else 0.5 * torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    path = _convolutional_file(tmp_path / "model.pt", psi, **gains)
     layer = load_reference(path, image=(4, 4), epsilon=0.1, dtype=torch.float64)
     file = {k.removeprefix("mon.linear_module."): v.double() for k, v in torch.load(path, weights_only=True).items()}
     z = torch.randn(5, 2, 6, 6, dtype=torch.float64)
@@ -272,10 +277,10 @@ def test_every_shape_of_the_convolutional_metric_is_read(shape: tuple[int, ...],
     def adjoint(v: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
         return F.conv_transpose2d(wrap(v), kernel)[:, :, 2:-2, 2:-2]
 
-    A = file["A.weight"] / file["A.weight"].norm()
-    B = file["h"] * file["B.weight"] / file["B.weight"].norm()
-    AtAz = adjoint(F.conv2d(wrap(z), A), A)
-    Wz = z - file["psi"].exp() * (0.1 * z + file["g"] * AtAz - F.conv2d(wrap(z), B) + adjoint(z, B))
+    A, B, Psi = file["A.weight"], file["B.weight"], file["psi"].exp() if "psi" in file else 1.0
+    if not gains:
+        A, B = file["g"].sqrt() * A / A.norm(), file["h"] * B / B.norm()
+    Wz = z - Psi * (0.1 * z + adjoint(F.conv2d(wrap(z), A), A) - F.conv2d(wrap(z), B) + adjoint(z, B))
     weights = layer.weights()
     assert torch.allclose(weights.state.apply(z.flatten(1)), Wz.flatten(1), atol=1e-6)
     assert weights.metric is not None
@@ -284,10 +289,45 @@ def test_every_shape_of_the_convolutional_metric_is_read(shape: tuple[int, ...],
     assert bool(layer.solve(x).converged.all())
 
 
+def test_cells_need_not_tile_the_grid(tmp_path: Path) -> None:
+    """Pooling by 4 on 6×6 sees 4×4 positions, as torch does; which of several sides it was has to be said."""
+    path = _convolutional_file(tmp_path / "a.pt", None, cells=2 * 2)
+    with pytest.raises(InputError, match="pool"):
+        load_reference(path, image=(9, 9))  # 4 or 5
+    for image, pool, cells in (((4, 4), 4, 1), ((9, 9), 3, 9)):
+        path = _convolutional_file(tmp_path / "b.pt", None, cells=cells)
+        layer = load_reference(path, image=image, pool=pool, dtype=torch.float64)
+        found = layer if pool == 4 else load_reference(path, image=image, dtype=torch.float64)
+        z = torch.randn(2, layer.hidden_features, dtype=torch.float64)
+        weights, head = found.weights(), torch.load(path, weights_only=True)["Wout.weight"].double()
+        pooled = F.avg_pool2d(z.reshape(2, 2, image[0] + 2, image[1] + 2), pool).flatten(1)
+        assert torch.allclose(weights.readout(z, z), pooled @ head.mT, atol=1e-12)
+        assert torch.allclose(z @ weights.output_matrix.mT, pooled @ head.mT, atol=1e-12)
+
+
+def test_psi_and_lambda_are_two_spellings(tmp_path: Path) -> None:
+    """The logarithm is taken in the precision of the layer, also of a float32 file."""
+    path = tmp_path / "layer.pt"
+    for gamma in (None, 2.0):
+        layer = LBEN(3, 4, 2, lipschitz=gamma)
+        with torch.no_grad():
+            layer.parameterization.psi.uniform_(-1, 1)
+        save_reference(layer, path)
+        tensors = torch.load(path, weights_only=True)
+        one, other = ("psi", "Lambda") if gamma else ("Lambda", "psi")
+        value = tensors.pop(f"mon.linear_module.{one}")
+        tensors[f"mon.linear_module.{other}"] = value.exp() if gamma else value.log()
+        torch.save(tensors, path)
+        again = load_reference(path, lipschitz=gamma, dtype=torch.float64).parameterization.psi
+        assert torch.allclose(again, value.double() if gamma else value.double().log(), atol=1e-6)
+        if gamma:
+            assert torch.equal(again, value.exp().double().log())
+
+
 def test_a_convolutional_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     flat = torch.zeros(1, 1, 1, 1)
     with pytest.raises(InputError, match="no cells"):
-        load_reference(_convolutional_file(tmp_path / "a.pt", flat), image=(5, 5))
+        load_reference(_convolutional_file(tmp_path / "a.pt", flat), image=(2, 2))
     with pytest.raises(InputError, match="no metric"):
         load_reference(_convolutional_file(tmp_path / "b.pt", torch.zeros(1, 1, 5, 5)), image=(4, 4))
     with pytest.raises(InputError, match="g in"):

@@ -328,8 +328,8 @@ def test_what_does_not_fit_is_refused() -> None:
         LBENConv2d(1, 2, 3, image=(4, 4), kernel_size=2)
     with pytest.raises(InputError, match=r"lipschitz must lie in .* range of torch.float32, got 1e-30;"):
         LBENConv2d(1, 2, 3, image=(4, 4), lipschitz=1e-30, dtype=torch.float32)
-    with pytest.raises(InputError, match="pool must divide"):
-        LBENConv2d(1, 2, 3, image=(4, 4), pool=4)
+    with pytest.raises(InputError, match="pool must fit"):
+        LBENConv2d(1, 2, 3, image=(4, 4), pool=7)
     with pytest.raises(InputError, match="stride must divide"):
         LBENConv2d(1, 2, 3, image=(5, 5), stride=2)
     with pytest.raises(InputError, match="constant over the image"):

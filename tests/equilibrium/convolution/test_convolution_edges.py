@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from contracting.loop.run import solve
 from contracting.maps.convolution import CircularConvolution
 from contracting.maps.transform import by_neuron
 from equilibrium import PeacemanRachford, SemismoothNewton
-from equilibrium.convolution import LBENConv2d, MetricShape
+from equilibrium.convolution import Geometry, LBENConv2d, MetricShape
+from equilibrium.convolution.parameterization import readout_bound
+from equilibrium.convolution.readout import Seen
 from equilibrium.lipschitz import certified_lipschitz
 
 EDGES = [
@@ -123,3 +126,30 @@ def test_the_reflection_of_a_clamped_activation_in_both_layouts(inner: Activatio
         out = torch.empty_like(rows)
         assert torch.allclose(reflect(rows, out=out), expected, atol=1e-12)
         assert torch.allclose(out, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", [3, 9], ids=["fits", "wraps around"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_part_of_w_that_is_no_convolution_is_its_products(stride: int, side: int) -> None:
+    """Pooling, readout, convolution and metric against the matrix, with its norm from above; cells leave a rest."""
+    geometry = Geometry(in_channels=2, channels=3, image=(4, 6), stride=stride, pool=3)
+    generator = torch.Generator().manual_seed(stride)
+    output = torch.randn(2, geometry.cell_features, generator=generator, dtype=torch.float64)
+    kernel = torch.randn(3, 2, side, side, generator=generator, dtype=torch.float64)
+    weights = torch.rand(geometry.hidden_features, generator=generator, dtype=torch.float64) + 0.1
+    pixels = torch.eye(2 * math.prod(geometry.torus), dtype=torch.float64)
+    units = torch.eye(geometry.hidden_features, dtype=torch.float64)
+    of_input, of_readout = geometry.convolve(pixels, kernel) * weights, output @ geometry.average(units).mT
+    for factor, T in (
+        (Seen(geometry, output), of_readout),
+        (Seen(geometry, output, kernel, weights), torch.cat([of_readout, of_input])),
+    ):
+        assert factor.rank == len(T)
+        assert torch.allclose(factor.apply(units), T.mT, atol=1e-12)
+        assert torch.allclose(factor.adjoint(torch.eye(len(T), dtype=torch.float64)), T, atol=1e-12)
+        square = float(torch.linalg.matrix_norm(T, 2)) ** 2
+        assert square <= factor.square_norm() <= 40 * square
+        if side == 3:
+            assert factor.square_sum() == pytest.approx(float(T.square().sum()))
+    bound = readout_bound(output, geometry).repeat_interleave(math.prod(geometry.grid))
+    assert float(torch.linalg.eigvalsh(torch.diag(bound) - of_readout.mT @ of_readout).min()) >= -1e-9
