@@ -71,12 +71,8 @@ class Segment:
         A segment is half open: the latest of its times is kept below its upper end by one rounding unit. So an input
         that jumps at a requested time, continuous from the right, is seen by no stage of the segment before the jump.
         """
-
-        def time(fraction: float) -> Time:
-            moment = self.start + self.direction * (elapsed + fraction * step)
-            return torch.minimum(torch.maximum(moment, self._low), self._last)[:, None]
-
-        return time
+        begin, way = self.start + self.direction * elapsed, self.direction * step
+        return lambda fraction: torch.add(begin, way, alpha=fraction).clamp(self._low, self._last)[:, None]
 
     def signed(self, step: Tensor, state: Tensor) -> Tensor:
         """A step in the direction of its row, in the dtype of the states: (batch,) -> (batch, 1)."""
