@@ -27,7 +27,7 @@ from contracting.errors import InputError
 from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
 from equilibrium.settings import WithSettings
-from equilibrium.weights import NetworkWeights, Weights
+from equilibrium.weights import NetworkWeights, Weights, survives_rounding
 
 
 class Parameterization(WithSettings):
@@ -283,7 +283,7 @@ class Monotone(DenseParameterization):
         if c is not None:
             scaled = skew / lam.sqrt()[:, None]
             symmetric = symmetric + torch.diag(c * lam) + scaled.mT @ scaled / (4 * (1 - c))
-        return Weights(
+        weights = Weights(
             state=Dense(identity - (symmetric + skew) / lam[:, None]),
             input=self.U,
             bias=self.bias,
@@ -295,6 +295,14 @@ class Monotone(DenseParameterization):
             contraction_rate=c,
             contraction_matrix=None if c is None else torch.diag((1 - 2 * c) * lam) + symmetric,
         )
+        if gamma is None and c is None:
+            return weights
+        roundings: Tensor | float = sum(len(root) for root in roots) + n + 16
+        if self.D is not None:  # the factor of I − DᵀD/γ² has relative errors of the size in² over its least eigenvalue
+            roundings = roundings + 8 * (1 + self.in_features**2) * (1 + self.D.detach().square().sum())
+        size = symmetric.detach().diagonal().sum()  # Σ‖X‖_F² bounds the norm of Σ|X|ᵀ|X|
+        certain = survives_rounding(size * roundings, skew.detach(), lam.detach(), self.epsilon, c)
+        return weights if certain else weights.proved()
 
     def _lipschitz_roots(self, lam: Tensor, gamma: Tensor, unit: Tensor | None) -> list[Tensor]:
         """X, ... with Q_γ = Σ XᵀX, from D/γ: so the square of γ, which might underflow, is not needed."""
@@ -340,15 +348,9 @@ class MonDEQ(Monotone):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
+        sizes = (in_features, hidden_features, out_features)
         super().__init__(
-            in_features,
-            hidden_features,
-            out_features,
-            epsilon=epsilon,
-            learn_metric=False,
-            feedthrough=feedthrough,
-            device=device,
-            dtype=dtype,
+            *sizes, epsilon=epsilon, learn_metric=False, feedthrough=feedthrough, device=device, dtype=dtype
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, Self, cast
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.activations.base import Activation
+from contracting.certificates.definite import UNIT, definite_margin, sizes
 from contracting.errors import InputError
 from contracting.maps.base import LinearMap
 from contracting.maps.dense import Dense
@@ -150,6 +152,42 @@ class Weights(NetworkWeights):
     def output_matrix(self) -> Tensor:
         return self.output
 
+    @torch.no_grad()
+    def proved(self) -> Weights:
+        """These weights with those claims only that factorisations in float64 prove of the numbers as they are.
+
+        With all of (W, U, W_o, D, Λ) exact, γ holds where γ‖Δx‖² − ‖Δy‖²/γ − 2⟨Δz, Λ(Δz − WΔz − UΔx)⟩ is a definite
+        form, and c where [[4(1 − c)(G − cΛ), S̃ᵀ], [S̃, Λ]] ≻ 0, G and S̃ the symmetric and the skew part of Λ(I − W).
+        """
+        if self.metric is None:
+            return replace(self, lipschitz=None, contraction_rate=None, contraction_matrix=None)
+        lam, W, U, C = (
+            t.detach().to("cpu", torch.float64)
+            for t in (self.metric.weights, self.state.to_dense(), self.input, self.output)
+        )
+        D = torch.zeros(len(C), U.shape[1]).double() if self.feedthrough is None else self.feedthrough.cpu().double()
+        bracket = torch.diag(lam) - lam[:, None] * W
+        room = 2 * UNIT * sizes(bracket)  # the rounding of a product and a difference
+        G, S = (bracket + bracket.mT) / 2, (bracket - bracket.mT) / 2
+        proved = self
+        if self.lipschitz is not None:
+            gamma, n = float(self.lipschitz), len(W)
+            y = torch.cat([C, D], 1)
+            across, identity = -lam[:, None] * U, torch.eye(U.shape[1]).double()
+            form = torch.cat([torch.cat([2 * G, across], 1), torch.cat([across.mT, gamma * identity], 1)])
+            error = (len(C) + 8) * UNIT * (sizes(form) + sizes(y).mT @ sizes(y) / gamma)
+            error[:n, :n] += 2 * (room + room.mT)
+            if not definite_margin(form - y.mT @ y / gamma, error) > 0:
+                proved = replace(proved, lipschitz=None)
+        if self.contraction_rate is not None:
+            share = 4 * (1 - self.contraction_rate)
+            corner = share * (G - self.contraction_rate * torch.diag(lam))
+            form = torch.cat([torch.cat([corner, S.mT], 1), torch.cat([S, torch.diag(lam)], 1)])
+            error = 8 * UNIT * sizes(form) + 8 * (room + room.mT).repeat(2, 2)
+            if not definite_margin(form, error) > 0:
+                proved = replace(proved, contraction_rate=None, contraction_matrix=None)
+        return proved
+
     def input_term(self, x: Tensor) -> Tensor:
         return torch.nn.functional.linear(x, self.input, self.bias)
 
@@ -159,6 +197,31 @@ class Weights(NetworkWeights):
     def readout(self, z: Tensor, x: Tensor) -> Tensor:
         y = torch.nn.functional.linear(z, self.output, self.output_bias)
         return y if self.feedthrough is None else y + torch.nn.functional.linear(x, self.feedthrough)
+
+
+def survives_rounding(size: Tensor, skew: Tensor, lam: Tensor, epsilon: float, rate: float | None) -> bool:
+    r"""Whether the rounding of W is proved to leave the certificates of a bracket Λ(I − W) = G + S̃ with margin ε.
+
+    Let E be the error of the bracket; ‖E‖ ≤ u(size + 16(‖S̃‖_F + max Λ)). The inequality of γ keeps 2(ε − ‖E‖), and
+    (S̃ + E)ᵀΨ(S̃ + E) ⪯ 4(1 − c)(G + E − cΛ) holds if 2‖Ψ^½S̃‖‖Ψ^½E‖ + ‖Ψ^½E‖² + 4(1 − c)‖E‖ ≤ 4(1 − c)ε.
+
+    Args:
+        size: number of roundings in an entry of G, times a bound on the norm of G with all its terms made positive.
+        skew: S̃, (n, n), or a matrix with no smaller Frobenius norm.
+        lam: Λ, any shape.
+        epsilon: ε.
+        rate: c, or None.
+    """
+    if checks.on_trust(size):
+        return True
+    low, high = lam.aminmax()
+    values = torch.stack([size, torch.linalg.vector_norm(skew), low, high]).double().tolist()
+    total, skewness, least, largest = values
+    error = 0.51 * torch.finfo(size.dtype).eps * (total + 16 * (skewness + largest))
+    if rate is None:
+        return error <= epsilon
+    room, spread = 4 * (1 - rate), error / math.sqrt(least)
+    return 2 * skewness / math.sqrt(least) * spread + spread**2 + room * error <= room * epsilon
 
 
 def _identical(mine: Tensor, theirs: Tensor) -> bool:

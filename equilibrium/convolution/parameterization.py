@@ -25,7 +25,7 @@ code of arXiv 2010.01732 and 2006.08591, with ε and the two gains kept positive
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any, TypedDict
 
@@ -38,10 +38,10 @@ from contracting.maps.base import LinearMap
 from contracting.maps.convolution import CircularConvolution
 from contracting.maps.frequencies import centred_sum, gram, over_space, pointwise, symbol_of, transposed
 from contracting.maps.per_neuron import Scaled
-from contracting.metrics import WeightedL2
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.weights import ConvolutionalWeights
-from equilibrium.parameterizations import Parameterization, checked_lipschitz
+from equilibrium.parameterizations import Parameterization, checked_lipschitz, metric_of
+from equilibrium.weights import survives_rounding
 
 
 class MetricShape(Enum):
@@ -252,18 +252,39 @@ class ConvolutionalMonotone(Parameterization):
         else:
             assert lam is not None
             weights = lam.expand(geometry.channels, *grid).flatten()
-        return ConvolutionalWeights(
+        found = ConvolutionalWeights(
             geometry=geometry,
             state=state,
             input_kernel=free.U,
             bias=free.bias,
             output=self.output,
             output_bias=self.output_bias,
-            metric=WeightedL2(weights.detach()),
+            metric=metric_of(weights, free.psi),
             lipschitz=None if self.lipschitz is None else self.bias.new_tensor(self.lipschitz),
             contraction_rate=c,
             contraction_map=contraction_map,
         )
+        if self._survives_rounding(found, free, skew):
+            return found
+        return replace(found, lipschitz=None, contraction_rate=None, contraction_map=None)
+
+    @torch.no_grad()
+    def _survives_rounding(self, weights: ConvolutionalWeights, free: Kernels, skew: Tensor) -> bool:
+        """Whether rounding is proved to leave what is certified: Σ_taps‖K_tap‖_F bounds the norm of a convolution."""
+        c, assumed = self.contraction_rate, weights.metric
+        if (c is None and self.lipschitz is None) or assumed is None:
+            return True
+        geometry, low, high = self.geometry, *assumed.weights.aminmax()
+        size = self.epsilon + self.log_g.exp() * _taps(_normalised(free.A)).square()
+        if self.lipschitz is not None:
+            readout = geometry.channels**0.5 * self.output.square().sum() / geometry.cell_size
+            size = size + (readout + (high * _taps(free.U)).square()) / (2 * self.lipschitz)
+        if c is not None:
+            size = size + c * high + _taps(skew).square() / (4 * (1 - c) * low)
+        products = len(free.A) * max(free.A[0, 0].numel(), free.U[0, 0].numel())
+        # an eigenvalue, where one is in the weights, is rounded like so many products
+        roundings = 16 + products + 16 * (geometry.channels + self.out_features)
+        return survives_rounding(roundings * size, _taps(skew), assumed.weights, self.epsilon, c)
 
     def _state(
         self, symmetric: Tensor, skew: Tensor, lam: Tensor | None, per_channel: Tensor | None
@@ -348,6 +369,10 @@ def sampled_gram(kernel: Tensor, geometry: Geometry) -> Tensor:
 
 def _normalised(kernel: Tensor) -> Tensor:
     return kernel / torch.linalg.vector_norm(kernel).clamp_min(torch.finfo(kernel.dtype).tiny)
+
+
+def _taps(kernel: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(kernel, dim=(0, 1)).sum()
 
 
 def _only_centre(taps: Tensor, kernel: Tensor) -> Tensor:

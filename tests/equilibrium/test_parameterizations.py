@@ -10,6 +10,8 @@ from torch import Tensor
 
 from contracting.errors import InputError
 from equilibrium import MonDEQ, Monotone, Unconstrained, Weights
+from equilibrium.convolution.geometry import Geometry
+from equilibrium.convolution.parameterization import ConvolutionalMonotone, MetricShape
 from equilibrium.parameterizations import gram
 
 SHAPES = [(1, 1, 1), (3, 4, 2), (5, 12, 3)]
@@ -221,3 +223,84 @@ def test_gram_is_the_product_and_all_its_derivatives() -> None:
     (ours,) = torch.autograd.grad((lopsided * gram(X)).sum(), X)
     (expected,) = torch.autograd.grad((lopsided * (X.mT @ X)).sum(), X)
     assert torch.allclose(ours, expected)
+
+
+def lipschitz_of_the_numbers(weights: Weights) -> float:
+    """The least γ that the inequality has with the metric as it is; infinite where Condition 1 fails."""
+    assert weights.metric is not None
+    lam, W, U, C = (
+        t.detach().double() for t in (weights.metric.weights, weights.state.to_dense(), weights.input, weights.output)
+    )
+    A = lam[:, None] * (torch.eye(len(W), dtype=W.dtype) - W)
+    factor, info = torch.linalg.cholesky_ex(A + A.mT)
+    if info != 0:
+        return float("inf")
+    columns = torch.linalg.solve_triangular(factor, torch.cat([C.mT, lam[:, None] * U], 1), upper=False)
+    return float(torch.linalg.matrix_norm(columns, 2)) ** 2
+
+
+def rate_margin_of_the_numbers(weights: Weights, lam: Tensor, c: float) -> float:
+    """λmin(4(1 − c)(G − cΛ) − S̃ᵀΨS̃), which the rate asks to be positive."""
+    bracket = lam[:, None] * (torch.eye(len(lam), dtype=lam.dtype) - weights.state.to_dense().detach().double())
+    G, S = (bracket + bracket.mT) / 2, (bracket - bracket.mT) / 2
+    return float(torch.linalg.eigvalsh(4 * (1 - c) * (G - c * torch.diag(lam)) - S.mT @ (S / lam[:, None]))[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1.0, 300.0, 1e3, 4e5])
+@pytest.mark.parametrize("name", ["V", "S", "U", "output", "D", "psi"])
+def test_what_rounding_takes_from_large_parameters_is_not_claimed(name: str, size: float, dtype: torch.dtype) -> None:
+    """γ and c are claimed where the numbers have them, and nowhere else; at a usual size they are."""
+    c, claims = 0.3, []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        free = Monotone(5, 20, 3, lipschitz=1.0, contraction_rate=c, feedthrough=name == "D", dtype=dtype)
+        target = getattr(free, name)
+        with torch.no_grad():
+            direction = torch.randn_like(target)
+            if name == "V":  # of rank one, so that εI alone keeps W from what rounding does
+                direction = torch.outer(direction[0], direction[1]) / 4
+            target.copy_(size * direction if name != "psi" else (size / 4e4 * direction))
+        weights = free.explicit()
+        assert weights.metric is not None
+        lam = weights.metric.weights.double()
+        has = rate_margin_of_the_numbers(weights, lam, c) > 0
+        assert weights.contraction_rate is None or (has and weights.contraction_matrix is not None)
+        if name != "D":
+            gamma = lipschitz_of_the_numbers(weights)
+            assert weights.lipschitz is None or gamma <= 1 + 1e-6
+        claims += [weights.lipschitz, weights.contraction_rate]
+    if size == 1.0 or (dtype == torch.float64 and name != "D" and size <= 300):
+        assert None not in claims
+    if size == 4e5 and dtype == torch.float32 and name in ("V", "S", "U", "output"):
+        assert None in claims
+
+
+@pytest.mark.parametrize("metric", [MetricShape.CHANNEL, MetricShape.FULL])
+@pytest.mark.parametrize("log_gain", [0.0, 7.0, 18.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_rounding_takes_from_large_kernels_is_not_claimed(
+    metric: MetricShape, log_gain: float, dtype: torch.dtype
+) -> None:
+    """The same on images, where A passes constants only and so leaves most directions to εI."""
+    torch.manual_seed(0)
+    geometry = Geometry(in_channels=1, channels=2, image=(4, 4))
+    c = None if metric.varies_over_space else 0.2
+    free = ConvolutionalMonotone(
+        geometry, 2, lipschitz=1.0, contraction_rate=c, epsilon=0.1, metric=metric, dtype=dtype
+    )
+    with torch.no_grad():
+        free.A.fill_(1.0)
+        free.log_g.fill_(log_gain)
+        free.psi.normal_(std=0.3)  # type: ignore[union-attr]
+    weights = free.explicit()
+    claims = [weights.lipschitz] if c is None else [weights.lipschitz, weights.contraction_rate]
+    if claims[0] is not None:
+        assert lipschitz_of_the_numbers(weights.dense()) <= 1 + 1e-6
+    if c is not None and claims[1] is not None:
+        assert weights.metric is not None
+        assert rate_margin_of_the_numbers(weights.dense(), weights.metric.weights.double(), c) > 0
+    if log_gain == 0.0 or dtype == torch.float64:
+        assert None not in claims
+    if log_gain == 18.0 and dtype == torch.float32:
+        assert claims == [None] * len(claims) and weights.contraction_map is None
