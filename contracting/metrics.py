@@ -23,7 +23,13 @@ T = TypeVar("T")
 
 
 class Metric(ABC):
-    r"""A norm on Rⁿ with its induced matrix norm and matrix measure μ(M) = lim_{h→0⁺} (‖I + hM‖ − 1)/h."""
+    r"""A norm on Rⁿ with its induced matrix norm and matrix measure μ(M) = lim_{h→0⁺} (‖I + hM‖ − 1)/h.
+
+    A metric of your own subclasses this and must bring ``size``, ``tensors``, ``vector_norm``, ``induced_norm``,
+    ``log_norm``, ``make_dual``, ``rescaled`` and ``to``; what it is given has been checked to be of its size.
+    ``contracting.contracts.metric`` has the tests that each must pass. Flows can then be simulated, tracked and sampled
+    in it; a certificate needs a proof, and the checker knows those of the four metrics of this file.
+    """
 
     @property
     @abstractmethod
@@ -34,6 +40,30 @@ class Metric(ABC):
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors the norm depends on."""
 
+    @abstractmethod
+    def vector_norm(self, vectors: Tensor) -> Tensor:
+        """What ``norm`` computes: (..., n) -> (...), differentiable."""
+
+    @abstractmethod
+    def induced_norm(self, matrices: Tensor) -> Tensor:
+        """What ``operator_norm`` computes, exactly and not a bound: (..., n, n) -> (...)."""
+
+    @abstractmethod
+    def log_norm(self, matrices: Tensor) -> Tensor:
+        """What ``matrix_measure`` computes, exactly and not a bound: (..., n, n) -> (...)."""
+
+    @abstractmethod
+    def make_dual(self) -> Metric:
+        """The dual norm max {⟨x, y⟩ : ‖y‖ ≤ 1} as a new object; ``dual`` remembers it."""
+
+    @abstractmethod
+    def rescaled(self, scale: Tensor) -> Metric:
+        """The same norm in the coordinates x' = scale∘x, so that rescaled.norm(scale∘x) = norm(x); scale > 0, (n,)."""
+
+    @abstractmethod
+    def to(self, like: Tensor) -> Metric:
+        """The same metric in the dtype and on the device of ``like``."""
+
     def norm(self, vectors: Tensor) -> Tensor:
         """Norm of each vector, in the wider of the dtypes: (..., n) -> (...).
 
@@ -41,7 +71,7 @@ class Metric(ABC):
             InputError: if the vectors are of another size.
         """
         metric, vectors = self._beside(checks.last_size("vectors", vectors, self.size))
-        return metric._norm(vectors)
+        return metric.vector_norm(vectors)
 
     def operator_norm(self, matrices: Tensor) -> Tensor:
         """Induced norm of each matrix: (..., n, n) -> (...).
@@ -50,7 +80,7 @@ class Metric(ABC):
             InputError: if the matrices are of another size.
         """
         metric, matrices = self._beside(self._fitting(matrices))
-        return metric._operator_norm(matrices)
+        return metric.induced_norm(matrices)
 
     def matrix_measure(self, matrices: Tensor) -> Tensor:
         """Matrix measure (log norm) of each matrix: (..., n, n) -> (...).
@@ -61,16 +91,7 @@ class Metric(ABC):
             InputError: if the matrices are of another size.
         """
         metric, matrices = self._beside(self._fitting(matrices))
-        return metric._matrix_measure(matrices)
-
-    @abstractmethod
-    def _norm(self, vectors: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _operator_norm(self, matrices: Tensor) -> Tensor: ...
-
-    @abstractmethod
-    def _matrix_measure(self, matrices: Tensor) -> Tensor: ...
+        return metric.log_norm(matrices)
 
     def _beside(self, values: Tensor) -> tuple[Metric, Tensor]:
         """This metric and the values, both in the wider of their dtypes and on the device of the values."""
@@ -93,7 +114,7 @@ class Metric(ABC):
         return self._once("dual", self._linked_dual)
 
     def _linked_dual(self) -> Metric:
-        dual = self._make_dual()
+        dual = self.make_dual()
         dual._once("dual", lambda: self)
         return dual
 
@@ -103,13 +124,6 @@ class Metric(ABC):
 
     def _once(self, what: str, compute: Callable[[], T]) -> T:
         return self._memory.recall(what, self.tensors(), compute)
-
-    @abstractmethod
-    def _make_dual(self) -> Metric: ...
-
-    @abstractmethod
-    def to(self, like: Tensor) -> Metric:
-        """The same metric in the dtype and on the device of ``like``."""
 
 
 def _check_weights(weights: Tensor) -> None:
@@ -135,6 +149,9 @@ class _Weighted(Metric):
 
     def to(self, like: Tensor) -> Metric:
         return type(self)(self.weights.to(dtype=like.dtype, device=like.device))
+
+    def rescaled(self, scale: Tensor) -> Metric:
+        return type(self)(self.weights / scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,16 +181,19 @@ class WeightedL2(_Weighted):
         """Λ^½ M Λ^−½: the matrix in coordinates where this metric is Euclidean. (..., n, n) -> (..., n, n)."""
         return self._fitting(matrices) * self.root[:, None] / self.root[None, :]
 
-    def _norm(self, vectors: Tensor) -> Tensor:
+    def vector_norm(self, vectors: Tensor) -> Tensor:
         return euclidean(vectors * self.root)
 
-    def _operator_norm(self, matrices: Tensor) -> Tensor:
+    def induced_norm(self, matrices: Tensor) -> Tensor:
         return torch.linalg.matrix_norm(self.whiten(matrices), 2)
 
-    def _matrix_measure(self, matrices: Tensor) -> Tensor:
+    def log_norm(self, matrices: Tensor) -> Tensor:
         return _symmetric_measure(self.whiten(matrices))
 
-    def _make_dual(self) -> WeightedL2:
+    def rescaled(self, scale: Tensor) -> WeightedL2:
+        return WeightedL2(self.weights / scale / scale)
+
+    def make_dual(self) -> WeightedL2:
         return WeightedL2(1.0 / self.weights)
 
 
@@ -185,17 +205,17 @@ class WeightedL1(_Weighted):
         weights: λ > 0, shape (n,).
     """
 
-    def _norm(self, vectors: Tensor) -> Tensor:
+    def vector_norm(self, vectors: Tensor) -> Tensor:
         return (vectors.abs() * self.weights).sum(-1)
 
-    def _operator_norm(self, matrices: Tensor) -> Tensor:
+    def induced_norm(self, matrices: Tensor) -> Tensor:
         return (matrices.abs() * self.weights[:, None] / self.weights[None, :]).sum(-2).amax(-1)
 
-    def _matrix_measure(self, matrices: Tensor) -> Tensor:
+    def log_norm(self, matrices: Tensor) -> Tensor:
         scaled = matrices * self.weights[:, None] / self.weights[None, :]
         return _diagonal_keeping_sum(scaled, dim=-2).amax(-1)
 
-    def _make_dual(self) -> WeightedLinf:
+    def make_dual(self) -> WeightedLinf:
         return WeightedLinf(1.0 / self.weights)
 
 
@@ -207,17 +227,17 @@ class WeightedLinf(_Weighted):
         weights: λ > 0, shape (n,).
     """
 
-    def _norm(self, vectors: Tensor) -> Tensor:
+    def vector_norm(self, vectors: Tensor) -> Tensor:
         return (vectors.abs() * self.weights).amax(-1)
 
-    def _operator_norm(self, matrices: Tensor) -> Tensor:
+    def induced_norm(self, matrices: Tensor) -> Tensor:
         return (matrices.abs() * self.weights[:, None] / self.weights[None, :]).sum(-1).amax(-1)
 
-    def _matrix_measure(self, matrices: Tensor) -> Tensor:
+    def log_norm(self, matrices: Tensor) -> Tensor:
         scaled = matrices * self.weights[:, None] / self.weights[None, :]
         return _diagonal_keeping_sum(scaled, dim=-1).amax(-1)
 
-    def _make_dual(self) -> WeightedL1:
+    def make_dual(self) -> WeightedL1:
         return WeightedL1(1.0 / self.weights)
 
 
@@ -239,9 +259,10 @@ class FullP(Metric):
         if P.ndim != 2 or P.shape[0] != P.shape[1] or not len(P):
             raise InputError(f"matrix must have shape (n, n) with n ≥ 1, got {tuple(P.shape)}")
         checks.finite("matrix", P)
-        if float((P - P.mT).abs().max()) > 100 * torch.finfo(P.dtype).eps * float(P.abs().max()):
+        root = P.diagonal().clamp_min(0).sqrt()  # what rounding is relative to, whatever the units of the entries
+        if bool(((P - P.mT).abs() > 100 * torch.finfo(P.dtype).eps * root[:, None] * root).any()):
             raise InputError("matrix must be symmetric; pass (P + P.T) / 2")
-        if int(torch.linalg.cholesky_ex(P.detach())[1]) != 0:
+        if int(torch.linalg.cholesky_ex(P)[1]) != 0:
             raise InputError("matrix must be positive definite: its Cholesky factorisation failed")
 
     @property
@@ -265,16 +286,19 @@ class FullP(Metric):
         """R M R⁻¹ with P = RᵀR: the matrix in coordinates where this metric is Euclidean."""
         return torch.linalg.solve_triangular(self._upper, self._upper @ self._fitting(matrices), upper=True, left=False)
 
-    def _norm(self, vectors: Tensor) -> Tensor:
+    def vector_norm(self, vectors: Tensor) -> Tensor:
         return euclidean(vectors @ self._upper.mT)
 
-    def _operator_norm(self, matrices: Tensor) -> Tensor:
+    def induced_norm(self, matrices: Tensor) -> Tensor:
         return torch.linalg.matrix_norm(self.whiten(matrices), 2)
 
-    def _matrix_measure(self, matrices: Tensor) -> Tensor:
+    def log_norm(self, matrices: Tensor) -> Tensor:
         return _symmetric_measure(self.whiten(matrices))
 
-    def _make_dual(self) -> FullP:
+    def rescaled(self, scale: Tensor) -> FullP:
+        return FullP(self.matrix / scale[:, None] / scale[None, :])
+
+    def make_dual(self) -> FullP:
         inverse = torch.cholesky_inverse(self._upper.mT)
         return FullP((inverse + inverse.mT) / 2)
 

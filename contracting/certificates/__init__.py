@@ -7,6 +7,7 @@ that need not contract. "Contraction" is about any two trajectories under the sa
 """
 
 from contracting.certificates.candidates import Candidate
+from contracting.certificates.catalogue import register
 from contracting.certificates.certification import (
     Report,
     applicable,
@@ -84,6 +85,7 @@ __all__ = [
     "fixed_input_convergence",
     "forward_backward_system",
     "peaceman_rachford_system",
+    "register",
     "report",
     "rules_out",
     "splitting_rates",

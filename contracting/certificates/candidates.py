@@ -6,12 +6,12 @@ eigenvalue; it is then lowered until the checker accepts it, so nothing a finder
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from contracting.certificates.checker import checked
+from contracting.certificates.checker import checked, in_units
 from contracting.certificates.records import ANY_SLOPE, NO_SLOPE, Certificate, CertificateError
 from contracting.certificates.systems import (
     FiringRateSystem,
@@ -21,7 +21,7 @@ from contracting.certificates.systems import (
     System,
     vertices,
 )
-from contracting.errors import InputError, PreconditionError
+from contracting.errors import InputError
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
 from contracting.types import Slopes
 
@@ -45,7 +45,12 @@ class Candidate:
     def dual(self) -> Candidate:
         """The same for the transposed system: P⁻¹ with multiplier Q⁻¹, and ℓ1 for ℓ∞."""
         multiplier = None if self.multiplier is None else 1 / self.multiplier
-        return Candidate(metric=self.metric.dual(), multiplier=multiplier, slopes=self.slopes)
+        return replace(self, metric=self.metric.dual(), multiplier=multiplier)
+
+    def rescaled(self, scale: Tensor) -> Candidate:
+        """The same for the system in the coordinates x' = scale∘x."""
+        multiplier = None if self.multiplier is None else self.multiplier / scale / scale
+        return replace(self, metric=self.metric.rescaled(scale), multiplier=multiplier)
 
 
 def certified(system: System, candidate: Candidate, *, method: str) -> Certificate:
@@ -58,7 +63,7 @@ def certified(system: System, candidate: Candidate, *, method: str) -> Certifica
     rate = best_rate(system.with_slopes(slopes), candidate)
     if isinstance(system, InclusionSystem | LinearSystem):
         slopes = ANY_SLOPE if isinstance(system, InclusionSystem) else NO_SLOPE
-    scale = abs(rate) + system.speed * (1 + float(torch.linalg.matrix_norm(system.W, 2)))
+    scale = abs(rate) + system.speed * (1 + float(candidate.metric.operator_norm(system.W)))
     for back_off in _BACK_OFF:
         certificate = Certificate(
             rate=rate - back_off * scale,
@@ -82,9 +87,10 @@ def best_rate(system: System, candidate: Candidate) -> float:
     Raises:
         InputError: for a system and metric that do not go together.
     """
-    metric, W = candidate.metric, system.W
     if system.speed != 1:
         return system.speed * best_rate(system.at_speed(1.0), candidate)
+    system, metric, Q = in_units(system, candidate.metric, candidate.multiplier)
+    W = system.W
     if isinstance(system, LinearSystem):
         return -float(metric.matrix_measure(W))
     if isinstance(system, InclusionSystem):
@@ -96,11 +102,10 @@ def best_rate(system: System, candidate: Candidate) -> float:
     if isinstance(metric, WeightedL1 | WeightedLinf):
         return _polyhedral_rate(system, metric)
     P = metric.matrix if isinstance(metric, FullP) else torch.diag(metric.weights)  # type: ignore[attr-defined]
-    if candidate.multiplier is None:
+    if Q is None:
         blocks = vertices(system.slopes, system.size)
         return -max(float(metric.matrix_measure(system.jacobians(block)).max()) for block in blocks)
-    low, high = system.slopes
-    width, Q = high - low, candidate.multiplier
+    low, width = system.slopes.low, system.slopes.width
     coupled = P + W.mT * Q if isinstance(system, FiringRateSystem) else P @ W + torch.diag(Q)
     drift = P @ (low * W)
     gap = 2 * P - drift - drift.mT - width / 2 * (coupled / Q) @ coupled.mT
@@ -118,19 +123,3 @@ def _polyhedral_rate(system: FiringRateSystem | HopfieldSystem, metric: Weighted
     diagonal = W.diagonal()
     extreme = max(abs(low), abs(high)) * (W - torch.diag(diagonal))
     return 1 - float(metric.matrix_measure(extreme + torch.diag(torch.maximum(low * diagonal, high * diagonal))))
-
-
-def firing_rate_view(system: System) -> tuple[FiringRateSystem, bool]:
-    """The firing-rate system at unit speed that a finder works on, and whether its candidate must be made the dual one.
-
-    Raises:
-        PreconditionError: for the inclusion, whose slopes are unbounded, and for linear flows, which have none.
-    """
-    system = system.at_speed(1.0)
-    if isinstance(system, FiringRateSystem):
-        return system, False
-    if isinstance(system, HopfieldSystem):
-        return system.transposed(), True
-    if isinstance(system, LinearSystem):
-        raise PreconditionError("this certificate is about slopes; for a linear flow use LyapunovMetric()")
-    raise PreconditionError("this certificate needs bounded slopes; for the inclusion use InclusionMetric()")

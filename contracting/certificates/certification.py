@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from contracting.certificates.candidates import firing_rate_view
-from contracting.certificates.finders import (
-    DiagonalMetric,
-    ExplicitMetric,
-    InclusionMetric,
-    ParabolaTest,
-    PolyhedralMetric,
-    RateFinder,
-)
-from contracting.certificates.lmi import MOST_VERTICES, SectorInequality, VertexInequalities, available
-from contracting.certificates.lyapunov import LyapunovMetric
-from contracting.certificates.multipliers import perron_weights, scaled
-from contracting.certificates.numerical_range import reach
+from contracting.certificates.catalogue import FINDERS
+from contracting.certificates.finders import DiagonalMetric, RateFinder
+from contracting.certificates.lmi import VertexInequalities
 from contracting.certificates.records import Certificate, CertificateError
 from contracting.certificates.search import golden_section
 from contracting.certificates.systems import (
     InclusionSystem,
-    LinearSystem,
     System,
     forward_backward_system,
     peaceman_rachford_system,
@@ -34,16 +23,12 @@ from contracting.certificates.upper_bounds import UpperBound, upper_bound
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.fields import NeuralFlow, VectorField
 from contracting.maps.operator import MonotoneOperator, StepChoice
-from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
+from contracting.metrics import FullP, WeightedL2
 from contracting.types import Slopes
-
-_LARGE = 400
-_VERTICES = 5  # largest n at which the best quadratic metric is found in passing
-_OPTIMISED = ((40, 25), (120, 6))  # up to this n, so many gradients per level of smoothing
 
 
 def certify(
-    flow: VectorField | System, method: RateFinder | None = None, *, rate: str = "best", slopes: Slopes | None = None
+    flow: VectorField | System, method: RateFinder | None = None, *, slopes: Slopes | None = None
 ) -> Certificate:
     r"""A certified contraction rate of a flow, for every input, constant or not, and every state.
 
@@ -51,7 +36,6 @@ def certify(
         flow: a flow on a problem, such as ``layer.flow(FiringRate)``, or explicit matrices.
         method: how to look for the metric, such as ``ParabolaTest(optimise=25)``; None tries what is affordable for the
             size and keeps the largest rate, whatever its norm; ``Certificate.method`` says which it was.
-        rate: "best", the only choice.
         slopes: interval of slopes to assume in place of the activation's own.
 
     Raises:
@@ -59,8 +43,6 @@ def certify(
         PreconditionError: if the method does not apply to it.
         CertificateError: if nothing was found that passes the checker.
     """
-    if rate != "best":
-        raise InputError(f"rate must be 'best', got {rate!r}; for a metric of your own use method=GivenMetric(...)")
     system = system_of(flow)
     if slopes is not None:
         system = system.with_slopes(slopes)
@@ -79,9 +61,12 @@ def certificates(flow: VectorField | System) -> tuple[Certificate, ...]:
     """
     system, found = system_of(flow), []
     failure: Exception = CertificateError("no method applies")
-    for finder in _affordable(system):
+    for finder in applicable(system):
+        affordable = finder.affordable(system)
+        if affordable is None:
+            continue
         try:
-            found.append(finder.certify(system))
+            found.append(affordable.certify(system))
         except (CertificateError, PreconditionError) as error:
             failure = error
     if not found:
@@ -101,64 +86,7 @@ def applicable(flow: VectorField | System) -> tuple[RateFinder, ...]:
     if isinstance(flow, NeuralFlow):
         return ()
     system = system_of(flow)
-    polyhedral = (PolyhedralMetric(norm=WeightedLinf), PolyhedralMetric(norm=WeightedL1))
-    if isinstance(system, InclusionSystem):
-        return (InclusionMetric(),)
-    if isinstance(system, LinearSystem):
-        return (LyapunovMetric(), *polyhedral)
-    finders: tuple[RateFinder, ...] = (
-        DiagonalMetric(),
-        *polyhedral,
-        ParabolaTest(),
-        ParabolaTest(optimise=25),
-        SectorInequality(diagonal=True),
-        SectorInequality(),
-    )
-    if system.slopes[0] >= 0:
-        finders += (ExplicitMetric(),)
-    return finders if system.size > MOST_VERTICES else (*finders, VertexInequalities())
-
-
-def _affordable(system: System) -> list[RateFinder]:
-    if isinstance(system, InclusionSystem):
-        return [InclusionMetric(optimise=25 if system.size <= 150 else 0)]
-    if isinstance(system, LinearSystem):
-        return [LyapunovMetric(), PolyhedralMetric(norm=WeightedLinf), PolyhedralMetric(norm=WeightedL1)]
-    n = system.size
-    try:
-        Q = _starting_multiplier(system)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        Q = torch.ones(n, dtype=torch.float64)
-    finders: list[RateFinder] = [
-        PolyhedralMetric(norm=WeightedLinf),
-        PolyhedralMetric(norm=WeightedL1),
-        ParabolaTest(multiplier=Q, tolerance=1e-7 if n <= _LARGE else 1e-4),
-    ]
-    if n <= _LARGE:  # beyond, what the parabola test contains anyway is not worth its time
-        finders += [DiagonalMetric(), ExplicitMetric(weights=Q)]
-    gradients = next((count for size, count in _OPTIMISED if n <= size), 0)
-    if gradients and system.slopes[0] >= 0:
-        finders.append(ParabolaTest(multiplier=Q, optimise=gradients))
-    if n <= _VERTICES and available():
-        finders.append(VertexInequalities())
-    return finders
-
-
-def _starting_multiplier(system: System) -> Tensor:
-    """The better of the problem's metric (else 1) and the quotient of the Perron vectors, by the parabola test."""
-    view, transposed = firing_rate_view(system)
-    ones = torch.ones(view.size, dtype=torch.float64)
-    guesses = [ones if view.hint is None else view.hint]
-    if view.size <= _LARGE and view.slopes[0] >= 0:
-        _, left, right = perron_weights(view.W)
-        quotient = left / right
-        if bool(torch.isfinite(quotient).all() and (quotient > 0).all()) and float(quotient.max()) < 1e8 * float(
-            quotient.min()
-        ):
-            guesses += [quotient, ones]
-    if len(guesses) > 1:
-        guesses.sort(key=lambda Q: reach(scaled(view.W, Q), tolerance=1e-3, most_cuts=12).lower)
-    return 1 / guesses[0] if transposed else guesses[0]
+    return tuple(finder for finder in FINDERS if finder.applies(system))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -200,7 +128,10 @@ def report(flow: VectorField | System) -> Report:
     found = tuple(sorted(certificates(system), key=lambda certificate: -certificate.rate))
     quadratic = next((c for c in found if c.method == VertexInequalities().name), None)
     guide = next((c.metric for c in found if isinstance(c.metric, FullP)), None)
-    return Report(best=found[0], all=found, quadratic=quadratic, bound=upper_bound(system, guide))
+    bound = upper_bound(system, guide)
+    # a rate that is proved is true, whatever rounding may have made of the bound
+    bound = replace(bound, rate=max(bound.rate, found[0].rate))
+    return Report(best=found[0], all=found, quadratic=quadratic, bound=bound)
 
 
 def best_forward_backward_step(W: Tensor, metric: WeightedL2) -> StepChoice:

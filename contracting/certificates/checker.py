@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from contracting.certificates.definite import UNIT, definite_margin, definite_margins
+from contracting import checks
+from contracting.certificates.definite import UNIT, definite_margin, definite_margins, sizes
 from contracting.certificates.records import Certificate, CertificateError
 from contracting.certificates.systems import (
     FiringRateSystem,
@@ -23,9 +25,11 @@ from contracting.certificates.systems import (
     System,
     vertices,
 )
+from contracting.errors import InputError
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
 
 LARGEST_BY_VERTICES = 14  # largest n for a proof at all 2ⁿ vertices
+S = TypeVar("S", bound=System)
 _ASSEMBLY = 12  # roundings of one entry beside those of its inner products
 
 
@@ -51,12 +55,14 @@ def check(certificate: Certificate, system: System) -> float:
             raise CertificateError(f"the certificate is about {about}; the system, {system.name}, has {system.slopes}")
         system = system.with_slopes(certificate.slopes)
     # a field a·f contracts in a norm at rate c iff f does at c/a; the quotient is rounded up, against the certificate
-    unit_rate = certificate.rate if system.speed == 1 else math.nextafter(certificate.rate / system.speed, math.inf)
-    margin = _margin(replace(certificate, rate=unit_rate), system.at_speed(1.0))
+    rate = certificate.rate if system.speed == 1 else math.nextafter(certificate.rate / system.speed, math.inf)
+    try:
+        margin = _margin(*in_units(system.at_speed(1.0), certificate.metric, certificate.multiplier), rate)
+    except InputError as error:
+        raise CertificateError(f"not certified, or beyond the range of float64: {error}") from error
     if not margin > 0:
         raise CertificateError(
-            f"not certified: rate {certificate.rate:.6g} for {system.name} in {type(certificate.metric).__name__}; "
-            f"the inequality misses by {margin:.2e} after rounding"
+            f"not certified: rate {certificate.rate:.6g} for {system.name} in {type(certificate.metric).__name__}"
         )
     return margin
 
@@ -70,21 +76,37 @@ def checked(certificate: Certificate, system: System) -> Certificate:
     return replace(certificate, margin=check(certificate, system))
 
 
-def _margin(certificate: Certificate, system: System) -> float:
-    metric = certificate.metric.to(system.W)
+def in_units(system: S, metric: Metric, multiplier: Tensor | None) -> tuple[S, Metric, Tensor | None]:
+    """The same question in coordinates where every unit vector has a norm in [1, 2), by powers of two.
+
+    All units of the coordinates then give the same answer, and little of what matters can leave the range of float64.
+
+    Raises:
+        InputError: if something does.
+    """
+    metric = metric.to(system.W)
+    units = metric.norm(torch.eye(system.size, dtype=torch.float64))
+    scale = torch.ldexp(torch.ones_like(units), torch.frexp(units)[1] - 1)
+    if multiplier is not None:
+        given = checks.shape("multiplier", multiplier, (system.size,)).detach().to("cpu", torch.float64)
+        multiplier = given / scale / scale
+    return replace(system, hint=None).rescaled(scale), metric.rescaled(scale), multiplier
+
+
+def _margin(system: System, metric: Metric, multiplier: Tensor | None, rate: float) -> float:
     if isinstance(system, InclusionSystem):
         if not isinstance(metric, WeightedL2):
             raise CertificateError(f"the inclusion is certified in WeightedL2 only, got {type(metric).__name__}")
-        return inclusion_margin(system.W, metric.weights, certificate.rate)
+        return inclusion_margin(system.W, metric.weights, rate)
     if isinstance(system, LinearSystem):
-        return _linear_margin(system.W, metric, certificate.rate)
+        return _linear_margin(system.W, metric, rate)
     assert isinstance(system, FiringRateSystem | HopfieldSystem)
     if isinstance(metric, WeightedL1 | WeightedLinf):
-        return _polyhedral_margin(system, metric, certificate.rate)
+        return _polyhedral_margin(system, metric, rate)
     P = _matrix_of(metric)
-    if certificate.multiplier is None:
-        return _vertex_margin(system, P, certificate.rate)
-    return _sector_margin(system, P, certificate.multiplier, certificate.rate)
+    if multiplier is None:
+        return _vertex_margin(system, P, rate)
+    return _sector_margin(system, P, multiplier, rate)
 
 
 def _matrix_of(metric: Metric) -> Tensor:
@@ -100,9 +122,9 @@ def _sector_margin(system: SlopeSystem, P: Tensor, multiplier: Tensor, rate: flo
 
     With y = Cx and w = Jy it gives d/dt xᵀPx + 2c xᵀPx ≤ −2δΣqᵢwᵢ(yᵢ − wᵢ) ≤ 0. Here D = aI + δJ, δ = β − a.
     """
-    Q = multiplier.detach().to("cpu", torch.float64)
-    if Q.shape != (system.size,) or not bool((torch.isfinite(Q) & (Q > 0)).all()):
-        return -float("inf")
+    Q = multiplier
+    if not bool((torch.isfinite(Q) & (Q > 0)).all()):
+        return -math.inf
     n, W = system.size, system.W
     (low, high), identity = system.slopes, torch.eye(system.size, dtype=torch.float64)
     width = high - low
@@ -112,13 +134,17 @@ def _sector_margin(system: SlopeSystem, P: Tensor, multiplier: Tensor, rate: flo
     off = width * (P @ B + C.mT * Q)
     lmi = -torch.cat([torch.cat([corner, off], 1), torch.cat([off.mT, torch.diag(-2 * width * Q)], 1)])
     # the same products of absolute values bound every rounding error
-    absF = abs(low) * W.abs() + identity
-    half = absF.mT @ P.abs()
-    size_corner = half + half.mT + 2 * abs(rate) * P.abs()
-    size_off = width * (P.abs() @ B.abs() + C.abs().mT * Q)
-    size = torch.cat([torch.cat([size_corner, size_off], 1), torch.cat([size_off.mT, torch.diag(2 * width * Q)], 1)])
-    margin = definite_margin(lmi, (n + _ASSEMBLY) * UNIT * size)
-    return min(margin, definite_margin(P, torch.zeros_like(P)))
+    half = (abs(low) * sizes(W) + identity).mT @ sizes(P)
+    size_corner = half + half.mT + 2 * abs(rate) * sizes(P)
+    size_off = width * (sizes(P) @ sizes(B) + sizes(C).mT * sizes(Q))
+    size_end = torch.diag(2 * width * sizes(Q))
+    size = torch.cat([torch.cat([size_corner, size_off], 1), torch.cat([size_off.mT, size_end], 1)])
+    return min(definite_margin(lmi, (n + _ASSEMBLY) * UNIT * size), _definite(P))
+
+
+def _definite(P: Tensor) -> float:
+    """Margin of P ≻ 0, whose entries may have lost digits below the range of float64 when they were rescaled."""
+    return definite_margin(P, UNIT * sizes(P))
 
 
 def _vertex_margin(system: SlopeSystem, P: Tensor, rate: float) -> float:
@@ -126,20 +152,20 @@ def _vertex_margin(system: SlopeSystem, P: Tensor, rate: float) -> float:
     n = system.size
     if n > LARGEST_BY_VERTICES:
         raise CertificateError(f"a proof by vertices needs n ≤ {LARGEST_BY_VERTICES}, got {n}; give a multiplier")
-    worst = definite_margin(P, torch.zeros_like(P))
-    absolute = replace(system, W=system.W.abs())
+    worst = _definite(P)
+    absolute = replace(system, W=sizes(system.W))
     for block in vertices(system.slopes, n):
         # |D||W| + I: on the diagonal of DW − I little may be left of what was rounded
-        sizes = absolute.jacobians(-block.abs()).abs()
-        worst = min(worst, float(_lyapunov_margins(P, system.jacobians(block), sizes, rate).min()))
+        terms = absolute.jacobians(-block.abs()).abs()
+        worst = min(worst, float(_lyapunov_margins(P, system.jacobians(block), terms, rate).min()))
     return worst
 
 
-def _lyapunov_margins(P: Tensor, F: Tensor, sizes: Tensor, rate: float) -> Tensor:
-    """Margins of −(FᵀP + PF + 2cP) ≻ 0 for each F, made of terms of absolute ``sizes``: (batch, n, n) -> (batch,)."""
+def _lyapunov_margins(P: Tensor, F: Tensor, terms: Tensor, rate: float) -> Tensor:
+    """Margins of −(FᵀP + PF + 2cP) ≻ 0 for each F, made of terms of that absolute size: (batch, n, n) -> (batch,)."""
     product = P @ F
-    half = P.abs() @ sizes
-    size = half + half.mT + 2 * abs(rate) * P.abs()
+    half = sizes(P) @ terms
+    size = half + half.mT + 2 * abs(rate) * sizes(P)
     return definite_margins(-(product + product.mT + 2 * rate * P), (P.shape[0] + _ASSEMBLY) * UNIT * size)
 
 
@@ -147,12 +173,12 @@ def _linear_margin(A: Tensor, metric: Metric, rate: float) -> float:
     """Margin of μ(A) < −c: of −(AᵀP + PA + 2cP) ≻ 0, or of the row or column sums of a weighted ℓ∞ or ℓ1 norm."""
     if isinstance(metric, WeightedL1 | WeightedLinf):
         eta = metric.weights
-        scaled = A.abs() * eta[:, None] / eta[None, :]
+        scaled = sizes(A) * eta[:, None] / eta[None, :]
         off = scaled.sum(1 if isinstance(metric, WeightedLinf) else 0) - scaled.diagonal()
         allowance = (A.shape[0] + _ASSEMBLY) * UNIT * (off + 2 * A.diagonal().abs() + abs(rate))
         return float((-A.diagonal() - off - rate - allowance).min())
     P = _matrix_of(metric)
-    return min(definite_margin(P, torch.zeros_like(P)), float(_lyapunov_margins(P, A[None], A[None].abs(), rate)[0]))
+    return min(_definite(P), float(_lyapunov_margins(P, A[None], sizes(A)[None], rate)[0]))
 
 
 def inclusion_margin(W: Tensor, weights: Tensor, rate: float) -> float:
@@ -160,7 +186,7 @@ def inclusion_margin(W: Tensor, weights: Tensor, rate: float) -> float:
     A = torch.eye(W.shape[0], dtype=torch.float64) - W
     half = weights[:, None] * A
     matrix = half + half.mT - torch.diag(2 * rate * weights)
-    size = half.abs() + half.mT.abs() + torch.diag(2 * (abs(rate) + 1) * weights)
+    size = sizes(half) + sizes(half).mT + torch.diag(2 * (abs(rate) + 1) * sizes(weights))
     return definite_margin(matrix, _ASSEMBLY * UNIT * size)
 
 
@@ -171,7 +197,7 @@ def _polyhedral_margin(system: SlopeSystem, metric: WeightedL1 | WeightedLinf, r
     is worst. In the other two cases the slopes of an entry's row or column are free of each other.
     """
     eta, (low, high) = metric.weights, system.slopes
-    scaled = system.W.abs() * eta[:, None] / eta[None, :]
+    scaled = sizes(system.W) * eta[:, None] / eta[None, :]
     diagonal = system.W.diagonal()
     by_rows = isinstance(metric, WeightedLinf)
     off = scaled.sum(1 if by_rows else 0) - scaled.diagonal()

@@ -17,8 +17,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from contracting.certificates.checker import inclusion_margin
-from contracting.certificates.definite import UNIT, definite_margin
+from contracting.certificates.checker import in_units, inclusion_margin
+from contracting.certificates.definite import UNIT, definite_margin, sizes
 from contracting.certificates.records import CertificateError, Convergence
 from contracting.certificates.systems import FiringRateSystem, HopfieldSystem, System, system_of
 from contracting.certificates.wellposedness import find_metric
@@ -97,8 +97,10 @@ def check_convergence(certificate: Convergence, system: System) -> float:
         raise CertificateError("the certificate is about other slopes or another size")
     if not isinstance(certificate.metric, WeightedL2) or not 0 < certificate.rate <= 0.5:
         raise CertificateError("the bound holds in WeightedL2, at rates in (0, ½]")
-    W, lam = certificate.slopes[1] * system.W, certificate.metric.weights
-    w = _norm_bound(W, certificate.metric)
+    balanced, metric, _ = in_units(system, certificate.metric, None)
+    assert isinstance(metric, WeightedL2)
+    W, lam = certificate.slopes[1] * balanced.W, metric.weights
+    w = _norm_bound(W, metric)
     excess = certificate.overshoot
     if isinstance(system, FiringRateSystem):
         excess = (excess - 1) * (1 - certificate.rate) / w if w > 0 else math.inf
@@ -114,7 +116,7 @@ def check_convergence(certificate: Convergence, system: System) -> float:
     }
     failing = min(margins, key=lambda inequality: margins[inequality])
     if not margins[failing] > 0:
-        raise CertificateError(f"not certified: {failing} misses by {margins[failing]:.2e} after rounding")
+        raise CertificateError(f"not certified: {failing} is lost in rounding")
     return margins[failing]
 
 
@@ -138,4 +140,4 @@ def _norm_margin(W: Tensor, lam: Tensor, bound: float) -> float:
         return -math.inf if bool(W.any()) else math.inf
     off, corner = lam[:, None] * W, torch.diag(bound * lam)
     matrix = torch.cat([torch.cat([corner, off.mT], 1), torch.cat([off, corner], 1)])
-    return definite_margin(matrix, 8 * UNIT * matrix.abs())
+    return definite_margin(matrix, 8 * UNIT * sizes(matrix))

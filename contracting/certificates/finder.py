@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 
@@ -26,6 +26,7 @@ class Finder(ABC, Generic[S, P, C]):
 
     It may bring
 
+    * ``applies(system)``: whether the method is about such a system at all (default of rates: a flow with slopes);
     * ``name``: the method in words, as it stands in the certificate (default: the name of the class);
     * ``affordable(system)``: the finder with the settings that are affordable for such a system, or None where there
       are none (default: itself).
@@ -58,7 +59,11 @@ class Finder(ABC, Generic[S, P, C]):
             CertificateError: if it accepts none.
         """
 
-    def affordable(self, system: S) -> Finder[S, P, C] | None:
+    def applies(self, system: S) -> bool:
+        """Whether this method is about such a system; elsewhere ``find`` raises ``PreconditionError``."""
+        return True
+
+    def affordable(self, system: S) -> Self | None:
         """This finder with settings that are affordable for a system, or None if it should not be tried in passing."""
         return self
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.certificates.candidates import Candidate, best_rate, certified, firing_rate_view
+from contracting.certificates.candidates import Candidate, best_rate, certified
 from contracting.certificates.checker import LARGEST_BY_VERTICES
 from contracting.certificates.finder import Finder
 from contracting.certificates.multipliers import monotone_metric, parabola_multiplier, perron_weights, scaled
@@ -17,12 +18,16 @@ from contracting.certificates.numerical_range import reach
 from contracting.certificates.records import Certificate, CertificateError
 from contracting.certificates.riccati import hamiltonian_rate, riccati_metric
 from contracting.certificates.search import golden_section
-from contracting.certificates.systems import FiringRateSystem, InclusionSystem, LinearSystem, System
+from contracting.certificates.systems import FiringRateSystem, HopfieldSystem, InclusionSystem, LinearSystem, System
+from contracting.certificates.views import slopes_view, view_of
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
 from contracting.types import Slopes
 
 _EXACT_BISECTION = 150  # up to this size a general slope interval is bisected by Hamiltonian eigenvalues
+_LARGE = 400  # beyond this size, what the parabola test contains anyway is not worth its time in passing
+_OPTIMISED = ((40, 25), (120, 6))  # up to this size, so many gradients per level of smoothing in passing
+_OPTIMISED_INCLUSION = 150  # the same for the inclusion, whose gradients cost one eigenvalue problem each
 
 
 class RateFinder(Finder[System, Candidate, Certificate]):
@@ -30,6 +35,9 @@ class RateFinder(Finder[System, Candidate, Certificate]):
 
     What must be brought is said by ``Finder``.
     """
+
+    def applies(self, system: System) -> bool:
+        return isinstance(system, FiringRateSystem | HopfieldSystem)
 
     def judge(self, system: System, proposal: Candidate) -> Certificate:
         """The certificate with the best rate that the checker accepts for a candidate."""
@@ -44,7 +52,7 @@ class ExplicitMetric(RateFinder):
     multiplier Λ, because the Riccati expression there equals 4(1 − c)(H − cI) − KᵀK. Exact for self-adjoint W (K = 0).
 
     Args:
-        weights: Λ, (n,); None takes the metric of the problem, or 1.
+        weights: Λ, (n,); None takes the metric of the problem, else the best guess.
     """
 
     weights: Tensor | None = None
@@ -54,15 +62,22 @@ class ExplicitMetric(RateFinder):
         """The method in words."""
         return "explicit metric"
 
+    def applies(self, system: System) -> bool:
+        return super().applies(system) and system.slopes.low >= 0
+
+    def affordable(self, system: System) -> Self | None:
+        view = view_of(system)
+        return replace(self, weights=view.own(view.guess)) if system.size <= _LARGE else None
+
     def find(self, system: System) -> Candidate:
-        view, transposed = firing_rate_view(system)
-        high = view.slopes[1]
-        if view.slopes[0] < 0:
+        view, seen = slopes_view(system)
+        high = seen.slopes.high
+        if seen.slopes.low < 0:
             raise PreconditionError("the explicit metric needs slopes in [0, β]; use ParabolaTest()")
-        lam = starting_weights(view, "weights", self.weights, transposed=transposed)
-        A = torch.eye(view.size, dtype=torch.float64) - high * scaled(view.W, lam)
+        lam = view.weights("weights", self.weights)
+        A = torch.eye(seen.size, dtype=torch.float64) - high * scaled(seen.W, lam)
         H, K = (A + A.mT) / 2, (A - A.mT) / 2
-        gram, identity = K.mT @ K, torch.eye(view.size, dtype=torch.float64)
+        gram, identity = K.mT @ K, torch.eye(seen.size, dtype=torch.float64)
         smallest = float(torch.linalg.eigvalsh(H)[0])
         # both factors shrink as c grows up to min(1, m), so the admissible c are a half-line
         top, bottom = min(1.0, smallest), min(1.0, smallest) - 1 - float(torch.linalg.matrix_norm(K, 2))
@@ -75,7 +90,7 @@ class ExplicitMetric(RateFinder):
         P = root[:, None] * ((1 - 2 * rate) * identity + H) * root[None, :]
         # the sector inequality in W with slopes βJ is the one in βW with slopes J, with P and Q scaled alike
         candidate = Candidate(metric=_full(P), multiplier=high * lam, slopes=Slopes(0.0, high))
-        return candidate.dual() if transposed else candidate
+        return view.candidate(candidate)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,7 +101,7 @@ class ParabolaTest(RateFinder):
     two are equivalent by the Kalman–Yakubovich–Popov lemma). O(n³) time, O(n²) memory.
 
     Args:
-        multiplier: Q, (n,); None takes the metric of the problem, or 1.
+        multiplier: Q, (n,); None takes the better of the metric of the problem and other guesses.
         optimise: gradients of log Q at most per level of smoothing; 0 keeps Q. For slopes in [0, β] the result is the
             full-P matrix inequality's optimum, else Q is optimal for [0, β] only.
         tolerance: of the rate, relative to ‖W‖.
@@ -105,31 +120,37 @@ class ParabolaTest(RateFinder):
         """The method in words."""
         return "parabola test, optimised multiplier" if self.optimise else "parabola test"
 
+    def affordable(self, system: System) -> Self | None:
+        if not self.optimise:
+            return replace(self, tolerance=self.tolerance if system.size <= _LARGE else 1e-4)
+        gradients = next((count for size, count in _OPTIMISED if system.size <= size), 0)
+        return replace(self, optimise=min(gradients, self.optimise)) if gradients and system.slopes.low >= 0 else None
+
     def find(self, system: System) -> Candidate:
-        view, transposed = firing_rate_view(system)
-        Q = starting_weights(view, "multiplier", self.multiplier, transposed=transposed)
-        low, high = view.slopes
+        view, seen = slopes_view(system)
+        Q = view.guess if self.multiplier is None else view.weights("multiplier", self.multiplier)
+        low, high = seen.slopes
         if self.optimise:
-            Q = parabola_multiplier(max(abs(low), high) * view.W, Q, evaluations=self.optimise)
-        M = scaled(view.W, Q)
+            Q = parabola_multiplier(seen.slopes.largest * seen.W, Q, evaluations=self.optimise)
+        M = scaled(seen.W, Q)
         size = 1e-3 + float(torch.linalg.matrix_norm(M, 2))
         if low == 0:
             rate = 1 - reach(high * M, tolerance=self.tolerance).upper
         elif low == -high:
             rate = 1 - high * float(torch.linalg.matrix_norm(M, 2))  # the small-gain theorem
-        elif view.size <= _EXACT_BISECTION:
-            rate = hamiltonian_rate(M, view.slopes, tolerance=self.tolerance)
+        elif seen.size <= _EXACT_BISECTION:
+            rate = hamiltonian_rate(M, seen.slopes, tolerance=self.tolerance)
         else:
-            rate = _riccati_rate(M, view.slopes, tolerance=(1e-3 if view.size <= 500 else 5e-3) * size)
+            rate = _riccati_rate(M, seen.slopes, tolerance=(1e-3 if seen.size <= 500 else 5e-3) * size)
         for back_off in (1e-7, 1e-6, 1e-5, 1e-4, 1e-3):
-            P = riccati_metric(M, view.slopes, rate - max(back_off, self.tolerance) * size)
+            P = riccati_metric(M, seen.slopes, rate - max(back_off, self.tolerance) * size)
             if P is not None:
                 break
         else:
             raise CertificateError("parabola test: the Riccati equation has no positive definite solution")
         root = Q.sqrt()
         candidate = Candidate(metric=_full(root[:, None] * P * root[None, :]), multiplier=Q)
-        return candidate.dual() if transposed else candidate
+        return view.candidate(candidate)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,7 +162,7 @@ class DiagonalMetric(RateFinder):
     one-dimensional search picks, so the rate can be a little better than the formula.
 
     Args:
-        weights: Λ, (n,); None takes the metric of the problem, or 1.
+        weights: Λ, (n,); None takes the metric of the problem, else the best guess.
     """
 
     weights: Tensor | None = None
@@ -151,11 +172,14 @@ class DiagonalMetric(RateFinder):
         """The method in words."""
         return "diagonal metric"
 
+    def affordable(self, system: System) -> Self | None:
+        return self if system.size <= _LARGE else None
+
     def find(self, system: System) -> Candidate:
-        view, transposed = firing_rate_view(system)
-        lam = starting_weights(view, "weights", self.weights, transposed=transposed)
-        low, high = view.slopes
-        M = scaled(view.W, lam)
+        view, seen = slopes_view(system)
+        lam = view.weights("weights", self.weights)
+        low, high = seen.slopes
+        M = scaled(seen.W, lam)
         gram, symmetric = M.mT @ M, (M + M.mT) / 2
 
         def cost(log_ratio: float) -> float:
@@ -167,7 +191,7 @@ class DiagonalMetric(RateFinder):
         middle = float(size.log())
         ratio = math.exp(golden_section(cost, middle - 3, middle + 3, steps=25))
         candidate = Candidate(metric=WeightedL2(lam), multiplier=lam / ratio)
-        return candidate.dual() if transposed else candidate
+        return view.candidate(candidate)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -192,21 +216,25 @@ class PolyhedralMetric(RateFinder):
         """The method in words."""
         return "Perron weights"
 
+    def applies(self, system: System) -> bool:
+        return not isinstance(system, InclusionSystem)
+
     def find(self, system: System) -> Candidate:
         if isinstance(system, LinearSystem):
-            _, left, right = perron_weights(system.W)
-            return Candidate(metric=WeightedLinf(1 / right) if self.norm is WeightedLinf else WeightedL1(left))
-        view, transposed = firing_rate_view(system)
-        low, high = view.slopes
-        by_rows = (self.norm is WeightedLinf) != transposed
-        matrix, diagonal = view.W, view.W.diagonal()
+            view = view_of(system)
+            _, left, right = perron_weights(view.system.W)
+            metric = WeightedLinf(1 / right) if self.norm is WeightedLinf else WeightedL1(left)
+            return view.candidate(Candidate(metric=metric))
+        view, seen = slopes_view(system)
+        low, high = seen.slopes
+        by_rows = (self.norm is WeightedLinf) != view.transposed
+        matrix, diagonal = seen.W, seen.W.diagonal()
         off = matrix - torch.diag(diagonal)
         if not by_rows or low < 0:
-            extreme = max(abs(low), high)
-            matrix = extreme * off + torch.diag(torch.maximum(low * diagonal, high * diagonal))
+            matrix = seen.slopes.largest * off + torch.diag(torch.maximum(low * diagonal, high * diagonal))
         _, left, right = perron_weights(matrix)
         candidate = Candidate(metric=WeightedLinf(1 / right) if by_rows else WeightedL1(left))
-        return candidate.dual() if transposed else candidate
+        return view.candidate(candidate)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -224,6 +252,9 @@ class GivenMetric(RateFinder):
         """The method in words."""
         return "given metric, vertices"
 
+    def applies(self, system: System) -> bool:
+        return True
+
     def find(self, system: System) -> Candidate:
         if self.metric.size != system.size:
             raise InputError(f"metric must act on the {system.size} entries of the flow, got {self.metric.size}")
@@ -239,7 +270,7 @@ class InclusionMetric(RateFinder):
     r"""Rate m = λmin(sym Ã) of the inclusion, in the best diagonal Λ that gradients find; exact for a given Λ.
 
     Args:
-        weights: Λ to start from, (n,); None takes the metric of the problem, or 1.
+        weights: Λ to start from, (n,); None takes the metric of the problem, else the best guess.
         optimise: gradients of log Λ at most per level of smoothing; 0 keeps Λ.
     """
 
@@ -251,32 +282,20 @@ class InclusionMetric(RateFinder):
         """The method in words."""
         return "monotonicity in the best diagonal metric" if self.optimise else "monotonicity"
 
+    def applies(self, system: System) -> bool:
+        return isinstance(system, InclusionSystem)
+
+    def affordable(self, system: System) -> Self:
+        return replace(self, optimise=self.optimise if system.size <= _OPTIMISED_INCLUSION else 0)
+
     def find(self, system: System) -> Candidate:
         if not isinstance(system, InclusionSystem):
             raise PreconditionError("InclusionMetric() is for the inclusion; use ParabolaTest() for flows")
-        lam = starting_weights(system, "weights", self.weights)
+        view = view_of(system)
+        lam = view.weights("weights", self.weights)
         if self.optimise:
-            lam = monotone_metric(system.W, lam, evaluations=self.optimise)
-        return Candidate(metric=WeightedL2(lam))
-
-
-def starting_weights(system: System, name: str, given: Tensor | None, *, transposed: bool = False) -> Tensor:
-    """Positive weights, (n,), for the system a finder works on: what the caller gave, else the hint, else 1.
-
-    Args:
-        system: the firing-rate view, or the system itself.
-        name: of the argument, for the error.
-        given: what the caller gave, in the coordinates of his own system; inverted if the view is its transpose.
-        transposed: whether it is.
-
-    Raises:
-        InputError: if what was given is not positive, or of another size.
-    """
-    if given is None:
-        return torch.ones(system.size, dtype=torch.float64) if system.hint is None else system.hint
-    checks.shape(name, checks.positive_tensor(name, checks.floating_tensor(name, given)), (system.size,))
-    given = given.detach().to("cpu", torch.float64)
-    return 1 / given if transposed else given
+            lam = monotone_metric(view.system.W, lam, evaluations=self.optimise)
+        return view.candidate(Candidate(metric=WeightedL2(lam)))
 
 
 def _full(P: Tensor) -> FullP:
@@ -294,7 +313,7 @@ def _riccati_rate(M: Tensor, slopes: Slopes, *, tolerance: float) -> float:
     system, ones = FiringRateSystem(W=M, slopes=slopes), torch.ones(M.shape[0], dtype=torch.float64)
     size = float(torch.linalg.matrix_norm(M, 2))
     low, high = slopes
-    bottom = 1 - max(abs(low), high) * size - 1e-3
+    bottom = 1 - slopes.largest * size - 1e-3
     top = 1 - float(torch.linalg.eigvals((low + high) / 2 * M).real.max())
     while top - bottom > tolerance:
         middle = (top + bottom) / 2

@@ -12,21 +12,23 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.certificates.candidates import Candidate, best_rate, firing_rate_view
-from contracting.certificates.finders import RateFinder, starting_weights
+from contracting.certificates.candidates import Candidate, best_rate
+from contracting.certificates.finders import RateFinder
 from contracting.certificates.records import CertificateError
 from contracting.certificates.systems import FiringRateSystem, System, vertices
+from contracting.certificates.views import slopes_view
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP, WeightedL2
 
 _LIBRARIES = ("cvxpy", "clarabel")
 MOST_VERTICES = 10  # largest n for 2ⁿ inequalities
+_VERTICES = 5  # largest n at which they are solved in passing
 _ADDED = 16  # matrices that enter a program at a time
 _FLOOR = 1e-6  # smallest eigenvalue of P and entry of Q, where their traces are n
 
@@ -60,17 +62,19 @@ class _Inequality(RateFinder):
         checks.number("tolerance", self.tolerance, low=0, high=1, low_open=True)
 
     def find(self, system: System) -> Candidate:
-        view, transposed = firing_rate_view(system)
-        size = max(1e-3, float(torch.linalg.matrix_norm(view.W, 2)))
-        low, high = view.slopes
-        propose = self._program(view, transposed)
+        view, seen = slopes_view(system)
+        start = view.guess.sqrt()  # in these coordinates no search is needed to begin with
+        seen = seen.rescaled(start)
+        size = max(1e-3, float(torch.linalg.matrix_norm(seen.W, 2)))
+        low, high = seen.slopes
+        propose = self._program(seen, lambda given: view.weights("multiplier", given) / view.guess)
         best: Candidate | None = None
         # P = I proves 1 − max|slope|·‖W‖; slopes that include 0 leave an undriven neuron, else |α(DW)| ≤ β‖W‖
-        bottom, top = 1 - max(abs(low), high) * size - 1e-3, 1.0 if low <= 0 else 1 + high * size
+        bottom, top = 1 - seen.slopes.largest * size - 1e-3, 1.0 if low <= 0 else 1 + high * size
         rate = bottom
         while top - bottom > self.tolerance * max(1.0, size):
             proposal = propose(rate)
-            achieved = -float("inf") if proposal is None else best_rate(view, proposal)
+            achieved = -float("inf") if proposal is None else best_rate(seen, proposal)
             if best is None or achieved > bottom:
                 best, bottom = proposal, max(bottom, achieved)
             if achieved < rate and rate > bottom:
@@ -78,13 +82,15 @@ class _Inequality(RateFinder):
             rate = (top + bottom) / 2
         if best is None:
             raise CertificateError(f"{self.name}: the solver proposed no metric")
-        return best.dual() if transposed else best
+        return view.candidate(best.rescaled(1 / start))
 
     @abstractmethod
-    def _program(self, view: FiringRateSystem, transposed: bool) -> Any:
+    def _program(self, view: FiringRateSystem, seen: Callable[[Tensor], Tensor]) -> Any:
         """A function from a rate to the candidate that satisfies the inequality best there, or None.
 
-        The view may be the transpose of the system that the settings speak of.
+        Args:
+            view: the system in coordinates of its own.
+            seen: takes weights of the caller's coordinates there.
         """
 
 
@@ -106,7 +112,10 @@ class SectorInequality(_Inequality):
         """The method in words."""
         return "sector inequality, " + ("diagonal P" if self.diagonal else "full P")
 
-    def _program(self, view: FiringRateSystem, transposed: bool) -> Any:
+    def affordable(self, system: System) -> None:
+        return None
+
+    def _program(self, view: FiringRateSystem, seen: Callable[[Tensor], Tensor]) -> Any:
         cp, n, W = _cvxpy(), view.size, view.W.numpy()
         low, high = view.slopes
         width, eye = high - low, torch.eye(view.size, dtype=torch.float64).numpy()
@@ -115,7 +124,7 @@ class SectorInequality(_Inequality):
         if self.multiplier is None:
             q = cp.Variable(n)
         else:
-            given = starting_weights(view, "multiplier", self.multiplier, transposed=transposed)
+            given = seen(self.multiplier)
             q = cp.Variable() * (given / given.mean()).numpy()
         Q, s, slack = cp.diag(q), cp.Parameter(), cp.Variable()
         corner = 2 * s * P - low * (P @ W + W.T @ P)
@@ -152,7 +161,13 @@ class VertexInequalities(_Inequality):
         """The method in words."""
         return "vertex inequalities, full P"
 
-    def _program(self, view: FiringRateSystem, transposed: bool) -> Any:
+    def applies(self, system: System) -> bool:
+        return super().applies(system) and system.size <= MOST_VERTICES
+
+    def affordable(self, system: System) -> Self | None:
+        return self if system.size <= _VERTICES and available() else None
+
+    def _program(self, view: FiringRateSystem, seen: Callable[[Tensor], Tensor]) -> Any:
         if view.size > MOST_VERTICES:
             limit = f"n ≤ {MOST_VERTICES}, got {view.size}"
             raise PreconditionError(f"2ⁿ inequalities need {limit}; use SectorInequality()")

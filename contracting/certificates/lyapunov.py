@@ -13,6 +13,7 @@ from contracting.certificates.candidates import Candidate
 from contracting.certificates.finders import RateFinder
 from contracting.certificates.records import CertificateError
 from contracting.certificates.systems import LinearSystem, System
+from contracting.certificates.views import view_of
 from contracting.errors import PreconditionError
 from contracting.metrics import FullP
 
@@ -39,16 +40,20 @@ class LyapunovMetric(RateFinder):
         """The method in words."""
         return "Lyapunov equation"
 
+    def applies(self, system: System) -> bool:
+        return isinstance(system, LinearSystem)
+
     def find(self, system: System) -> Candidate:
         if not isinstance(system, LinearSystem):
             raise PreconditionError("LyapunovMetric() is for linear flows; use ParabolaTest() for flows with slopes")
-        A = system.W
+        view = view_of(system)
+        A = view.system.W
         abscissa, size = float(torch.linalg.eigvals(A).real.max()), float(torch.linalg.matrix_norm(A, 2))
         identity = torch.eye(system.size, dtype=torch.float64)
         for gap in (self.gap, 10 * self.gap, 1e-3, 1e-2, 0.1):
             P = _lyapunov(A - (abscissa + gap * max(size, math.ulp(1.0))) * identity)
             if P is not None:
-                return Candidate(metric=FullP(P))
+                return view.candidate(Candidate(metric=FullP(P)))
         raise CertificateError("Lyapunov equation: no positive definite solution in float64")
 
 

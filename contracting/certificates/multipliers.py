@@ -57,6 +57,7 @@ def monotone_metric(W: Tensor, start: Tensor, *, evaluations: int = 25) -> Tenso
 
 
 def _minimise(W: Tensor, start: Tensor, judge: _Judge, evaluations: int) -> Tensor:
+    W = normalised(W)  # Q does not depend on the unit of W
     best = start / torch.exp(start.log().mean())
     value, angles = judge(best)
     for level in _LEVELS:
@@ -119,23 +120,34 @@ def _smoothed(W: Tensor, log_q: Tensor, angles: _Angles, temperature: float) -> 
     return objective, gradient
 
 
+def normalised(W: Tensor) -> Tensor:
+    """W divided by its largest entry, so that no product leaves the range of float64; zeros stay as they are."""
+    size = W.abs().max()
+    return W / size if bool(size > 0) else W
+
+
 def perron_weights(W: Tensor) -> tuple[float, Tensor, Tensor]:
     """α(⌈W⌉) with left and right Perron vectors > 0 of ⌈W⌉, ⌈W⌉ᵢᵢ = Wᵢᵢ, ⌈W⌉ᵢⱼ = |Wᵢⱼ|: (n,), (n,).
 
-    A reducible ⌈W⌉ is connected by entries too small to matter, so that both vectors are positive.
+    A reducible ⌈W⌉ is connected by entries too small to matter, so that both vectors are positive; W should be in
+    balanced coordinates, in which it is clear what is small.
     """
-    n = W.shape[0]
-    metzler = W.abs() - torch.diag(W.diagonal().abs() - W.diagonal())
-    tiny = max(float(W.abs().max()), 1e-300) * 1e-9 / n
-    if n > _DENSE_PERRON:
-        left, (root, right) = _power_iteration(metzler.mT + tiny)[1], _power_iteration(metzler + tiny)
-        return root, left, right
-    values, right = torch.linalg.eig(metzler + tiny)
+    n, size = W.shape[0], float(W.abs().max())
+    metzler = normalised(W.abs() - torch.diag(W.diagonal().abs() - W.diagonal())) + 1e-9 / n
+    if n <= _DENSE_PERRON:
+        try:
+            (root, right), (_, left) = _leading(metzler), _leading(metzler.mT)
+            return size * root, left, right
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            pass
+    (root, right), (_, left) = _power_iteration(metzler), _power_iteration(metzler.mT)
+    return size * root, left, right
+
+
+def _leading(metzler: Tensor) -> tuple[float, Tensor]:
+    values, vectors = torch.linalg.eig(metzler)
     at = int(values.real.argmax())
-    left_values, other = torch.linalg.eig(metzler.mT + tiny)
-    left_at = int(left_values.real.argmax())
-    floor = math.sqrt(torch.finfo(torch.float64).tiny)
-    return float(values[at].real), other[:, left_at].abs().clamp_min(floor), right[:, at].abs().clamp_min(floor)
+    return float(values[at].real), vectors[:, at].abs().clamp_min(math.sqrt(torch.finfo(torch.float64).tiny))
 
 
 def _power_iteration(metzler: Tensor) -> tuple[float, Tensor]:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.certificates.balance import rescale
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.base import BoundFlow
 from contracting.flows.fields import LinearFlow, NeuralFlow, VectorField
@@ -106,6 +107,11 @@ class System(ABC):
     def at_speed(self, speed: float) -> Self:
         """The same system at another speed."""
         return replace(self, speed=speed)
+
+    def rescaled(self, scale: Tensor) -> Self:
+        """The same system in the coordinates x' = scale∘x, scale > 0, (n,): exact for powers of two."""
+        hint = None if self.hint is None else self.hint / scale / scale
+        return replace(self, W=rescale(self.W, scale), hint=hint)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -2,8 +2,8 @@ r"""Bounds from above on the contraction rate in *any* metric: what no certifica
 
 A flow that contracts at rate c in some norm contracts at rate c for slopes held constant, and for slopes that switch in
 time. So every slope vector D gives c ≤ −α(DW − I), and every periodic word D₁…D_k with dwell times t gives
-c ≤ −(1/T) log ρ(Π e^{(D_kW − I)t_k}), T = Σt. The searches are heuristics; each number they return is a bound, up to
-the rounding of an eigenvalue.
+c ≤ −(1/T) log ρ(Π e^{(D_kW − I)t_k}), T = Σt. The searches are heuristics, in balanced coordinates; from each number
+they return, what rounding can have added is taken off.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from contracting.certificates.candidates import firing_rate_view
+from contracting.certificates.definite import UNIT
+from contracting.certificates.spectra import abscissa_from_below, eigenvalues, radius_from_below
 from contracting.certificates.systems import FiringRateSystem, InclusionSystem, LinearSystem, System, vertices
+from contracting.certificates.views import slopes_view, view_of
 from contracting.metrics import FullP, Metric, WeightedL2
 from contracting.types import UNIT_SLOPES, Slopes
 
@@ -24,6 +26,8 @@ _MOST_VERTICES = 10
 _MOST_PAIRS = 3
 _LARGE = 200
 _MOST_TRIALS = 300
+_PROVED = 8  # patterns of slopes whose eigenvalues are enclosed; the first is nearly always enough
+_EXPONENTIAL = 64  # roundings of a matrix exponential, each of the size of its norm times n
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,64 +66,82 @@ def abscissa_bound(system: System) -> UpperBound:
     """
     if system.speed != 1:
         return _at_speed(abscissa_bound(system.at_speed(1.0)), system.speed)
-    if isinstance(system, LinearSystem):
-        return UpperBound(
-            rate=-float(torch.linalg.eigvals(system.W).real.max()),
-            method="spectral abscissa",
-            slopes=torch.ones(1, system.size, dtype=torch.float64),
-            dwell=torch.tensor([math.inf], dtype=torch.float64),
-        )
-    W, n = system.W, system.size
-    low, high = UNIT_SLOPES if isinstance(system, InclusionSystem) else system.slopes
+    seen = view_of(system).system  # the transpose has the same eigenvalues
+    n = seen.size
+    if isinstance(seen, LinearSystem):
+        return _constant(-abscissa_from_below(seen.W), "spectral abscissa", torch.ones(n, dtype=torch.float64))
+    slopes = UNIT_SLOPES if isinstance(seen, InclusionSystem) else seen.slopes
     if n <= _MOST_VERTICES:
-        value, slopes = -math.inf, torch.full((n,), high, dtype=torch.float64)
-        for block in vertices(Slopes(low, high), n):
-            values = _abscissae(system, block)
-            best = int(values.argmax())
-            if float(values[best]) > value:
-                value, slopes = float(values[best]), block[best]
+        trials = [(_abscissae(seen, block), block) for block in vertices(slopes, n)]
+        values, patterns = torch.cat([values for values, _ in trials]), torch.cat([block for _, block in trials])
         method = "spectral abscissa, all vertices"
     else:
         generator = torch.Generator().manual_seed(0)
-        starts = [torch.full((n,), high, dtype=torch.float64), torch.where(W.diagonal() > 0, high, low)]
-        starts += [torch.where(torch.rand(n, generator=generator) < 0.5, high, low) for _ in range(3 if n <= 60 else 0)]
-        found = [_climb(system, start, low, high) for start in starts[: 5 if n <= _LARGE else 1]]
-        value, slopes = _flipped(system, *max(found, key=lambda pair: pair[0]), low + high)
+        ones = torch.ones(n, dtype=torch.bool)
+        starts = [ones, seen.W.diagonal() > 0]
+        starts += [torch.rand(n, generator=generator) < 0.5 for _ in range(3 if n <= 60 else 0)]
+        found = [_climb(seen, slopes.vertex(start), slopes) for start in starts[: 5 if n <= _LARGE else 1]]
+        ends = slopes.low + slopes.high
+        climbed, pattern = _flipped(seen, *max(found, key=lambda pair: pair[0]), ends)
+        values = torch.tensor([climbed, -math.inf], dtype=torch.float64)
+        patterns = torch.stack([pattern, slopes.vertex(~ones)])
         method = "spectral abscissa, local search"
-    return UpperBound(
-        rate=1 - value, method=method, slopes=slopes[None], dwell=torch.tensor([math.inf], dtype=torch.float64)
-    )
+    return _constant(*_proved(seen, values, patterns, method))
+
+
+def _proved(system: System, values: Tensor, patterns: Tensor, method: str) -> tuple[float, str, Tensor]:
+    """The rate of the pattern with the largest abscissa that is proved, among those with the largest computed ones."""
+    best, shown = -math.inf, patterns[-1]
+    order = values.nan_to_num(nan=-math.inf).argsort(descending=True, stable=True)
+    for index in (*order[:_PROVED].tolist(), len(values) - 1):  # the last: lowest slopes
+        if index == len(values) - 1 or float(values[index]) > best:
+            value = abscissa_from_below(_matrices(system, patterns[index][None])[0])
+            if value > best:
+                best, shown = value, patterns[index]
+    return 1 - best, method, shown
+
+
+def _constant(rate: float, method: str, slopes: Tensor) -> UpperBound:
+    forever = torch.tensor([math.inf], dtype=torch.float64)
+    return UpperBound(rate=rate, method=method, slopes=slopes[None], dwell=forever)
 
 
 def _at_speed(bound: UpperBound, speed: float) -> UpperBound:
     return replace(bound, rate=speed * bound.rate, dwell=bound.dwell / speed)
 
 
-def _abscissae(system: System, slopes: Tensor) -> Tensor:
-    """α(DW), or α(W_SS) with S where the slopes are 1 for the inclusion: (batch, n) -> (batch,)."""
+def _matrices(system: System, slopes: Tensor) -> Tensor:
+    """DW, or W_SS with S where the slopes are 1 for the inclusion, among entries far below: (batch, n, n)."""
     matrices = slopes[:, :, None] * system.W
     if isinstance(system, InclusionSystem):
         far = -2 * float(torch.linalg.matrix_norm(system.W)) - 1
         matrices = matrices * slopes[:, None, :] + torch.diag_embed(far * (1 - slopes))  # S = ∅ comes out far below
-    values: Tensor = torch.linalg.eigvals(matrices)
-    return values.real.amax(-1)
+    return matrices
 
 
-def _climb(system: System, slopes: Tensor, low: float, high: float) -> tuple[float, Tensor]:
+def _abscissae(system: System, slopes: Tensor) -> Tensor:
+    """α of each of these matrices as it is computed: (batch, n) -> (batch,)."""
+    return eigenvalues(_matrices(system, slopes)).real.amax(-1)
+
+
+def _climb(system: System, pattern: Tensor, slopes: Slopes) -> tuple[float, Tensor]:
     """Jump to the vertex that the derivative of the leading eigenvalue points to, while that helps."""
-    value = float(_abscissae(system, slopes[None])[0])
+    value = float(_abscissae(system, pattern[None])[0])
     for _ in range(20 if system.size <= _LARGE else 2):
-        values, right = torch.linalg.eig(slopes[:, None] * system.W)
+        matrix = pattern[:, None] * system.W
+        try:
+            (values, right), (left_values, left) = torch.linalg.eig(matrix), torch.linalg.eig(matrix.mT)
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            break
         at = int(values.real.argmax())
-        left_values, left = torch.linalg.eig((slopes[:, None] * system.W).mT)
         x, y = right[:, at], left[:, int((left_values - values[at]).abs().argmin())]
         gradient = (y * (system.W.to(x.dtype) @ x) / (y @ x)).real
-        moved = torch.where(gradient > 0, high, low).to(torch.float64)
+        moved = slopes.vertex(gradient > 0)
         trial = float(_abscissae(system, moved[None])[0]) if bool((moved > 0).any()) else -math.inf
         if not trial > value:
             break
-        value, slopes = trial, moved
-    return value, slopes
+        value, pattern = trial, moved
+    return value, pattern
 
 
 def _flipped(system: System, value: float, slopes: Tensor, ends: float) -> tuple[float, Tensor]:
@@ -148,51 +170,58 @@ def switching_bound(system: System, metric: Metric | None = None) -> UpperBound:
     """
     if system.speed != 1:
         return _at_speed(switching_bound(system.at_speed(1.0), metric), system.speed)
-    view, transposed = firing_rate_view(system)
+    view, seen = slopes_view(system)
     words: list[tuple[Tensor, Tensor]] = []
-    if view.size <= _MOST_PAIRS:
-        corners = torch.cat(list(vertices(view.slopes, view.size)))
-        speed = 1 / (1 + float(torch.linalg.matrix_norm(view.W, 2)))
+    if seen.size <= _MOST_PAIRS:
+        corners = torch.cat(list(vertices(seen.slopes, seen.size)))
+        speed = 1 / (1 + float(torch.linalg.matrix_norm(seen.W, 2)))
         for i, j in itertools.combinations(range(len(corners)), 2):
             words.append((corners[[i, j]], torch.full((2,), 3 * speed, dtype=torch.float64)))
-    identity = torch.eye(view.size, dtype=torch.float64)
-    metrics = [identity]
-    if metric is not None and isinstance(metric, FullP | WeightedL2):
-        own = metric.dual() if transposed else metric
+    metrics = [torch.eye(seen.size, dtype=torch.float64)]
+    if isinstance(metric, FullP | WeightedL2):
+        own = view.metric(metric.to(seen.W))
         metrics.append(own.matrix if isinstance(own, FullP) else torch.diag(own.weights))  # type: ignore[attr-defined]
     for P in metrics:
-        words += _greedy_words(view, P)
-    scored = sorted(words, key=lambda word: -_exponent(view, *word))[:3]
-    slopes, dwell = max((_refined(view, *word) for word in scored), key=lambda word: _exponent(view, *word))
-    rate = -_exponent(view, slopes, dwell)
-    if transposed:  # and so is the product over the word: in the flow itself the pieces come in the other order
+        words += _greedy_words(seen, P)
+    scored = sorted(words, key=lambda word: -_exponent(seen, *word))[:3]
+    slopes, dwell = max((_refined(seen, *word) for word in scored), key=lambda word: _exponent(seen, *word))
+    rate = -_exponent(seen, slopes, dwell, proved=True)
+    if view.transposed:  # and so is the product over the word: in the flow itself the pieces come in the other order
         slopes, dwell = slopes.flip(0), dwell.flip(0)
     return UpperBound(rate=rate, method="slope switching", slopes=slopes, dwell=dwell)
 
 
-def _exponent(view: FiringRateSystem, slopes: Tensor, dwell: Tensor) -> float:
-    """Growth exponent of the periodic word: log of the spectral radius of the monodromy matrix over the period."""
-    factors = torch.linalg.matrix_exp(view.jacobians(slopes) * dwell[:, None, None])
-    product, logarithm = torch.eye(view.size, dtype=torch.float64), 0.0
+def _exponent(system: FiringRateSystem, slopes: Tensor, dwell: Tensor, *, proved: bool = False) -> float:
+    """Growth exponent of the periodic word: log of the spectral radius of the monodromy matrix over the period.
+
+    Args:
+        system: the flow, in balanced coordinates.
+        slopes: of the pieces, (pieces, n).
+        dwell: their times, (pieces,).
+        proved: whether to subtract what the rounding of all steps can have added.
+    """
+    factors = torch.linalg.matrix_exp(system.jacobians(slopes) * dwell[:, None, None])
+    product, logarithm, error = torch.eye(system.size, dtype=torch.float64), 0.0, 0.0
     for factor in factors:
-        product = factor @ product
+        product, growth = factor @ product, float(torch.linalg.matrix_norm(factor))
         size = float(torch.linalg.matrix_norm(product))
         if not 0 < size < math.inf:
             return -math.inf  # a word too long to be represented shows nothing
+        error = growth * (error + _EXPONENTIAL * system.size * UNIT) / size  # of an exponential and of a product
         product, logarithm = product / size, logarithm + math.log(size)
-    radius = float(torch.linalg.eigvals(product).abs().max())
-    return (math.log(max(radius, 1e-300)) + logarithm) / float(dwell.sum())
+    radius = radius_from_below(product, error) if proved else float(eigenvalues(product).abs().max())
+    return (math.log(radius) + logarithm) / float(dwell.sum()) if radius > 0 else -math.inf
 
 
-def _refined(view: FiringRateSystem, slopes: Tensor, dwell: Tensor) -> tuple[Tensor, Tensor]:
+def _refined(system: FiringRateSystem, slopes: Tensor, dwell: Tensor) -> tuple[Tensor, Tensor]:
     """Multiply single dwell times, then all, by growing and shrinking factors while that raises the exponent."""
-    value, factor, left = _exponent(view, slopes, dwell), 2.0, _MOST_TRIALS
+    value, factor, left = _exponent(system, slopes, dwell), 2.0, _MOST_TRIALS
     groups = [*torch.eye(len(dwell), dtype=torch.float64), torch.ones(len(dwell), dtype=torch.float64)]
     while factor > 1.001 and left > 0:
         before, left = value, left - 2 * len(groups)
         for group, power in itertools.product(groups, (1, -1)):
             trial = dwell * factor ** (power * group)
-            reached = _exponent(view, slopes, trial)
+            reached = _exponent(system, slopes, trial)
             if reached > value and float(trial.sum()) < 1e3:
                 value, dwell = reached, trial
         if value - before < 1e-4 * (1 + abs(value)):
@@ -200,16 +229,16 @@ def _refined(view: FiringRateSystem, slopes: Tensor, dwell: Tensor) -> tuple[Ten
     return slopes, dwell
 
 
-def _greedy_words(view: FiringRateSystem, P: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _greedy_words(system: FiringRateSystem, P: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Words that the worst-case switching rule of xᵀPx settles into: runs of up to six consecutive slope vectors."""
-    (low, high), W = view.slopes, view.W
+    W = system.W
     step = 0.05 / (1 + float(torch.linalg.matrix_norm(W, 2)))
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(view.size, generator=generator, dtype=torch.float64)
+    x = torch.randn(system.size, generator=generator, dtype=torch.float64)
     pieces: list[tuple[Tensor, float]] = []
     for index in range(1500):
         driven = W @ x
-        slopes = torch.where((P @ x) * driven > 0, high, low).to(torch.float64)
+        slopes = system.slopes.vertex((P @ x) * driven > 0)
         x = x + step * (slopes * driven - x)
         x = x / torch.linalg.vector_norm(x).clamp_min(1e-300)
         if index < 500:

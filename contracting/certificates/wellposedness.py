@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from contracting.certificates.balance import rescale
 from contracting.certificates.candidates import Candidate, best_rate, certified
+from contracting.certificates.definite import UNIT, sizes
 from contracting.certificates.lmi import available, monotone_weights
-from contracting.certificates.multipliers import monotone_metric, perron_weights, scaled
+from contracting.certificates.multipliers import monotone_metric, scaled
 from contracting.certificates.numerical_range import support
 from contracting.certificates.records import CertificateError
 from contracting.certificates.systems import InclusionSystem, as_matrix
 from contracting.certificates.upper_bounds import abscissa_bound
+from contracting.certificates.views import view_of
 from contracting.errors import MissingExtraError
 from contracting.metrics import WeightedL2
 
@@ -59,8 +62,8 @@ class Wellposedness:
 def find_metric(W: Tensor, *, start: Tensor | None = None) -> Wellposedness:
     """Search a diagonal Λ in which I − W is strongly monotone, as strongly as possible.
 
-    Starts at 1, at ``start`` and, where α(⌈W⌉) < 1, at the quotient of the Perron vectors (which then works); goes on
-    by gradient, and by a semidefinite program if that fails, n ≤ 80 and cvxpy is installed.
+    Starts at the best of ``start``, the balanced coordinates and the quotient of the Perron vectors (which works where
+    α(⌈W⌉) < 1); goes on by gradient, and by a semidefinite program if that fails, n ≤ 80 and cvxpy is installed.
 
     Args:
         W: (n, n).
@@ -69,40 +72,33 @@ def find_metric(W: Tensor, *, start: Tensor | None = None) -> Wellposedness:
     Raises:
         InputError: if W is not a finite square matrix.
     """
-    W = as_matrix("W", W)
     system = InclusionSystem(W=W, hint=start)
-    guesses = [torch.ones(W.shape[0], dtype=torch.float64)]
-    if system.hint is not None:
-        guesses.append(system.hint)
-    abscissa, left, right = perron_weights(W)
-    if abscissa < 1:
-        quotient = left / right
-        if bool(torch.isfinite(quotient).all() and (quotient > 0).all()):
-            guesses.append(quotient)
-    best = min(guesses, key=lambda lam: support(scaled(W, lam), 0.0))
+    view = view_of(system)
+    W = view.system.W
     if bool((W.diagonal() >= 1).any()):
         Y = torch.eye(W.shape[0], dtype=torch.float64)[:, [int(W.diagonal().argmax())]]
-        return _impossible(W, Y, "Wᵢᵢ ≥ 1", 1 - support(scaled(W, best), 0.0))
-    found = _checked(system, monotone_metric(W, best), "gradient on log Λ")
+        return _impossible(system, Y, "Wᵢᵢ ≥ 1", 1 - support(scaled(W, view.guess), 0.0))
+    found = _checked(system, view.own(monotone_metric(W, view.guess)), "gradient on log Λ")
     if found.metric is not None:
         return found
     bound = abscissa_bound(system)
     if bound.rate <= 0:
-        proof = _impossible(W, _eigenvector(W, bound.slopes[0]), "an unstable principal submatrix", found.monotonicity)
+        Y = _eigenvector(W, bound.slopes[0]) / view.scale[:, None]
+        proof = _impossible(system, Y, "an unstable principal submatrix", found.monotonicity)
         if proof.impossible:
             return proof
     if W.shape[0] <= _LARGEST_PROGRAM and available():
         try:
-            lam, X = monotone_weights(W)
+            lam, X = monotone_weights(scaled(W, view.guess))
         except (CertificateError, MissingExtraError):
             return found
-        programmed = _checked(system, lam.clamp_min(1e-12), "semidefinite program")
+        programmed = _checked(system, view.own(view.guess * lam.clamp_min(1e-12)), "semidefinite program")
         if programmed.metric is not None:
             return programmed
         values, vectors = torch.linalg.eigh((X + X.mT) / 2)
         found = max(found, programmed, key=lambda seen: seen.monotonicity)
-        Y = vectors * values.clamp_min(0).sqrt()
-        proof = _impossible(W, Y, "dual of the semidefinite program", found.monotonicity)
+        Y = vectors * values.clamp_min(0).sqrt() / (view.guess.sqrt() * view.scale)[:, None]
+        proof = _impossible(system, Y, "dual of the semidefinite program", found.monotonicity)
         if proof.impossible:
             return proof
     return found
@@ -116,16 +112,18 @@ def rules_out(witness: Tensor, W: Tensor) -> bool:
         W: (n, n).
     """
     W, Y = as_matrix("W", W), witness.detach().to("cpu", torch.float64)
-    n = W.shape[0]
-    if Y.ndim != 2 or Y.shape[0] != n or not bool(torch.isfinite(Y).all()) or not bool(Y.any()):
+    if Y.ndim != 2 or Y.shape[0] != W.shape[0] or not bool(torch.isfinite(Y).all()) or not bool(Y.any()):
         return False
     used = Y.any(1)
-    if int(used.sum()) == 1:  # no rounding: the sign of 1 − Wᵢᵢ
-        return bool(W.diagonal()[used] >= 1)
-    A = torch.eye(n, dtype=torch.float64) - W
+    W, Y = W[used][:, used], Y[used]
+    if len(Y) == 1:  # no rounding: the sign of 1 − Wᵢᵢ
+        return bool(W[0, 0] >= 1)
+    # what is asked is the same for DWD⁻¹ and DY: rows of Y whose largest entry is next to 1, by powers of two
+    scale = torch.ldexp(torch.ones(len(Y), dtype=torch.float64), -torch.frexp(Y.abs().amax(1))[1])
+    A, Y = torch.eye(len(Y), dtype=torch.float64) - rescale(W, scale), Y * scale[:, None]
     values = ((A @ Y) * Y).sum(1)
-    allowance = (n + Y.shape[1] + 4) * 2.0**-53 * ((A.abs() @ Y.abs()) * Y.abs()).sum(1)
-    return bool((values <= -allowance)[used].all())
+    terms = ((torch.eye(len(Y), dtype=torch.float64) + sizes(rescale(W, scale))) @ sizes(Y)) * sizes(Y)
+    return bool((values <= -(len(Y) + Y.shape[1] + 4) * UNIT * terms.sum(1)).all())
 
 
 def _checked(system: InclusionSystem, lam: Tensor, method: str) -> Wellposedness:
@@ -147,8 +145,8 @@ def _open(seen: float, method: str) -> Wellposedness:
     return Wellposedness(metric=None, monotonicity=min(0.0, seen), margin=0.0, witness=None, method=method)
 
 
-def _impossible(W: Tensor, Y: Tensor, method: str, seen: float) -> Wellposedness:
-    return replace(_open(seen, method), witness=Y) if rules_out(Y, W) else _open(seen, "")
+def _impossible(system: InclusionSystem, Y: Tensor, method: str, seen: float) -> Wellposedness:
+    return replace(_open(seen, method), witness=Y) if rules_out(Y, system.W) else _open(seen, "")
 
 
 def _eigenvector(W: Tensor, slopes: Tensor) -> Tensor:

@@ -16,6 +16,10 @@ class BoundedOperator(MonotoneOperator):
     An implementation brings ``bounds``; its ``blocks`` are those of a part of Ã, and not those of Ã.
     """
 
+    def self_adjoint(self, tolerance: float) -> bool:
+        """From the bounds alone: whether the skew part is small beside the whole."""
+        return self.bounds.skew <= tolerance * self.bounds.lipschitz
+
     @property
     def matrix(self) -> None:
         """None: the blocks are not those of Ã."""

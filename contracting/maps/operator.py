@@ -115,6 +115,15 @@ class MonotoneOperator:
             gain=_largest_singular_value(self._identity - self.blocks),
         )
 
+    def self_adjoint(self, tolerance: float) -> bool:
+        """Whether Ã is self-adjoint up to rounding, so that I − W is the gradient of a convex function.
+
+        Args:
+            tolerance: of an entry of Ã − Ãᴴ, relative to the largest entries of its row and of its column (their
+                geometric mean): a small skew block beside large entries is not taken for rounding.
+        """
+        return self_adjoint(self.blocks, tolerance)
+
     def forward_factor(self, step: float) -> float:
         """‖I − αÃ‖₂, the contraction factor of forward–backward with step α."""
         return _largest_singular_value(self._identity - step * self.blocks)
@@ -243,6 +252,13 @@ class MonotoneOperator:
         L = self.bounds.lipschitz
         step = _minimise_convex(self._tseng_excess, 1e-3 / L, (1 - 1e-6) / L, lambda value: value)
         return StepChoice(step=step, factor=self.tseng_factor(step))
+
+
+def self_adjoint(blocks: Tensor, tolerance: float) -> bool:
+    """``MonotoneOperator.self_adjoint`` of diagonal blocks, (blocks, k, k), which need not be monotone."""
+    sizes = blocks.abs().amax(0)
+    root = torch.maximum(sizes.amax(0), sizes.amax(1)).sqrt()
+    return bool(((blocks - blocks.mH).abs() <= tolerance * root[:, None] * root).all())
 
 
 def _top_eigenvalue(matrices: Tensor, derivatives: Tensor) -> tuple[float, float]:

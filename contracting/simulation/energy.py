@@ -13,6 +13,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.activations.potentials import potential
 from contracting.errors import PreconditionError
+from contracting.maps.operator import self_adjoint
 from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem, checked_problem
 
@@ -22,7 +23,8 @@ class Energy:
 
     Args:
         problem: its metric must be a ``WeightedL2``, in which W is self-adjoint.
-        tolerance: skew part of ΛW, relative to ΛW, that still counts as rounding; None means 100 units of rounding.
+        tolerance: what counts as rounding in an entry of Ã − Ãᵀ, Ã = Λ^½(I − W)Λ^−½, relative to the largest entries
+            of its row and column; None means 100 units of rounding.
 
     Raises:
         InputError: if it is no problem, or the tolerance no number.
@@ -35,13 +37,13 @@ class Energy:
             raise PreconditionError("an energy needs a problem with a diagonal metric: metric=WeightedL2(...)")
         weights = metric.to(problem.q)
         assert isinstance(weights, WeightedL2)
-        weighted = weights.weights[:, None] * problem.linear.to_dense().detach()
-        skew, size = float((weighted - weighted.mT).abs().max()), float(weighted.abs().max())
-        limit = 100 * torch.finfo(weighted.dtype).eps if tolerance is None else checks.number("tolerance", tolerance)
-        if skew > limit * size:
+        W = problem.linear.to_dense().detach()
+        A = torch.eye(W.shape[0], dtype=W.dtype, device=W.device) - weights.whiten(W)
+        limit = 100 * torch.finfo(W.dtype).eps if tolerance is None else checks.number("tolerance", tolerance)
+        if not self_adjoint(A[None], limit):
             raise PreconditionError(
-                f"there is no energy: ΛW is not symmetric (largest skew entry {skew:.2g} of {size:.2g}). The convex "
-                "view and accelerated proximal gradients need a symmetric ΛW; PeacemanRachford() solves this problem"
+                "there is no energy: ΛW is not symmetric. The convex view and accelerated proximal gradients need that; "
+                "PeacemanRachford() solves this problem"
             )
         self.problem, self.metric = problem, weights
 

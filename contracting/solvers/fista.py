@@ -17,7 +17,7 @@ from contracting.maps.operator import Bounds
 from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
 
-_ROUNDING = 100  # skew part over eps·L that rounding alone may leave
+_ROUNDING = 100  # units of rounding by which two entries of Ã may differ that would be equal in exact arithmetic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,11 @@ class FISTA(Method):
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
-        bounds = problem.require_operator("FISTA").bounds
-        rounding = _ROUNDING * torch.finfo(problem.linear.dtype).eps
-        if bounds.skew > rounding * bounds.lipschitz or not isinstance(problem.metric, WeightedL2):
+        operator = problem.require_operator("FISTA")
+        bounds, rounding = operator.bounds, _ROUNDING * torch.finfo(problem.linear.dtype).eps
+        # with a skew part beyond m the momentum grows, even where it is no more than rounding beside L
+        harmless = bounds.skew <= bounds.monotonicity / 2 and operator.self_adjoint(rounding)
+        if not harmless or not isinstance(problem.metric, WeightedL2):
             raise PreconditionError("FISTA needs W self-adjoint in the metric; use PeacemanRachford()")
         return _FISTAIteration(problem, problem.metric, bounds, self.restart)
 

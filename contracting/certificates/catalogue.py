@@ -1,0 +1,42 @@
+"""Every finder of contraction rates that is tried where none is named: the one place where a finder is registered."""
+
+from __future__ import annotations
+
+from contracting.certificates.finders import (
+    DiagonalMetric,
+    ExplicitMetric,
+    InclusionMetric,
+    ParabolaTest,
+    PolyhedralMetric,
+    RateFinder,
+)
+from contracting.certificates.lmi import SectorInequality, VertexInequalities
+from contracting.certificates.lyapunov import LyapunovMetric
+from contracting.errors import InputError
+from contracting.metrics import WeightedL1, WeightedLinf
+
+FINDERS: list[RateFinder] = [
+    InclusionMetric(),
+    LyapunovMetric(),
+    DiagonalMetric(),
+    PolyhedralMetric(norm=WeightedLinf),
+    PolyhedralMetric(norm=WeightedL1),
+    ParabolaTest(),
+    ParabolaTest(optimise=25),
+    SectorInequality(diagonal=True),
+    SectorInequality(),
+    ExplicitMetric(),
+    VertexInequalities(),
+]
+
+
+def register(finder: RateFinder) -> RateFinder:
+    """Let ``certify``, ``report`` and ``applicable`` try a finder of your own as well; it is returned.
+
+    Raises:
+        InputError: if it is no RateFinder.
+    """
+    if not isinstance(finder, RateFinder):
+        raise InputError(f"finder must be a RateFinder, got {finder!r}")
+    FINDERS.append(finder)
+    return finder
