@@ -63,7 +63,8 @@ def certified(system: System, candidate: Candidate, *, method: str) -> Certifica
     rate = best_rate(system.with_slopes(slopes), candidate)
     if isinstance(system, InclusionSystem | LinearSystem):
         slopes = ANY_SLOPE if isinstance(system, InclusionSystem) else NO_SLOPE
-    scale = abs(rate) + system.speed * (1 + float(candidate.metric.operator_norm(system.W)))
+    leak = 0.0 if isinstance(system, LinearSystem) else 1.0
+    scale = abs(rate) + system.speed * (leak + float(candidate.metric.operator_norm(system.W)))
     for back_off in _BACK_OFF:
         certificate = Certificate(
             rate=rate - back_off * scale,

@@ -99,7 +99,10 @@ def _margin(system: System, metric: Metric, multiplier: Tensor | None, rate: flo
             raise CertificateError(f"the inclusion is certified in WeightedL2 only, got {type(metric).__name__}")
         return inclusion_margin(system.W, metric.weights, rate)
     if isinstance(system, LinearSystem):
-        return _linear_margin(system.W, metric, rate)
+        # a linear flow has no unit of time of its own: the larger of A and c is brought next to 1, by a power of two
+        power = -math.frexp(max(float(system.W.abs().max()), abs(rate)))[1]
+        first, second = math.ldexp(1.0, power // 2), math.ldexp(1.0, power - power // 2)
+        return _linear_margin(system.W * first * second, metric, rate * first * second)
     assert isinstance(system, FiringRateSystem | HopfieldSystem)
     if isinstance(metric, WeightedL1 | WeightedLinf):
         return _polyhedral_margin(system, metric, rate)

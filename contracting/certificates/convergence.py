@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from contracting.certificates.checker import in_units, inclusion_margin
-from contracting.certificates.definite import UNIT, definite_margin, sizes
+from contracting.certificates.definite import SMALLEST, UNIT, definite_margin, sizes
 from contracting.certificates.records import CertificateError, Convergence
 from contracting.certificates.systems import FiringRateSystem, HopfieldSystem, System, system_of
 from contracting.certificates.wellposedness import find_metric
@@ -66,7 +66,7 @@ def fixed_input_convergence(flow: BoundFlow | System, *, metric: WeightedL2 | No
     overshoot = math.sqrt(1 + w**2 / m) * (1 + _SAFETY)
     rate = 0.5 * min(1.0, m)
     if isinstance(system, FiringRateSystem):
-        overshoot = 1 + overshoot * w / (1 - rate)
+        overshoot = math.nextafter(1 + overshoot * w / (1 - rate), math.inf)  # a tiny W must not vanish beside 1
     certificate = Convergence(
         rate=rate,
         overshoot=overshoot,
@@ -103,13 +103,11 @@ def check_convergence(certificate: Convergence, system: System) -> float:
     w = _norm_bound(W, metric)
     excess = certificate.overshoot
     if isinstance(system, FiringRateSystem):
-        excess = (excess - 1) * (1 - certificate.rate) / w if w > 0 else math.inf
+        excess = (excess - 1) * (1 - certificate.rate) / w
+    if not excess > 1:
+        raise CertificateError(f"an overshoot of {certificate.overshoot:.4g} is too small")
     # rate ≤ ½m and 1 + w²/m ≤ C² hold for every m that the weight is proved to have
-    needed = 2 * certificate.rate
-    if w > 0:
-        if not excess > 1:
-            raise CertificateError(f"an overshoot of {certificate.overshoot:.4g} is too small")
-        needed = max(needed, w**2 / (excess**2 - 1))
+    needed = max(2 * certificate.rate, w**2 / (excess**2 - 1))
     margins = {
         f"λmin(sym Ã) > {needed:.4g} (Condition 1)": inclusion_margin(W, lam, needed),
         f"‖W̃‖ < {w:.4g}": _norm_margin(W, lam, w),
@@ -130,14 +128,12 @@ def _slack(size: int) -> float:
 
 
 def _norm_bound(W: Tensor, metric: WeightedL2) -> float:
-    """The bound on ‖W̃‖ that enters the formulas, far enough above the norm to be proved."""
-    return float(metric.operator_norm(W)) * (1 + _slack(W.shape[0]))
+    """The bound on ‖W̃‖ that enters the formulas, > 0 and far enough above the norm to be proved."""
+    return max(float(metric.operator_norm(W)) * (1 + _slack(W.shape[0])), math.sqrt(SMALLEST))
 
 
 def _norm_margin(W: Tensor, lam: Tensor, bound: float) -> float:
-    """Margin of [[b Λ, WᵀΛ], [ΛW, b Λ]] ≻ 0, which says that ‖W̃‖ < b, or ≤ b for b = 0."""
-    if bound == 0:
-        return -math.inf if bool(W.any()) else math.inf
+    """Margin of [[b Λ, WᵀΛ], [ΛW, b Λ]] ≻ 0, which says that ‖W̃‖ < b."""
     off, corner = lam[:, None] * W, torch.diag(bound * lam)
     matrix = torch.cat([torch.cat([corner, off.mT], 1), torch.cat([off, corner], 1)])
     return definite_margin(matrix, 8 * UNIT * sizes(matrix))

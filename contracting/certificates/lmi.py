@@ -63,11 +63,12 @@ class _Inequality(RateFinder):
 
     def find(self, system: System) -> Candidate:
         view, seen = slopes_view(system)
-        start = view.guess.sqrt()  # in these coordinates no search is needed to begin with
+        # in these coordinates the multiplier is about 1
+        start = (view.guess if self.fixed is None else view.weights("multiplier", self.fixed)).sqrt()
         seen = seen.rescaled(start)
         size = max(1e-3, float(torch.linalg.matrix_norm(seen.W, 2)))
         low, high = seen.slopes
-        propose = self._program(seen, lambda given: view.weights("multiplier", given) / view.guess)
+        propose = self._program(seen)
         best: Candidate | None = None
         # P = I proves 1 − max|slope|·‖W‖; slopes that include 0 leave an undriven neuron, else |α(DW)| ≤ β‖W‖
         bottom, top = 1 - seen.slopes.largest * size - 1e-3, 1.0 if low <= 0 else 1 + high * size
@@ -84,13 +85,16 @@ class _Inequality(RateFinder):
             raise CertificateError(f"{self.name}: the solver proposed no metric")
         return view.candidate(best.rescaled(1 / start))
 
+    @property
+    def fixed(self) -> Tensor | None:
+        """The direction of the multiplier in the caller's coordinates, if it is fixed."""
+        return None
+
     @abstractmethod
-    def _program(self, view: FiringRateSystem, seen: Callable[[Tensor], Tensor]) -> Any:
+    def _program(self, view: FiringRateSystem) -> Any:
         """A function from a rate to the candidate that satisfies the inequality best there, or None.
 
-        Args:
-            view: the system in coordinates of its own.
-            seen: takes weights of the caller's coordinates there.
+        Its coordinates are those in which a fixed multiplier is 1.
         """
 
 
@@ -112,20 +116,21 @@ class SectorInequality(_Inequality):
         """The method in words."""
         return "sector inequality, " + ("diagonal P" if self.diagonal else "full P")
 
+    @property
+    def fixed(self) -> Tensor | None:
+        """The multiplier, if one is given."""
+        return self.multiplier
+
     def affordable(self, system: System) -> None:
         return None
 
-    def _program(self, view: FiringRateSystem, seen: Callable[[Tensor], Tensor]) -> Any:
+    def _program(self, view: FiringRateSystem) -> Any:
         cp, n, W = _cvxpy(), view.size, view.W.numpy()
         low, high = view.slopes
         width, eye = high - low, torch.eye(view.size, dtype=torch.float64).numpy()
         p, full = cp.Variable(n), cp.Variable((n, n), symmetric=True)
         P = cp.diag(p) if self.diagonal else full
-        if self.multiplier is None:
-            q = cp.Variable(n)
-        else:
-            given = seen(self.multiplier)
-            q = cp.Variable() * (given / given.mean()).numpy()
+        q = cp.Variable(n) if self.multiplier is None else cp.Variable() * torch.ones(n).numpy()
         Q, s, slack = cp.diag(q), cp.Parameter(), cp.Variable()
         corner = 2 * s * P - low * (P @ W + W.T @ P)
         off = -width * (P + W.T @ Q)
@@ -167,7 +172,7 @@ class VertexInequalities(_Inequality):
     def affordable(self, system: System) -> Self | None:
         return self if system.size <= _VERTICES and available() else None
 
-    def _program(self, view: FiringRateSystem, seen: Callable[[Tensor], Tensor]) -> Any:
+    def _program(self, view: FiringRateSystem) -> Any:
         if view.size > MOST_VERTICES:
             limit = f"n ≤ {MOST_VERTICES}, got {view.size}"
             raise PreconditionError(f"2ⁿ inequalities need {limit}; use SectorInequality()")

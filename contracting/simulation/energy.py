@@ -42,7 +42,7 @@ class Energy:
         limit = 100 * torch.finfo(W.dtype).eps if tolerance is None else checks.number("tolerance", tolerance)
         if not self_adjoint(A[None], limit):
             raise PreconditionError(
-                "there is no energy: ΛW is not symmetric. The convex view and accelerated proximal gradients need that; "
+                "there is no energy: ΛW is not symmetric, as the convex view and accelerated proximal gradients need; "
                 "PeacemanRachford() solves this problem"
             )
         self.problem, self.metric = problem, weights

@@ -89,7 +89,7 @@ def test_the_error_bound_holds_and_is_not_vacuous() -> None:
 
 def test_the_public_face() -> None:
     layer = LBEN(7, 6, 3, contraction_rate=0.3)
-    certificate = certify(layer.flow(FiringRate), rate="best")
+    certificate = certify(layer.flow(FiringRate))
     assert isinstance(certificate, Certificate)
     assert certificate.rate >= 0.3 - 1e-5 and certificate.assumption == "slopes in [0, 1]"
     assert certificate.method in str(certificate) and "firing rate" in str(certificate)
@@ -113,8 +113,6 @@ def test_report_orders_certified_true_and_bound() -> None:
 
 def test_wrong_calls_are_refused_by_name() -> None:
     system = FiringRateSystem(W=gaussian(3, 0))
-    with pytest.raises(InputError, match="rate"):
-        certify(system, rate="bst")
     with pytest.raises(InputError, match="method"):
         certify(system, "parabola")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="flow"):

@@ -128,7 +128,7 @@ def test_the_word_of_a_switching_bound_shows_its_rate(flow: type[FiringRateSyste
         system = flow(W=W if flow is HopfieldSystem else W.mT.contiguous(), speed=1.5)
         bound = switching_bound(system)
         assert len(bound.slopes) >= 3
-        assert rate(bound.slopes, bound.dwell) == pytest.approx(bound.rate, abs=1e-9)
+        assert rate(bound.slopes, bound.dwell) <= bound.rate <= rate(bound.slopes, bound.dwell) + 1e-7
         assert abs(rate(bound.slopes.flip(0), bound.dwell.flip(0)) - bound.rate) > 0.1
 
 

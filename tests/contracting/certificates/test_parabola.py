@@ -88,7 +88,7 @@ def test_riccati_metric_passes_the_checker(seed: int) -> None:
     exact = hamiltonian_rate(W, firing.slopes)
     size = 1 + float(torch.linalg.matrix_norm(W, 2))
     for system in (firing, hopfield):
-        certificate = ParabolaTest().certify(system)
+        certificate = ParabolaTest(multiplier=torch.ones(n)).certify(system)
         assert check(certificate, system) > 0
         assert exact - 1e-5 * size <= certificate.rate <= exact + 1e-6 * size
         if n <= 8:
@@ -122,9 +122,9 @@ def test_slope_intervals_are_exact_for_their_multiplier(slopes: tuple[float, flo
     for seed in range(3):
         system = HopfieldSystem(W=gaussian(4, seed, 1.5), slopes=slopes)
         ones = torch.ones(4, dtype=torch.float64)
-        rate = ParabolaTest().certify(system).rate
+        rate = ParabolaTest(multiplier=ones).certify(system).rate
         assert rate == pytest.approx(SectorInequality(multiplier=ones).certify(system).rate, abs=1e-4)
-        assert rate >= ParabolaTest().certify(system.with_slopes((min(0.0, slopes[0]), 1.0))).rate - 1e-6
+        assert rate >= ParabolaTest(multiplier=ones).certify(system.with_slopes((min(0.0, slopes[0]), 1.0))).rate - 1e-6
 
 
 @pytest.mark.parametrize("skew", [0.0, 0.3])

@@ -25,6 +25,7 @@ from contracting.problem import EquilibriumProblem
 from contracting.simulation.energy import Energy
 from contracting.simulation.time_steps import AdaptiveStep
 from contracting.simulation.trajectories import simulate
+from contracting.solvers.fista import FISTA
 from contracting.solvers.splitting import ForwardBackward
 from contracting.types import Slopes
 from tests.problems import monotone_weight, planted
@@ -211,7 +212,7 @@ def test_the_gradient_is_the_one_of_the_metric() -> None:
 def test_there_is_no_energy_with_a_skew_part() -> None:
     W, lam = monotone_weight(5, seed=1, skew=1e-6)
     problem, _ = planted(Tanh(), W, lam, batch=1, seed=2)
-    with pytest.raises(PreconditionError, match="ΛW is not symmetric"):
+    with pytest.raises(PreconditionError, match="energy"):
         Energy(problem)
     Energy(problem, tolerance=1e-5)
     bare, _ = planted(Tanh(), W, None, batch=1, seed=2)
@@ -224,5 +225,25 @@ def test_there_is_no_energy_with_a_skew_part() -> None:
         Energy(full)
     # symmetric in another metric does not count
     scaled, _ = symmetric(Tanh())
-    with pytest.raises(PreconditionError, match="not symmetric"):
+    with pytest.raises(PreconditionError, match="energy"):
         Energy(planted(Tanh(), scaled.linear.to_dense(), torch.ones(5, dtype=F64), batch=1, seed=2)[0])
+
+
+def test_a_skew_block_beside_large_entries_is_no_rounding() -> None:
+    """Whatever makes the other entries large, the metric or the weight: there is no energy, and FISTA stalls."""
+    skewed = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.0, 2.0], [0.0, -2.0, 0.0]])
+    stiff = torch.block_diag(torch.tensor([[-1e6]]), skewed[1:, 1:])
+    for W, lam in ((skewed, torch.tensor([1e6, 1.0, 1.0])), (stiff, torch.ones(3))):
+        problem = EquilibriumProblem(linear=Dense(W), q=torch.ones(1, 3), activation=ReLU(), metric=WeightedL2(lam))
+        with pytest.raises(PreconditionError, match="energy"):
+            Energy(problem)
+        with pytest.raises(PreconditionError, match="FISTA"):
+            FISTA().bind(problem, Stop())
+    # and a graded weight that is self-adjoint up to rounding has one, in any metric in which it is
+    scale = torch.tensor([1e-4, 1.0, 1e4])
+    W = torch.tensor([[0.3, 0.2, 0.1], [0.2, -0.4, 0.3], [0.1, 0.3, 0.2]]) * scale[:, None] / scale
+    graded = EquilibriumProblem(
+        linear=Dense(W), q=torch.ones(1, 3), activation=ReLU(), metric=WeightedL2(scale**-2)
+    )
+    assert Energy(graded).strong_convexity > 0
+    FISTA().bind(graded, Stop())
