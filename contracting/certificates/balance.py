@@ -13,7 +13,7 @@ from torch import Tensor
 
 _SWEEPS = 40  # more did not improve a rate on random weights of 3 to 60 entries by 1e-3
 _COUPLING = 0.25  # of what lies inside the parts: the largest entry by which earlier parts drive a part
-_FREE = 2.0**-8  # of the leak, in the place of what lies inside the parts where that is nothing
+_FREE = 2.0**-8  # of the leak or of 1, in the place of what lies inside the parts where that is nothing
 _MOST = 330.0  # of |log t|: t² stays a number
 _OCTAVES = 300.0  # that all couplings of parts together may be scaled down by
 
@@ -42,8 +42,8 @@ def balancing(W: Tensor, *, leak: float = 1.0) -> Tensor:
         tau = torch.where(alone, tau, tau + (moved.logsumexp(0) - moved.logsumexp(1)) / 8)
     within = max(float((inside + tau[:, None] - tau[None, :]).max().exp()), float(W.diagonal().abs().max()))
     count = float((1 / parts.sum(1)).sum())
-    target = max(_COUPLING * (within or _FREE * leak or 1.0), leak * 2 ** (-_OCTAVES / count))
-    tau = _coupled(logs, tau, parts, math.log(target))
+    target = max(_COUPLING * (within or _FREE * (leak or 1.0)), leak * 2 ** (-_OCTAVES / count))
+    tau = _coupled(logs, tau, parts, math.log(max(target, 5e-324)))
     return (tau - (tau.max() + tau.min()) / 2).clamp(-_MOST, _MOST).exp()
 
 

@@ -25,6 +25,7 @@ from contracting.errors import InputError
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
 from contracting.types import Slopes
 
+_LEAST = 1e-300  # a rate is lowered by at least this, whose digits are not those of a subnormal number
 _BACK_OFF = (1e-13, 1e-11, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 
 
@@ -67,7 +68,7 @@ def certified(system: System, candidate: Candidate, *, method: str) -> Certifica
     scale = abs(rate) + system.speed * (leak + float(candidate.metric.operator_norm(system.W)))
     for back_off in _BACK_OFF:
         certificate = Certificate(
-            rate=rate - back_off * scale,
+            rate=rate - max(back_off * scale, _LEAST),
             metric=candidate.metric,
             slopes=slopes,
             method=method,

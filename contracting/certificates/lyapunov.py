@@ -52,8 +52,12 @@ class LyapunovMetric(RateFinder):
         identity = torch.eye(system.size, dtype=torch.float64)
         for gap in (self.gap, 10 * self.gap, 1e-3, 1e-2, 0.1):
             P = _lyapunov(A - (abscissa + gap * max(size, math.ulp(1.0))) * identity)
-            if P is not None:
+            if P is None:
+                continue
+            try:
                 return view.candidate(Candidate(metric=FullP(P)))
+            except CertificateError:
+                continue
         raise CertificateError("Lyapunov equation: no positive definite solution in float64")
 
 

@@ -16,8 +16,9 @@ from contracting.certificates.balance import balancing
 from contracting.certificates.candidates import Candidate
 from contracting.certificates.multipliers import perron_weights, scaled
 from contracting.certificates.numerical_range import reach, support
+from contracting.certificates.records import CertificateError
 from contracting.certificates.systems import FiringRateSystem, HopfieldSystem, InclusionSystem, LinearSystem, System
-from contracting.errors import PreconditionError
+from contracting.errors import InputError, PreconditionError
 from contracting.metrics import Metric
 
 _LARGE = 400  # up to this size the starts are compared, at up to a dozen eigenvalue problems each
@@ -51,9 +52,16 @@ class View:
         return (metric.dual() if self.transposed else metric).rescaled(self.scale)
 
     def candidate(self, candidate: Candidate) -> Candidate:
-        """What was found in the view, for the caller's own system."""
-        candidate = candidate.rescaled(1 / self.scale)
-        return candidate.dual() if self.transposed else candidate
+        """What was found in the view, for the caller's own system.
+
+        Raises:
+            CertificateError: if it is no metric in float64.
+        """
+        try:
+            candidate = candidate.rescaled(1 / self.scale)
+            return candidate.dual() if self.transposed else candidate
+        except InputError as error:
+            raise CertificateError(f"what was found is no metric in float64: {error}") from error
 
     def weights(self, name: str, given: Tensor | None) -> Tensor:
         """Where a search starts: what the caller gave, else the hint of the system, else the best guess, (n,).

@@ -89,7 +89,7 @@ class FinderContract:
             assert torch.equal(system.W, before) and repr(finder) == settings, "nothing may be written to"
 
     def test_it_says_what_it_is_about(self) -> None:
-        """``applies`` is true of its systems, others are refused by ``find``; what is affordable is of the same kind."""
+        """``applies`` is true of its systems, others ``find`` refuses; what is affordable is of the same kind."""
         finder = self.finder()
         W = 0.5 * torch.eye(3, dtype=torch.float64)
         for system in (*self.systems(), FiringRateSystem(W=W), InclusionSystem(W=W), LinearSystem(W=-W)):
