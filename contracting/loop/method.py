@@ -132,13 +132,18 @@ def rows_of(state: State, index: Tensor) -> State:
     return type(state)(*entries) if hasattr(state, "_fields") else tuple(entries)
 
 
+def in_graph(problem: EquilibriumProblem) -> bool:
+    """Whether a graph is being recorded and the problem is part of it."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in problem.tensors())
+
+
 def refuse_graph(problem: EquilibriumProblem, method: str) -> None:
     """Refuse a problem whose graph would have to lead through the steps of a method that cannot be in one.
 
     Raises:
         PreconditionError: if a graph is being recorded and the problem is part of it.
     """
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in problem.tensors()):
+    if in_graph(problem):
         raise PreconditionError(
             f"{method} cannot be differentiated through: use the implicit gradient, backward=Implicit(), or solve "
             "under torch.no_grad()"

@@ -8,12 +8,13 @@ from typing import ClassVar
 from contracting.activations.base import Curved
 from contracting.activations.catalogue import Identity, Slope
 from contracting.flows.network import FiringRate
-from contracting.loop.method import Family, Iteration, Method
+from contracting.loop.method import Family, Iteration, Method, in_graph
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.newton import SemismoothNewton
 from contracting.solvers.newton_krylov import NewtonKrylov
 from contracting.solvers.relaxed import planned_steps
+from contracting.solvers.relay import Relay
 from contracting.solvers.splitting import PeacemanRachford
 from contracting.solvers.tseng import Tseng
 
@@ -24,6 +25,7 @@ _LINEAR_SHARE = 0.125  # of that where σ is linear, so that one step is exact
 _CURVED_SHARE = 2.5  # of that where σ is curved, so that there are more steps
 _OVERHEAD = 6  # added to n: what a system costs however small it is
 _CURVED = 4_000  # n at which the root search of a prox would cost as much as the product of a step
+_LEAST_STEPS = 100  # of the chosen method before rows change to Newton's, however few are predicted
 _KRYLOV = 2_000  # products that an inexact Newton solve may cost, over all its steps
 _INVERSE_FREE_KRYLOV = 300  # the same for a moderate condition number, where splitting would be fast too
 
@@ -53,6 +55,9 @@ class Automatic(Method):
       matrix and little for a convolution): an inverse-free method, Tseng for small κ, else NewtonKrylov on the
       firing-rate flow. Inverses of up to 500 products cost little and serve every solve with the same weights.
     * otherwise PeacemanRachford, which is right for nearly every trained network.
+
+    Rows that a splitting has not solved after the predicted number of steps, or half of ``Stop.patience``, go on with
+    Newton's method, whose steps rounding errors disturb less and κ hardly at all. (Not where a graph is recorded.)
 
     DouglasRachford is never chosen: its factor is never smaller than that of Peaceman–Rachford. Predictions are for the
     worst case, so that a choice can be cautious: see ``choose`` for the reason, and name a method to overrule it.
@@ -89,8 +94,17 @@ class Automatic(Method):
         return Choice(method=PeacemanRachford(), reason=f"{predicted}, one product each after one factorisation")
 
     def chosen(self, problem: EquilibriumProblem, stop: Stop) -> Method:
-        """The method that ``choose`` names."""
-        return self.choose(problem, stop).method
+        """The method that ``choose`` names, followed by Newton's for rows that it is not done with in time."""
+        method = self.choose(problem, stop).method
+        if isinstance(method, SemismoothNewton | NewtonKrylov) or in_graph(problem):
+            return method
+        # Nearly every row takes fewer steps than are predicted for the worst case. Who needs more has mostly met the
+        # rounding errors of the resolvent, long before the loop's patience is at an end.
+        steps = max(_LEAST_STEPS, round(_predicted_steps(problem, stop)[0]))
+        newton: Method = NewtonKrylov(flow=FiringRate()) if isinstance(method, Tseng) else NewtonKrylov()
+        if problem.size <= _SMALL:
+            newton = SemismoothNewton()
+        return Relay(first=method, after=min(steps, -(-stop.patience // 2), stop.max_steps), then=newton)
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration of the chosen method."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,9 +11,10 @@ from contracting.activations.catalogue import Identity, ReLU, Tanh
 from contracting.errors import PreconditionError
 from contracting.flows.network import FiringRate
 from contracting.loop.method import Method
-from contracting.loop.records import Stop
+from contracting.loop.records import Stop, Trace
 from contracting.loop.run import solve
 from contracting.problem import EquilibriumProblem
+from contracting.solvers.relay import Relay
 from equilibrium import LBEN, Automatic, NewtonKrylov, PeacemanRachford, SemismoothNewton, Tseng
 from tests.problems import monotone_weight, planted
 
@@ -65,6 +68,57 @@ def test_rows_that_leave_a_large_batch_keep_their_method() -> None:
     problem = problem_of(250, batch=300, skew=0.1)
     solution = solve(problem, Automatic(), stop=Stop(rtol=1e-10, check_every=1))
     assert solution.converged.all()
+
+
+def at_the_rounding_of_peaceman_rachford() -> tuple[EquilibriumProblem, Stop]:
+    """A float32 problem, adjoint to another, whose tolerance Newton's method reaches and the splitting does not."""
+    W, lam = monotone_weight(100, seed=1, skew=30.0, monotonicity=0.5, scale=10.0)
+    problem, exact = planted(ReLU(), W.float(), lam.float(), batch=6, seed=2)
+    return problem.adjoint(problem.slopes(exact), torch.sign(problem.q)), Stop(rtol=3.5e-6)
+
+
+def test_rows_that_a_splitting_does_not_finish_go_on_with_newtons_method() -> None:
+    problem, stop = at_the_rounding_of_peaceman_rachford()
+    assert isinstance(Automatic().choose(problem, stop).method, PeacemanRachford)
+    short = Stop(rtol=stop.rtol, patience=300)
+    alone = solve(problem, PeacemanRachford(), stop=short, throw=False)
+    assert not alone.converged.all()  # negative control
+    solution = solve(problem, Automatic(), stop=stop)
+    image = problem.map(solution.z)
+    assert ((solution.z - image).norm(dim=-1) <= 3.6e-6 * image.norm(dim=-1)).all()
+    assert solve(problem, Automatic(), stop=short).converged.all()  # also where there is less patience
+
+
+def test_changing_methods_depends_on_no_other_row_and_on_no_trace() -> None:
+    problem, stop = at_the_rounding_of_peaceman_rachford()
+    together = solve(problem, Automatic(), stop=stop)
+    watched = solve(problem, Automatic(), stop=stop, trace=Trace(every=50))
+    assert torch.equal(watched.z, together.z) and torch.equal(watched.steps, together.steps)
+    assert watched.map_evals == together.map_evals
+    sparse = solve(problem, Automatic(), stop=replace(stop, check_every=37))
+    assert sparse.converged.all()
+    easy = problem.with_tensors([problem.q.index_fill(0, torch.tensor([1]), 0.0), *problem.tensors()[1:]])
+    mixed = solve(easy, Automatic(), stop=stop)
+    others = [0, 2, 3, 4, 5]
+    assert torch.equal(mixed.steps[others], together.steps[others])
+    assert torch.equal(mixed.z[others], together.z[others])
+
+
+@pytest.mark.parametrize(("shape", "then"), [
+    ({"n": 80, "skew": 2.0, "scale": 20.0}, SemismoothNewton()),
+    ({"n": 600, "skew": 2.0, "scale": 20.0}, NewtonKrylov()),
+    ({"n": 600, "batch": 1, "skew": 1.0, "scale": 1.0}, NewtonKrylov(flow=FiringRate())),
+    ({"n": 80, "certified": False}, None),
+])  # fmt: skip
+def test_who_goes_on_with_unfinished_rows(shape: dict, then: Method | None) -> None:
+    problem = problem_of(**shape)
+    method = Automatic().chosen(problem, Stop(patience=300).resolved(problem))
+    if then is None:
+        assert isinstance(method, SemismoothNewton)
+        return
+    assert isinstance(method, Relay) and method.then == then and method.after <= 150
+    q = problem.q.clone().requires_grad_()
+    assert not isinstance(Automatic().chosen(replace(problem, q=q), Stop().resolved(problem)), Relay)
 
 
 def test_works_in_a_layer_and_in_its_gradient() -> None:
