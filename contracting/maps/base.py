@@ -89,9 +89,9 @@ class LinearMap(Remembering):
         )
 
     @property
-    def resolvent_products(self) -> int:
-        """What a resolvent costs before its first use, in products of W with one row; 0 where that is little."""
-        return 0
+    def resolvent_products(self) -> float:
+        """What a resolvent costs before its first use, in products of W with one row; ∞ where there is none."""
+        return math.inf if type(self).make_resolvent is LinearMap.make_resolvent else 0.0
 
     def make_reflection(self, step: Step) -> LinearMap:
         """What ``reflection`` computes, differentiable."""

@@ -76,7 +76,7 @@ class Dense(LinearMap):
         return (cotangent.mT @ z,)
 
     @property
-    def resolvent_products(self) -> int:
+    def resolvent_products(self) -> float:
         """n, of 2n² operations each."""
         return self.size
 

@@ -175,7 +175,7 @@ class MinusGram(LinearMap):
         return replace(self, base=self.base.adjoint)
 
     @property
-    def resolvent_products(self) -> int:
+    def resolvent_products(self) -> float:
         """One product with the resolvent of C for each row of T."""
         return self.base.resolvent_products + self.factor.rank
 

@@ -79,7 +79,7 @@ class Scaled(LinearMap):
         return Scaled(self.inner.adjoint, self.right, self.left)
 
     @property
-    def resolvent_products(self) -> int:
+    def resolvent_products(self) -> float:
         """As the inner map."""
         return self.inner.resolvent_products
 

@@ -138,7 +138,7 @@ def _newton(problem: EquilibriumProblem, steps: float, predicted: str) -> Choice
 
 def _inverse_free(problem: EquilibriumProblem, stop: Stop, steps: float) -> Choice | None:
     cost, batch = problem.linear.resolvent_products, problem.batch
-    saved = f"{batch} rows in {steps:.0f} steps do not pay for a resolvent that costs {cost} products"
+    saved = f"{batch} rows in {steps:.0f} steps do not pay for a resolvent that costs {cost:.0f} products"
     assert problem.metric is not None
     estimates = problem.linear.estimates(problem.metric)
     assert estimates is not None
