@@ -12,7 +12,7 @@ from contracting.certificates import applicable, certify
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.base import Flow, as_flow
 from contracting.flows.fields import InputFlow, LinearFlow, NeuralFlow, VectorField
-from contracting.flows.network import FiringRate, Hopfield
+from contracting.flows.network import BoundFiringRate, FiringRate, Hopfield
 from contracting.flows.speed import DouglasRachfordFlow, ScaledFlow, TimeScaledForwardBackward
 from contracting.flows.splitting import BoundPeacemanRachford, ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.integrators import ExplicitEuler
@@ -24,6 +24,7 @@ from contracting.problem import EquilibriumProblem
 from contracting.simulation.sampled import sampled_rate
 from contracting.simulation.trajectories import simulate
 from contracting.solvers.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
+from contracting.types import Time
 from tests.problems import monotone_weight, planted
 
 STEPS = torch.tensor([0.2, 0.5, 0.1, 0.3, 0.4], dtype=torch.float64)
@@ -331,6 +332,27 @@ def test_layer_normalisation_and_row_parameters_are_no_crowd() -> None:
         flow = NeuralFlow(field)
         assert sampled_rate(flow, states, metric).measures.shape == (9,)
         assert bool(simulate(flow, states, torch.tensor([0.0, 0.1])).complete.all())
+
+
+def test_a_flow_with_a_field_of_its_own_is_not_certified_as_its_parent() -> None:
+    """It would be certified as something that it is not: three times the map expands here."""
+    problem, _ = planted(Tanh(), 0.5 * torch.eye(2, dtype=torch.float64), None, batch=1, seed=0)
+
+    class Louder(BoundFiringRate):
+        def map(self, state: torch.Tensor) -> torch.Tensor:
+            return 3 * super().map(state)
+
+    class Steeper(LinearFlow):
+        def __call__(self, t: Time, state: torch.Tensor) -> torch.Tensor:
+            return -2 * super().__call__(t, state)
+
+    class Named(BoundFiringRate):
+        """The same flow under another name."""
+
+    assert certify(Named(problem)).rate == pytest.approx(certify(FiringRate().bind(problem)).rate)
+    for flow in (Louder(problem), ScaledFlow(Louder(problem), 2.0), Steeper(-torch.eye(2, dtype=torch.float64))):
+        with pytest.raises(InputError, match="flow|certificate"):
+            certify(flow)
 
 
 def test_an_own_equilibrium_model_is_a_flow_under_its_input() -> None:
