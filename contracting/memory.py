@@ -42,7 +42,7 @@ class Memory:
             owner: what else this value depends on: a number, by value; a tensor or an object with ``tensors()``, such
                 as a metric, by identity and as long as it is not changed in place; or None.
         """
-        present, seen = versions(tensors), versions(_tensors_of(owner))
+        present, seen = versions(tensors), () if owner is None else versions(_tensors_of(owner))
         if present != self._present:
             self._kinds, self._present = {}, present
         known = self._kinds.get(what, [])
@@ -188,7 +188,7 @@ def _lasting(compute: Callable[[], T]) -> T:
 
 def versions(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     """How often each was changed in place, but through ``.data``, which torch does not count."""
-    return tuple(-1 if tensor.is_inference() else tensor._version for tensor in tensors)
+    return tuple([-1 if tensor.is_inference() else tensor._version for tensor in tensors])
 
 
 def _same(known: Any, owner: Any) -> bool:
@@ -198,5 +198,7 @@ def _same(known: Any, owner: Any) -> bool:
 def _tensors_of(owner: Any) -> Sequence[Tensor]:
     if isinstance(owner, Tensor):
         return (owner,)
+    if isinstance(owner, float):
+        return ()
     found: Sequence[Tensor] = owner.tensors() if hasattr(owner, "tensors") else ()
     return found

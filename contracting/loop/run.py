@@ -67,7 +67,9 @@ def solve(
         rows = _iterated(problem, method, z0, stop, watch)
     report(count.rows)  # to the solve that this one may be part of
     solution = rows.solution(count, watch.elapsed(), trace)
-    if not rows.solved and problem.linear.start_anew():
+    if rows.solved:
+        return solution
+    if problem.linear.start_anew():
         solution = _solved_anew(solution, problem, method, z0, stop)
     if throw and not bool(solution.converged.all()):
         raise SolveError(_failure(method, solution, rows.iteration.advice()), solution)

@@ -32,18 +32,14 @@ class FoldedIteration(RelaxedIteration):
 
     flow: BoundPeacemanRachford
 
-    def __init__(self, flow: BoundPeacemanRachford, relaxation: float, stop: Stop):
-        super().__init__(flow, relaxation, stop)
-        self.forecast = usual_forecast(flow, relaxation)
-        self._first_check = self._planned(stop.rtol or 0.0)
-        self.check_every = interval(self._steps_to(stop.rtol or 0.0))
+    def __init__(self, flow: BoundPeacemanRachford, relaxation: float, stop: Stop, forecast: Forecast | None):
+        self.forecast = forecast
+        steps = self._steps_to(stop.rtol or 0.0)
+        super().__init__(flow, relaxation, interval(steps))
+        self._first_check = min(MOST, math.ceil(steps or 0.0))
 
     def _steps_to(self, residual: float) -> float | None:
         return None if self.forecast is None else self.forecast.steps(max(residual, 1e-15))
-
-    def _planned(self, residual: float) -> int:
-        """Steps before the first look where a relative residual is wanted."""
-        return min(MOST, math.ceil(self._steps_to(residual) or 0.0))
 
     def cold(self) -> State:
         # u = 0 stands for z = 0 as well as anything, and costs least

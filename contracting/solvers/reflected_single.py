@@ -22,7 +22,8 @@ from contracting.flows.splitting import BoundPeacemanRachford, driven, reflected
 from contracting.loop.method import State
 from contracting.loop.records import Stop
 from contracting.maps.base import LinearMap
-from contracting.solvers.reflected import MOST, FoldedIteration, blocks_of, usual_forecast
+from contracting.solvers.forecast import Forecast
+from contracting.solvers.reflected import MOST, FoldedIteration, blocks_of
 from contracting.solvers.relaxed import Relaxed
 from contracting.types import Step
 
@@ -36,11 +37,10 @@ _SLOWEST_USUAL = 1 - 1e-4  # the same for the usual decay
 _EXPONENT = 60  # only rows with entries beyond 2^±60 are scaled
 
 
-def refinable(flow: BoundPeacemanRachford, relaxation: float) -> bool:
+def refinable(flow: BoundPeacemanRachford, forecast: Forecast | None) -> bool:
     """Whether float32 steps pay: the problem is float64, and its steps contract more than float32 rounds."""
     if flow.problem.q.dtype != torch.float64 or (flow.prediction.factor or 0.0) > _SLOWEST:
         return False
-    forecast = usual_forecast(flow, relaxation)
     return forecast is not None and forecast.decay <= _SLOWEST_USUAL
 
 
@@ -60,8 +60,8 @@ class Phase(NamedTuple):
 class RefinedIteration(FoldedIteration):
     """The iteration of ``FoldedIteration`` in float32; its state is that of ``RelaxedIteration`` or a ``Phase``."""
 
-    def __init__(self, flow: BoundPeacemanRachford, relaxation: float, stop: Stop):
-        super().__init__(flow, relaxation, stop)
+    def __init__(self, flow: BoundPeacemanRachford, relaxation: float, stop: Stop, forecast: Forecast | None):
+        super().__init__(flow, relaxation, stop, forecast)
         floor, wanted = _FLOOR * (1 + flow.problem.linear.rough_norm), stop.rtol or 0.0
         self._exact_start = _EXACT * floor <= wanted < floor  # one float64 product instead of a move
         floor *= _EXACT if self._exact_start else 1.0
@@ -69,7 +69,8 @@ class RefinedIteration(FoldedIteration):
         if floor <= wanted:
             share = 1.0 if self._exact_start else _USUAL
             rounding = min(_MOST_ROUNDING, share * floor / wanted)
-            self._first_check = self._planned(wanted * math.sqrt(1 - rounding**2))
+            steps = self._steps_to(wanted * math.sqrt(1 - rounding**2))
+            self._first_check = min(MOST, math.ceil(steps or 0.0))
         else:
             planned = 1.0 if self.forecast is None else self.forecast.steps(floor)
             self._phase = max(1, min(MOST, math.ceil(_SHARE * planned)))

@@ -10,7 +10,6 @@ from torch import Tensor
 from contracting.flows.splitting import BoundSplitting
 from contracting.integrators.base import FlowIteration
 from contracting.loop.method import State
-from contracting.loop.records import Stop
 
 _CHECKS = 5  # in the number of steps that are predicted: a check costs as much as two steps, of a few rows as ten
 _FEWEST = 3  # steps between two checks
@@ -29,13 +28,11 @@ class RelaxedIteration(FlowIteration):
 
     flow: BoundSplitting
 
-    def __init__(self, flow: BoundSplitting, relaxation: float, stop: Stop):
+    def __init__(self, flow: BoundSplitting, relaxation: float, check_every: int):
         super().__init__(flow)
-        self.relaxation = relaxation
-        prediction = flow.prediction
+        self.relaxation, self.check_every = relaxation, check_every
         self.step_size = None if isinstance(flow.step, Tensor) else flow.step
-        self.factor = relaxed(prediction.factor, relaxation)
-        self.check_every = planned_interval(relaxed(prediction.expected, relaxation), stop)
+        self.factor = relaxed(flow.prediction.factor, relaxation)
 
     def init(self, z0: Tensor) -> State:
         return Relaxed(self.flow.init(z0))
@@ -59,11 +56,6 @@ def planned_steps(expected: float | None, reduction: float) -> float | None:
     if expected is None or not reduction > 0:
         return None
     return math.log(min(reduction, 1.0)) / math.log(min(max(expected, 1e-3), 1 - 1e-9))
-
-
-def planned_interval(expected: float | None, stop: Stop) -> int:
-    """Steps between two checks of the residual; a function of the weights and the tolerance alone."""
-    return interval(planned_steps(expected, max(stop.rtol or 0.0, 1e-15)))
 
 
 def interval(steps: float | None) -> int:

@@ -22,9 +22,9 @@ from contracting.loop.method import Family, Iteration, Method
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.diagonal_step import DiagonalStep
-from contracting.solvers.reflected import FoldedIteration
+from contracting.solvers.reflected import FoldedIteration, usual_forecast
 from contracting.solvers.reflected_single import RefinedIteration, refinable
-from contracting.solvers.relaxed import RelaxedIteration
+from contracting.solvers.relaxed import RelaxedIteration, interval, planned_steps, relaxed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,9 @@ class _Splitting(Method):
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
-        return RelaxedIteration(self._flow(problem), self.share, stop)
+        flow = self._flow(problem)
+        steps = planned_steps(relaxed(flow.prediction.expected, self.share), max(stop.rtol or 0.0, 1e-15))
+        return RelaxedIteration(flow, self.share, interval(steps))
 
     def _flow(self, problem: EquilibriumProblem) -> BoundSplitting:
         if isinstance(self.step, DiagonalStep):
@@ -64,8 +66,9 @@ class _ReflectedSplitting(_Splitting):
         else:
             flow = self._flow(problem)
         assert isinstance(flow, BoundPeacemanRachford)
-        single = self.mixed_precision and refinable(flow, self.share)
-        return (RefinedIteration if single else FoldedIteration)(flow, self.share, stop)
+        forecast = usual_forecast(flow, self.share)
+        single = self.mixed_precision and refinable(flow, forecast)
+        return (RefinedIteration if single else FoldedIteration)(flow, self.share, stop, forecast)
 
 
 @dataclass(frozen=True, kw_only=True)
