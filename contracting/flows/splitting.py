@@ -81,9 +81,9 @@ def _rows(step: Step, matrix: Tensor) -> Tensor:
     return (step[:, None] if isinstance(step, Tensor) and step.ndim else step) * matrix
 
 
-def forward(problem: EquilibriumProblem, z: Tensor, step: Step) -> Tensor:
-    """z − α((I − W)z − q), the forward half of a step."""
-    return z + step * (problem.preactivation(z) - z)
+def forward(problem: EquilibriumProblem, z: Tensor, step: Step, preactivation: Tensor | None = None) -> Tensor:
+    """z − α((I − W)z − q), the forward half of a step; from Wz + q where that is known."""
+    return z + step * ((problem.preactivation(z) if preactivation is None else preactivation) - z)
 
 
 def forward_backward(problem: EquilibriumProblem, z: Tensor, step: Step) -> Tensor:

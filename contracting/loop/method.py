@@ -64,6 +64,10 @@ class Iteration(ABC):
         """A state to begin with where nobody knows a z0, not worth a look itself; None stands for that of z0 = 0."""
         return None
 
+    def warm(self, z0: Tensor, preactivation: Tensor) -> State:
+        """``init``, where a look at z0 has computed Wz0 + q; a method may make use of it."""
+        return self.init(z0)
+
     def advance(self, state: State, taken: int, steps: int) -> State:
         """``steps`` iterations after the first ``taken``; a method may fuse them."""
         for _ in range(steps):

@@ -58,7 +58,7 @@ class Rows:
         with counting(None):  # what depends on the weights alone is no part of the iteration
             self.iteration: Iteration = self.method.bind(problem, stop)
         cold = self.iteration.cold() if z0 is None else None
-        self.state: State = cold or self.iteration.init(_expanded(problem, 0.0) if z0 is None else z0)
+        self.state: State = cold or (_expanded(problem, 0.0) if z0 is None else z0,)
         self.place: Numbers | None = None  # of each row at work in the whole batch; None: all are there, in order
         self.answers: _Answers | None = None
         self.checks = 0
@@ -71,7 +71,9 @@ class Rows:
         self.residual: Numbers = np.full(problem.batch, np.nan)  # never had an answer
         self.scale = self.residual
         self.z: Tensor | None = None  # no answer yet
-        if cold is None or stop.max_steps == 0:
+        if cold is None:
+            self.check(self.state, 0, start=True)
+        elif stop.max_steps == 0:
             self.check(self.state, 0)
 
     @torch.no_grad()
@@ -101,9 +103,12 @@ class Rows:
             careful = torch.stack((euclidean(error[rows]), euclidean(image))).cpu().numpy()
             sizes[:, index] = np.where(outside[:, index], careful, sizes[:, index])
 
-    def check(self, state: State, taken: int) -> None:
-        """Take over the new state of the rows at work, judge the running ones, and let the finished ones leave."""
-        z = self.iteration.read(state)
+    def check(self, state: State, taken: int, *, start: bool = False) -> None:
+        """Take over the new state of the rows at work, judge the running ones, and let the finished ones leave.
+
+        At the start, z0 itself stands for the state: what the solution already is needs none.
+        """
+        z = state[0] if start else self.iteration.read(state)
         residual, scale, preactivation = self.assess(z)
         self.checks += 1
         # of an iteration that blows up either may overflow first, and an infinite scale tolerates every residual
@@ -115,7 +120,7 @@ class Rows:
             return
         lost = ~finite
         ended = converged | lost
-        stalled = self._stalled(state, residual, taken)
+        stalled = self._stalled(None if start else self.iteration.given_up(state), residual, taken)
         if stalled is not None:
             ended |= stalled
         last = taken >= self.stop.max_steps
@@ -133,7 +138,10 @@ class Rows:
             staying = self._compact()
             if staying is not None:
                 preactivation = preactivation[staying]
-            self.state = self.iteration.resume(self.state, preactivation, taken)
+            if start:
+                self.state = self.iteration.warm(self.state[0], preactivation)
+            else:
+                self.state = self.iteration.resume(self.state, preactivation, taken)
 
     def _finish(self, z: Tensor, residual: Numbers, scale: Numbers, taken: int) -> None:
         """All rows have converged, and none had before."""
@@ -143,13 +151,12 @@ class Rows:
         self.answers = _Answers(z=z, residual=residual.copy(), scale=scale.copy(), status=status, steps=steps)
         self.running, self.any_running = np.zeros(len(residual), dtype=np.bool_), False
 
-    def _stalled(self, state: State, residual: Numbers, taken: int) -> Flags | None:
+    def _stalled(self, given_up: Tensor | None, residual: Numbers, taken: int) -> Flags | None:
         if self.best is None:
             self.best, self.best_step = np.full(len(residual), np.inf), np.zeros(len(residual), dtype=np.int64)
         better = residual < self.best
         self.best = np.where(better, residual, self.best)
         self.best_step[better] = taken
-        given_up = self.iteration.given_up(state)
         rows: Flags | None = None if given_up is None else given_up.cpu().numpy()
         if taken < self.stop.patience:  # no row can have waited so long
             return rows

@@ -66,12 +66,14 @@ class RefinedIteration(FoldedIteration):
         self._exact_start = _EXACT * floor <= wanted < floor  # one float64 product instead of a move
         floor *= _EXACT if self._exact_start else 1.0
         self._phase = MOST  # steps for which ū may stay
-        if floor <= wanted:
+        self._suffices = floor <= wanted  # float32 steps from ū = 0, wherever u is
+        if self._suffices:
             share = 1.0 if self._exact_start else _USUAL
             rounding = min(_MOST_ROUNDING, share * floor / wanted)
             steps = self._steps_to(wanted * math.sqrt(1 - rounding**2))
             self._first_check = min(MOST, math.ceil(steps or 0.0))
         else:
+            self._warm_check = 0  # ū moves soon anyway, which costs what a look does
             planned = 1.0 if self.forecast is None else self.forecast.steps(floor)
             self._phase = max(1, min(MOST, math.ceil(_SHARE * planned)))
         self._single = _single(flow.reflection)
@@ -98,7 +100,8 @@ class RefinedIteration(FoldedIteration):
         return super().step(Relaxed(self._whole(state), state[-1]))
 
     def resume(self, state: State, preactivation: Tensor, taken: int) -> State:
-        return state if self._in_graph(state[0]) else self._moved_to(state, preactivation, taken)
+        given = self._suffices and taken == 0 and not isinstance(state, Phase)
+        return state if given or self._in_graph(state[0]) else self._moved_to(state, preactivation, taken)
 
     def advance(self, state: State, taken: int, steps: int) -> State:
         if self._in_graph(state[0]):
@@ -107,7 +110,8 @@ class RefinedIteration(FoldedIteration):
             if isinstance(state, Phase):
                 phase = state
             else:
-                phase = self._start(state) if state[-1] and taken == 0 else self._moved_to(state, None, taken)
+                start = taken == 0 and (state[-1] or self._suffices)
+                phase = self._start(state) if start else self._moved_to(state, None, taken)
             while steps:
                 if taken - phase.moved >= self._phase:
                     phase = self._moved_to(phase, None, taken)
@@ -118,13 +122,23 @@ class RefinedIteration(FoldedIteration):
 
     def _start(self, state: State) -> Phase:
         """ū = 0: with d = u and r the offset, so that no difference of reflections is needed."""
-        if self._exact_start:
-            drive = (self.flow.offset if self.relaxation == 1 else self.relaxation * self.flow.offset).to(torch.float32)
-            size, scaled = _sizes(drive, self.flow.problem.q)
-            if not scaled:
-                return Phase(state[0], size, self._unchanged(drive), drive, 0, True, False, True)
-        phase = self._phase_from(state[0], self.flow.problem.q, 0, at_zero=True, cold=True)
-        return phase if self._activation.homogeneous or not phase.scaled else self._moved_to(state, None, 0)
+        u, cold = state
+        zero = u if cold else u.new_zeros(()).expand_as(u)
+        phase = self._exactly_from(zero, cold) if self._exact_start else None
+        if phase is None:
+            phase = self._phase_from(zero, self.flow.problem.q, 0, at_zero=True, cold=cold)
+            if phase.scaled and not self._activation.homogeneous:
+                return self._moved_to(state, None, 0)
+        if not cold:  # d is known already, as if ū had moved a step before
+            phase = phase._replace(change=(u / phase.size if phase.scaled else u).to(torch.float32), moved=-1)
+        return phase
+
+    def _exactly_from(self, zero: Tensor, cold: bool) -> Phase | None:
+        """The state at ū = 0 with r from float64; None where rows would have to be scaled."""
+        offset = self.flow.offset if self.relaxation == 1 else self.relaxation * self.flow.offset
+        drive = offset.to(torch.float32)
+        size, scaled = _sizes(drive, self.flow.problem.q)
+        return None if scaled else Phase(zero, size, self._unchanged(drive), drive, 0, True, False, cold)
 
     @torch.no_grad()
     def _moved_to(self, state: State, preactivation: Tensor | None, taken: int) -> Phase:
