@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from contracting.errors import PreconditionError
+from contracting.maps.bounded import FactoredOperator
 from contracting.maps.counting import counted
 from contracting.maps.estimates import Estimates, estimate, rough_norm
 from contracting.maps.operator import MonotoneOperator
@@ -25,6 +26,11 @@ from contracting.types import Step
 # Blocks up to this size have their eigenvalues computed although nobody asked for them: with larger ones that takes
 # longer than the solves which a better step would shorten.
 _EXACT_LIMIT = 300
+
+
+# Of larger blocks no eigenvalues or singular values are computed, which take seconds from n = 1,000 on, and a solve
+# needs about seventeen of them: their bounds come from products and Cholesky factorisations.
+_DECOMPOSED = 500
 
 
 class LinearMap(Remembering):
@@ -119,7 +125,8 @@ class LinearMap(Remembering):
 
     def make_operator(self, metric: Metric) -> MonotoneOperator:
         """What ``operator`` remembers, of weights that are in no graph."""
-        return MonotoneOperator(self.blocks(metric))
+        blocks = self.blocks(metric)
+        return (MonotoneOperator if blocks.shape[-1] <= _DECOMPOSED else FactoredOperator)(blocks)
 
     def make_estimates(self, metric: Metric) -> Estimates | None:
         """What ``estimates`` remembers, of weights that are in no graph."""

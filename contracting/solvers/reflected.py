@@ -23,9 +23,9 @@ from contracting.solvers.relaxed import Relaxed, RelaxedIteration, interval, rel
 
 _BLOCK_BYTES = 640_000  # of the state of a block of rows; three such arrays are at work
 MOST = 100  # steps before the first check, however many are predicted
-# After the look at a start that was given, the next comes after this share of the steps of a solve from zero: enough for
-# a start that is good to half the digits. A look costs as much as six float32 steps (1,000 rows of the trained networks
-# of 80 neurons), so that with more looks such a start would cost more than none.
+# After the look at a start that was given, the next comes after this share of the steps of a solve from zero: enough
+# for a start that is good to half the digits. A look costs as much as six float32 steps (1,000 rows of the trained
+# networks of 80 neurons), so that with more looks such a start would cost more than none.
 _WARM_SHARE = 0.6
 _OVERSHOOT = 12  # where a solve takes long, one step in so many may be in vain
 

@@ -24,6 +24,7 @@ from contracting.solvers.splitting import ForwardBackward, PeacemanRachford
 from tests.problems import monotone_weight, planted
 
 F64 = torch.float64
+ONE = torch.ones(1, 1, dtype=F64)
 
 
 def a_problem(n: int = 20, rows: int = 10, **shape: float) -> EquilibriumProblem:
@@ -64,7 +65,7 @@ class HalvingIteration(Iteration):
     rate: float
 
     def init(self, z0: Tensor) -> State:
-        return (torch.ones_like(z0),)
+        return (z0,)
 
     def step(self, state: State) -> State:
         return (self.rate * state[0],)
@@ -80,7 +81,7 @@ def zero_problem(size: int = 1) -> EquilibriumProblem:
 
 
 def test_an_iteration_needs_no_constructor_of_the_base_class() -> None:
-    solution = solve(zero_problem(), Halving(), stop=Stop(rtol=0.0, atol=2.0**-10))
+    solution = solve(zero_problem(), Halving(), z0=ONE, stop=Stop(rtol=0.0, atol=2.0**-10))
     assert solution.converged.all() and int(solution.steps) == 10 and solution.map_evals == 11  # those of the checks
 
 
@@ -192,12 +193,12 @@ def test_a_norm_that_is_none_or_does_not_fit_is_refused() -> None:
     ("rate", "status"), [(1.01, Status.DIVERGED), (1.0, Status.STALLED), (1e100, Status.NONFINITE), (0.99, None)]
 )
 def test_a_diverging_method_is_said_to_diverge(rate: float, status: Status | None) -> None:
-    solution = solve(zero_problem(), Halving(rate=rate), throw=False)
+    solution = solve(zero_problem(), Halving(rate=rate), z0=ONE, throw=False)
     assert int(solution.status) == (status or Status.CONVERGED)
     if status is Status.DIVERGED:
         assert "precision" not in Status.DIVERGED.advice
         with pytest.raises(SolveError, match="DIVERGED"):
-            solve(zero_problem(), Halving(rate=rate))
+            solve(zero_problem(), Halving(rate=rate), z0=ONE)
 
 
 def test_seconds_count_the_binding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def test_the_predicted_factor_is_attained(method: Method) -> None:
         metric=WeightedL2.identity(2, dtype=torch.float64),
     )
     iteration = method.bind(problem, Stop())
-    state: State = (torch.tensor([[1.0, 0.5]], dtype=torch.float64),)
+    state = iteration.init(torch.tensor([[1.0, 0.5]], dtype=torch.float64))
     sizes = []
     for _ in range(20):
         state = iteration.step(state)
@@ -158,7 +158,7 @@ class _Stub(Iteration):
         self.rate = rate
 
     def init(self, z0: torch.Tensor) -> State:
-        return (torch.ones_like(z0),)
+        return (z0,)
 
     def step(self, state: State) -> State:
         return (state[0] * self.rate,)
@@ -177,6 +177,9 @@ class _StubMethod(Method):
         return _Stub(self.rate)
 
 
+_ONE = torch.ones(1, 1, dtype=torch.float64)
+
+
 def _zero_problem() -> EquilibriumProblem:
     zero = torch.zeros(1, 1, dtype=torch.float64)
     return EquilibriumProblem(linear=Dense(zero), q=zero, activation=ReLU())
@@ -184,19 +187,20 @@ def _zero_problem() -> EquilibriumProblem:
 
 def test_ending_exactly_on_max_steps_is_success() -> None:
     stop = Stop(rtol=0.0, atol=2.0**-10, max_steps=10)
-    solution = solve(_zero_problem(), _StubMethod(), stop=stop)
+    solution = solve(_zero_problem(), _StubMethod(), z0=_ONE, stop=stop)
     assert solution.status[0] == Status.CONVERGED and solution.steps[0] == 10
-    one_less = solve(_zero_problem(), _StubMethod(), stop=Stop(rtol=0.0, atol=2.0**-10, max_steps=9), throw=False)
+    fewer = Stop(rtol=0.0, atol=2.0**-10, max_steps=9)
+    one_less = solve(_zero_problem(), _StubMethod(), z0=_ONE, stop=fewer, throw=False)
     assert one_less.status[0] == Status.MAX_STEPS and one_less.steps[0] == 9
 
 
 def test_a_stalled_row_is_reported() -> None:
-    solution = solve(_zero_problem(), _StubMethod(rate=1.0), stop=Stop(patience=7), throw=False)
+    solution = solve(_zero_problem(), _StubMethod(rate=1.0), z0=_ONE, stop=Stop(patience=7), throw=False)
     assert solution.status[0] == Status.STALLED and solution.steps[0] == 7
 
 
 def test_a_diverging_row_is_reported_with_its_last_finite_iterate() -> None:
-    solution = solve(_zero_problem(), _StubMethod(rate=1e100), stop=Stop(patience=10**6), throw=False)
+    solution = solve(_zero_problem(), _StubMethod(rate=1e100), z0=_ONE, stop=Stop(patience=10**6), throw=False)
     assert solution.status[0] == Status.NONFINITE
     assert solution.z.isfinite().all() and solution.residual.isfinite().all()
 
