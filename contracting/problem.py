@@ -152,7 +152,10 @@ class EquilibriumProblem:
 
     def _refusal(self, method: str) -> PreconditionError:
         if self.metric is None:
-            reason = "no metric is claimed for this weight (Condition 1 is not certified)"
+            reason = (
+                "no metric is claimed for this weight (Condition 1 is not certified; find_metric(W) of "
+                "contracting.certificates looks for one)"
+            )
         else:
             reason = "I − W is not strongly monotone in the metric of this problem (Condition 1 fails)"
         return PreconditionError(

@@ -24,16 +24,7 @@ from contracting.errors import InputError
 from equilibrium.lipschitz.radius import batches, checked_labels, checked_rows
 from equilibrium.training.modes import evaluating
 
-_BATCH = 1000
-
-
-
-
-
-
-
-
-
+_BATCH = 1000  # inputs per call of the model
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -155,8 +146,8 @@ def smallest_perturbation(
         temperature: of the cross-entropy; None takes a fifth of the median lead over the second class, at which no
             gradient is too small to be followed, and the nearest class counts most.
         steps: gradients per input.
-        seed: of the directions that replace a gradient of zero.
-        batch_size: inputs per call of the model.
+        seed: of the directions that replace a gradient of zero; these alone depend on the place of a row in its batch.
+        batch_size: inputs per call of the model; sizes do not depend on it.
         on_batch: called after each batch.
 
     Raises:
@@ -177,14 +168,16 @@ def smallest_perturbation(
     attack = foolbox.attacks.DDNAttack(steps=steps, init_epsilon=3.0, gamma=0.1)
     judge = model if verify is None else verify
     if temperature is None:
-        temperature = _lead(model, inputs[:batch_size].to(kind)) / 5 or 1.0
+        leads = [_leads(model, x.to(kind)) for x, _ in batches(inputs, labels, batch_size)]
+        temperature = float(torch.cat(leads).median()) / 5 or 1.0
+    around = _widened(inputs.to(kind), bounds)
     found, sizes = [], []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for x, y in batches(inputs, labels, batch_size):
             start = x.to(kind)
             with _Attacked(model, temperature) as call:
-                moved = attack.run(_wrapped(foolbox, call, _widened(start, bounds)), start, y).to(x)
+                moved = attack.run(_wrapped(foolbox, call, around), start, y).to(x)
             moved = moved.clamp(*bounds)
             with _Attacked(judge, 1.0) as call:
                 wrong, fooled = _classes(call, x) != y, _classes(call, moved) != y
@@ -242,10 +235,10 @@ def _classes(call: nn.Module, inputs: Tensor) -> Tensor:
     return outputs.argmax(-1)
 
 
-def _lead(model: nn.Module, inputs: Tensor) -> float:
-    """The median lead of the largest output over the second."""
+def _leads(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The lead of the largest output over the second, (batch,)."""
     top = _outputs(model, inputs).topk(2, -1).values
-    return float((top[:, 0] - top[:, 1]).median())
+    return top[:, 0] - top[:, 1]
 
 
 @torch.no_grad()
@@ -263,11 +256,6 @@ def _widened(x: Tensor, bounds: tuple[float, float]) -> tuple[float, float]:
     """The bounds as the dtype of x rounds them: foolbox refuses an input outside by one rounding."""
     low, high = torch.tensor(bounds, dtype=x.dtype).tolist()
     return min(low, float(x.min())), max(high, float(x.max()))
-
-
-
-
-
 
 
 

@@ -155,6 +155,7 @@ def _entry(subject: _Subject, found: LipschitzReport) -> dict[str, Any]:
             "slopes": found.certificate.slopes,
             "multiplier": found.certificate.multiplier,
             "state_gains": found.certificate.state_gains,
+            "units": found.certificate.units,
         },
         "pair": {"search": found.witness.method, "first": found.witness.first, "second": found.witness.second},
     }
@@ -214,14 +215,21 @@ def _refusing(path: Path) -> Iterator[None]:
 
 def _claim(entry: Mapping[str, Any]) -> LipschitzReport:
     proof, pair = entry["certificate"], entry["pair"]
-    tensors = {
-        key: None if proof[key] is None else torch.tensor(proof[key], dtype=torch.float64)
+    multiplier, state_gains = (
+        None if proof[key] is None else torch.tensor(proof[key], dtype=torch.float64)
         for key in ("multiplier", "state_gains")
-    }
-    low, high = proof["slopes"]
+    )
+    (low, high), (p, q) = proof["slopes"], proof["units"]
     return LipschitzReport(
         certificate=LipschitzCertificate(
-            bound=entry["certified"], norm=Norm.L2, method=proof["method"], slopes=(low, high), margin=0.0, **tensors
+            bound=entry["certified"],
+            norm=Norm.L2,
+            method=proof["method"],
+            slopes=(low, high),
+            margin=0.0,
+            multiplier=multiplier,
+            state_gains=state_gains,
+            units=(p, q),
         ),
         witness=AttainedRatio(
             ratio=entry["attained"],

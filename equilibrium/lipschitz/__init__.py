@@ -2,18 +2,19 @@
 
 from equilibrium.lipschitz.bounds import (
     PairwiseLipschitz,
-    built_in_bound,
     certified_bound,
     certified_lipschitz,
     pairwise_lipschitz,
 )
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
 from equilibrium.lipschitz.checker import check_lipschitz
-from equilibrium.lipschitz.elementwise import elementwise_bound
+from equilibrium.lipschitz.elementwise import Elementwise
+from equilibrium.lipschitz.finder import BuiltIn, LipschitzFinder
 from equilibrium.lipschitz.first_order import FirstOrder
 from equilibrium.lipschitz.interior import InteriorPoint
 from equilibrium.lipschitz.lmi import MatrixInequality
-from equilibrium.lipschitz.lower import AttainedRatio, PairAscent, PatternSearch, RegionWalk
+from equilibrium.lipschitz.lower import PairAscent, PatternSearch, RegionWalk
+from equilibrium.lipschitz.pairs import AttainedRatio
 from equilibrium.lipschitz.report import (
     LipschitzReport,
     attained_lipschitz,
@@ -25,9 +26,12 @@ from equilibrium.lipschitz.system import LipschitzSystem, lipschitz_system
 
 __all__ = [
     "AttainedRatio",
+    "BuiltIn",
+    "Elementwise",
     "FirstOrder",
     "InteriorPoint",
     "LipschitzCertificate",
+    "LipschitzFinder",
     "LipschitzReport",
     "LipschitzSystem",
     "MatrixInequality",
@@ -37,11 +41,9 @@ __all__ = [
     "PatternSearch",
     "RegionWalk",
     "attained_lipschitz",
-    "built_in_bound",
     "certified_bound",
     "certified_lipschitz",
     "check_lipschitz",
-    "elementwise_bound",
     "lipschitz_report",
     "lipschitz_system",
     "pair_ratio",

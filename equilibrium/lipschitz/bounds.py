@@ -2,54 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from contracting.activations.base import Activation
+from contracting.certificates.finder import Finder
 from contracting.certificates.records import CertificateError
 from contracting.errors import InputError, PreconditionError
-from equilibrium.convolution.weights import ConvolutionalWeights
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
-from equilibrium.lipschitz.checker import checked
-from equilibrium.lipschitz.elementwise import elementwise_bound
-from equilibrium.lipschitz.frequencies import frequency_bound, image_weights
-from equilibrium.lipschitz.gain import certified_by
+from equilibrium.lipschitz.composite import Model
+from equilibrium.lipschitz.elementwise import Elementwise
+from equilibrium.lipschitz.finder import BuiltIn
+from equilibrium.lipschitz.frequencies import PerFrequency, image_system
+from equilibrium.lipschitz.frequency_checker import ImageSystem
 from equilibrium.lipschitz.interior import InteriorPoint
-from equilibrium.lipschitz.start import starting_multiplier
-from equilibrium.lipschitz.system import LipschitzSystem, Model, lipschitz_system
+from equilibrium.lipschitz.start import prepared
+from equilibrium.lipschitz.system import LipschitzSystem, lipschitz_system
+
+Bounding = Finder[LipschitzSystem, Tensor, LipschitzCertificate]
 
 _TIGHT_UP_TO = 200  # n up to which the optimum is found to six digits; beyond, to four
 _PAIR_TOLERANCE = 2e-3  # of the duality gap of γ²; the error itself is about a hundredth of it
-_INFLATIONS = (0.0, 1e-9, 1e-7)
-
-
-def built_in_bound(system: LipschitzSystem) -> LipschitzCertificate:
-    """The γ that the parameterisation promises, checked with its own Λ.
-
-    Raises:
-        PreconditionError: if nothing is promised.
-        CertificateError: if the promise does not hold for these weights.
-    """
-    if system.claimed is None or system.metric is None:
-        raise PreconditionError("this map has no built-in Lipschitz bound; use certified_lipschitz")
-    for inflation in _INFLATIONS:
-        bound = system.claimed * (1 + inflation)
-        certificate = LipschitzCertificate(
-            bound=bound,
-            norm=Norm.L2,
-            method="built-in",
-            slopes=(0.0, 1.0),
-            margin=0.0,
-            multiplier=bound * system.metric,
-        )
-        try:
-            return checked(certificate, system)
-        except CertificateError:
-            continue
-    raise CertificateError(f"the built-in constant {system.claimed:.6g} does not hold for these weights")
 
 
 def certified_lipschitz(
@@ -68,7 +47,7 @@ def certified_lipschitz(
     without ``preceding``, all this is done per frequency; otherwise its matrices are needed.
 
     Args:
-        model: a layer, or explicit weights.
+        model: a layer, explicit weights, or an nn.Sequential of linear modules around one layer, in evaluation mode.
         preceding: linear map before the model, such as a normalisation: (in, k), or nn.Linear(k, in).
         following: linear map after the model, such as a readout: (m, out), or nn.Linear(out, m).
         norm: of inputs and outputs.
@@ -83,9 +62,9 @@ def certified_lipschitz(
     """
     if not isinstance(norm, Norm):
         raise InputError(f"norm must be Norm.L1, Norm.L2 or Norm.LINF, got {norm!r}")
-    images = image_weights(model, following)
+    images = image_system(model, following)
     if images is not None and preceding is None and norm is Norm.L2:
-        return frequency_bound(images)
+        return PerFrequency().certify(images)
     system = lipschitz_system(model, preceding=preceding, following=following, activation=activation)
     return certified_bound(system, norm)
 
@@ -93,29 +72,26 @@ def certified_lipschitz(
 def certified_bound(system: LipschitzSystem, norm: Norm = Norm.L2) -> LipschitzCertificate:
     """``certified_lipschitz`` of explicit matrices."""
     if norm is not Norm.L2:
-        return elementwise_bound(system, norm)
-    found: list[LipschitzCertificate] = []
-    refusal: Exception | None = None
-    try:
-        found.append(built_in_bound(system))
-    except (PreconditionError, CertificateError):
-        pass  # nothing promised, or not kept: then it must be found
-    try:
-        found.append(_multiplier_bound(system))
-    except (PreconditionError, CertificateError) as error:
-        refusal = error
-    try:
-        found.append(elementwise_bound(system))
-    except PreconditionError:
-        pass  # it needs more than Condition 1
+        return Elementwise(norm=norm).certify(system)
+    optimum = InteriorPoint(tolerance=1e-6 if system.size <= _TIGHT_UP_TO else 1e-4)
+    found, refusals = _certified_by((BuiltIn(), optimum, Elementwise()), system)
     if not found:
-        raise PreconditionError(f"no Lipschitz constant can be certified: {refusal}")
+        raise PreconditionError(f"no Lipschitz constant can be certified: {refusals[optimum]}")
     return min(found, key=lambda certificate: certificate.bound)
 
 
-def _multiplier_bound(system: LipschitzSystem) -> LipschitzCertificate:
-    finder = InteriorPoint(tolerance=1e-6 if system.size <= _TIGHT_UP_TO else 1e-4)
-    return finder.bound(system, start=starting_multiplier(system))
+def _certified_by(
+    finders: Sequence[Bounding], system: LipschitzSystem
+) -> tuple[list[LipschitzCertificate], dict[Bounding, Exception]]:
+    """What each finder proves, and why the others do not."""
+    found: list[LipschitzCertificate] = []
+    refusals: dict[Bounding, Exception] = {}
+    for finder in finders:
+        try:
+            found.append(finder.certify(system))
+        except (PreconditionError, CertificateError) as error:
+            refusals[finder] = error
+    return found, refusals
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,19 +99,30 @@ class PairwiseLipschitz:
     """One ℓ2 constant for every difference yᵢ − yⱼ of outputs: what a classification margin needs.
 
     Attributes:
-        bounds: (out, out), symmetric, zero on the diagonal: |(yᵢ − yⱼ)(x) − (yᵢ − yⱼ)(x')| ≤ boundsᵢⱼ‖x − x'‖₂.
         certificates: of the pairs i < j, in lexicographic order.
         whole: the certificate of all outputs together; √2 times its bound is what a pair would get from it.
     """
 
-    bounds: Tensor
     certificates: tuple[LipschitzCertificate, ...]
     whole: LipschitzCertificate
 
     @property
+    def outputs(self) -> int:
+        """How many there are."""
+        return (1 + math.isqrt(1 + 8 * len(self.certificates))) // 2
+
+    @property
     def pairs(self) -> list[tuple[int, int]]:
         """The pairs (i, j) in the order of ``certificates``."""
-        return list(itertools.combinations(range(self.bounds.shape[0]), 2))
+        return list(itertools.combinations(range(self.outputs), 2))
+
+    @property
+    def bounds(self) -> Tensor:
+        """(out, out), symmetric, zero on the diagonal: |(yᵢ − yⱼ)(x) − (yᵢ − yⱼ)(x')| ≤ boundsᵢⱼ‖x − x'‖₂."""
+        bounds = torch.zeros(self.outputs, self.outputs, dtype=torch.float64)
+        for (i, j), certificate in zip(self.pairs, self.certificates, strict=True):
+            bounds[i, j] = bounds[j, i] = certificate.bound
+        return bounds
 
     @property
     def assumption(self) -> str:
@@ -156,42 +143,28 @@ def pairwise_lipschitz(
 
     Each is at most √2 times the constant of the whole map, and usually much less.
     """
-    images = image_weights(model, following)
+    images = image_system(model, following)
     if images is not None and preceding is None:
         return _pairs_of_images(images)
     system = lipschitz_system(model, preceding=preceding, following=following, activation=activation)
     whole = certified_bound(system)
-    outputs = system.C.shape[0]
-    pairs = list(itertools.combinations(range(outputs), 2))
-    bounds = torch.zeros(outputs, outputs, dtype=torch.float64)
-    start = starting_multiplier(system) if whole.multiplier is None else whole.multiplier / whole.bound
+    finders: list[Bounding] = []
+    if whole.multiplier is None:  # only these bounds may exist, and only they are cheap
+        finders.append(Elementwise())
+    with contextlib.suppress(PreconditionError):
+        finders.append(InteriorPoint(tolerance=_PAIR_TOLERANCE, start=prepared(system, whole.multiplier)[1]))
     certificates = []
-    for i, j in pairs:
-        rows = torch.zeros(1, outputs, dtype=torch.float64)
-        rows[0, i], rows[0, j] = 1.0, -1.0
-        certificate = _pair_bound(system.with_output(rows), start, whole)
-        certificates.append(certificate)
-        bounds[i, j] = bounds[j, i] = certificate.bound
-    return PairwiseLipschitz(bounds=bounds, certificates=tuple(certificates), whole=whole)
+    for i, j in itertools.combinations(range(system.C.shape[0]), 2):
+        found, refusals = _certified_by(finders, system.difference(i, j))
+        if not found:
+            raise next(iter(refusals.values()))
+        certificates.append(min(found, key=lambda certificate: certificate.bound))
+    return PairwiseLipschitz(certificates=tuple(certificates), whole=whole)
 
 
-def _pairs_of_images(weights: ConvolutionalWeights) -> PairwiseLipschitz:
-    outputs = weights.out_features
-    bounds = torch.zeros(outputs, outputs, dtype=torch.float64)
-    certificates = []
-    for i, j in itertools.combinations(range(outputs), 2):
-        difference = (weights.output[i] - weights.output[j])[None]
-        certificate = frequency_bound(replace(weights, output=difference), steps=0)
-        certificates.append(certificate)
-        bounds[i, j] = bounds[j, i] = certificate.bound
-    return PairwiseLipschitz(bounds=bounds, certificates=tuple(certificates), whole=frequency_bound(weights))
-
-
-def _pair_bound(system: LipschitzSystem, start: Tensor, whole: LipschitzCertificate) -> LipschitzCertificate:
-    lam = InteriorPoint(tolerance=_PAIR_TOLERANCE).multiplier(system, start)
-    certificate = certified_by(system, lam, f"pair of outputs, {whole.method}")
-    if certificate.bound <= 2**0.5 * whole.bound * (1 + 1e-12):
-        return certificate
-    if whole.multiplier is None:
-        return elementwise_bound(system)
-    return certified_by(system, 2**0.5 * start, f"pair of outputs, {whole.method}")
+def _pairs_of_images(system: ImageSystem) -> PairwiseLipschitz:
+    pairs = itertools.combinations(range(system.weights.out_features), 2)
+    return PairwiseLipschitz(
+        certificates=tuple(PerFrequency(steps=0).certify(system.difference(i, j)) for i, j in pairs),
+        whole=PerFrequency().certify(system),
+    )

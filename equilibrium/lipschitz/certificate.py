@@ -26,9 +26,12 @@ class LipschitzCertificate:
         method: how the proof was found; how it was found does not matter for its truth.
         slopes: the slopes [a, b] of the activation for which it holds.
         margin: what is left of the inequality after the allowance for rounding, > 0; see the checker.
-        multiplier: ℓ2: diagonal Λ of [[2Λ − ΛW − WᵀΛ − CᵀC, ·], [·, bound²·I − DᵀD]] ≻ 0, (n,), or None.
-        state_gains: elementwise: X ≥ 0 with |Δz| ≤ X|Δx|, (n, in), or None.
+        multiplier: ℓ2: diagonal Λ of [[2Λ − ΛW − WᵀΛ − CᵀC, ·], [·, bound²·I − DᵀD]] ≻ 0, (n,), in ``units``, or None.
+        state_gains: elementwise: X ≥ 0 with |Δz| ≤ X|Δx|, (n, in), in ``units``, or None.
         entrywise: elementwise: |Δyᵢ| ≤ Σⱼ entrywiseᵢⱼ|Δxⱼ|, (out, in), or None.
+        units: (p, q): the two above are those of U·2⁻ᵖ, C·2⁻ᑫ, D·2⁻ᵖ⁻ᑫ and bound·2⁻ᵖ⁻ᑫ, so that neither weights of
+            1e-160 nor of 1e+160 leave the range of float64. In the units of the weights they are 4ᑫΛ and 2ᵖX.
+        about: a hash of the weights it was proved for, or None.
     """
 
     bound: float
@@ -39,6 +42,8 @@ class LipschitzCertificate:
     multiplier: Tensor | None = None
     state_gains: Tensor | None = None
     entrywise: Tensor | None = None
+    units: tuple[int, int] = (0, 0)
+    about: str | None = None
 
     @property
     def assumption(self) -> str:

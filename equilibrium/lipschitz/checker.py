@@ -1,8 +1,8 @@
 r"""The one judge of every Lipschitz certificate: explicit matrices in, yes or no out, with an allowance for rounding.
 
-It shares no formula with the finders. A matrix is proved positive definite by a Cholesky factorisation that succeeds
-after a shift (Rump, "Verification of positive definiteness", BIT 2006); the shift covers the rounding of assembling the
-matrix, entry by entry, and the errors that the system declares of its own matrices.
+It shares no formula with the finders. A matrix is proved positive definite by the Cholesky factorisation of
+``contracting.certificates.definite``, whose shift covers the rounding of assembling the matrix, entry by entry, what
+may underflow in it, and the errors that the system declares of its own matrices.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from contracting.certificates.definite import UNIT
+from contracting.certificates.definite import SMALLEST, UNIT, definite_margin, sizes
+from contracting.certificates.multipliers import perron_weights
 from contracting.certificates.records import CertificateError
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
-from equilibrium.lipschitz.system import LipschitzSystem
+from equilibrium.lipschitz.system import LipschitzSystem, in_power, times_power
 
 _ASSEMBLY = 16  # roundings of one entry beside those of its inner products
 _FAIL = -float("inf")
@@ -37,12 +38,13 @@ def check_lipschitz(certificate: LipschitzCertificate, system: LipschitzSystem) 
     low, high = certificate.slopes
     if not 0 <= low <= high <= 1 or system.slopes[0] < low or system.slopes[1] > high:
         raise CertificateError(f"the certificate is for slopes in {certificate.slopes}, the map has {system.slopes}")
+    p, q = certificate.units
+    scaled, bound = system.in_units(certificate.units), in_power(certificate.bound, -p - q)
+    margin = _FAIL
     if certificate.multiplier is not None:
-        margin = _multiplier_margin(certificate, system)
+        margin = _multiplier_margin(certificate, scaled, bound)
     elif certificate.state_gains is not None:
-        margin = _elementwise_margin(certificate, system)
-    else:
-        margin = _FAIL
+        margin = _elementwise_margin(certificate, scaled, bound)
     if not margin > 0:
         raise CertificateError(
             f"not certified: {certificate.norm.value} constant {certificate.bound:.6g} by {certificate.method}"
@@ -51,36 +53,38 @@ def check_lipschitz(certificate: LipschitzCertificate, system: LipschitzSystem) 
 
 
 def checked(certificate: LipschitzCertificate, system: LipschitzSystem) -> LipschitzCertificate:
-    """The certificate with the margin that the checker found.
+    """The certificate with the margin that the checker found, and the fingerprint of what it is about.
 
     Raises:
         CertificateError: if it does not hold.
     """
-    return replace(certificate, margin=check_lipschitz(certificate, system))
+    return replace(certificate, margin=check_lipschitz(certificate, system), about=system.fingerprint)
 
 
-def _multiplier_margin(certificate: LipschitzCertificate, system: LipschitzSystem) -> float:
+def _multiplier_margin(certificate: LipschitzCertificate, system: LipschitzSystem, bound: float) -> float:
     r"""Margin of bound²‖Δx‖² − ‖Δy‖² − 2Σλᵢ(Δzᵢ − aΔvᵢ)(bΔvᵢ − Δzᵢ) ≻ 0 as a form in (Δz, Δx), Δv = WΔz + UΔx.
 
     The slopes make every summand nonnegative, so ‖Δy‖ ≤ bound·‖Δx‖. Its (Δz, Δz) block, [Condition 1], makes the
-    equilibrium unique.
+    equilibrium unique; where y does not depend on x, that block alone is left to prove.
     """
     lam, n = certificate.multiplier, system.size
     if certificate.norm is not Norm.L2 or lam is None or lam.shape != (n,):
         return _FAIL
-    if not bool((torch.isfinite(lam) & (lam > 0)).all()) or not 0 < certificate.bound < float("inf"):
+    if not bool((torch.isfinite(lam) & (lam > 0)).all()) or not 0 <= bound < float("inf"):
         return _FAIL
     low, high = certificate.slopes
     U_error, C_error, D_error = system.errors
     V, Y = torch.cat([system.W, system.U], 1), torch.cat([system.C, system.D], 1)
     V_error = torch.cat([torch.zeros_like(system.W), U_error], 1)
     Y_error = torch.cat([C_error, D_error], 1)
+    if system.constant:
+        V, Y, V_error, Y_error = V[:, :n], 0 * Y[:, :n], V_error[:, :n], 0 * Y_error[:, :n]
     total = V.shape[1]
     cross = torch.zeros(total, total, dtype=torch.float64)
     cross[:n] = lam[:, None] * V
     cross_error = torch.zeros_like(cross)
     cross_error[:n] = lam[:, None] * V_error
-    diagonal = torch.cat([2 * lam, torch.full((total - n,), certificate.bound**2, dtype=torch.float64)])
+    diagonal = torch.cat([2 * lam, torch.full((total - n,), bound * bound, dtype=torch.float64)])
     matrix = torch.diag(diagonal) - (low + high) * (cross + cross.mT) - Y.mT @ Y
     size = torch.diag(diagonal) + (low + high) * (cross.abs() + cross.mT.abs()) + Y.abs().mT @ Y.abs()
     product_error = Y.abs().mT @ Y_error
@@ -89,41 +93,14 @@ def _multiplier_margin(certificate: LipschitzCertificate, system: LipschitzSyste
         root = lam.sqrt()[:, None]
         scaled, scaled_error = root * V, root * V_error
         matrix = matrix + 2 * low * high * (scaled.mT @ scaled)
-        size = size + 2 * low * high * (scaled.abs().mT @ scaled.abs())
-        half = scaled.abs().mT @ scaled_error
+        size = size + 2 * low * high * (sizes(scaled).mT @ sizes(scaled))
+        half = sizes(scaled).mT @ scaled_error
         error = error + 2 * low * high * (half + half.mT + scaled_error.mT @ scaled_error)
     inner = max(n, system.C.shape[0]) + _ASSEMBLY
-    return definite_margin(matrix, 1.01 * (inner * UNIT * size + error))
+    return definite_margin(matrix, 1.01 * (inner * UNIT * (size + SMALLEST) + error))
 
 
-def definite_margin(matrix: Tensor, error: Tensor) -> float:
-    """A verified lower bound of λmin of every matrix within ``error`` (entrywise) of this one, at unit diagonal.
-
-    Returns:
-        The bound, > 0 if positive definiteness is proved, −inf if not.
-    """
-    diagonal = matrix.diagonal()
-    if not bool(torch.isfinite(matrix).all()) or not bool((diagonal > 0).all()):
-        return _FAIL
-    scale = torch.exp2(torch.round(-0.5 * torch.log2(diagonal)))  # a power of two: no rounding
-    scaled = matrix * scale[:, None] * scale[None, :]
-    scaled = (scaled + scaled.mT) / 2
-    size = matrix.shape[0]
-    gamma = (size + 2) * UNIT / (1 - (size + 2) * UNIT)
-    trace = float(scaled.diagonal().sum())
-    spread = float(torch.linalg.matrix_norm(error * scale[:, None] * scale[None, :]))
-    allowance = 1.01 * ((gamma + 4 * UNIT) * trace + spread)
-    margin = _FAIL
-    for extra in (0.0, 1e-9, 1e-5):  # each is a factorisation
-        shifted = scaled.clone()
-        shifted.diagonal().sub_(allowance + extra)
-        if int(torch.linalg.cholesky_ex(shifted)[1]) != 0:
-            break
-        margin = max(extra, torch.finfo(torch.float64).tiny)
-    return margin
-
-
-def _elementwise_margin(certificate: LipschitzCertificate, system: LipschitzSystem) -> float:
+def _elementwise_margin(certificate: LipschitzCertificate, system: LipschitzSystem, bound: float) -> float:
     r"""Relative room between the bound and the norm of |C|X + |D|, if X ≥ (I − ⌈bW⌉)⁻¹|bU| is proved, else −inf.
 
     With T = I − ⌈bW⌉ (no positive entry off the diagonal): a v > 0 with Tv > 0 proves T⁻¹ ≥ 0, and then TX ≥ |bU|
@@ -135,23 +112,32 @@ def _elementwise_margin(certificate: LipschitzCertificate, system: LipschitzSyst
     n = system.size
     T = -high * system.W.abs()
     T.diagonal().copy_(1 - high * system.W.diagonal())
-    v = torch.linalg.lstsq(T, torch.ones(n, 1, dtype=torch.float64)).solution
+    v = positive_vector(T)
     rounding = (n + _ASSEMBLY) * UNIT
-    size = high * system.W.abs() + torch.eye(n, dtype=torch.float64)
-    if not bool((v > 0).all()) or not bool((T @ v > rounding * (size @ v)).all()):
+    size = sizes(high * system.W) + torch.eye(n, dtype=torch.float64)
+    if v is None or not bool((T @ v > rounding * (size @ v)).all()):
         return _FAIL
     target = high * (system.U.abs() + system.errors[0])
-    if not bool((T @ X >= target * (1 + 4 * UNIT) + rounding * (size @ X)).all()):
+    if not bool((T @ X >= target * (1 + 4 * UNIT) + rounding * (size @ sizes(X))).all()):
         return _FAIL
-    gains = (system.C.abs() + system.errors[1]) @ X + system.D.abs() + system.errors[2]
+    gains = (sizes(system.C) + system.errors[1]) @ X + system.D.abs() + system.errors[2]
     needed = _norm(gains, certificate.norm) * (1 + 2 * (n + sum(gains.shape)) * UNIT)
-    room = certificate.bound - needed
-    claimed = certificate.entrywise
-    if claimed is not None and (
-        claimed.shape != gains.shape or not bool((claimed >= gains * (1 + 4 * n * UNIT)).all())
-    ):
-        return _FAIL
-    return room / max(needed, torch.finfo(torch.float64).tiny)
+    if certificate.entrywise is not None:
+        claimed = times_power(certificate.entrywise, -sum(certificate.units))
+        if claimed.shape != gains.shape or not bool((claimed >= gains * (1 + 4 * n * UNIT)).all()):
+            return _FAIL
+    return (bound - needed) / max(needed, SMALLEST)
+
+
+def positive_vector(T: Tensor) -> Tensor | None:
+    """v > 0 with Tv > 0, or None; T has no positive entry off the diagonal. Any will do: it is tried, not trusted.
+
+    It is sought in the coordinates of the Perron vector of −T, in which graded weights are not.
+    """
+    right = perron_weights(-T)[2]
+    scaled = T * right / right[:, None]
+    v = right * torch.linalg.lstsq(scaled, torch.ones(len(T), 1, dtype=torch.float64)).solution[:, 0]
+    return v if bool((torch.isfinite(v) & (v > 0)).all()) else None
 
 
 def _norm(gains: Tensor, norm: Norm) -> float:

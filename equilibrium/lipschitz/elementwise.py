@@ -6,53 +6,91 @@ is more than Condition 1 and fails for most trained networks.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from contracting.certificates.definite import SMALLEST, sizes
+from contracting.certificates.finder import Finder
 from contracting.certificates.records import CertificateError
 from contracting.errors import PreconditionError
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
-from equilibrium.lipschitz.checker import checked
-from equilibrium.lipschitz.system import LipschitzSystem
+from equilibrium.lipschitz.checker import checked, positive_vector
+from equilibrium.lipschitz.system import LipschitzSystem, in_power, times_power
 
 
-def elementwise_bound(system: LipschitzSystem, norm: Norm = Norm.L2) -> LipschitzCertificate:
+@dataclass(frozen=True, kw_only=True)
+class Elementwise(Finder[LipschitzSystem, Tensor, LipschitzCertificate]):
     """The Lipschitz constant in ``norm`` from the entrywise bound; ``entrywise`` holds the constant of every pair.
 
-    Slopes in [0, b] are used: a positive smallest slope does not help.
+    It proposes X ≥ (I − ⌈bW⌉)⁻¹|bU|, (n, in), in ``system.units``; a positive smallest slope does not help.
 
-    Raises:
-        PreconditionError: if α(⌈bW⌉) ≥ 1: use an ℓ2 bound.
+    Args:
+        norm: of inputs and outputs.
     """
+
+    norm: Norm = Norm.L2
+
+    @property
+    def name(self) -> str:
+        """The method in words."""
+        return "elementwise"
+
+    def find(self, system: LipschitzSystem) -> Tensor:
+        """X up to rounding.
+
+        Raises:
+            PreconditionError: if α(⌈bW⌉) ≥ 1: use an ℓ2 bound.
+        """
+        small = system.in_units(system.units)
+        T = _comparison(small)
+        if positive_vector(T) is None:
+            raise PreconditionError(
+                "the elementwise bound needs the spectral abscissa of |W| (diagonal as it is) to be below 1; "
+                "use the ℓ2 bounds, which need Condition 1 only"
+            )
+        return torch.linalg.solve(T, _target(small)).clamp_min(0)
+
+    def judge(self, system: LipschitzSystem, proposal: Tensor) -> LipschitzCertificate:
+        """The certificate of X, increased as little as the checker asks for."""
+        units = system.units
+        small = system.in_units(units)
+        T, target = _comparison(small), _target(small)
+        allowed = sizes(T) @ proposal  # what rounding is relative to, row by row
+        for slack in (1e-13, 1e-11, 1e-9, 1e-7):
+            X = torch.linalg.solve(T, target * (1 + slack) + slack * allowed).clamp_min(0) + SMALLEST
+            gains = (sizes(small.C) + small.errors[1]) @ X + small.D.abs() + small.errors[2]
+            gains = gains * (1 + slack)
+            bound = _NORMS[self.norm](gains) * (1 + slack + 1e-12 + 1e-15 * max(gains.shape) ** 1.5)
+            entrywise = times_power(gains * (1 + 1e-14 * system.size), sum(units))
+            certificate = LipschitzCertificate(
+                bound=in_power(bound, sum(units)),
+                norm=self.norm,
+                method=self.name,
+                slopes=(0.0, system.slopes[1]),
+                margin=0.0,
+                state_gains=X,
+                entrywise=entrywise + torch.finfo(torch.float64).tiny * (entrywise < torch.finfo(torch.float64).tiny),
+                units=units,
+            )
+            try:
+                return checked(certificate, system)
+            except CertificateError:
+                continue
+        raise CertificateError("the elementwise bound is lost in rounding: |W| is too close to its limit")
+
+
+def _comparison(system: LipschitzSystem) -> Tensor:
+    """T = I − ⌈bW⌉."""
     high = system.slopes[1]
-    rounded = high * system.W.abs()
-    rounded.diagonal().copy_(high * system.W.diagonal())
-    if not float(torch.linalg.eigvals(rounded).real.max()) < 1:
-        raise PreconditionError(
-            "the elementwise bound needs the spectral abscissa of |W| (diagonal as it is) to be below 1; "
-            "use the ℓ2 bounds, which need Condition 1 only"
-        )
-    T = torch.eye(system.size, dtype=torch.float64) - rounded
-    target = high * (system.U.abs() + system.errors[0])
-    scale = float(target.max().clamp_min(1e-300))
-    for slack in (1e-13, 1e-11, 1e-9, 1e-7):
-        X: Tensor = torch.linalg.solve(T, target * (1 + slack) + slack * scale).clamp_min(0)
-        gains = (system.C.abs() + system.errors[1]) @ X + system.D.abs() + system.errors[2]
-        gains = gains * (1 + slack)
-        certificate = LipschitzCertificate(
-            bound=_NORMS[norm](gains) * (1 + slack + 1e-12 + 1e-15 * max(gains.shape) ** 1.5),
-            norm=norm,
-            method="elementwise",
-            slopes=(0.0, high),
-            margin=0.0,
-            state_gains=X,
-            entrywise=gains * (1 + 1e-14 * system.size),
-        )
-        try:
-            return checked(certificate, system)
-        except CertificateError:
-            continue
-    raise PreconditionError("the elementwise bound is lost in rounding: |W| is too close to its limit")
+    T = -high * system.W.abs()
+    T.diagonal().copy_(1 - high * system.W.diagonal())
+    return T
+
+
+def _target(system: LipschitzSystem) -> Tensor:
+    return system.slopes[1] * (system.U.abs() + system.errors[0])
 
 
 def _spectral(gains: Tensor) -> float:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from contracting import checks
 from equilibrium.lipschitz.barrier import Barrier
-from equilibrium.lipschitz.certificate import LipschitzCertificate
-from equilibrium.lipschitz.gain import certified_by, compressed, gain
-from equilibrium.lipschitz.start import best_scale, starting_multiplier
+from equilibrium.lipschitz.finder import LipschitzFinder
+from equilibrium.lipschitz.gain import gain
+from equilibrium.lipschitz.start import prepared
 from equilibrium.lipschitz.system import LipschitzSystem
 
 _FACTOR = 3.0  # first value and growth of the weight t of the objective
@@ -21,8 +22,8 @@ _LONGEST = 2.0  # of one step in the logarithms
 _CENTRED = 0.03  # predicted decrease at which t grows
 
 
-@dataclass(frozen=True, kw_only=True)
-class FirstOrder:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FirstOrder(LipschitzFinder):
     r"""Limited-memory BFGS on log Λ and log ρ: a Cholesky factorisation rates a point, its inverse gives the gradient.
 
     It minimises tN log ρ − log det S + Σ log λᵢ for growing t, S ≻ 0 the inequality for ‖Δy‖ ≤ √ρ‖Δx‖, so that every
@@ -36,32 +37,28 @@ class FirstOrder:
     Args:
         steps: most evaluations of the gradient.
         tolerance: estimated relative gap of γ to the optimum at which it stops.
+        start: Λ in which Condition 1 holds, (n,), up to a factor; None takes the metric of the system or looks for one.
     """
 
     steps: int = 500
     tolerance: float = 3e-4
+    start: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         checks.whole_number("steps", self.steps, low=0)
         checks.number("tolerance", self.tolerance, low=1e-5, high=1)
 
-    def bound(self, system: LipschitzSystem, *, start: Tensor | None = None) -> LipschitzCertificate:
-        """The checked certificate at the best Λ.
+    @property
+    def name(self) -> str:
+        """The method in words."""
+        return "first-order descent on Λ"
 
-        Args:
-            system: the map.
-            start: Λ in which Condition 1 holds, (n,); None takes the metric of the system, or looks for one.
+    def find(self, system: LipschitzSystem) -> Tensor:
+        """The best Λ found, and the one it started from: (2, n)."""
+        small, lam = prepared(system, self.start)
+        return torch.stack([self._descended(small, lam), lam])
 
-        Raises:
-            PreconditionError: if no Λ is found in which Condition 1 holds.
-        """
-        start = starting_multiplier(system) if start is None else start
-        return certified_by(system, self.multiplier(system, start), "first-order descent on Λ")
-
-    def multiplier(self, system: LipschitzSystem, start: Tensor) -> Tensor:
-        """The best Λ found, (n,), in the normalisation of γ(Λ); Condition 1 holds in ``start``."""
-        system = compressed(system)
-        lam = best_scale(system, start)
+    def _descended(self, system: LipschitzSystem, lam: Tensor) -> Tensor:
         value = float(gain(system, lam))
         if not 0 < value < float("inf") or system.slopes[0] == system.slopes[1] or self.steps == 0:
             return lam

@@ -14,12 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from contracting.certificates.records import CertificateError
-from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
-from equilibrium.lipschitz.checker import checked
 from equilibrium.lipschitz.system import LipschitzSystem
-
-_INFLATIONS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
 def compressed(system: LipschitzSystem) -> LipschitzSystem:
@@ -39,17 +34,9 @@ def compressed(system: LipschitzSystem) -> LipschitzSystem:
     return system
 
 
-def gain_matrix(system: LipschitzSystem, lam: Tensor) -> tuple[Tensor, Tensor]:
-    """The symmetric matrix whose largest eigenvalue is γ(Λ), and which rows failed.
-
-    Args:
-        system: its C and D may have leading batch dimensions, (..., out, n) and (..., out, in).
-        lam: Λ, (..., n).
-
-    Returns:
-        (..., in + out, in + out), and (...) nonzero where P is not positive definite: that entry means nothing.
-    """
-    W, U, C, D = system.W, system.U, system.C, system.D
+def _eliminated(system: LipschitzSystem, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """K, −2ab UᵀΛU, and which rows failed."""
+    W, U, C = system.W, system.U, system.C
     low, high = system.slopes
     scaled = lam[..., :, None] * W
     P = torch.diag_embed(2 * lam) - (low + high) * (scaled + scaled.mT)
@@ -62,6 +49,21 @@ def gain_matrix(system: LipschitzSystem, lam: Tensor) -> tuple[Tensor, Tensor]:
         corner = corner - U.mT @ weighted
     R, info = torch.linalg.cholesky_ex(P)
     K = torch.linalg.solve_triangular(R, torch.cat([N, C.mT.expand(*lam.shape[:-1], -1, -1)], -1), upper=False)
+    return K, corner, info
+
+
+def gain_matrix(system: LipschitzSystem, lam: Tensor) -> tuple[Tensor, Tensor]:
+    """The symmetric matrix whose largest eigenvalue is γ(Λ), and which rows failed.
+
+    Args:
+        system: its C and D may have leading batch dimensions, (..., out, n) and (..., out, in).
+        lam: Λ, (..., n).
+
+    Returns:
+        (..., in + out, in + out), and (...) nonzero where P is not positive definite: that entry means nothing.
+    """
+    K, corner, info = _eliminated(system, lam)
+    C, D = system.C, system.D
     outputs = C.shape[-2]
     D = D.expand(*lam.shape[:-1], -1, -1)
     feed = torch.cat(
@@ -83,28 +85,11 @@ def gain(system: LipschitzSystem, lam: Tensor) -> Tensor:
     return torch.where(bad, float("inf"), torch.linalg.eigvalsh(matrix)[..., -1])
 
 
-def certified_by(system: LipschitzSystem, lam: Tensor, method: str) -> LipschitzCertificate:
-    """The checked certificate of one multiplier: γ(Λ), increased as little as the checker asks for.
-
-    Args:
-        system: the map itself, not a compressed one.
-        lam: Λ of γ(Λ), (n,).
-        method: how Λ was found.
-
-    Raises:
-        CertificateError: if Λ proves nothing.
-    """
-    value = float(gain(compressed(system), lam))
-    if not 0 <= value < float("inf"):
-        raise CertificateError(f"the multiplier found by {method} proves no bound: Condition 1 fails in it")
-    value = max(value, 1e-150)
-    for inflation in _INFLATIONS:
-        bound = value * (1 + inflation)
-        certificate = LipschitzCertificate(
-            bound=bound, norm=Norm.L2, method=method, slopes=system.slopes, margin=0.0, multiplier=bound * lam
-        )
-        try:
-            return checked(certificate, system)
-        except CertificateError:
-            continue
-    raise CertificateError(f"the multiplier found by {method} proves a bound only within rounding")
+@torch.no_grad()
+def halves(system: LipschitzSystem, lam: Tensor) -> tuple[float, float]:
+    """‖R⁻¹N‖ and ‖R⁻¹Cᵀ‖, the two halves of K, which γ(tΛ) weighs by √t and 1/√t; infinite where Λ proves nothing."""
+    K, _, info = _eliminated(system, lam)
+    if int(info) != 0 or not bool(torch.isfinite(K).all()):
+        return float("inf"), float("inf")
+    inputs = system.U.shape[1]
+    return float(torch.linalg.matrix_norm(K[:, :inputs], 2)), float(torch.linalg.matrix_norm(K[:, inputs:], 2))

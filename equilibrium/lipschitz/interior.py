@@ -6,17 +6,16 @@ size of the square of that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.certificates.records import CertificateError
 from equilibrium.lipschitz.barrier import Barrier
-from equilibrium.lipschitz.certificate import LipschitzCertificate
-from equilibrium.lipschitz.gain import certified_by, compressed, gain
-from equilibrium.lipschitz.start import best_scale, starting_multiplier
+from equilibrium.lipschitz.finder import LipschitzFinder
+from equilibrium.lipschitz.gain import gain
+from equilibrium.lipschitz.start import prepared
 from equilibrium.lipschitz.system import LipschitzSystem
 
 _FACTOR = 3.0  # growth of the weight t of the objective
@@ -24,39 +23,32 @@ _ZERO = 1e-24  # of γ² relative to the start: the map is constant
 _MOST_NEWTON = 40  # Newton steps per value of t
 
 
-@dataclass(frozen=True, kw_only=True)
-class InteriorPoint:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InteriorPoint(LipschitzFinder):
     r"""min γ over diagonal Λ, the same optimum as ``MatrixInequality`` finds, without a semidefinite solver.
 
     Args:
         tolerance: relative duality gap of γ² at which it stops.
+        start: Λ in which Condition 1 holds, (n,), up to a factor; None takes the metric of the system or looks for one.
     """
 
     tolerance: float = 1e-6
+    start: Tensor | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         checks.number("tolerance", self.tolerance, low=1e-10, high=1)
 
-    def bound(self, system: LipschitzSystem, *, start: Tensor | None = None) -> LipschitzCertificate:
-        """The checked certificate at the optimal Λ.
+    @property
+    def name(self) -> str:
+        """The method in words."""
+        return "interior point on Λ"
 
-        Args:
-            system: the map.
-            start: Λ in which Condition 1 holds, (n,); None takes the metric of the system or looks for one.
+    def find(self, system: LipschitzSystem) -> Tensor:
+        """The optimal Λ and, because rounding may hide the optimum, the one it started from: (2, n)."""
+        small, lam = prepared(system, self.start)
+        return torch.stack([self._optimum(small, lam), lam])
 
-        Raises:
-            PreconditionError: if no Λ is found in which Condition 1 holds.
-        """
-        start = starting_multiplier(system) if start is None else start
-        try:
-            return certified_by(system, self.multiplier(system, start), "interior point on Λ")
-        except CertificateError:  # the optimum may lie where rounding hides it
-            return certified_by(system, start, "interior point on Λ")
-
-    def multiplier(self, system: LipschitzSystem, start: Tensor) -> Tensor:
-        """The optimal Λ, (n,), in the normalisation of γ(Λ); Condition 1 holds in ``start``."""
-        system = compressed(system)
-        lam = best_scale(system, start)
+    def _optimum(self, system: LipschitzSystem, lam: Tensor) -> Tensor:
         value = float(gain(system, lam))
         if not 0 < value < float("inf") or system.slopes[0] == system.slopes[1]:
             return lam

@@ -20,126 +20,9 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.activations.base import Activation
-from contracting.errors import Status
 from contracting.gradients.implicit import Implicit
-from contracting.loop.method import Method
 from contracting.loop.records import Stop
-from contracting.loop.run import solve
-from contracting.solvers.newton import SemismoothNewton
-from contracting.solvers.splitting import PeacemanRachford
-from equilibrium.convolution.weights import ConvolutionalWeights
-from equilibrium.lipschitz.system import as_double
-from equilibrium.weights import NetworkWeights, Weights, explicit_weights
-
-_TIGHT = Stop(rtol=1e-12, atol=1e-14, max_steps=5_000, patience=100)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class AttainedRatio:
-    """Two inputs and the ratio ‖y(x₁) − y(x₂)‖₂/‖x₁ − x₂‖₂ they attain: a lower bound of the Lipschitz constant.
-
-    Attributes:
-        ratio: recomputed in float64 from the pair.
-        first: x₁, (in,).
-        second: x₂, (in,).
-        method: which search found it.
-    """
-
-    ratio: float
-    first: Tensor
-    second: Tensor
-    method: str
-
-
-class _Pairs:
-    """A network in float64 whose outputs at pairs of inputs are compared."""
-
-    weights: NetworkWeights
-    activation: Activation
-    solver: Method
-
-    def solved(self, x: Tensor, z0: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Equilibria of the rows of x as closely as float64 allows, and which rows were solved."""
-        problem = self.weights.problem(x, self.activation)
-        with torch.no_grad():
-            solution = solve(problem, self.solver, z0=z0, stop=_TIGHT, throw=False)
-        noise = solution.relative_residual <= 1e-11  # stalled at rounding level counts as solved
-        return solution.z, solution.converged | (noise & (solution.status != Status.NONFINITE))
-
-    def ratios(self, first: Tensor, second: Tensor) -> Tensor:
-        """‖Δy‖/‖Δx‖ of each pair from two tight solves, (batch,); zero where a solve failed."""
-        z1, good1 = self.solved(first)
-        z2, good2 = self.solved(second, z1)
-        step = first - second
-        # of the differences, in which the offset of the readout would only be rounding
-        offset = self.weights.readout(torch.zeros_like(z1[:1]), torch.zeros_like(step[:1]))
-        change = self.weights.readout(z1 - z2, step) - offset
-        size = torch.linalg.vector_norm(step, dim=-1)
-        ratio = torch.linalg.vector_norm(change, dim=-1) / size
-        good = good1 & good2 & (size > 0) & torch.isfinite(ratio)
-        # two equilibria that differ by rounding only say nothing
-        noise = 1e-10 * (torch.linalg.vector_norm(z1, dim=-1) + torch.linalg.vector_norm(first, dim=-1))
-        good = good & (size > noise)
-        return torch.where(good, ratio, torch.zeros_like(ratio))
-
-
-class ImageNetwork(_Pairs):
-    """A network on images in float64: what a search can use that needs no matrix of it."""
-
-    def __init__(self, weights: ConvolutionalWeights, activation: Activation):
-        self.activation = activation.with_tensors([as_double(t) for t in activation.tensors()])
-        self.weights: ConvolutionalWeights = weights.double()
-        self.solver = PeacemanRachford()
-
-
-class Network(_Pairs):
-    """Explicit weights and an activation in float64, with the quantities the searches need."""
-
-    weights: Weights
-
-    def __init__(self, network: NetworkWeights, activation: Activation):
-        weights = network.dense()
-        self.solver = SemismoothNewton()
-        self.activation = activation.with_tensors([as_double(t) for t in activation.tensors()])
-        metric = weights.metric
-        self.weights = explicit_weights(
-            as_double(weights.state.to_dense()),
-            as_double(weights.input),
-            as_double(weights.output),
-            bias=as_double(weights.bias),
-            output_bias=as_double(weights.output_bias),
-            feedthrough=None if weights.feedthrough is None else as_double(weights.feedthrough),
-            metric=None if metric is None else as_double(metric.weights),
-        )
-        self.W, self.U, self.C = self.weights.state.to_dense(), self.weights.input, self.weights.output
-        self.identity = torch.eye(self.W.shape[0], dtype=torch.float64)
-
-    def slopes(self, x: Tensor, z0: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """J and v = Wz + q at the equilibria of x, and z: (batch, n) each."""
-        z, _ = self.solved(x, z0)
-        problem = self.weights.problem(x, self.activation)
-        v = problem.preactivation(z)
-        return self.activation.derivative(v), v, z
-
-    def responses(self, J: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """T = C(I − JW)⁻¹ (batch, out, n), H = (I − WJ)⁻¹U (batch, n, in), and the diagonal of (I − WJ)⁻¹W."""
-        inverse = torch.linalg.inv(self.identity - self.W * J[:, None, :])  # (I − WJ)⁻¹
-        H = inverse @ self.U
-        T = self.C + (self.C * J[:, None, :]) @ (inverse @ self.W)  # (I − JW)⁻¹ = I + J(I − WJ)⁻¹W
-        return T, H, (inverse * self.W.mT).sum(-1)
-
-    def gains(self, J: Tensor, H: Tensor) -> Tensor:
-        """G(J) = CJH + D, (batch, out, in)."""
-        G = (self.C * J[:, None, :]) @ H
-        return G if self.weights.feedthrough is None else G + self.weights.feedthrough
-
-
-def attained(network: _Pairs, first: Tensor, second: Tensor, method: str) -> AttainedRatio:
-    """The best pair of a batch; of those equal up to rounding the longest, which anyone can verify most easily."""
-    ratios = network.ratios(first, second)
-    length = torch.linalg.vector_norm(first - second, dim=-1)
-    best = int(torch.where(ratios >= (1 - 1e-7) * ratios.max(), length, -1.0).argmax())
-    return AttainedRatio(ratio=float(ratios[best]), first=first[best], second=second[best], method=method)
+from equilibrium.lipschitz.pairs import AttainedRatio, Network, Pairs, attained
 
 
 def flip_gains(network: Network, J: Tensor, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -332,7 +215,7 @@ class PairAscent:
         checks.number("learning_rate", self.learning_rate, low=0, low_open=True)
         checks.number("distance", self.distance, low=0, low_open=True)
 
-    def find(self, network: _Pairs, x: Tensor, generator: torch.Generator) -> AttainedRatio:
+    def find(self, network: Pairs, x: Tensor, generator: torch.Generator) -> AttainedRatio:
         """The best pair, one started at each row of x, (batch, in)."""
         size = max(1e-3, float(x.square().mean().sqrt()))
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
@@ -357,4 +240,3 @@ class PairAscent:
 
 
 Search = PatternSearch | RegionWalk | PairAscent
-

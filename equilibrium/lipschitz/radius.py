@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
 from equilibrium.layers import EquilibriumLayer
-from equilibrium.lipschitz.bounds import PairwiseLipschitz
+from equilibrium.lipschitz.bounds import PairwiseLipschitz, certified_lipschitz
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
+from equilibrium.lipschitz.composite import Model, matrix_of, parts
+from equilibrium.lipschitz.frequencies import image_system
+from equilibrium.lipschitz.system import lipschitz_system
 
 _BATCH = 1000  # inputs per solve: enough rows for products at full speed, few enough for their memory
 Constants = float | LipschitzCertificate | PairwiseLipschitz
@@ -19,53 +22,70 @@ Constants = float | LipschitzCertificate | PairwiseLipschitz
 
 @torch.no_grad()
 def certified_radius(
-    model: EquilibriumLayer, inputs: Tensor, labels: Tensor, constants: Constants, *, batch_size: int = _BATCH
+    model: EquilibriumLayer | nn.Sequential,
+    inputs: Tensor,
+    labels: Tensor,
+    constants: Constants,
+    *,
+    batch_size: int = _BATCH,
 ) -> Tensor:
     """The ℓ2 radius around each input within which the class cannot change, (count,); 0 where it is wrong already.
 
     From each margin the certified error of its solve is taken away. Rounding is not, so that the model must be in
-    float64, where it is negligible; the constants are those of that same model.
+    float64, where it is negligible.
 
     Args:
-        model: the classifier, float64.
+        model: the classifier, float64: a layer, or an nn.Sequential of linear modules around one.
         inputs: (count, in), float64.
         labels: the true classes, (count,), whole numbers in 0 … classes − 1.
-        constants: one per pair of classes (the tightest radius), a certificate of the whole map, or its constant γ.
+        constants: of these very weights: one per pair of classes (the tightest radius), a certificate of the whole map,
+            or a number γ, for which it is then proved here that the map has it.
         batch_size: inputs per solve.
 
     Raises:
         InputError: on another kind of model, sizes or labels that do not fit, another dtype, or constants that are not
-            of ℓ2.
+            of ℓ2, of other weights, or smaller than what can be proved.
         PreconditionError: if the equilibria of the model are not certified.
         SolveError: if a row does not converge.
     """
-    if not isinstance(model, EquilibriumLayer):
+    before, layer, after = parts(model)
+    if not isinstance(layer, EquilibriumLayer):
         raise InputError(f"model must be an EquilibriumLayer to certify a radius, got {type(model).__name__}")
     checked_rows(inputs, labels)
-    checked_labels(labels, model.out_features)
     if inputs.dtype != torch.float64:
         raise InputError(
             f"inputs must be float64 to certify a radius, got {inputs.dtype}: rounding of a margin is not accounted "
             "for; take model.double(), inputs.double() and the constants of that model"
         )
-    weights = model.weights()
-    if weights.metric is None:
-        raise PreconditionError("no radius is certified without Condition 1, and this model has no metric for it")
-    pairs = _pair_constants(constants, model.out_features).to(inputs)
-    root = weights.metric.weights.to(inputs).sqrt()
+    weights = layer.weights()
     rows = weights.output_matrix
-    difference = (rows[:, None] - rows[None, :]) / root  # of the Λ-norm of an error in z
-    reach = torch.linalg.vector_norm(difference, dim=-1)  # (classes, classes)
+    for module in after:
+        if (linear := matrix_of(module, len(rows))) is not None:
+            rows = linear[0].to(rows) @ rows
+    checked_labels(labels, len(rows))
+    if weights.metric is None:
+        raise PreconditionError(
+            "no radius is certified without Condition 1, and no metric is claimed for this model: "
+            "from_weights(explicit_weights(W, …, metric=find_metric(W).metric.weights)) claims one, where there is one"
+        )
+    pairs = _pair_constants(constants, model, len(rows)).to(inputs)
+    difference = (rows[:, None] - rows[None, :]) / weights.metric.weights.to(inputs).sqrt()
+    reach = torch.linalg.vector_norm(difference, dim=-1)  # (classes, classes), of the Λ-norm of an error in z
     radii = []
     for x, y in batches(inputs, labels, batch_size):
-        solution = model.solve(x)
+        x = nn.Sequential(*before)(x)
+        solution = layer.solve(x)
         error = solution.error_bound
         if error is None:
-            raise PreconditionError("Condition 1 does not hold for the metric of this model: no radius is certified")
-        margin = margins(weights.readout(solution.z, x), y) - reach[y] * error[:, None]
-        ratio = margin / pairs[y]
+            raise PreconditionError(
+                "no radius is certified, Condition 1 does not hold for the metric of this model: find_metric(W) may "
+                "know a better one"
+            )
+        outputs = nn.Sequential(*after)(weights.readout(solution.z, x))
+        margin = margins(outputs, y) - reach[y] * error[:, None]
+        ratio = torch.where(margin > 0, margin / pairs[y], 0.0)  # infinite where a difference is constant
         ratio[torch.arange(len(y)), y] = math.inf
-        radii.append(ratio.amin(-1).clamp_min(0.0))
+        radii.append(ratio.amin(-1))
     return torch.cat(radii)
 
 
@@ -118,16 +138,28 @@ def checked_labels(labels: Tensor, classes: int) -> None:
         )
 
 
-def _pair_constants(constants: Constants, classes: int) -> Tensor:
+def _pair_constants(constants: Constants, model: Model, classes: int) -> Tensor:
     if isinstance(constants, PairwiseLipschitz):
-        return checks.shape("constants.bounds", constants.bounds, (classes, classes))
+        _check_about(constants.whole, model)
+        return constants.bounds
     if isinstance(constants, LipschitzCertificate):
         if constants.norm is not Norm.L2:
             raise InputError(f"constants must be of the ℓ2 norm, this certificate is of {constants.norm.value}")
-        constants = constants.bound
-    gamma = checks.number("constants", constants, low=0, low_open=True, high=math.inf, high_open=True)
+        _check_about(constants, model)
+        gamma = constants.bound
+    else:
+        gamma = checks.number("constants", constants, low=0, high=math.inf, high_open=True)
+        if not (proved := certified_lipschitz(model).bound) <= gamma:
+            raise InputError(f"constants must be at least {proved:.9g}, the smallest constant proved for this model")
     return torch.full((classes, classes), math.sqrt(2) * gamma, dtype=torch.float64)
 
+
+def _check_about(certificate: LipschitzCertificate, model: Model) -> None:
+    if certificate.about != (image_system(model) or lipschitz_system(model)).fingerprint:
+        raise InputError(
+            "constants must be those of the present weights of model, these were proved for other ones: take "
+            "pairwise_lipschitz(model) or certified_lipschitz(model) anew, after training and after a change of dtype"
+        )
 
 
 def batches(inputs: Tensor, labels: Tensor, batch_size: int) -> list[tuple[Tensor, Tensor]]:

@@ -6,7 +6,10 @@ with preceding and following linear maps carry a bound of their rounding errors,
 
 from __future__ import annotations
 
+import hashlib
+import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,13 +17,13 @@ from torch import Tensor, nn
 
 from contracting import checks
 from contracting.activations.base import Activation
-from contracting.certificates.definite import UNIT
+from contracting.certificates.definite import SMALLEST, UNIT
 from contracting.errors import InputError
 from contracting.types import UNIT_SLOPES, Slopes
 from equilibrium.layers import EquilibriumLayer
-from equilibrium.weights import NetworkWeights
+from equilibrium.lipschitz.composite import Model, matrix_of, parts
 
-Model = EquilibriumLayer | NetworkWeights
+Units = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,17 +55,69 @@ class LipschitzSystem:
         """n."""
         return self.W.shape[0]
 
-    def with_output(self, rows: Tensor) -> LipschitzSystem:
-        """The map followed by the matrix ``rows``, (k, out)."""
-        C, C_error = _product(rows, self.C, self.errors[1])
-        D, D_error = _product(rows, self.D, self.errors[2])
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of W, U, C, D and the slopes: what a certificate carries to say which map it is about."""
+        return fingerprint(self.slopes, self.W, self.U, self.C, self.D)
+
+    @property
+    def constant(self) -> bool:
+        """Whether y does not depend on x at all, whatever W is."""
+        U, C, D = (
+            bool(matrix.any() or error.any())
+            for matrix, error in zip((self.U, self.C, self.D), self.errors, strict=True)
+        )
+        return not D and not (U and C)
+
+    @property
+    def units(self) -> Units:
+        """Exponents (p, q) with which no entry of U·2⁻ᵖ, C·2⁻ᑫ and D·2⁻ᵖ⁻ᑫ exceeds one, and the largest are near it."""
+        tops = (_exponent(m + e) for m, e in zip((self.U.abs(), self.C.abs(), self.D.abs()), self.errors, strict=True))
+        u, c, d = tops
+        if u is None:
+            u = 0 if c is None or d is None else d - c
+        return u, max((top for top in (c, None if d is None else d - u) if top is not None), default=0)
+
+    def in_units(self, units: Units) -> LipschitzSystem:
+        """The map x ↦ 2⁻ᵖ⁻ᑫ·y(x) written with U·2⁻ᵖ, C·2⁻ᑫ and D·2⁻ᵖ⁻ᑫ; what underflows is charged to the errors."""
+        p, q = units
+        parts = tuple(zip((self.U, self.C, self.D), self.errors, (-p, -q, -p - q), strict=True))
+        U, C, D = (times_power(matrix, exponent) for matrix, _, exponent in parts)
+        U_error, C_error, D_error = (
+            times_power(error, exponent) + SMALLEST * ((matrix != 0) | (error != 0))
+            for matrix, error, exponent in parts
+        )
+        return replace(
+            self,
+            U=U,
+            C=C,
+            D=D,
+            errors=(U_error, C_error, D_error),
+            metric=None if self.metric is None else times_power(self.metric, p - q),
+            claimed=None if self.claimed is None else in_power(self.claimed, -p - q),
+        )
+
+    def with_output(self, rows: Tensor, rows_error: Tensor | None = None) -> LipschitzSystem:
+        """The map followed by the matrix ``rows``, (k, out), each entry wrong by up to ``rows_error``."""
+        C, C_error = product(rows, rows_error, self.C, self.errors[1])
+        D, D_error = product(rows, rows_error, self.D, self.errors[2])
         return replace(self, C=C, D=D, errors=(self.errors[0], C_error, D_error), claimed=None)
 
-    def with_input(self, columns: Tensor) -> LipschitzSystem:
-        """The map preceded by the matrix ``columns``, (in, k)."""
-        U, U_error = _product_right(self.U, self.errors[0], columns)
-        D, D_error = _product_right(self.D, self.errors[2], columns)
-        return replace(self, U=U, D=D, errors=(U_error, self.errors[1], D_error), claimed=None)
+    def with_input(self, columns: Tensor, columns_error: Tensor | None = None) -> LipschitzSystem:
+        """The map preceded by the matrix ``columns``, (in, k), each entry wrong by up to ``columns_error``."""
+        error = None if columns_error is None else columns_error.mT
+        U, U_error = product(columns.mT, error, self.U.mT, self.errors[0].mT)
+        D, D_error = product(columns.mT, error, self.D.mT, self.errors[2].mT)
+        return replace(self, U=U.mT, D=D.mT, errors=(U_error.mT, self.errors[1], D_error.mT), claimed=None)
+
+    def difference(self, i: int, j: int) -> LipschitzSystem:
+        """The map x ↦ yᵢ − yⱼ; a difference rounds once, and not at all where it is zero."""
+        C, D = (matrix[i : i + 1] - matrix[j : j + 1] for matrix in (self.C, self.D))
+        C_error, D_error = (
+            UNIT * matrix.abs() + (1 + UNIT) * (error[i : i + 1] + error[j : j + 1])
+            for matrix, error in ((C, self.errors[1]), (D, self.errors[2]))
+        )
+        return replace(self, C=C, D=D, errors=(self.errors[0], C_error, D_error), claimed=None)
 
 
 def lipschitz_system(
@@ -75,7 +130,8 @@ def lipschitz_system(
     """The matrices of ``following ∘ model ∘ preceding``.
 
     Args:
-        model: a layer, or explicit weights.
+        model: a layer, explicit weights, or an nn.Sequential of linear modules (nn.Linear, batch normalisation and
+            dropout in evaluation mode, reshaping) around one layer.
         preceding: linear map applied to the input first, (in, k) or nn.Linear(k, in); its bias does not matter.
         following: linear map applied to the output, (m, out) or nn.Linear(out, m).
         activation: σ of explicit weights; None assumes slopes in [0, 1]. A layer knows its own.
@@ -83,16 +139,15 @@ def lipschitz_system(
     Raises:
         InputError: if a map does not fit, or an entry is not finite.
     """
-    if isinstance(model, EquilibriumLayer):
+    before, core, after = parts(model)
+    if isinstance(core, EquilibriumLayer):
         if activation is not None:
             raise InputError("activation must be left out for a layer, which has its own")
         with torch.no_grad():
-            weights = model.weights().dense()
-        slopes = model.activation.slopes
-    elif isinstance(model, NetworkWeights):
-        weights, slopes = model.dense(), UNIT_SLOPES if activation is None else activation.slopes
+            weights = core.weights().dense()
+        slopes = core.activation.slopes
     else:
-        raise InputError(f"model must be an EquilibriumLayer or Weights, got {type(model).__name__}")
+        weights, slopes = core.dense(), UNIT_SLOPES if activation is None else activation.slopes
     W = checks.finite("W", as_double(weights.state.to_dense()))
     U, C = checks.finite("U", as_double(weights.input)), checks.finite("W_o", as_double(weights.output))
     D = torch.zeros(C.shape[0], U.shape[1], dtype=torch.float64)
@@ -108,15 +163,27 @@ def lipschitz_system(
         metric=None if weights.metric is None else as_double(weights.metric.weights),
         claimed=None if weights.lipschitz is None else float(torch.as_tensor(weights.lipschitz).detach()),
     )
+    for module in reversed(before):
+        if (linear := matrix_of(module, system.U.shape[1])) is not None:
+            system = _preceded(f"the weight of {type(module).__name__}", system, linear)
+    for module in after:
+        if (linear := matrix_of(module, system.C.shape[0])) is not None:
+            system = _followed(f"the weight of {type(module).__name__}", system, linear)
     if following is not None:
-        rows = _matrix("following", following)
-        checks.last_size("following", rows, system.C.shape[0])
-        system = system.with_output(rows)
+        system = _followed("following", system, linear_map("following", following))
     if preceding is not None:
-        columns = _matrix("preceding", preceding)
-        checks.shape("preceding", columns, (system.U.shape[1], columns.shape[1]))
-        system = system.with_input(columns)
+        system = _preceded("preceding", system, linear_map("preceding", preceding))
     return system
+
+
+def _followed(name: str, system: LipschitzSystem, linear: tuple[Tensor, Tensor]) -> LipschitzSystem:
+    checks.last_size(name, checks.finite(name, linear[0]), system.C.shape[0])
+    return system.with_output(*linear)
+
+
+def _preceded(name: str, system: LipschitzSystem, linear: tuple[Tensor, Tensor]) -> LipschitzSystem:
+    checks.shape(name, checks.finite(name, linear[0]), (system.U.shape[1], linear[0].shape[1]))
+    return system.with_input(*linear)
 
 
 def as_double(tensor: Tensor) -> Tensor:
@@ -124,18 +191,58 @@ def as_double(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float64)
 
 
-def _matrix(name: str, value: Any) -> Tensor:
+def linear_map(name: str, value: Any) -> tuple[Tensor, Tensor]:
+    """A matrix or the weight of an nn.Linear, float64, and its errors: none.
+
+    Raises:
+        InputError: if it is something else, or an entry is not finite.
+    """
     matrix = value.weight if isinstance(value, nn.Linear) else checks.floating_tensor(name, value)
     if matrix.ndim != 2:
         raise InputError(f"{name} must be a matrix or an nn.Linear, got shape {tuple(matrix.shape)}")
-    return checks.finite(name, as_double(matrix))
+    matrix = checks.finite(name, as_double(matrix))
+    return matrix, torch.zeros_like(matrix)
 
 
-def _product(left: Tensor, right: Tensor, right_error: Tensor) -> tuple[Tensor, Tensor]:
+def product(
+    left: Tensor, left_error: Tensor | None, right: Tensor, right_error: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """A product of two matrices known up to errors, and an entrywise bound of what it is wrong by."""
     inner = 1.01 * (left.shape[1] + 2) * UNIT
-    return left @ right, left.abs() @ (inner * right.abs() + (1 + inner) * right_error)
+    wrong = torch.zeros_like(right) if right_error is None else right_error
+    error = left.abs() @ (inner * right.abs() + (1 + inner) * wrong)
+    if left_error is not None:
+        error = error + (1 + inner) * (left_error @ (right.abs() + wrong))
+    return left @ right, error
 
 
-def _product_right(left: Tensor, left_error: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    product, error = _product(right.mT, left.mT, left_error.mT)
-    return product.mT, error.mT
+def fingerprint(*parts: object) -> str:
+    """A hash of what is given, of tensors by their values and shapes: equal values in another dtype are equal."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(repr(tuple(part.shape)).encode())
+            digest.update((as_double(part) + 0.0).contiguous().numpy().tobytes())  # −0 becomes 0
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def _exponent(matrix: Tensor) -> int | None:
+    """e with 2ᵉ⁻¹ ≤ largest entry < 2ᵉ; None if there is none but zeros."""
+    largest = float(matrix.max()) if matrix.numel() else 0.0
+    return math.frexp(largest)[1] if largest > 0 else None
+
+
+def times_power(matrix: Tensor, exponent: int) -> Tensor:
+    """M·2ᵉ, exact but where it underflows, for exponents that 2ᵉ itself has no number for."""
+    while exponent:
+        step = max(-1000, min(1000, exponent))
+        matrix, exponent = matrix * 2.0**step, exponent - step
+    return matrix
+
+
+def in_power(value: float, exponent: int) -> float:
+    """value·2ᵉ ≥ 0, not rounded down: the next larger number where it underflows, infinite where it overflows."""
+    scaled = float(times_power(torch.tensor(value, dtype=torch.float64), exponent))
+    return math.nextafter(scaled, math.inf) if 0 < value and scaled < torch.finfo(torch.float64).tiny else scaled

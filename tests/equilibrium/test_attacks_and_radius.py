@@ -70,7 +70,7 @@ def test_radius_of_a_linear_classifier_is_the_distance_to_the_boundary():
     assert radius == pytest.approx(torch.tensor([0.5, 2.0, 0.0], dtype=F64), rel=1e-4)
     assert bool((radius <= torch.tensor([0.5, 2.0, 0.0], dtype=F64)).all())
     # ‖W_o‖ = √2, so that √2 γ is the constant of the pair too
-    assert certified_radius(layer, x, labels, math.sqrt(2)) == pytest.approx(radius, rel=1e-4)
+    assert certified_radius(layer, x, labels, math.sqrt(2) * (1 + 1e-6)) == pytest.approx(radius, rel=1e-4)
 
 
 def test_attacks_on_a_linear_classifier_find_the_distance_to_the_boundary():
@@ -107,9 +107,42 @@ def test_no_attack_succeeds_inside_a_certified_radius(trained, attacked, pairs):
     assert int(torch.isfinite(attacked.sizes).sum()) > 100
     for sizes in (attacked.sizes, fast.smallest):
         assert len(attacks_inside(radius, sizes)) == 0
-    # the negative control: with a constant that is too small the check must find attacks
-    wrong = certified_radius(trained.exact, trained.inputs, trained.labels, 0.25 * pairs.whole.bound)
-    assert len(attacks_inside(wrong, attacked.sizes)) > 10
+    # the negative control: at four times the radius, that of a constant too small, the check must find attacks
+    assert len(attacks_inside(4 * radius, attacked.sizes)) > 10
+    with pytest.raises(InputError, match="constants"):
+        certified_radius(trained.exact, trained.inputs, trained.labels, 0.25 * pairs.whole.bound)
+
+
+def test_constants_of_other_weights_are_refused(trained, pairs):
+    """A radius from the constants of earlier weights contained attacks after fine-tuning."""
+    tuned = copy.deepcopy(trained.exact)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0), dtype=F64))
+    rows = trained.inputs[:5], trained.labels[:5]
+    for constants in (pairs, pairs.whole):
+        with pytest.raises(InputError, match="constants"):
+            certified_radius(tuned, *rows, constants)
+        assert bool(torch.isfinite(certified_radius(copy.deepcopy(trained.exact), *rows, constants)).all())
+    with torch.no_grad():  # no constant depends on a bias
+        trained_bias = copy.deepcopy(trained.exact)
+        trained_bias.parameterization.bias.add_(0.1)
+    assert bool((certified_radius(trained_bias, *rows, pairs) >= 0).all())
+
+
+def test_a_sequential_around_a_layer_gets_the_radius_of_the_whole_map(trained):
+    """Normalisation inside the model: inputs are divided by two, and so the radius is doubled."""
+    halved = nn.Sequential(nn.Flatten(), nn.Linear(64, 64, bias=False), trained.exact, nn.Linear(10, 3)).double().eval()
+    with torch.no_grad():
+        halved[1].weight.copy_(0.5 * torch.eye(64))
+        halved[3].weight.copy_(torch.eye(3, 10))
+        halved[3].bias.zero_()
+    keep = trained.labels < 3
+    x, y = trained.inputs[keep], trained.labels[keep]
+    short = nn.Sequential(trained.exact, halved[3]).eval()
+    radius = certified_radius(halved, 2 * x, y, pairwise_lipschitz(halved))
+    assert radius == pytest.approx(2 * certified_radius(short, x, y, pairwise_lipschitz(short)), rel=1e-3)
+    assert float(radius.max()) > 0
 
 
 def test_perturbations_are_as_large_as_they_say_and_fool_the_exact_model(trained, attacked):
@@ -150,6 +183,20 @@ def test_batches_and_seeds_do_not_matter_to_the_certificate(trained):
     data = trained.exact, trained.inputs, trained.labels
     whole, parts = (certified_radius(*data, 1.0, batch_size=size) for size in (1000, 7))
     assert parts == pytest.approx(whole, rel=1e-6)
+
+
+def test_the_sizes_of_perturbations_do_not_depend_on_the_batch_size():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
+    with torch.no_grad():  # leads of very different sizes: the temperature must be that of all rows
+        x = torch.randn(12, 4, dtype=F64) * torch.logspace(-1, 0.5, 12, dtype=F64)[:, None]
+        labels = network(x).argmax(-1)
+    whole, parts = (
+        smallest_perturbation(network, x, labels, bounds=(-20.0, 20.0), steps=20, batch_size=size).sizes
+        for size in (1000, 3)
+    )
+    assert bool(torch.isfinite(whole).any())
+    assert parts == pytest.approx(whole, rel=1e-9)
 
 
 def test_attacks_leave_the_model_and_the_random_numbers_alone(trained):
@@ -242,7 +289,7 @@ def test_curves_need_tensors_and_a_radius_a_layer_of_ours(trained):
         accuracy_within(values, torch.tensor(1.0))
     with pytest.raises(InputError, match="outputs must be a torch.Tensor"):
         margins(1.0, torch.tensor([0]))
-    with pytest.raises(InputError, match="model must be an EquilibriumLayer .*got Linear"):
+    with pytest.raises(InputError, match="model must"):
         certified_radius(nn.Linear(64, 10).double(), trained.inputs[:3], trained.labels[:3], 1.0)
 
 

@@ -22,7 +22,7 @@ from contracting.simulation.sampled import sampled_rate_along
 from contracting.simulation.time_steps import FixedStep
 from contracting.simulation.trajectories import Trajectory, distance, simulate_pairs
 from equilibrium.layers import LBEN
-from equilibrium.lipschitz import built_in_bound, lipschitz_system
+from equilibrium.lipschitz import BuiltIn, lipschitz_system
 from equilibrium.training.classifier import train
 from equilibrium.training.data import Dataset
 
@@ -173,7 +173,7 @@ def measure_layer(layer: LBEN, dataset: Dataset, *, seed: int, test_error: float
         seed=seed,
         test_error=test_error,
         kept=kept,
-        lipschitz=built_in_bound(lipschitz_system(layer)).bound,
+        lipschitz=BuiltIn().certify(lipschitz_system(layer)).bound,
         explicit=max(explicit, rate) if rate is not None and kept else explicit,
         certified=best.rate,
         method=best.method,

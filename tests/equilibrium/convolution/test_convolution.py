@@ -23,7 +23,7 @@ from contracting.solvers.newton import SemismoothNewton
 from equilibrium.convolution import ConvolutionalWeights, Geometry, Initialization, LBENConv2d, MetricShape
 from equilibrium.convolution.parameterization import readout_bound, sampled_gram
 from equilibrium.lipschitz import (
-    built_in_bound,
+    BuiltIn,
     certified_lipschitz,
     check_lipschitz,
     lipschitz_report,
@@ -31,7 +31,8 @@ from equilibrium.lipschitz import (
     pair_ratio,
     pairwise_lipschitz,
 )
-from equilibrium.lipschitz.frequencies import check_frequencies, frequency_bound
+from equilibrium.lipschitz.frequencies import PerFrequency
+from equilibrium.lipschitz.frequency_checker import ImageSystem, check_frequencies
 
 CONSTANT = (MetricShape.IDENTITY, MetricShape.SCALAR, MetricShape.CHANNEL)
 
@@ -184,7 +185,7 @@ def test_the_defect_of_the_reference_code_is_caught() -> None:
     with pytest.raises(AssertionError, match="under a certified constant of 1"):
         check_certified(layer, layer.weights())
     with pytest.raises(CertificateError):  # and by the checker of dense certificates
-        built_in_bound(lipschitz_system(layer.weights()))
+        BuiltIn().certify(lipschitz_system(layer.weights()))
     honest = LBENConv2d(
         1, 1, 1, image=(3, 3), border=0, metric=MetricShape.IDENTITY, lipschitz=1.0, epsilon=0.01, dtype=torch.float64
     )
@@ -239,21 +240,21 @@ def test_a_bound_per_frequency_is_proved_again_by_the_dense_checker(metric: Metr
         layer = make(seed, metric, lipschitz=1.0)
         with torch.no_grad():
             weights = layer.weights()
-        certificate = frequency_bound(weights, steps=10)
+        certificate = PerFrequency(steps=10).certify(ImageSystem(weights=weights))
         assert certificate.bound <= 1.0
         assert largest_gain(layer, weights) <= certificate.bound
         assert check_lipschitz(certificate, lipschitz_system(weights)) > 0
-        assert certificate.bound <= frequency_bound(weights, steps=0).bound * (1 + 1e-8)
+        assert certificate.bound <= PerFrequency(steps=0).certify(ImageSystem(weights=weights)).bound * (1 + 1e-8)
         for broken in (
             replace(certificate, bound=0.97 * certificate.bound),
             replace(certificate, multiplier=2 * certificate.multiplier),  # type: ignore[operator]
             replace(certificate, multiplier=-certificate.multiplier),  # type: ignore[operator]
         ):
             with pytest.raises(CertificateError):
-                check_frequencies(broken, weights)
+                check_frequencies(broken, ImageSystem(weights=weights))
         louder = replace(weights, output=1.5 * weights.output)
         with pytest.raises(CertificateError):
-            check_frequencies(certificate, louder)
+            check_frequencies(certificate, ImageSystem(weights=louder))
 
 
 def test_a_weight_that_is_not_monotone_gets_no_bound() -> None:
@@ -261,9 +262,9 @@ def test_a_weight_that_is_not_monotone_gets_no_bound() -> None:
     weights = layer.weights()
     doubled = replace(weights, state=weights.state.with_tensors([-5 * weights.state.tensors()[0].detach()]))
     with pytest.raises(PreconditionError, match="not monotone"):
-        frequency_bound(doubled)
+        PerFrequency().certify(ImageSystem(weights=doubled))
     with pytest.raises(PreconditionError, match="dense"):
-        frequency_bound(replace(weights, state=Dense(weights.state.to_dense())))
+        PerFrequency().certify(ImageSystem(weights=replace(weights, state=Dense(weights.state.to_dense()))))
 
 
 @pytest.mark.slow
