@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +47,7 @@ def load_reference(
     path: str | os.PathLike[str],
     *,
     lipschitz: float | None = None,
-    epsilon: float = 1.0,
+    epsilon: float | None = None,
     image: tuple[int, int] = (28, 28),
     pool: int | None = None,
     dtype: torch.dtype | None = None,
@@ -57,8 +60,9 @@ def load_reference(
     Args:
         path: a file with a state dict of plain tensors.
         lipschitz: γ the model was trained with; needed exactly for the layouts with a Lipschitz bound, dense or
-            convolutional, because the file does not store it.
-        epsilon: ε the model was trained with, which the files do not store. It is 1 for the authors' dense models, for
+            convolutional, because the reference code does not store it; files of ``save_reference`` say it themselves.
+        epsilon: ε the model was trained with, which the reference code does not store either; None takes what the file
+            says, or 1. It is 1 for the authors' dense models, for
             the convolutional ones of their ``conv_experiment_v2`` with identity, channel, image or full metric, and for
             files whose gains g and h are exactly 1; it is 0.1 for their later convolutional ones.
         image: (height, width) of the images of a convolutional model, which the file does not store; not used
@@ -72,9 +76,12 @@ def load_reference(
         an ``EquilibriumLayer`` without certificate.
 
     Raises:
-        InputError: if the file is missing, damaged or of another layout, or γ is missing or out of place.
+        InputError: if the file is missing, damaged or of another layout, γ is missing or out of place, or γ or ε is not
+            what the file says.
     """
-    tensors = _plain_tensors(Path(path))
+    tensors, notes = _plain_tensors(Path(path))
+    lipschitz = _agreed("lipschitz", lipschitz, notes, path)
+    epsilon = _agreed("epsilon", epsilon, notes, path) or 1.0
     short = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
     if is_convolutional(short):
         # the place of the readout is all that tells one from the other where the gains have the same names
@@ -121,7 +128,7 @@ def load_reference(
 
 
 def save_reference(layer: EquilibriumLayer, path: str | os.PathLike[str]) -> None:
-    """Write a dense layer in the layout of the reference code; γ and ε are not part of it.
+    """Write a dense layer in the layout of the reference code; γ and ε are noted where that does not look.
 
     Args:
         layer: an ``LBEN`` without contraction rate and feedthrough, or an unconstrained layer; σ is ReLU, which the
@@ -150,7 +157,11 @@ def save_reference(layer: EquilibriumLayer, path: str | os.PathLike[str]) -> Non
             raise InputError("the reference layout with a Lipschitz bound has a learnt metric; this layer has none")
     else:
         layout = "monDEQ" if free.psi is None else "well-posed"
-    tensors: dict[str, Tensor] = {}
+    notes = {} if isinstance(free, Unconstrained) else {"epsilon": free.epsilon}
+    if isinstance(free, Monotone) and free.lipschitz is not None:
+        notes["lipschitz"] = float(free.lipschitz.detach())
+    tensors: OrderedDict[str, Tensor] = OrderedDict()
+    vars(tensors)["_metadata"] = {"": notes}  # where torch keeps notes on a state dict, which loading passes over
     for theirs, ours in _LAYOUTS[layout].items():
         value = getattr(free, ours).detach().cpu().clone()
         if ours == "S":
@@ -167,7 +178,22 @@ def _our_skew(S: Tensor) -> Tensor:
     return S.mT
 
 
-def _plain_tensors(path: Path) -> dict[str, Tensor]:
+def _agreed(name: str, given: float | None, notes: Mapping[str, Any], path: str | os.PathLike[str]) -> float | None:
+    """A number that was given, or that the file says; None where neither is.
+
+    Raises:
+        InputError: if they differ.
+    """
+    known = notes.get(name)
+    if not isinstance(known, float):
+        return given
+    if given is not None and not math.isclose(given, known, rel_tol=1e-6):
+        raise InputError(f"{name} is {known:g} in {path}, got {given:g}: leave it out, or pass what the file says")
+    return known if given is None else given
+
+
+def _plain_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """The tensors of a state dict, and what is noted beside them."""
     if not path.is_file():
         raise InputError(f"no checkpoint file at {path}")
     try:
@@ -179,7 +205,9 @@ def _plain_tensors(path: Path) -> dict[str, Tensor]:
         ) from None
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InputError(f"{path} must hold a state dict of tensors, got {type(content).__name__}")
-    return dict(content)
+    notes = getattr(content, "_metadata", {})
+    found = notes.get("", {}) if isinstance(notes, Mapping) else {}
+    return dict(content), found if isinstance(found, Mapping) else {}
 
 
 def _recognise(path: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:

@@ -250,6 +250,7 @@ class EquilibriumLayer(WithSettings):
         of steps that is expected may be those of a few updates ago, which can cost steps; ``train()`` and ``eval()``
         start anew.
         """
+        checks.with_values("the layer", self.parameterization.example)
         try:
             weights = self.parameterization.explicit()
         except (InputError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]

@@ -393,7 +393,7 @@ def metric_of(lam: Tensor, psi: Tensor | None) -> WeightedL2:
     try:
         return WeightedL2(lam.detach())
     except InputError:
-        if psi is None:
+        if psi is None or psi.is_meta:
             raise
     limit = -math.log(torch.finfo(psi.dtype).tiny)
     low, high = (float(end) for end in psi.detach().aminmax())

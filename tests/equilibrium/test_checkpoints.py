@@ -351,3 +351,20 @@ def test_a_lipschitz_bounded_convolution_is_not_taken_for_an_unbounded_one(tmp_p
     weights = load_reference(path, image=(4, 4), lipschitz=1.0).weights()
     assert isinstance(weights.state, Scaled) and isinstance(weights.state.inner, MinusGram)
     assert weights.lipschitz is not None and float(weights.lipschitz) == 1.0
+
+
+@pytest.mark.parametrize("settings", [{"epsilon": 0.1}, {"epsilon": 0.3, "lipschitz": 0.7}], ids=str)
+def test_a_file_says_what_it_was_written_with(settings: dict[str, float], tmp_path: Path) -> None:
+    """γ and ε come back without being repeated, other ones are refused, and the reference code loads such a file."""
+    layer = LBEN(3, 4, 2, **settings)  # type: ignore[arg-type]
+    save_reference(layer, tmp_path / "model.pt")
+    x = torch.randn(5, 3)
+    for options in ({}, settings):
+        assert torch.allclose(load_reference(tmp_path / "model.pt", **options)(x), layer(x), atol=1e-5)  # type: ignore[arg-type]
+    for key in settings:
+        with pytest.raises(InputError, match=key):
+            load_reference(tmp_path / "model.pt", **{**settings, key: 1.5})  # type: ignore[arg-type]
+    plain = torch.nn.ParameterDict(
+        {part: value for part, value in torch.load(tmp_path / "model.pt", weights_only=True).items() if "." not in part}
+    )
+    plain.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True), strict=False)
