@@ -141,6 +141,8 @@ class Remembering(ABC):
 
         Computed again after a change in place of the tensors or the owner; of each kind, only the latest few are kept.
         """
+        if torch.compiler.is_compiling():
+            return compute()  # what is part of a graph must not outlive it
         return self._memory.recall(what, self.watched, compute, owner)
 
     def descend_from(self, lineage: Lineage) -> None:

@@ -316,9 +316,13 @@ class EquilibriumLayer(WithSettings):
             raise PreconditionError(f"the layer cannot be exported or traced: {_NO_GRAPH}")
         return as_computed("x", x, "the layer", self.parameterization.example)
 
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes that one input may have."""
+        return ((self.in_features,),)
+
     def _rows(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        x = checks.last_size("x", self._checked_input(x), self.in_features)
-        return x.reshape(-1, self.in_features), tuple(x.shape[:-1])
+        return rows_of(self._checked_input(x), self.input_shapes)
 
     def extra_repr(self) -> str:
         """Activation, solver, and what else is not as by default."""
@@ -370,6 +374,16 @@ class LBEN(EquilibriumLayer):
         weights = super().weights()
         assert isinstance(weights, Weights)
         return weights
+
+
+def rows_of(x: Tensor, shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, tuple[int, ...]]:
+    """The rows of inputs of one of these shapes, and their leading shape: (..., *shape) -> (batch, in), (...)."""
+    for shape in shapes:
+        if tuple(x.shape[-len(shape) :]) == shape:
+            return x.reshape(-1, math.prod(shape)), tuple(x.shape[: -len(shape)])
+    *images, row = shapes
+    others = "".join(f" or be images (..., {', '.join(map(str, shape))})" for shape in images)
+    raise InputError(f"x must have {row[0]} entries in its last dimension{others}, got shape {tuple(x.shape)}")
 
 
 def _checked(name: str, value: Any, kind: type, example: str) -> Any:

@@ -55,7 +55,8 @@ def symbol_of(kernel: Tensor, grid: Grid) -> Tensor:
 
     Sides may exceed the grid; the kernel then wraps around.
     """
-    waves = _waves(tuple(kernel.shape[2:]), grid, kernel.dtype, kernel.device)
+    make = _waves.__wrapped__ if torch.compiler.is_compiling() else _waves  # a cache would keep symbols of a graph
+    waves = make(tuple(kernel.shape[2:]), grid, kernel.dtype, kernel.device)
     taps = kernel.flatten(2).permute(2, 0, 1)
     parts = (waves @ taps.flatten(1)).reshape(2, -1, *kernel.shape[:2])
     return torch.complex(parts[0], parts[1])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,15 +56,16 @@ def real_form(symbol: Tensor) -> Tensor:
     return torch.cat([torch.cat([real, -imaginary], 2), torch.cat([imaginary, real], 2)], 1)
 
 
-def product(z: Tensor, form: Tensor, grid: Grid) -> Tensor:
+def product(z: Tensor, form: Tensor, grid: Grid, given: Waves | None = None) -> Tensor:
     """Images whose spectrum is K̂ẑ: rows (batch, in · positions) -> (batch, out, *grid), a view of (*grid, out, batch).
 
     Args:
         z: rows of images; fastest where the entries of one neuron lie side by side, as ``by_neuron`` makes them.
         form: ``real_form`` of K̂.
         grid: (width,) or (height, width) of the image.
+        given: ``waves`` of the grid, where the caller holds them; then no transform of a library is used.
     """
-    images = _synthesised(form @ analysed(z, form.shape[2] // 2, grid), grid)
+    images = _synthesised(form @ analysed(z, form.shape[2] // 2, grid, given), grid, given)
     images = images if len(grid) == 2 else images.squeeze(1)
     return images.movedim((-1, -2), (0, 1))
 
@@ -79,18 +80,17 @@ def is_by_neuron(rows: Tensor) -> bool:
     return not rows.is_contiguous() and rows.mT.is_contiguous()
 
 
-def analysed(z: Tensor, channels: int, grid: Grid) -> Tensor:
+def analysed(z: Tensor, channels: int, grid: Grid, given: Waves | None = None) -> Tensor:
     """ẑ of rows of images, real parts over imaginary: (batch, C · positions) -> (frequencies, 2 · C, batch)."""
-    return _analysed(_arranged(z, channels, grid))
+    return _analysed(_arranged(z, channels, grid), given)
 
 
 def _arranged(z: Tensor, channels: int, grid: Grid) -> Tensor:
     """(batch, channels · positions) -> (height, width, channels, batch), contiguous."""
-    return z.view(len(z), channels, *sides(grid)).permute(2, 3, 1, 0).contiguous()
+    return z.view(z.shape[0], channels, *sides(grid)).permute(2, 3, 1, 0).contiguous()
 
 
-@dataclass(frozen=True)
-class _Waves:
+class Waves(NamedTuple):
     """The matrices of the transform; real and imaginary parts are rows of their own."""
 
     down: Tensor  # (2 · half, height): real transform of the columns, real parts first
@@ -99,8 +99,14 @@ class _Waves:
     down_back: Tensor
 
 
+def waves(grid: Grid, dtype: torch.dtype, device: torch.device) -> Waves:
+    """The matrices of the transform of a grid; those made while a graph is traced are part of it, and not kept."""
+    make = _make_waves.__wrapped__ if torch.compiler.is_compiling() else _make_waves
+    return make(*sides(grid), dtype, device)
+
+
 @functools.lru_cache(maxsize=64)
-def _waves(height: int, width: int, dtype: torch.dtype, device: torch.device) -> _Waves:
+def _make_waves(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Waves:
     half = height // 2 + 1
     cos, sin = _turns(half, height)
     down = torch.stack([cos, -sin], 1).flatten(0, 1)  # rows: (frequency, part)
@@ -112,7 +118,7 @@ def _waves(height: int, width: int, dtype: torch.dtype, device: torch.device) ->
     across = torch.cat([torch.cat([cos, sin], 1), torch.cat([-sin, cos], 1)])
     across = across.reshape(2, width, -1).transpose(0, 1).flatten(0, 1)  # rows (frequency, part)
     across_back = across.mT / width
-    return _Waves(*(m.to(device, dtype).contiguous() for m in (down, across, across_back, down_back)))
+    return Waves(*(m.to(device, dtype).contiguous() for m in (down, across, across_back, down_back)))
 
 
 def _turns(count: int, size: int) -> tuple[Tensor, Tensor]:
@@ -121,34 +127,34 @@ def _turns(count: int, size: int) -> tuple[Tensor, Tensor]:
     return phase.cos(), phase.sin()
 
 
-def _analysed(images: Tensor) -> Tensor:
+def _analysed(images: Tensor, given: Waves | None = None) -> Tensor:
     """(height, width, channels, batch) -> (frequencies, 2 · channels, batch)."""
     height, width, channels, batch = images.shape
     half = height // 2 + 1
-    if max(height, width) > _LONGEST:
+    if given is None and max(height, width) > _LONGEST:
         values = torch.fft.rfftn(images, dim=(1, 0)).flatten(0, 1)
         return torch.cat([values.real, values.imag], 1)
-    waves = _waves(height, width, images.dtype, images.device)
+    matrices = given or waves((height, width), images.dtype, images.device)
     columns = channels * batch
-    down = waves.down @ images.reshape(height, width * columns)
+    down = matrices.down @ images.reshape(height, width * columns)
     if width == 1:
         return down.reshape(half, 2 * channels, batch)
-    across = waves.across.expand(half, -1, -1) @ down.reshape(half, 2 * width, columns)
+    across = matrices.across.expand(half, -1, -1) @ down.reshape(half, 2 * width, columns)
     return across.reshape(half * width, 2 * channels, batch)
 
 
-def _synthesised(values: Tensor, grid: Grid) -> Tensor:
+def _synthesised(values: Tensor, grid: Grid, given: Waves | None = None) -> Tensor:
     """(frequencies, 2 · channels, batch) -> (height, width, channels, batch)."""
     height, width = sides(grid)
     half, channels, batch = height // 2 + 1, values.shape[1] // 2, values.shape[2]
-    if max(height, width) > _LONGEST:
+    if given is None and max(height, width) > _LONGEST:
         real, imaginary = values.chunk(2, 1)
         table = torch.complex(real, imaginary).reshape(half, width, channels, batch)
         return torch.fft.irfftn(table, s=(width, height), dim=(1, 0))
-    waves = _waves(height, width, values.dtype, values.device)
+    matrices = given or waves(grid, values.dtype, values.device)
     columns = channels * batch
     across = values.reshape(half, 2 * width, columns)
     if width > 1:
-        across = waves.across_back.expand(half, -1, -1) @ across
-    down = waves.down_back @ across.reshape(2 * half, width * columns)
+        across = matrices.across_back.expand(half, -1, -1) @ across
+    down = matrices.down_back @ across.reshape(2 * half, width * columns)
     return down.reshape(height, width, channels, batch)

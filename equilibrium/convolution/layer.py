@@ -9,7 +9,6 @@ from torch import Tensor
 from contracting import checks
 from contracting.activations.catalogue import ReLU, as_activation
 from contracting.activations.clamped import zero_border
-from contracting.errors import InputError
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.parameterization import ConvolutionalMonotone, ConvolutionalOptions
 from equilibrium.convolution.weights import ConvolutionalWeights
@@ -57,16 +56,10 @@ class ConvolutionalLayer(EquilibriumLayer):
         checks.last_size("z", z, self.hidden_features)
         return z.reshape(*z.shape[:-1], self.geometry.channels, *self.geometry.grid)
 
-    def _rows(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        geometry = self.geometry
-        image = (geometry.in_channels, *geometry.image)
-        x = self._checked_input(x)
-        if tuple(x.shape[-len(image) :]) == image:
-            return x.reshape(-1, self.in_features), tuple(x.shape[: -len(image)])
-        if x.ndim == 0 or x.shape[-1] != self.in_features:
-            shape = ", ".join(map(str, image))
-            raise InputError(f"x must be images (..., {shape}) or rows (..., {self.in_features}), got {tuple(x.shape)}")
-        return x.reshape(-1, self.in_features), tuple(x.shape[:-1])
+    @property
+    def input_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """An image, or the row of its entries."""
+        return (self.geometry.in_channels, *self.geometry.image), (self.in_features,)
 
     def extra_repr(self) -> str:
         """Geometry, activation and solver."""
