@@ -54,7 +54,8 @@ class Implicit:
 
     Args:
         solver: method for the adjoint problem; None takes ``Automatic()``: PeacemanRachford where that is fast (the
-            step and the factorisation of the forward solve serve again), otherwise one direct solve per row.
+            step and the factorisation of the forward solve serve again) with Newton's method for rows that it does not
+            bring to the tolerance, otherwise Newton's method, which takes one linear solve per row.
         stop: tolerance of the adjoint solve, for cotangents scaled to a largest entry of one. An ``atol`` below the
             rounding error of that is raised to it.
 
