@@ -8,7 +8,7 @@ for a small enough θ, which is found here and verified. W is nilpotent, so that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,11 @@ from contracting import checks
 from contracting.activations.base import Activation
 from contracting.activations.catalogue import as_activation
 from contracting.errors import InputError, PreconditionError
-from contracting.loop.method import Method
 from contracting.loop.records import Stop
 from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
 from contracting.solvers.splitting import ForwardBackward
-from equilibrium.layers import EquilibriumLayer
+from equilibrium.layers import EquilibriumLayer, LayerOptions
 from equilibrium.parameterizations import DenseParameterization
 from equilibrium.weights import Weights, explicit_weights
 
@@ -91,22 +90,14 @@ class Explicit(DenseParameterization):
         )
 
 
-def from_weights(
-    weights: Weights,
-    *,
-    activation: Activation | nn.Module | None = None,
-    solver: Method | None = None,
-    stop: Stop | None = None,
-) -> EquilibriumLayer:
+def from_weights(weights: Weights, **options: Unpack[LayerOptions]) -> EquilibriumLayer:
     """A layer over given explicit weights, which stay fixed; gradients flow to its inputs only.
 
     Args:
         weights: W, U, W_o, D, biases and, if known, a metric.
-        activation: σ; ReLU if None.
-        solver: as for ``EquilibriumLayer``; it needs a metric unless it is SemismoothNewton.
-        stop: tolerances and limits of the solve.
+        options: as for ``EquilibriumLayer``. A solver needs a metric unless it is SemismoothNewton.
     """
-    return EquilibriumLayer(Explicit(weights), activation=activation, solver=solver, stop=stop)
+    return EquilibriumLayer(Explicit(weights), **options)
 
 
 def from_sequential(network: nn.Sequential) -> EquilibriumLayer:

@@ -16,11 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
+from contracting.errors import InputError
 from contracting.maps.base import LinearMap
 from contracting.maps.convolution import CircularConvolution
 from contracting.maps.frequencies import centred_sum, over_space, pointwise
@@ -29,8 +30,7 @@ from contracting.maps.per_neuron import Scaled
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.parameterization import (
     ConvolutionalMonotone,
-    Initialization,
-    MetricShape,
+    ConvolutionalOptions,
     as_rows,
     input_norm,
     sampled_gram,
@@ -43,47 +43,18 @@ class ReadoutMonotone(ConvolutionalMonotone):
     Args:
         geometry: sizes, border, stride, cells of the readout.
         out_features: size of y.
-        lipschitz: γ > 0.
-        kernel_size: side of the kernels A and B, odd.
-        input_kernel_size: side of the input kernel, odd; None takes ``kernel_size``.
-        epsilon: ε > 0.
-        metric: which entries of ψ are learnt.
-        initialization: where training starts.
-        device: device of the parameters.
-        dtype: floating-point type of the parameters.
+        options: as for ``ConvolutionalMonotone``, with a γ and without c.
 
     Raises:
-        InputError: on even sides, γ ≤ 0 or ε ≤ 0.
+        InputError: without γ, with c, or as ``ConvolutionalMonotone``.
     """
 
     lipschitz: float
 
-    def __init__(
-        self,
-        geometry: Geometry,
-        out_features: int,
-        *,
-        lipschitz: float,
-        kernel_size: int = 3,
-        input_kernel_size: int | None = None,
-        epsilon: float = 1.0,
-        metric: MetricShape = MetricShape.CHANNEL,
-        initialization: Initialization = Initialization.DEFAULT,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ):
-        super().__init__(
-            geometry,
-            out_features,
-            kernel_size=kernel_size,
-            input_kernel_size=input_kernel_size,
-            lipschitz=lipschitz,
-            epsilon=epsilon,
-            metric=metric,
-            initialization=initialization,
-            device=device,
-            dtype=dtype,
-        )
+    def __init__(self, geometry: Geometry, out_features: int, **options: Unpack[ConvolutionalOptions]):
+        if options.get("lipschitz") is None or options.get("contraction_rate") is not None:
+            raise InputError("lipschitz must be given, for example lipschitz=1.0, and no contraction_rate")
+        super().__init__(geometry, out_features, **options)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ The images are injected into the finest resolution; the readout sees the average
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,11 @@ class MultiScaleMonotone(ConvolutionalMonotone):
         self.psi = None
         if self.metric is not MetricShape.IDENTITY:
             self.psi = self.new_parameter(1 if self.metric is MetricShape.SCALAR else sum(self.channels))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of ``ConvolutionalMonotone``, and the resolutions."""
+        return {**super().settings, "resolutions": self.channels}
 
     def _reset_kernels(self) -> None:
         for kernel in (*self.own, *self.skew, *self.couplings):
