@@ -12,8 +12,10 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-_MOST = 8  # values of one kind that are kept, so that a sweep over steps does not keep a matrix for each
-_GENERATIONS = 10  # for which a value that only guides the work may serve
+# This many values of one kind are kept, so that a sweep over steps does not keep a matrix for each.
+_MOST = 8
+# A value that only guides the work serves this many changes of the weights, such as training steps.
+_GENERATIONS = 10
 
 
 class Memory:

@@ -54,6 +54,9 @@ def _verify(activation: Any) -> None:
         v = _grid(tensors[0] if tensors else torch.empty(1, dtype=torch.float64, device="cpu"))
         rounding = math.sqrt(torch.finfo(v.dtype).eps)
         _check_slope(activation, v, rounding, interval)
+        once, twice = activation.value(v), activation.value(2 * v)
+        if activation.homogeneous and bool(((twice - 2 * once).abs() > rounding * (1 + twice.abs())).any()):
+            raise InputError(f"homogeneous of {activation!r} says that σ(tv) = tσ(v) for t > 0, which t = 2 refutes")
         x = v[::_PROX_STRIDE]
         for step in _STEPS:
             _check_prox(activation, x, step, rounding)
@@ -62,7 +65,10 @@ def _verify(activation: Any) -> None:
 def _grid(like: Tensor) -> Tensor:
     """Pre-activations that increase, (points, n), n that of the tensor."""
     dense = torch.arange(-20, 20, _SPACING, dtype=torch.float64, device="cpu") + _SPACING / 3  # no kink at a point
-    far, near = torch.logspace(1.31, 5, 400, dtype=torch.float64, device="cpu"), torch.logspace(-8, -2.5, 50).double()
+    far, near = (
+        torch.logspace(low, high, count, dtype=torch.float64, device="cpu")
+        for low, high, count in ((1.31, 5, 400), (-8, -2.5, 50))
+    )
     points = torch.cat([-far.flip(0), dense, near, -near, far]).sort().values
     return points.to(like.device, like.dtype)[:, None].expand(-1, like.shape[-1] if like.ndim else 1).contiguous()
 

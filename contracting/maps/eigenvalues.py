@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_FEW = 4  # matrices that are simply decomposed
-_CHUNK = 8
+# Up to this many matrices are simply decomposed; of more, this many of the most promising at a time.
+_FEW, _CHUNK = 4, 8
+# λ is raised by this share of the largest row sum before a Cholesky factorisation is asked, because λI − M is singular
+# otherwise. It is some ten times what rounding can do in float64 to matrices of a hundred rows.
 _RELATIVE = 1e-13
 
 

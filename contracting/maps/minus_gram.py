@@ -39,7 +39,8 @@ ROUNDING = 1e-13
 _USELESS = 0.1
 # The step that is best for C is halved this often where the term asks for a smaller one.
 _HALVINGS = 6
-# Up to this many rows, the resolvent keeps TK, whose products then take less time than a transform there and back.
+# Up to this many rows, the resolvent keeps TK, whose products then cost less than another product with K: 2rn
+# operations against some 300n for 54 channels on 30×30.
 _FEW = 64
 # The r×r matrix of the resolvent is made from this many unit vectors at a time, which bounds the memory that takes.
 _CHUNK = 128

@@ -18,9 +18,14 @@ from torch import Tensor
 from contracting.maps.eigenvalues import largest_eigenvalue
 from contracting.types import Step
 
-_USUAL_SHARE = 0.94  # of the geometric mean of the best step and 1/mean
-_LEAST_SHARE = 0.25  # of the digits per step that the best step is proved to gain
-_GAP = 1e-4  # of 1 − factor², at which a step counts as the best
+# The usual step is this share of the geometric mean of two steps: the one with the best worst case, and one over the
+# mean of the spectrum. With it each reference checkpoint took at most a tenth more steps than with the best step of a
+# sweep.
+_USUAL_SHARE = 0.94
+# A usual step that is proved to gain less than this share of the digits per step which the best one gains is not taken.
+_LEAST_SHARE = 0.25
+# A step counts as the best when its 1 − factor² is within this relative gap of what any step can reach.
+_GAP = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +197,7 @@ class MonotoneOperator:
         """The step of Peaceman–Rachford for usual inputs, between the best one and one over the mean of the spectrum.
 
         The best worst case is that of single directions, while most of an error lies in the bulk of the spectrum, which
-        1/mean suits; a little less than their geometric mean took at most a tenth more steps than the best of a sweep
-        on each of the reference checkpoints. Its factor is proved like any other; where that promises less than a
+        1/mean suits. The factor of the step between them is proved like any other; where it promises less than a
         quarter of the best step's digits, the best is taken.
         """
         step = _USUAL_SHARE * math.sqrt(self._best_step / self.mean)

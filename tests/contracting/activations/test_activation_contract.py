@@ -120,14 +120,19 @@ class Late(Tanh):
         return torch.tanh(v) + 2 * torch.relu(v - 300)
 
 
+class Bent(Half):
+    homogeneous = True
+
+
 class Undefined(Tanh):
     def value(self, v: Tensor) -> Tensor:
         return torch.where(v < -15, torch.nan, torch.tanh(v))
 
 
-@pytest.mark.parametrize(
-    "kind", [Steep, Narrow, Hidden, Flat, Falling, Unproximal, Missing, Late, Undefined], ids=lambda kind: kind.__name__
-)
+LIARS = (Steep, Narrow, Hidden, Flat, Falling, Unproximal, Missing, Late, Bent, Undefined)
+
+
+@pytest.mark.parametrize("kind", LIARS, ids=lambda kind: kind.__name__)
 def test_what_is_no_proximal_operator_cannot_be_made(kind: type[Half]) -> None:
     with pytest.raises(InputError):
         kind()
@@ -150,6 +155,13 @@ def test_slopes_have_to_be_stated() -> None:
 
     with pytest.raises(TypeError, match="slopes"):
         Silent()  # type: ignore[abstract]
+
+
+def test_verification_does_not_depend_on_the_surroundings() -> None:
+    with torch.device("meta"), torch.inference_mode():
+        assert Softplus(beta=7.75).slopes == (0.0, 1.0)
+        with pytest.raises(InputError, match="slopes"):
+            Steep()
 
 
 def test_equal_settings_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,13 +252,6 @@ def test_an_answer_does_not_move_when_a_stiffer_neighbour_joins(activation: Acti
     assert torch.equal(activation.prox(x, 0.01)[0], alone)
 
 
-@each("activation", CASES)
-def test_empty_batches_pass(activation: Activation) -> None:
-    empty = torch.zeros(0, SIZE, dtype=torch.float64)
-    for result in (activation(empty), activation.prox(empty, 0.3), activation.prox_derivative(empty, 0.3)):
-        assert result.shape == empty.shape
-
-
 @each("activation", [a for a in ADMISSIBLE if not isinstance(a, PROJECTIONS)])
 def test_the_activation_in_place_of_the_prox_is_wrong(activation: Activation) -> None:
     x = torch.linspace(-5, 5, 401, dtype=torch.float64)
