@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from contracting.certificates.finder import Finder
 from contracting.certificates.records import CertificateError
 from contracting.errors import PreconditionError
+from contracting.types import UNIT_SLOPES, Slopes
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
 from equilibrium.lipschitz.checker import checked
 from equilibrium.lipschitz.gain import compressed, gain
@@ -25,7 +26,8 @@ _ABSOLUTE = tuple(16.0**-k for k in range(24, -1, -1))
 class LipschitzFinder(Finder[LipschitzSystem, Tensor, LipschitzCertificate]):
     """Proposes Λ, (n,), or several of them, best first, (k, n): an ℓ2 bound.
 
-    They are in the units and the normalisation of ``gain(system.in_units(system.units), Λ)``.
+    They are in the units and the normalisation of ``gain(system.in_units(system.units), Λ)``. A finder of your own
+    brings ``find``; ``prepared(system, None)`` of ``equilibrium.lipschitz.start`` is a Λ to begin with.
     """
 
     @abstractmethod
@@ -36,17 +38,20 @@ class LipschitzFinder(Finder[LipschitzSystem, Tensor, LipschitzCertificate]):
             PreconditionError: if no Λ is known or found in which Condition 1 holds.
         """
 
+    def bounds(self, system: LipschitzSystem, lam: Tensor) -> Iterable[float]:
+        """Constants to try with one Λ, in ``system.units``, smallest first: γ(Λ), and ever more room for rounding."""
+        value = 0.0 if system.constant else gain(compressed(system.in_units(system.units)), lam)
+        return _grown(value) if value < float("inf") else ()
+
     def judge(self, system: LipschitzSystem, proposal: Tensor) -> LipschitzCertificate:
-        """The certificate of the first Λ that proves something: γ(Λ), increased as little as the checker asks for."""
-        small = compressed(system.in_units(system.units))
+        """The first certificate that the checker accepts, in the order of the proposals and of ``bounds``."""
         for lam in proposal.reshape(-1, system.size):
-            value = 0.0 if system.constant else float(gain(small, lam))
-            for bound in _grown(value) if value < float("inf") else ():
+            for bound in self.bounds(system, lam):
                 certificate = LipschitzCertificate(
                     bound=in_power(bound, sum(system.units)),
                     norm=Norm.L2,
                     method=self.name,
-                    slopes=system.slopes,
+                    slopes=self.slopes(system),
                     margin=0.0,
                     multiplier=lam if system.constant else bound * lam,
                     units=system.units,
@@ -56,6 +61,10 @@ class LipschitzFinder(Finder[LipschitzSystem, Tensor, LipschitzCertificate]):
                 except CertificateError:
                     continue
         raise CertificateError(f"{self.name}: no multiplier proves a bound, or only within rounding")
+
+    def slopes(self, system: LipschitzSystem) -> Slopes:
+        """The slopes that the certificate is for."""
+        return system.slopes
 
 
 def _grown(value: float) -> Iterator[float]:
@@ -82,26 +91,11 @@ class BuiltIn(LipschitzFinder):
         assert metric is not None
         return metric
 
-    def judge(self, system: LipschitzSystem, proposal: Tensor) -> LipschitzCertificate:
-        """γ itself, but for rounding; what Λ alone proves may be less, and is what the other finders are for.
-
-        Raises:
-            CertificateError: if the promise does not hold for these weights.
-        """
+    def bounds(self, system: LipschitzSystem, lam: Tensor) -> Iterable[float]:
+        """γ itself, but for rounding; what Λ alone proves may be less, and is what the other finders are for."""
         claimed = system.in_units(system.units).claimed or 0.0
-        for inflation in (0.0, 1e-9, 1e-7):
-            bound = claimed * (1 + inflation)
-            certificate = LipschitzCertificate(
-                bound=in_power(bound, sum(system.units)),
-                norm=Norm.L2,
-                method=self.name,
-                slopes=(0.0, 1.0),
-                margin=0.0,
-                multiplier=bound * proposal,
-                units=system.units,
-            )
-            try:
-                return checked(certificate, system)
-            except CertificateError:
-                continue
-        raise CertificateError(f"the built-in constant {system.claimed:.6g} does not hold for these weights")
+        return [claimed * (1 + inflation) for inflation in (0.0, 1e-9, 1e-7)]
+
+    def slopes(self, system: LipschitzSystem) -> Slopes:
+        """[0, 1], whatever the activation has: the parameterisation knows no other."""
+        return UNIT_SLOPES

@@ -59,7 +59,7 @@ class FirstOrder(LipschitzFinder):
         return torch.stack([self._descended(small, lam), lam])
 
     def _descended(self, system: LipschitzSystem, lam: Tensor) -> Tensor:
-        value = float(gain(system, lam))
+        value = gain(system, lam)
         if not 0 < value < float("inf") or system.slopes[0] == system.slopes[1] or self.steps == 0:
             return lam
         barrier = Barrier(system, lam, value)
@@ -75,7 +75,7 @@ class FirstOrder(LipschitzFinder):
                 break
             t, before = t * _FACTOR, log_rho
         solved = barrier.multiplier(descent.here.place.exp())
-        return solved if float(gain(system, solved)) < value else lam
+        return solved if gain(system, solved) < value else lam
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

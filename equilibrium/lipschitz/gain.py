@@ -1,4 +1,4 @@
-r"""γ(Λ): the best ℓ2 constant that one diagonal multiplier proves, exact, batched over outputs and differentiable.
+r"""γ(Λ): the best ℓ2 constant that one diagonal multiplier proves, exactly.
 
 With V = [W U], slopes [a, b], P = 2Λ − (a + b)(ΛW + WᵀΛ) + 2ab WᵀΛW ≻ 0, N = (a + b)ΛU − 2ab WᵀΛU and P = RRᵀ,
 
@@ -34,62 +34,33 @@ def compressed(system: LipschitzSystem) -> LipschitzSystem:
     return system
 
 
-def _eliminated(system: LipschitzSystem, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """K, −2ab UᵀΛU, and which rows failed."""
-    W, U, C = system.W, system.U, system.C
+def _eliminated(system: LipschitzSystem, lam: Tensor) -> tuple[Tensor, Tensor] | None:
+    """K and −2ab UᵀΛU, or None where Λ proves nothing."""
+    W, U = system.W, system.U
     low, high = system.slopes
-    scaled = lam[..., :, None] * W
-    P = torch.diag_embed(2 * lam) - (low + high) * (scaled + scaled.mT)
-    N = (low + high) * lam[..., :, None] * U
-    corner = torch.zeros(*lam.shape[:-1], U.shape[1], U.shape[1], dtype=lam.dtype)
-    if low > 0:
-        P = P + 2 * low * high * W.mT @ scaled
-        weighted = 2 * low * high * lam[..., :, None] * U
-        N = N - W.mT @ weighted
-        corner = corner - U.mT @ weighted
+    scaled, weighted = lam[:, None] * W, lam[:, None] * U
+    P = torch.diag(2 * lam) - (low + high) * (scaled + scaled.mT) + 2 * low * high * W.mT @ scaled
+    N = (low + high) * weighted - 2 * low * high * W.mT @ weighted
     R, info = torch.linalg.cholesky_ex(P)
-    K = torch.linalg.solve_triangular(R, torch.cat([N, C.mT.expand(*lam.shape[:-1], -1, -1)], -1), upper=False)
-    return K, corner, info
-
-
-def gain_matrix(system: LipschitzSystem, lam: Tensor) -> tuple[Tensor, Tensor]:
-    """The symmetric matrix whose largest eigenvalue is γ(Λ), and which rows failed.
-
-    Args:
-        system: its C and D may have leading batch dimensions, (..., out, n) and (..., out, in).
-        lam: Λ, (..., n).
-
-    Returns:
-        (..., in + out, in + out), and (...) nonzero where P is not positive definite: that entry means nothing.
-    """
-    K, corner, info = _eliminated(system, lam)
-    C, D = system.C, system.D
-    outputs = C.shape[-2]
-    D = D.expand(*lam.shape[:-1], -1, -1)
-    feed = torch.cat(
-        [
-            torch.cat([corner, D.mT], -1),
-            torch.cat([D, torch.zeros(*D.shape[:-1], outputs, dtype=lam.dtype)], -1),
-        ],
-        -2,
-    )
-    return K.mT @ K + feed, info
+    K = torch.linalg.solve_triangular(R, torch.cat([N, system.C.mT], 1), upper=False)
+    return None if int(info) != 0 or not bool(torch.isfinite(K).all()) else (K, -2 * low * high * U.mT @ weighted)
 
 
 @torch.no_grad()
-def gain(system: LipschitzSystem, lam: Tensor) -> Tensor:
-    """γ(Λ), (...); infinite where Λ proves nothing."""
-    matrix, info = gain_matrix(system, lam)
-    bad = (info != 0) | ~torch.isfinite(matrix).all(-1).all(-1)
-    matrix = torch.where(bad[..., None, None], torch.zeros_like(matrix), matrix)
-    return torch.where(bad, float("inf"), torch.linalg.eigvalsh(matrix)[..., -1])
+def gain(system: LipschitzSystem, lam: Tensor) -> float:
+    """γ(Λ); infinite where Λ, (n,), proves nothing."""
+    if (eliminated := _eliminated(system, lam)) is None:
+        return float("inf")
+    (K, corner), D = eliminated, system.D
+    feed = torch.cat([torch.cat([corner, D.mT], 1), torch.cat([D, D.new_zeros(len(D), len(D))], 1)])
+    matrix = K.mT @ K + feed
+    return float(torch.linalg.eigvalsh(matrix)[-1]) if bool(torch.isfinite(matrix).all()) else float("inf")
 
 
 @torch.no_grad()
 def halves(system: LipschitzSystem, lam: Tensor) -> tuple[float, float]:
     """‖R⁻¹N‖ and ‖R⁻¹Cᵀ‖, the two halves of K, which γ(tΛ) weighs by √t and 1/√t; infinite where Λ proves nothing."""
-    K, _, info = _eliminated(system, lam)
-    if int(info) != 0 or not bool(torch.isfinite(K).all()):
+    if (eliminated := _eliminated(system, lam)) is None:
         return float("inf"), float("inf")
-    inputs = system.U.shape[1]
+    K, inputs = eliminated[0], system.U.shape[1]
     return float(torch.linalg.matrix_norm(K[:, :inputs], 2)), float(torch.linalg.matrix_norm(K[:, inputs:], 2))

@@ -49,7 +49,7 @@ class InteriorPoint(LipschitzFinder):
         return torch.stack([self._optimum(small, lam), lam])
 
     def _optimum(self, system: LipschitzSystem, lam: Tensor) -> Tensor:
-        value = float(gain(system, lam))
+        value = gain(system, lam)
         if not 0 < value < float("inf") or system.slopes[0] == system.slopes[1]:
             return lam
         barrier = Barrier(system, lam, value)
@@ -63,7 +63,7 @@ class InteriorPoint(LipschitzFinder):
                 break
             t *= _FACTOR
         solved = barrier.multiplier(point)
-        return solved if float(gain(system, solved)) < value else lam
+        return solved if gain(system, solved) < value else lam
 
 
 def _centre(barrier: Barrier, guesses: tuple[Tensor, Tensor], t: float) -> Tensor:

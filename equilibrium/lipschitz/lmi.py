@@ -45,10 +45,10 @@ class MatrixInequality(LipschitzFinder):
             MissingExtraError: if cvxpy or Clarabel is not installed.
         """
         small, lam = prepared(system, self.start)
-        value = float(gain(small, lam))
+        value = gain(small, lam)
         found = _solve(small, lam, value) if value > 0 else None
         candidates = [lam] if found is None else [(1 - t) * found + t * lam for t in _BLENDS] + [lam]
-        return torch.stack(sorted(candidates, key=lambda candidate: float(gain(small, candidate))))
+        return torch.stack(sorted(candidates, key=lambda candidate: gain(small, candidate)))
 
 
 def _solve(system: LipschitzSystem, lam: Tensor, value: float) -> Tensor | None:

@@ -23,10 +23,10 @@ def best_scale(system: LipschitzSystem, lam: Tensor) -> Tensor:
     inputs, outputs = halves(system, lam)
     if 0 < inputs < float("inf") and 0 < outputs < float("inf"):
         lam = lam * (outputs / inputs)  # what is best without a feedthrough
-    best, t = float(gain(system, lam)), 1.0
+    best, t = gain(system, lam), 1.0
     for stride in (100.0, 10.0, 3.0, 1.5, 1.1):
         for factor in (stride, 1 / stride):
-            while 1e-7 < t * factor < 1e7 and (value := float(gain(system, t * factor * lam))) < best:
+            while 1e-7 < t * factor < 1e7 and (value := gain(system, t * factor * lam)) < best:
                 best, t = value, t * factor
     return t * lam
 
@@ -54,7 +54,7 @@ def prepared(system: LipschitzSystem, start: Tensor | None) -> tuple[LipschitzSy
                 break
             known = found.metric.weights
         candidates = [best_scale(small, balance.pow(1 - blend) * _central(known).pow(blend)) for blend in _BLENDS]
-        values = [float(gain(small, candidate)) for candidate in candidates]
+        values = [gain(small, candidate) for candidate in candidates]
         if min(values) < float("inf"):
             return small, candidates[values.index(min(values))]
     raise PreconditionError(f"I − W is not known to be strongly monotone in any diagonal Λ: {found}")
