@@ -51,7 +51,7 @@ def test_agrees_with_the_layer_and_its_implicit_gradient(x: torch.Tensor) -> Non
 
 
 def test_derivatives_of_every_order(x: torch.Tensor) -> None:
-    fixed = FixedIterations(layer_of(lipschitz=1.0, hidden=3), iterations=60)
+    fixed = FixedIterations(layer_of(lipschitz=1.0, hidden=3), iterations=30)
     start = x[:2].clone().requires_grad_()
     assert gradcheck(fixed, start)
     assert gradgradcheck(lambda x: fixed(x).sin(), start)
@@ -66,7 +66,7 @@ def test_derivatives_of_every_order(x: torch.Tensor) -> None:
 
 def test_bound_holds_on_ten_thousand_random_problems_and_is_not_vacuous() -> None:
     tightest = 0.0
-    for seed in range(200):
+    for seed in range(100):
         generator = torch.Generator().manual_seed(seed)
         hidden, iterations = int(torch.randint(2, 14, (), generator=generator)), 1 + seed % 12
         layer = layer_of(seed, hidden=hidden, epsilon=0.05 + float(torch.rand((), generator=generator)))
@@ -74,7 +74,7 @@ def test_bound_holds_on_ten_thousand_random_problems_and_is_not_vacuous() -> Non
             layer.parameterization.psi.normal_(std=0.5, generator=generator)
             layer.parameterization.S.mul_(6 * torch.rand((), generator=generator, dtype=F64))
         fixed = FixedIterations(layer, iterations=iterations)
-        inputs = 10 ** float(torch.randn((), generator=generator)) * torch.randn(50, 6, dtype=F64, generator=generator)
+        inputs = 10 ** float(torch.randn((), generator=generator)) * torch.randn(100, 6, dtype=F64, generator=generator)
         exact = layer.solve(inputs, SemismoothNewton()).z
         with torch.no_grad():
             error = layer.weights().metric.norm(fixed.equilibrium(inputs) - exact)
@@ -177,7 +177,7 @@ def test_no_float32_result_is_farther_off_than_promised(activation: str, monoton
         double = Given(single.W.double(), single.lam.double())
         layer, exact = (EquilibriumLayer(g, activation=getattr(torch.nn, activation)()) for g in (single, double))
         with pytest.raises(PreconditionError, match="tolerance"):
-            FixedIterations(layer, tolerance=1e-8)
+            FixedIterations(layer, tolerance=1e-4 if monotonicity < 1e-2 else 1e-6)
         q = torch.cat([weak, -weak, torch.randn(9, n, dtype=F64, generator=generator)]).float()
         z = exact.solve(q.double(), SemismoothNewton(), stop=Stop(rtol=1e-12, atol=0.0)).z
         norm = exact.weights().metric.norm
