@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -86,7 +87,7 @@ class Stop:
             rtol = max(1e-8 if double else 1e-5, floor)
         if atol is None:
             atol = 1e-12 if double else 1e-7
-        return replace(self, rtol=rtol, atol=atol)
+        return _with_tolerances(self, rtol, atol)
 
     def size_of(self, rows: Tensor) -> Tensor:
         """The norm of each row, by which residuals are judged: (batch, n) -> (batch,)."""
@@ -97,6 +98,11 @@ class Stop:
         if self.rtol is None or self.atol is None:
             raise InputError("this Stop leaves its tolerances to the problem: call resolved(problem) first")
         return self.atol + self.rtol * scale
+
+
+@functools.lru_cache(maxsize=32)
+def _with_tolerances(stop: Stop, rtol: float, atol: float) -> Stop:
+    return replace(stop, rtol=rtol, atol=atol)  # whose checks take as long as five steps of a single row
 
 
 @dataclass(kw_only=True)

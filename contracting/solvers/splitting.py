@@ -62,7 +62,7 @@ class _ReflectedSplitting(_Splitting):
         """The iteration on one problem."""
         if self.step is None:
             choice = problem.reflected_step(BoundPeacemanRachford.name, usual=True)
-            flow: BoundSplitting = PeacemanRachfordFlow(step=choice.step).bind(problem, choice)
+            flow: BoundSplitting = BoundPeacemanRachford(problem, choice.step, choice)
         else:
             flow = self._flow(problem)
         assert isinstance(flow, BoundPeacemanRachford)
