@@ -15,7 +15,10 @@ from contracting.certificates.records import Certificate
 from contracting.certificates.systems import FiringRateSystem, InclusionSystem, forward_backward_system
 from contracting.certificates.upper_bounds import upper_bound
 from contracting.errors import InputError
+from contracting.maps.operator import self_adjoint
 from contracting.metrics import WeightedL2
+
+_ROUNDING = 100  # units of rounding by which two entries may differ that would be equal in exact arithmetic
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +56,8 @@ def sweep_skewness(W: Tensor, metric: WeightedL2, skewness: Tensor) -> SkewnessS
     M = lam.whiten(FiringRateSystem(W=W).W)
     symmetric, skew = (M + M.mT) / 2, (M - M.mT) / 2
     size = float(torch.linalg.matrix_norm(skew, 2))
-    if size == 0:
+    rounding = _ROUNDING * torch.finfo(W.dtype).eps
+    if self_adjoint((torch.eye(len(M), dtype=torch.float64) - M)[None], rounding):
         raise InputError("W is self-adjoint in this metric: it has no skew part to scale")
     reports = []
     for s in skewness.tolist():

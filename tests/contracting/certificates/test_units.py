@@ -25,6 +25,7 @@ from contracting.certificates import (
     fixed_input_convergence,
     report,
     rules_out,
+    sweep_skewness,
     switching_bound,
     upper_bound,
 )
@@ -32,6 +33,7 @@ from contracting.certificates.balance import balancing, rescale
 from contracting.certificates.definite import definite_margin, definite_margins, sizes
 from contracting.certificates.search import golden_section
 from contracting.certificates.spectra import abscissa_from_below, eigenvalues, radius_from_below
+from contracting.errors import InputError
 from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
 from tests.contracting.certificates.instances import gaussian
 from tests.systems import KINDS, normal, seeded
@@ -219,3 +221,11 @@ def test_golden_section_finds_the_bottom_of_a_valley() -> None:
     assert golden_section(lambda x: abs(x - 0.7), -3.0, 5.0) == pytest.approx(0.7, abs=1e-7)
     assert golden_section(lambda x: float("inf") if x > 0 else -x, -1.0, 9.0) == pytest.approx(0.0, abs=1e-7)
     assert golden_section(lambda x: x, 2.0, 3.0, steps=3) == pytest.approx(2.0, abs=0.3)
+
+
+def test_rounding_is_no_skew_part_to_scale() -> None:
+    S = torch.tensor([[0.3, 0.2, 0.1], [0.2, -0.4, 0.3], [0.1, 0.3, 0.2]], dtype=F64)
+    s = torch.tensor([3e-4, 1.0, 7e3], dtype=F64)
+    for W in (S * s[:, None] / s, (S * s[:, None] / s).float()):
+        with pytest.raises(InputError, match="W"):
+            sweep_skewness(W, WeightedL2(s**-2), torch.ones(1, dtype=F64))
