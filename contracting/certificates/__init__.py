@@ -16,7 +16,6 @@ from contracting.certificates.certification import (
     certificates,
     certify,
     report,
-    splitting_rates,
 )
 from contracting.certificates.checker import check
 from contracting.certificates.convergence import check_convergence, fixed_input_convergence
@@ -88,7 +87,6 @@ __all__ = [
     "register",
     "report",
     "rules_out",
-    "splitting_rates",
     "sweep_skewness",
     "sweep_steps",
     "switching_bound",

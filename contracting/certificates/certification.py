@@ -8,15 +8,13 @@ import torch
 from torch import Tensor
 
 from contracting.certificates.catalogue import FINDERS
-from contracting.certificates.finders import DiagonalMetric, RateFinder
+from contracting.certificates.finders import RateFinder
 from contracting.certificates.lmi import VertexInequalities
 from contracting.certificates.records import Certificate, CertificateError
 from contracting.certificates.search import golden_section
 from contracting.certificates.systems import (
     InclusionSystem,
     System,
-    forward_backward_system,
-    peaceman_rachford_system,
     system_of,
 )
 from contracting.certificates.upper_bounds import UpperBound, upper_bound
@@ -137,8 +135,8 @@ def report(flow: VectorField | System) -> Report:
 def best_forward_backward_step(W: Tensor, metric: WeightedL2) -> StepChoice:
     r"""The α in (0, 1/m] with the best rate of the forward–backward flow in Λ, per unit of its own time.
 
-    ½(1 + αm − ‖I − αÃ‖) is concave in α. In time t/α the rate is divided by α and rises to m as α → 0. It is proved up
-    to the rounding of m and of the norm; ``splitting_rates`` gives rates that have passed the checker.
+    ½(1 + αm − ‖I − αÃ‖) is concave in α. In time t/α the rate is divided by α and rises to m as α → 0. It is exact up
+    to the rounding of m and of the norm; ``DiagonalMetric().certify`` gives a rate that has passed the checker.
 
     Args:
         W: (n, n).
@@ -167,19 +165,6 @@ def best_peaceman_rachford_step(W: Tensor, metric: WeightedL2) -> StepChoice:
         PreconditionError: if Condition 1 fails in the metric.
     """
     return _monotone(W, metric).best_reflected
-
-
-def splitting_rates(W: Tensor, metric: WeightedL2, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """Certified rates in Λ of the forward–backward and Peaceman–Rachford flows over steps α: (k,) -> (k,), (k,).
-
-    Every rate has passed the checker. Divide the first by α for the flow in time t/α, which ends in the inclusion.
-    """
-    weights = metric.weights
-    forward, reflected = [], []
-    for step in steps.tolist():
-        forward.append(DiagonalMetric().certify(forward_backward_system(W, step=step, hint=weights)).rate)
-        reflected.append(DiagonalMetric().certify(peaceman_rachford_system(W, step=step, hint=weights)).rate)
-    return torch.tensor(forward, dtype=torch.float64), torch.tensor(reflected, dtype=torch.float64)
 
 
 def _monotone(W: Tensor, metric: WeightedL2) -> MonotoneOperator:

@@ -64,28 +64,8 @@ def boundary(M: Tensor, *, points: int = 361) -> Tensor:
     return (top.conj() * (M.to(top.dtype) @ top[..., None])[..., 0]).sum(-1)
 
 
-def swept_reach(M: Tensor, *, points: int = 512) -> Reach:
-    """Maximum over a uniform grid of θ, with the error of the grid, ‖M‖Δθ/2, added to the upper bound.
-
-    Args:
-        M: real, (n, n), n ≥ 1.
-        points: size of the grid on [0, π/2]; the numerical range of a real matrix is symmetric.
-
-    Raises:
-        InputError: if there are no points.
-    """
-    checks.whole_number("points", points)
-    spacing = math.pi / 2 / points
-    angles = [k * spacing for k in range(points + 1)]
-    values = [math.cos(angle) * support(M, angle) for angle in angles]
-    best = max(range(points + 1), key=values.__getitem__)
-    lower = max(values[best], 0.0)
-    error = float(torch.linalg.matrix_norm(M, 2)) * spacing / 2
-    return Reach(upper=lower + error + _allowance(M), lower=lower, angle=angles[best], angles=tuple(angles))
-
-
 def reach(M: Tensor, *, tolerance: float = 1e-9, most_cuts: int = 60) -> Reach:
-    """The same by cutting planes: a handful of eigenvalue problems in place of a grid, to any accuracy.
+    """Bounds on max g by cutting planes: a handful of eigenvalue problems, to any accuracy.
 
     The support lines at angles in [0, π/2] enclose the numerical range in a polygon; g is convex and increasing in
     Re ω, so its maximum over the polygon sits at a vertex. The next line is drawn in the direction in which g grows

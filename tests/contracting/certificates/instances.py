@@ -1,8 +1,9 @@
-"""Weights, flows and brute-force rates that the certificates are compared with; nothing here uses the certificates."""
+"""Weights, flows and brute-force rates that the certificates are compared with."""
 
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from contracting.activations.catalogue import (
     Softshrink,
     Tanh,
 )
+from contracting.certificates import DiagonalMetric, forward_backward_system, peaceman_rachford_system
 from equilibrium import Monotone, Weights
 
 ACTIVATIONS: tuple[Activation, ...] = (
@@ -77,3 +79,21 @@ def quadratic_rate(P: Tensor, W: Tensor, *, slopes: tuple[float, float] = (0.0, 
 def constant_slope_bound(W: Tensor, slopes: tuple[float, float] = (0.0, 1.0)) -> float:
     """1 − the largest spectral abscissa over all vertices: no rate may exceed it."""
     return 1 - float(torch.linalg.eigvals(corners(slopes, W.shape[0])[:, :, None] * W).real.max())
+
+
+def swept_reach(M: Tensor, *, points: int = 512) -> tuple[float, float]:
+    """Bounds on max g over the numerical range by a uniform grid of angles, whose error is at most ‖M‖Δθ/2."""
+    angles = torch.linspace(0, math.pi / 2, points + 1, dtype=torch.float64)
+    rotated = torch.polar(torch.ones_like(angles), -angles)[:, None, None] * M
+    top = torch.linalg.eigvalsh((rotated + rotated.mH) / 2)[:, -1]
+    lower = max(0.0, float((angles.cos() * top).max()))
+    return lower, lower + float(torch.linalg.matrix_norm(M, 2)) * math.pi / 4 / points + 1e-12
+
+
+def splitting_rates(W: Tensor, lam: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Certified rates in Λ of the forward–backward and Peaceman–Rachford flows over steps α: (k,) -> (k,), (k,)."""
+    forward, reflected = (
+        [DiagonalMetric().certify(build(W, step=step, hint=lam)).rate for step in steps.tolist()]
+        for build in (forward_backward_system, peaceman_rachford_system)
+    )
+    return torch.tensor(forward, dtype=torch.float64), torch.tensor(reflected, dtype=torch.float64)

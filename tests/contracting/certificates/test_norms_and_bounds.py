@@ -21,14 +21,13 @@ from contracting.certificates import (
     best_peaceman_rachford_step,
     forward_backward_system,
     peaceman_rachford_system,
-    splitting_rates,
     switching_bound,
     upper_bound,
 )
 from contracting.certificates.multipliers import perron_weights
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import WeightedL1, WeightedL2, WeightedLinf
-from tests.contracting.certificates.instances import constant_slope_bound, corners, gaussian, rotation
+from tests.contracting.certificates.instances import constant_slope_bound, corners, gaussian, rotation, splitting_rates
 from tests.problems import monotone_weight
 
 
@@ -71,7 +70,7 @@ def test_splitting_rates_are_the_formulas_and_reach_the_inclusion() -> None:
     metric = WeightedL2(lam)
     A = torch.eye(6, dtype=torch.float64) - metric.whiten(W)
     steps = torch.tensor([1e-4, 0.02, 0.1, 0.2], dtype=torch.float64)
-    forward, reflected = splitting_rates(W, metric, steps)
+    forward, reflected = splitting_rates(W, lam, steps)
     eye = torch.eye(6, dtype=torch.float64)
     for step, got, mirrored in zip(steps.tolist(), forward.tolist(), reflected.tolist(), strict=True):
         formula = 0.5 * (1 + 0.6 * step - float(torch.linalg.matrix_norm(eye - step * A, 2)))
@@ -86,7 +85,7 @@ def test_splitting_rates_are_the_formulas_and_reach_the_inclusion() -> None:
 def test_best_steps_beat_a_grid() -> None:
     W, lam = monotone_weight(6, seed=2, skew=2.0, monotonicity=0.6)
     metric, grid = WeightedL2(lam), torch.logspace(-2, 0.2, 25, dtype=torch.float64)
-    forward, reflected = splitting_rates(W, metric, grid)
+    forward, reflected = splitting_rates(W, lam, grid)
     best = best_forward_backward_step(W, metric)
     rate = DiagonalMetric().certify(forward_backward_system(W, step=best.step, hint=lam)).rate
     assert rate >= float(forward.max()) - 2e-3 and rate >= 1 - best.factor - 1e-9

