@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,7 +44,8 @@ class NewtonKrylov(FlowMethod):
     splitting is faster than any of this.
 
     Args:
-        flow: whose map T; None takes PeacemanRachfordFlow() where Condition 1 is certified, else FiringRate().
+        flow: whose map T; None takes PeacemanRachfordFlow() where Condition 1 is certified and W has a
+            resolvent, else FiringRate().
         krylov: largest dimension of a Krylov space.
         restarts: how often a Krylov space may be started anew within one Newton step.
         halvings: how often t may be halved.
@@ -76,7 +78,8 @@ class NewtonKrylov(FlowMethod):
         refuse_graph(problem, "NewtonKrylov, which reuses the memory of its Krylov spaces,")
         flow = self.flow
         if flow is None:
-            flow = PeacemanRachfordFlow() if problem.well_posed else FiringRate()
+            inverts = problem.well_posed and math.isfinite(problem.linear.resolvent_products)
+            flow = PeacemanRachfordFlow() if inverts else FiringRate()
         bound = as_flow(flow).bind(problem)
         while isinstance(bound, ScaledFlow):  # Newton's method knows no speed
             bound = bound.inner

@@ -31,7 +31,7 @@ class Tseng(Method):
 
     Args:
         step: α, proved to contract below 1/L; None minimises the bound on the factor exactly, or takes 0.7/L with an
-            estimate of L where W changes in every step or is large.
+            estimate of L where W changes in every step or is large; one per neuron where W has a metric for each.
 
     Raises:
         PreconditionError: on binding, if α is automatic and Condition 1 is not certified.

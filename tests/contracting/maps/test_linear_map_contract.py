@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from contracting.activations.catalogue import ReLU
 from contracting.contracts.linear_map import LinearMapContract
+from contracting.loop.records import Stop
+from contracting.loop.run import solve
 from contracting.maps.base import LinearMap
 from contracting.maps.bounded import BoundedOperator
 from contracting.maps.convolution import CircularConvolution, Spectral
@@ -18,6 +21,8 @@ from contracting.maps.minus_gram import MinusGram, Rows
 from contracting.maps.operator import Bounds, MonotoneOperator
 from contracting.maps.per_neuron import Scaled
 from contracting.metrics import Metric, WeightedL2
+from contracting.problem import EquilibriumProblem
+from contracting.solvers.automatic import Automatic
 from tests.contracting.maps.test_per_neuron import monotone_kernel
 
 
@@ -157,3 +162,17 @@ def test_a_broken_promise_is_seen(kind: type[Cycle]) -> None:
     promise, step = BROKEN[kind]
     with pytest.raises(AssertionError):
         promise(suite(lambda: kind(CYCLE.clone()), cycle_matrix, step=step)())
+
+
+def test_a_large_map_without_a_resolvent_is_solved_by_products() -> None:
+    """With an m so small that Newton's method is chosen, too."""
+    for top in (0.5, 1 - 1e-6):
+        linear = Cycle(torch.full((600,), top, dtype=torch.float64))
+        v = draw(2, 600, seed=6)
+        problem = EquilibriumProblem(
+            linear=linear,
+            q=v - linear.apply(torch.relu(v)),
+            activation=ReLU(),
+            metric=WeightedL2.identity(600, dtype=torch.float64),
+        )
+        assert float((solve(problem, Automatic(), stop=Stop(rtol=1e-9)).z - torch.relu(v)).abs().max()) <= 1e-6
