@@ -229,7 +229,7 @@ def _simulate(
     frequency = lipschitz * torch.rand(_PAIRS, 1, dtype=F64)
 
     def signal(t: Tensor) -> Tensor:
-        return (q + amplitude * torch.sin(frequency * t)).repeat(2, 1)
+        return q.repeat(2, 1) + amplitude.repeat(2, 1) * torch.sin(frequency.repeat(2, 1) * t)
 
     # equal steps for all rows: both members of a pair in one batch, which is cheaper than simulate_pairs
     start, driven = torch.cat([states, second]), flow.with_input(q.repeat(2, 1))
@@ -297,7 +297,7 @@ def _asked_for(weights: Weights, rate: float, label: str, result: Result) -> Non
         except CertificateError as error:
             result.violations.append(f"{label}: asked for rate {rate:.4g}, {error}")
     result.kept_rates += len(kept) == 2
-    gamma = weights.lipschitz
+    gamma = float(weights.lipschitz)
     proof = LipschitzCertificate(
         bound=gamma, norm=Norm.L2, method="parameterisation", slopes=(0.0, 1.0), margin=0.0, multiplier=gamma * lam
     )
