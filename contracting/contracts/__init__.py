@@ -1,6 +1,25 @@
 """Contract suites, one for each extension point: subclass one, bring its factories, and inherit its tests.
 
-A suite is a plain class whose ``test_…`` methods need no argument and raise AssertionError, with a sentence, where a
-promise is broken. It imports no test framework: pytest runs a subclass that is named ``Test…``, and ``unittest`` one
-that also derives from ``unittest.TestCase``.
+No test framework is imported: pytest runs a subclass that is named ``Test…``, ``unittest`` one that derives from
+``unittest.TestCase`` too, and ``TestMine().test_…()`` asks for a single promise.
+
+>>> class TestMine(SolverContract):
+...     def method(self):
+...         return Mine()
 """
+
+from contracting.contracts.activation import ActivationContract
+from contracting.contracts.finder import FinderContract
+from contracting.contracts.flow import FlowContract
+from contracting.contracts.linear_map import LinearMapContract
+from contracting.contracts.metric import MetricContract
+from contracting.contracts.solver import SolverContract
+
+__all__ = [
+    "ActivationContract",
+    "FinderContract",
+    "FlowContract",
+    "LinearMapContract",
+    "MetricContract",
+    "SolverContract",
+]

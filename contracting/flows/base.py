@@ -28,7 +28,9 @@ from contracting.types import Time
 class BoundFlow(VectorField):
     """A flow on a given problem: the callable f(t, s) and how states and equilibria correspond.
 
-    States have the shape of z, (batch, n); a problem of one row serves any number of states.
+    States have the shape of z, (batch, n); a problem of one row serves any number of states. The class itself is the
+    flow where there is nothing to set: ``DormandPrince(flow=Mine)``. One with settings brings a frozen dataclass with
+    ``bind(problem)`` as well, as ``FiringRate`` is.
 
     A flow of one's own brings one of
 
@@ -38,7 +40,7 @@ class BoundFlow(VectorField):
     both of ``self.problem``. Everything else has a default: a state is z itself (override ``init`` and ``read``, which
     must map equilibria to steady states and back), ``jacobian`` and ``jvp`` come from autograd, and nothing is proved
     (``euler_step``, ``rate``, ``contraction_rate``). A flow that keeps what it has computed from q overrides ``on``.
-    ``contracting.contracts.flow.FlowContract`` tests all of this.
+    ``contracting.contracts.FlowContract`` tests all of this.
     """
 
     def __init__(self, problem: EquilibriumProblem):
@@ -46,6 +48,11 @@ class BoundFlow(VectorField):
         if kind.map is BoundFlow.map and kind.__call__ is BoundFlow.__call__:
             raise InputError(f"{kind.__name__} must bring map(state) or __call__(t, state)")
         self.problem = checked_problem(problem)
+
+    @classmethod
+    def bind(cls, problem: EquilibriumProblem) -> Self:
+        """The flow on a problem, from the class."""
+        return cls(problem)
 
     def map(self, state: Tensor) -> Tensor:
         """T(s) = s + f(0, s), whose fixed points are the steady states: (batch, n) -> (batch, n)."""
@@ -108,12 +115,14 @@ class Flow(Protocol):
 
 
 def as_flow(flow: Flow | type[Flow]) -> Flow:
-    """Accept ``FiringRate`` as well as ``FiringRate()``.
+    """Accept ``FiringRate`` as well as ``FiringRate()``, and a ``BoundFlow`` class, which has no settings.
 
     Raises:
-        InputError: if it is neither a flow nor a flow class.
+        InputError: if it is neither a flow nor a flow class, or a flow that is bound already.
     """
-    made = flow() if isinstance(flow, type) else flow
+    made = flow() if isinstance(flow, type) and not issubclass(flow, BoundFlow) else flow
+    if isinstance(made, BoundFlow):
+        raise InputError(f"flow must be settings such as FiringRate(), got a {type(made).__name__} bound to a problem")
     if not callable(getattr(made, "bind", None)):
         raise InputError(f"flow must be a flow such as FiringRate() or Hopfield(), got {flow!r}")
     return made

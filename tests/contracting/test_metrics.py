@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from contracting.contracts.metric import MetricContract
+from contracting.contracts import MetricContract
 from contracting.errors import InputError
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf, euclidean
 

@@ -23,7 +23,7 @@ from equilibrium import (
     Weights,
     from_weights,
 )
-from equilibrium.contracts.parameterization import ParameterizationContract
+from equilibrium.contracts import ParameterizationContract
 from equilibrium.convolution import LBENConv2d, MultiScaleConv2d
 
 D = torch.float64

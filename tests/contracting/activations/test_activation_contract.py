@@ -13,7 +13,7 @@ from contracting.activations import verification
 from contracting.activations.base import Activation, Curved, PiecewiseLinear
 from contracting.activations.catalogue import ADMISSIBLE, ELU, LeakyReLU, Slope, Softplus, Tanh
 from contracting.activations.clamped import Clamped
-from contracting.contracts.activation import ActivationContract
+from contracting.contracts import ActivationContract
 from contracting.errors import InputError
 from contracting.types import Slopes, Step
 

@@ -30,7 +30,7 @@ from contracting.certificates import (
     certificates,
     register,
 )
-from contracting.contracts.finder import FinderContract
+from contracting.contracts import FinderContract
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import WeightedL1, WeightedL2, WeightedLinf
 from tests.contracting.certificates.instances import gaussian

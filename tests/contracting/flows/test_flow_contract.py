@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch import Tensor
 
-from contracting.contracts.flow import FlowContract
+from contracting.contracts import FlowContract
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.base import BoundFlow, Flow
 from contracting.flows.network import FiringRate, Hopfield
@@ -24,7 +21,7 @@ from contracting.types import Time
 STEPS = torch.tensor([0.2, 0.5, 0.1, 0.3, 0.4], dtype=torch.float64)
 
 
-def suite(flow: Flow, **others: object) -> type[FlowContract]:
+def suite(flow: Flow | type[Flow], **others: object) -> type[FlowContract]:
     return type(f"Test{type(flow).__name__}", (FlowContract,), {"flow": lambda self: flow, **others})
 
 
@@ -43,16 +40,6 @@ class Cubic(BoundFlow):
         return r + r**3
 
 
-@dataclass(frozen=True)
-class Of:
-    """Settings of a flow that has none."""
-
-    kind: Callable[[EquilibriumProblem], BoundFlow]
-
-    def bind(self, problem: EquilibriumProblem) -> BoundFlow:
-        return self.kind(problem)
-
-
 TestFiringRate = suite(FiringRate())
 TestHopfield = suite(Hopfield())
 TestForwardBackward = suite(ForwardBackwardFlow())
@@ -64,8 +51,8 @@ ONE_DTYPE = {"test_the_dtype_is_that_of_the_problem": None}  # of the step of ev
 TestForwardBackwardDiagonal = suite(ForwardBackwardFlow(step=STEPS), **ONE_DTYPE)
 TestPeacemanRachfordDiagonal = suite(PeacemanRachfordFlow(step=STEPS), **ONE_DTYPE)
 TestDouglasRachfordDiagonal = suite(DouglasRachfordFlow(step=STEPS), **ONE_DTYPE)
-TestOwnMap = suite(Of(Damped))
-TestOwnField = suite(Of(Cubic))
+TestOwnMap = suite(Damped)
+TestOwnField = suite(Cubic)
 
 
 def test_a_flow_that_brings_nothing_is_refused() -> None:
@@ -82,9 +69,8 @@ def test_nothing_is_proved_of_an_own_flow() -> None:
     flow = Damped(problem)
     assert flow.rate is None and flow.contraction_rate is None
     with pytest.raises(PreconditionError, match="step"):
-        solve(problem, ExplicitEuler(flow=Of(Damped)))
-    own = Of(Cubic)
-    for method in (ExplicitEuler(flow=Of(Damped), step=0.5), DormandPrince(flow=own), NewtonKrylov(flow=own)):
+        solve(problem, ExplicitEuler(flow=Damped))
+    for method in (ExplicitEuler(flow=Damped, step=0.5), DormandPrince(flow=Cubic), NewtonKrylov(flow=Cubic)):
         assert torch.allclose(solve(problem, method).z, z, atol=1e-5)
 
 
@@ -168,7 +154,7 @@ class Double(Damped):
     ],
 )  # fmt: skip
 def test_broken_flows_are_found_out(broken: type[BoundFlow], test: str) -> None:
-    case = suite(Of(broken))()
+    case = suite(broken)()
     (name,) = (name for name in dir(case) if name.startswith(f"test_{test}"))
     with pytest.raises(AssertionError):
         getattr(case, name)()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from contracting.activations.catalogue import ADMISSIBLE, Identity, ReLU, Tanh
-from contracting.contracts.solver import SolverContract
+from contracting.contracts import SolverContract
 from contracting.errors import PreconditionError, Status
 from contracting.integrators import BackwardEuler, ExplicitEuler, PseudoTransient
 from contracting.loop.method import Family, Iteration, Method, State
@@ -105,6 +105,124 @@ class Contract(SolverContract):
 @pytest.mark.parametrize("test", [test for test in vars(SolverContract) if test.startswith("test_")])
 def test_every_method_keeps_the_contract(test: str, method: Method) -> None:
     getattr(Contract(method), test)()
+
+
+class Picard(Iteration):
+    """z ← ½(z + σ(Wz + q)), which the broken ones below derive from."""
+
+    def __init__(self, problem: EquilibriumProblem):
+        self.problem = problem
+
+    def init(self, z0: torch.Tensor) -> State:
+        return (z0,)
+
+    def step(self, state: State) -> State:
+        return ((state[0] + self.problem.map(state[0])) / 2,)
+
+    def read(self, state: State) -> torch.Tensor:
+        return state[0]
+
+
+class Counts(Picard):
+    taken = 0
+
+    def step(self, state: State) -> State:
+        self.taken += 1
+        return (super().step(state)[0] * (1 + 1e-9 / self.taken),)
+
+
+class Writes(Picard):
+    def step(self, state: State) -> State:
+        return (state[0].copy_(super().step(state)[0]),)
+
+
+class Crowd(Picard):
+    def step(self, state: State) -> State:
+        z = super().step(state)[0]
+        return (z + 1e-3 * (z - state[0]).mean(0),)
+
+
+class Doubles(Picard):
+    def init(self, z0: torch.Tensor) -> State:
+        return (z0.double(),)
+
+    def step(self, state: State) -> State:
+        return (super().step((state[0].to(self.problem.q.dtype),))[0].double(),)
+
+
+class Forgets(Picard):
+    def init(self, z0: torch.Tensor) -> State:
+        return (torch.zeros_like(z0),)
+
+
+class Stuck(Picard):
+    def step(self, state: State) -> State:
+        return state
+
+
+class Watched(Picard):
+    """Fused steps that are not the steps."""
+
+    check_every = 4
+
+    def advance(self, state: State, taken: int, steps: int) -> State:
+        return (super().advance(state, taken, steps)[0] * (1 + 1e-12 * (steps > 2)),)
+
+
+class Own(Method):
+    family = Family.SPLITTING
+
+    def __init__(self, kind: type[Picard]):
+        self.kind, self.solves = kind, 0
+
+    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+        return self.kind(problem)
+
+
+class Remembers(Own):
+    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+        self.solves += 1
+        return super().bind(problem, stop)
+
+
+class Unnamed(Own):
+    family = "an ODE integrator"  # type: ignore[assignment]
+
+
+class Small(SolverContract):
+    """The suite for such methods, on weights on which these steps contract."""
+
+    stop = Stop(rtol=1e-9, max_steps=500)
+
+    def __init__(self, method: Method):
+        self._method = method
+
+    def method(self) -> Method:
+        return self._method
+
+    def weight(self, n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        W, lam = super().weight(n, seed)
+        return 0.5 * W / torch.linalg.matrix_norm(W, 2), torch.ones_like(lam)
+
+
+TESTS = [test for test in dir(SolverContract) if test.startswith("test_")]
+BROKEN = {
+    "test_it_declares_its_family_and_keeps_its_settings": (Remembers(Picard), Unnamed(Picard)),
+    "test_it_finds_known_equilibria": (Own(Stuck), Own(Doubles)),
+    "test_a_start_at_the_solution_needs_no_step": (Own(Forgets),),
+    "test_rows_do_not_see_each_other": (Own(Crowd),),
+    "test_a_lost_row_leaves_the_others_as_they_were": (Own(Crowd),),
+    "test_a_step_from_the_same_state_is_the_same_step": (Own(Counts), Own(Writes)),
+    "test_watching_changes_no_bit": (Own(Watched),),
+}
+
+
+@pytest.mark.parametrize("test", TESTS)
+def test_an_own_solver_keeps_the_contract_and_a_broken_one_does_not(test: str) -> None:
+    getattr(Small(Own(Picard)), test)()
+    for broken in BROKEN.get(test, ()):
+        with pytest.raises((AssertionError, RuntimeError)):
+            getattr(Small(broken), test)()
 
 
 @pytest.mark.parametrize("method", ALL_METHODS, ids=name)

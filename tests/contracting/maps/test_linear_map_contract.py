@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from contracting.activations.catalogue import ReLU
-from contracting.contracts.linear_map import LinearMapContract
+from contracting.contracts import LinearMapContract
 from contracting.loop.records import Stop
 from contracting.loop.run import solve
 from contracting.maps.base import LinearMap
