@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
 from contracting.plots.style import BLUE, CERTIFIED, GREEN, ORANGE, PURPLE, VERMILION, finish, new_axes
 from contracting.simulation.energy import Energy
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _COLOURS = (VERMILION, GREEN, PURPLE, ORANGE)
 _LEAST = 1e-14  # of the first gap; less is rounding
@@ -35,9 +32,6 @@ def plot_energy_descent(
         axes: where to draw; None makes a figure of full width.
         energy: whose m gives the line e^{−mt} that ``Energy.guaranteed_factor`` proves; None leaves it out.
         iterations: the same for iterations, at times αk.
-
-    Returns:
-        The axes.
 
     Raises:
         InputError: without a curve, or if one does not start above the minimum.
@@ -92,9 +86,6 @@ def plot_energy_contours(
         flow: a trajectory z(t), (T, 2).
         iterates: iterates of forward–backward splitting, (K, 2), with their ``step``.
         step: α of the iterates.
-
-    Returns:
-        The axes.
 
     Raises:
         InputError: for iterates without a step.

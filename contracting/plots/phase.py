@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.animation
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from contracting.errors import InputError
@@ -15,9 +16,6 @@ from contracting.flows.fields import LinearFlow, NeuralFlow, VectorField
 from contracting.plots.style import GREEN, SKY, VERMILION, figure_of, finish, look, new_axes, shown
 from contracting.simulation.balls import CarriedBall, unit_sphere
 from contracting.simulation.evidence import standing
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Limits = tuple[float, float]
 
@@ -52,9 +50,6 @@ def plot_phase_portrait(
         ball: what ``carry_ball`` returned.
         balls: at how many times it is drawn.
         title: None says whether the balls contain the images.
-
-    Returns:
-        The axes.
 
     Raises:
         InputError: if something is not in the plane.

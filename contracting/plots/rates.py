@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+
+from matplotlib.axes import Axes
 
 from contracting.certificates.records import Certificate
 from contracting.certificates.sweeps import SkewnessSweep, StepSweep
@@ -22,9 +23,6 @@ from contracting.plots.style import (
     shown,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
 _LOOKS = {
     "vertices, full P": ("black", "-"),
     "parabola, best Q": (BLUE, "-"),
@@ -42,15 +40,7 @@ _SHORT = {
 
 
 def plot_rates_against_skewness(sweep: SkewnessSweep, axes: Axes | None = None) -> Axes:
-    """Every certified rate and the upper bound against the size of the skew part; the true rate lies in the grey.
-
-    Args:
-        sweep: what ``sweep_skewness`` returned.
-        axes: where to draw; None makes a figure of full width.
-
-    Returns:
-        The axes.
-    """
+    """Every certified rate and the upper bound against the size of the skew part; the true rate is in the grey."""
     axes = new_axes() if axes is None else axes
     order = sweep.skewness.argsort().tolist()
     skewness, reports = sweep.skewness[order].tolist(), [sweep.reports[index] for index in order]
@@ -79,15 +69,7 @@ def plot_rates_against_skewness(sweep: SkewnessSweep, axes: Axes | None = None) 
 
 
 def plot_rate_against_step(sweep: StepSweep, axes: Axes | None = None) -> Axes:
-    """Rates from the firing-rate flow (α = 1) to the inclusion (α → 0), with the rate of the limit.
-
-    Args:
-        sweep: what ``sweep_steps`` returned.
-        axes: where to draw; None makes a figure of full width.
-
-    Returns:
-        The axes.
-    """
+    """Rates from the firing-rate flow (α = 1) to the inclusion (α → 0), with the rate of the limit."""
     axes = new_axes() if axes is None else axes
     order = sweep.steps.argsort()
     steps = sweep.steps[order].tolist()

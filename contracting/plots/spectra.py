@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
 from contracting.plots.style import BOUND, CERTIFIED, GREEN, ORANGE, PURPLE, SKY, finish, look, new_axes, shown
 from contracting.simulation.evidence import Evidence, standing
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _FILLS = (SKY, ORANGE, PURPLE, GREEN)
 _MARKERS = "os^D"
@@ -33,9 +30,6 @@ def plot_numerical_range(
         axes: where to draw; None makes a figure of full width.
         rate: c < 1 of the parabola.
         title: None says which ranges fit.
-
-    Returns:
-        The axes.
 
     Raises:
         InputError: without a range.
@@ -88,9 +82,6 @@ def plot_spectra(
         evidence: whose rate is c, and called what it is: a ``Certificate``, a ``SampledRate``, or a ``Claim``.
         bound: what no certificate may exceed: the worst abscissa found is −bound.
         title: None says whether all of the spectra shown keep to the rate; others it knows nothing of.
-
-    Returns:
-        The axes.
 
     Raises:
         InputError: without a spectrum.

@@ -10,18 +10,15 @@ import itertools
 import math
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import matplotlib.figure
 import matplotlib.ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 
 from contracting.errors import InputError
 from contracting.simulation.evidence import Evidence, standing
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.text import Annotation
 
 FULL_WIDTH, HALF_WIDTH = 6.8, 3.4  # inches
 NARROW = 5.0  # inches; in narrower figures the letters are smaller and the legend stands below the axes
@@ -45,7 +42,7 @@ def look(evidence: Evidence | None) -> dict[str, Any]:
 
 def new_axes(width: float = FULL_WIDTH, height: float | None = None) -> Axes:
     """The axes of a new figure, sizes in inches."""
-    figure = matplotlib.figure.Figure(figsize=(width, height or 0.6 * width), layout="constrained")
+    figure = Figure(figsize=(width, height or 0.6 * width), layout="constrained")
     return figure.subplots()
 
 

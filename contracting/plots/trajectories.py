@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from contracting import checks
@@ -12,9 +11,6 @@ from contracting.errors import InputError
 from contracting.plots.style import BOUND, SEEN, finish, look, new_axes, shown
 from contracting.simulation.evidence import Evidence, standing
 from contracting.simulation.tracking import Tracking
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _SLACK = 1e-6  # relative, for distances that attain the bound: they come from a simulation
 _LEAST = 1e-14  # of the first distance; less is rounding
@@ -44,9 +40,6 @@ def plot_distance(
         bound: what no certificate may exceed, or None.
         flow: name of the flow, for the legend of several on the same axes.
         title: None says whether every pair kept to the rate.
-
-    Returns:
-        The axes.
 
     Raises:
         InputError: on shapes that do not fit, or a pair that starts at distance zero.
@@ -94,15 +87,7 @@ def plot_distance(
 
 
 def plot_tracking(tracking: Tracking, axes: Axes | None = None) -> Axes:
-    """Distance of every row from its moving equilibrium, below the bound, or an estimate where its rate is not proved.
-
-    Args:
-        tracking: what ``track`` returned.
-        axes: where to draw; None makes a figure of full width.
-
-    Returns:
-        The axes.
-    """
+    """Distance of every row from its moving equilibrium, below the bound (an estimate where no rate is proved)."""
     axes = new_axes() if axes is None else axes
     times, error, bound = tracking.times.tolist(), tracking.error.detach(), tracking.bound.detach()
     for index, curve in enumerate(error.mT):
