@@ -10,7 +10,6 @@ from contracting.integrators import (
     BogackiShampine,
     DormandPrince,
     ExplicitEuler,
-    ExponentialEuler,
     Heun,
     PseudoTransient,
     RungeKuttaChebyshev,
@@ -58,8 +57,6 @@ EXPLICIT: tuple[Method, ...] = tuple(
     RungeKuttaChebyshev(),
     RungeKuttaChebyshev(flow=Hopfield()),
     RungeKuttaChebyshev(flow=PeacemanRachfordFlow()),
-    ExponentialEuler(),
-    ExponentialEuler(flow=PeacemanRachfordFlow()),
 )
 IMPLICIT: tuple[Method, ...] = tuple(
     integrator(flow=flow) for integrator in (BackwardEuler, PseudoTransient) for flow in FLOWS

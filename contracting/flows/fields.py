@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from contracting import checks
-from contracting.errors import InputError, PreconditionError
-from contracting.linear_systems import solve_rows
+from contracting.errors import InputError
 from contracting.types import Time
 
 # A row that changes by more than this share when other rows change is no stranger to them. Rounding changes it by less
@@ -207,19 +206,6 @@ class LinearFlow(VectorField):
         if offset.ndim > 2:
             raise InputError(f"offset must have shape (n,) or (batch, n), got {tuple(offset.shape)}")
         self.matrix, self.offset = A, offset
-
-    @property
-    def steady_state(self) -> Tensor:
-        """−A⁻¹b, in the shape of b.
-
-        Raises:
-            PreconditionError: if A is singular, so that there is none or a whole line of them.
-        """
-        rows = self.offset.reshape(-1, self.matrix.shape[0])
-        solution = solve_rows(self.matrix.expand(len(rows), -1, -1), -rows)
-        if not bool(torch.isfinite(solution).all()):
-            raise PreconditionError("A is singular: this flow has no single steady state")
-        return solution.reshape(self.offset.shape)
 
     def __call__(self, t: Time, state: Tensor) -> Tensor:
         return state @ self.matrix.mT + self.offset

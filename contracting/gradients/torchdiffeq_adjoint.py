@@ -53,7 +53,7 @@ class TorchDiffEqAdjoint:
                 "TorchDiffEqAdjoint() differentiates the trajectory of a method of torchdiffeq itself, such as "
                 f"TorchDiffEq('dopri5'), got {method!r}; use Implicit(), which takes any solver"
             )
-        recorder = _Recorder(replace(method, polish=None, per_row=False))
+        recorder = _Recorder(replace(method, per_row=False))
         z = seen_solve(problem.detach(), recorder, stop, None, seen)
         sources = [tensor for tensor in problem.tensors() if tensor.requires_grad]
         if not sources or not torch.is_grad_enabled():

@@ -2,7 +2,6 @@
 
 from contracting.integrators.chebyshev import RungeKuttaChebyshev
 from contracting.integrators.explicit import RK4, BogackiShampine, DormandPrince, ExplicitEuler, Heun
-from contracting.integrators.exponential import ExponentialEuler
 from contracting.integrators.implicit import BackwardEuler, PseudoTransient
 from contracting.integrators.torchdiffeq_adapter import TorchDiffEq
 
@@ -12,7 +11,6 @@ __all__ = [
     "BogackiShampine",
     "DormandPrince",
     "ExplicitEuler",
-    "ExponentialEuler",
     "Heun",
     "PseudoTransient",
     "RungeKuttaChebyshev",

@@ -24,7 +24,7 @@ from contracting.errors import ContractingError, InputError, PreconditionError
 from contracting.flows.base import BoundFlow
 from contracting.integrators.base import FlowMethod
 from contracting.integrators.step_control import row_rms
-from contracting.loop.method import Family, Iteration, Method, State, refuse_graph
+from contracting.loop.method import Family, Iteration, State, refuse_graph
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
 
@@ -67,7 +67,6 @@ _LONGEST = 32.0  # time constants
 _SLOWER = 0.25  # a segment that converges at less than this fraction of the proved rate was not accurate enough
 _RATE = 0.25  # taken where no rate is proved
 _PATIENCE = 32.0  # a row is given up after so many times 1/rate without progress
-_POLISH_STEPS = 8
 _ROUNDING = 1e4  # the tied tolerance is not below this multiple of accuracy·eps·rms(s)
 _CALLS = 20_000  # evaluations of the field per time constant after which an integrator counts as stuck
 
@@ -106,7 +105,6 @@ class TorchDiffEq(FlowMethod):
             stable at the equilibrium.
         per_row: integrate one row at a time. None means True for scipy (whose Jacobian would otherwise be that of the
             whole batch) and False for the others.
-        polish: method of which a few steps follow each segment; a row keeps them if they lower its residual.
 
     Raises:
         InputError: on an unknown method, or a setting that is out of range or not one of this method.
@@ -122,7 +120,6 @@ class TorchDiffEq(FlowMethod):
     segment: float | None = None
     step: float | None = None
     per_row: bool | None = None
-    polish: Method | None = None
     family: ClassVar[Family] = Family.TORCHDIFFEQ
 
     def __post_init__(self) -> None:
@@ -141,8 +138,6 @@ class TorchDiffEq(FlowMethod):
             raise InputError("atol needs rtol; leave both out to tie the tolerance to the residual")
         if self.per_row is not None and not isinstance(self.per_row, bool):
             raise InputError(f"per_row must be True, False or None, got {self.per_row!r}")
-        if self.polish is not None and not isinstance(self.polish, Method):
-            raise InputError(f"polish must be a method such as PeacemanRachford(), got {self.polish!r}")
 
     @property
     def solves_systems(self) -> bool:
@@ -226,7 +221,7 @@ class Segments(Iteration):
     def init(self, z0: Tensor) -> State:
         s = self.flow.init(z0.to(self.ode_problem.q.dtype))
         z = self.flow.read(s).to(z0.dtype)
-        residual, tolerance = self._assess(self.problem, z)
+        residual, tolerance = self._assess(z)
         zero = torch.zeros_like(residual)
         span = zero + (self.settings.segment or 1.0)
         return _Rows(s, z, residual, tolerance, span, zero + self.kind.accuracy, zero, residual, zero, zero > 0)
@@ -238,9 +233,9 @@ class Segments(Iteration):
         return _Rows(*state).given_up
 
     @torch.no_grad()
-    def _assess(self, problem: EquilibriumProblem, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _assess(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Residual norm and what the loop allows it to be, each (batch,)."""
-        image = problem.map(z)
+        image = self.problem.map(z)
         return self.stop.size_of(z - image), self.stop.tolerance(self.stop.size_of(image))
 
     def step(self, state: State) -> State:
@@ -278,19 +273,9 @@ class Segments(Iteration):
 
     def _plan(self, rows: Tensor, z: Tensor, old: _Rows, s: Tensor) -> _Rows:
         """What is known of the rows after a segment, and the plan for the next one."""
-        flow = self.settings.flow_on(self.ode_problem.rows(rows))
-        reached = flow.read(s).to(z.dtype)
-        if self.settings.polish is not None:
-            problem = self.problem.rows(rows)
-            # where a segment did harm, polish what was there before
-            found = self._assess(problem, reached)[0]
-            start = torch.where((found < old.residual)[:, None], reached, old.z)
-            polished = self._polish(self.settings.polish, problem, start)
-            better = (self._assess(problem, polished)[0] < found)[:, None]
-            s = torch.where(better, flow.init(polished.to(s.dtype)), s)
-            reached = torch.where(better, polished, reached)
+        reached = self.settings.flow_on(self.ode_problem.rows(rows)).read(s).to(z.dtype)
         # as the loop will see it: a product with fewer rows may round differently, and strand a row at its tolerance
-        residual, tolerance = (value[rows] for value in self._assess(self.problem, z.index_put((rows,), reached)))
+        residual, tolerance = (value[rows] for value in self._assess(z.index_put((rows,), reached)))
         tiny = torch.finfo(residual.dtype).tiny
         gain = (old.residual / residual.clamp_min(tiny)).clamp(1e-3, 1e30).log()
         span = old.span
@@ -307,13 +292,6 @@ class Segments(Iteration):
             self._advice = _advice(self.settings, z.dtype, None)
         best = torch.minimum(residual, old.best)
         return _Rows(s, reached, residual, tolerance, span, accuracy, old.first, best, stale, stuck)
-
-    def _polish(self, method: Method, problem: EquilibriumProblem, z: Tensor) -> Tensor:
-        iteration = method.bind(problem, self.stop)
-        state = iteration.init(z)
-        for _ in range(_POLISH_STEPS):
-            state = iteration.step(state)
-        return iteration.read(state)
 
     def integrate(
         self,
@@ -414,5 +392,5 @@ def _advice(settings: TorchDiffEq, dtype: torch.dtype, error: Exception | None) 
         return f"{what}: leave step out, so that it is computed, or make it smaller"
     return (
         f"{what}: where the flow is stiff, use TorchDiffEq('BDF') or flow=PeacemanRachfordFlow(); where the residual "
-        f"is at the rounding error of {dtype}, use float64, polish=PeacemanRachford() or a larger Stop(rtol=...)"
+        f"is at the rounding error of {dtype}, use float64, PeacemanRachford() or a larger Stop(rtol=...)"
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 from contracting.activations.base import Activation
 from contracting.activations.catalogue import ReLU, Softplus, Tanh
 from contracting.errors import PreconditionError
-from contracting.integrators import DormandPrince, ExponentialEuler, PseudoTransient, RungeKuttaChebyshev
+from contracting.integrators import DormandPrince, PseudoTransient, RungeKuttaChebyshev
 from contracting.loop.method import Method
 from contracting.loop.records import SolveError, Stop
 from contracting.solvers.anderson import Anderson
@@ -96,7 +96,6 @@ def test_third_derivative() -> None:
         Anderson(PeacemanRachford()),
         PeacemanRachford(step=DiagonalStep()),
         RungeKuttaChebyshev(),
-        ExponentialEuler(),
         Automatic(),
     ],
     ids=lambda s: type(s).__name__,

@@ -13,7 +13,7 @@ from contracting.errors import InputError, PreconditionError
 from contracting.flows.network import FiringRate, Hopfield
 from contracting.flows.speed import DouglasRachfordFlow, TimeScaledForwardBackward
 from contracting.flows.splitting import ForwardBackwardFlow, PeacemanRachfordFlow
-from contracting.integrators import ExplicitEuler, ExponentialEuler, RungeKuttaChebyshev
+from contracting.integrators import ExplicitEuler, RungeKuttaChebyshev
 from contracting.integrators.chebyshev import best_ellipse, damped, first_order, growth, spectral_hull, stability_limit
 from contracting.integrators.explicit import DORMAND_PRINCE, runge_kutta_step
 from contracting.loop.records import Stop
@@ -192,43 +192,3 @@ def test_settings_are_checked() -> None:
     with pytest.raises(PreconditionError, match="pass stages"):
         solve(uncertified, RungeKuttaChebyshev(step=1.0))
     assert solve(uncertified, RungeKuttaChebyshev(step=1.0, stages=3)).converged.all()
-
-
-@pytest.mark.parametrize("flow", [*FLOWS, TimeScaledForwardBackward(step=0.3)], ids=lambda f: type(f).__name__)
-def test_exponential_euler_has_order_one(flow) -> None:
-    problem = smooth_problem()
-    field = flow.bind(problem)
-    start = torch.full((3, 4), 0.5, dtype=torch.float64)
-    exact = start
-    for _ in range(60):
-        exact, _ = runge_kutta_step(DORMAND_PRINCE, field, exact, END / 60)
-    errors = []
-    for steps in (40, 80):
-        iteration = ExponentialEuler(flow=flow, step=END / steps).bind(problem, Stop().resolved(problem))
-        state = (start,)
-        for _ in range(steps):
-            state = iteration.step(state)  # type: ignore[assignment]
-        errors.append(float((state[0] - exact).abs().max()))
-    assert measured_order(errors) == pytest.approx(1, abs=0.25)
-
-
-def test_exponential_euler_is_exact_where_the_map_is_constant() -> None:
-    zero = torch.zeros(3, 3, dtype=torch.float64)
-    problem, exact = planted(ReLU(), zero, torch.ones(3, dtype=torch.float64), batch=2, seed=1)
-    iteration = ExponentialEuler(step=0.7).bind(problem, Stop().resolved(problem))
-    (state,) = iteration.step((torch.zeros_like(exact),))
-    assert torch.allclose(state, (1 - math.exp(-0.7)) * exact, rtol=1e-14)
-
-
-@pytest.mark.parametrize("step", [None, 0.5, 3.0])
-def test_exponential_euler_contracts_with_its_factor(step: float | None) -> None:
-    W, lam = monotone_weight(6, seed=14, skew=2.0, spread=0.7)
-    problem, exact = planted(ReLU(), W, lam, batch=8, seed=15)
-    method = ExponentialEuler(flow=PeacemanRachfordFlow(), step=step)
-    iteration = method.bind(problem, Stop().resolved(problem))
-    assert iteration.factor is not None and problem.metric is not None
-    state, fixed = iteration.init(problem.zeros()), iteration.init(exact)
-    for _ in range(20):
-        before = problem.metric.norm(state[0] - fixed[0])
-        state = iteration.step(state)
-        assert (problem.metric.norm(state[0] - fixed[0]) <= iteration.factor * before + 1e-12).all()
