@@ -5,14 +5,16 @@ Whatever goes wrong on purpose is one sentence on standard error and exit code 2
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 from contracting import checks
 from contracting.errors import ContractingError, InputError
-from equilibrium.experiments import COMMANDS
+from equilibrium.experiments.catalogue import COMMANDS
 
 PROGRAM = "contracting-equilibria"
 _BAD_INPUT, _INTERRUPTED = 2, 130
@@ -58,8 +60,29 @@ def _application(typer: ModuleType) -> Any:
         help="Contracting flows and equilibrium networks: solved, certified, compared and drawn.",
     )
     for name, command in COMMANDS.items():
-        application.command(name)(command(typer))
+        application.command(name)(_with_options(command, typer))
     return application
+
+
+def _with_options(command: Callable[..., None], typer: ModuleType) -> Callable[..., None]:
+    """The command with typer's options where its annotations have a type and a help text."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        command(**given)
+
+    options: dict[str, Any] = {}
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        if name != "return":
+            kind, text = get_args(hint)
+            flag = [f"--{name}"] if kind is bool else []  # or typer would add --no-small
+            options[name] = Annotated[kind, typer.Option(*flag, help=text)]
+    parameters = inspect.signature(command).parameters
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [parameters[name].replace(annotation=option) for name, option in options.items()]
+    )
+    run.__annotations__ = options
+    return run
 
 
 if __name__ == "__main__":

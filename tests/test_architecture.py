@@ -23,7 +23,7 @@ MODULES = sorted(
 OPTIONAL = {"foolbox", "scipy", "sklearn", "pooch", "tqdm", "typer", "cvxpy", "clarabel", "mpmath", "rich", "click"}
 
 # Who may import whom: each line only what stands above it, and files of its own folder. Later lines win, so that the
-# face of a package, its __init__, stands after all of its folders.
+# face of a package, its __init__, stands after all of its folders but those that use it as anybody does.
 ORDER = """
 contracting.errors            what can go wrong
 contracting.checks            bad arguments, refused
@@ -57,9 +57,9 @@ equilibrium.checkpoints       files of the reference code
 equilibrium.lipschitz         certified and attained constants
 equilibrium.training          data, training
 equilibrium.attacks           perturbations that fool
-equilibrium.experiments       studies with their figures and commands
 equilibrium.contracts         what an extension must keep
 equilibrium                   the face
+equilibrium.experiments       studies with their figures and commands
 equilibrium.cli               the command line
 """
 FOLDERS = [line.split()[0] for line in ORDER.strip().splitlines()]

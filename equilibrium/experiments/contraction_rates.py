@@ -1,107 +1,131 @@
 """``contraction-rates``: every flow of a trained network with its certified, its seen and its largest possible rate."""
 
-# no postponed annotations here: typer reads the annotations of the commands, which exist only once typer is imported
+from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from contracting import checks
+from contracting import (
+    AdaptiveStep,
+    BoundFlow,
+    FiringRate,
+    Flow,
+    ForwardBackwardFlow,
+    Hopfield,
+    PeacemanRachfordFlow,
+    PreconditionError,
+    Report,
+    SemismoothNewton,
+    WeightedL2,
+    checks,
+    decay_rate,
+    distance,
+    report,
+    sampled_rate,
+    simulate_pairs,
+    solve,
+)
 from contracting.certificates import (
     FiringRateSystem,
     InclusionSystem,
     ParabolaTest,
-    Report,
+    SkewnessSweep,
+    StepSweep,
     best_forward_backward_step,
     best_peaceman_rachford_step,
-    report,
+    sweep_skewness,
+    sweep_steps,
     system_of,
 )
 from contracting.certificates.multipliers import scaled
 from contracting.certificates.numerical_range import boundary
-from contracting.certificates.sweeps import SkewnessSweep, StepSweep, sweep_skewness, sweep_steps
-from contracting.errors import PreconditionError
-from contracting.flows.base import BoundFlow, Flow
-from contracting.flows.network import FiringRate, Hopfield
-from contracting.flows.splitting import ForwardBackwardFlow, PeacemanRachfordFlow
-from contracting.loop.run import solve
-from contracting.metrics import WeightedL2
-from contracting.simulation.decay import decay_rate
-from contracting.simulation.sampled import sampled_rate
-from contracting.simulation.time_steps import AdaptiveStep
-from contracting.simulation.trajectories import distance, simulate_pairs
-from contracting.solvers.newton import SemismoothNewton
-from equilibrium.checkpoints import load_reference
-from equilibrium.experiments.common import (
-    SMALL_HELP,
-    THREADS_HELP,
-    aligned,
-    clean_output,
-    draw_figures,
-    new_layer,
-    number,
-    running_with,
+from contracting.plots import (
+    plot_distance,
+    plot_numerical_range,
+    plot_rate_against_step,
+    plot_rates_against_skewness,
+    plot_spectra,
 )
-from equilibrium.experiments.common import report as report_files
-from equilibrium.files import environment, write_json, write_text
-from equilibrium.layers import EquilibriumLayer
-from equilibrium.training.classifier import error_percent, train
-from equilibrium.training.data import Dataset, digits, subset
+from equilibrium import EquilibriumLayer, load_reference, train
+from equilibrium.experiments.networks import digits_for, new_layer
+from equilibrium.experiments.options import Out, Seed, Small, Threads
+from equilibrium.experiments.publishing import Draw, on_axes, publish, working_in
+from equilibrium.experiments.tables import Column, aligned
+from equilibrium.training.classifier import error_percent
 
-_DURATION = 6.0  # of the simulated pairs, in time constants
-_SMALL_UNITS, _SWEEP_UNITS = 3, 5
+_DURATION = 6.0  # Pairs are simulated for so many time constants of their flow.
+_SMALL_UNITS, _SWEEP_UNITS = 3, 5  # Of 2ⁿ patterns of slopes every one is looked at, which bounds n.
+_COLUMNS = (
+    Column("flow"),
+    Column("certified by", lambda record: record.method),
+    Column("norm", lambda record: record.metric),
+    Column("certified"),
+    Column("pairs", lambda record: record.seen),
+    Column("sampled"),
+    Column("bound"),
+)
+_NOTES = """\
+certified: for every input and state; pairs: slowest mean decay of simulated pairs, sampled: rate of the
+Jacobian at states they visit, both in the norm of the certificate and never below it; bound: no certificate
+in any norm can exceed it. Rates per time constant of each flow."""
 
 
-def command(typer: ModuleType) -> Callable[..., None]:
-    """The command as a function whose parameters are the options."""
-    option = typer.Option
-
-    def contraction_rates(
-        rate: Annotated[float, option(help="Contraction rate built into the trained network.")] = 0.2,
-        lipschitz: Annotated[float, option(help="Certified Lipschitz constant of the trained network.")] = 1.0,
-        hidden: Annotated[int | None, option(help="Neurons (default 40).")] = None,
-        epochs: Annotated[int | None, option(help="Passes over the training images (default 15).")] = None,
-        checkpoint: Annotated[Path | None, option(help="Reference checkpoint to examine beside it.")] = None,
-        checkpoint_lipschitz: Annotated[
-            float | None, option(help="Lipschitz constant that the checkpoint was trained with, if it was.")
-        ] = None,
-        epsilon: Annotated[float, option(help="Strong monotonicity that the checkpoint was trained with.")] = 1.0,
-        seed: Annotated[int, option(help="Of the weights and of the order of the images.")] = 0,
-        threads: Annotated[int, option(help=THREADS_HELP)] = 1,
-        out: Annotated[Path, option(help="Folder for figures, results.json and table.txt.")] = Path("out"),
-        small: Annotated[bool, option("--small", help=SMALL_HELP)] = False,
-    ) -> None:
-        """Train a contracting network on digits; certified ≤ true ≤ bound for each of its flows, with figures."""
-        hidden = checks.whole_number("--hidden", (12 if small else 40) if hidden is None else hidden)
-        epochs = checks.whole_number("--epochs", (1 if small else 15) if epochs is None else epochs)
-        checks.seed("--seed", seed)
-        with running_with(checks.whole_number("--threads", threads)), clean_output(out) as folder:
-            networks: dict[str, EquilibriumLayer] = {}
-            if checkpoint is not None:  # read first: a wrong file is said before the training
-                reference = load_reference(checkpoint, lipschitz=checkpoint_lipschitz, epsilon=epsilon)
-                networks[f"checkpoint {checkpoint.name}"] = reference.double()
-            dataset = digits(seed=seed)
-            dataset = subset(dataset, train=600, test=200) if small else dataset
-            layer = new_layer(dataset, hidden, seed, lipschitz=lipschitz, contraction_rate=rate)
-            train(layer, dataset, epochs=epochs, seed=seed, progress=True)
-            layer.double()
-            error = error_percent(layer, dataset.test_inputs.double(), dataset.test_labels)
-            print(
-                f"trained LBEN({dataset.features}, {hidden}, {dataset.classes}, lipschitz={lipschitz:g}, "
-                f"contraction_rate={rate:g}) on digits: test error {error:.2f} %\n",
-                flush=True,
+def contraction_rates(
+    rate: Annotated[float, "Contraction rate built into the trained network."] = 0.2,
+    lipschitz: Annotated[float, "Certified Lipschitz constant of the trained network."] = 1.0,
+    hidden: Annotated[int | None, "Neurons (default 40)."] = None,
+    epochs: Annotated[int | None, "Passes over the training images (default 15)."] = None,
+    checkpoint: Annotated[Path | None, "Reference checkpoint to examine beside it."] = None,
+    checkpoint_lipschitz: Annotated[
+        float | None, "Lipschitz constant that the checkpoint was trained with, if it was."
+    ] = None,
+    epsilon: Annotated[float, "Strong monotonicity that the checkpoint was trained with."] = 1.0,
+    seed: Seed = 0,
+    threads: Threads = 1,
+    out: Out = Path("out"),
+    small: Small = False,
+) -> None:
+    """Train a contracting network on digits; certified ≤ true ≤ bound for each of its flows, with figures."""
+    hidden = checks.whole_number("--hidden", (12 if small else 40) if hidden is None else hidden)
+    epochs = checks.whole_number("--epochs", (1 if small else 15) if epochs is None else epochs)
+    with working_in(out, threads=threads) as folder:
+        others: dict[str, EquilibriumLayer] = {}
+        if checkpoint is not None:  # read first: a wrong file is said before the training
+            others[f"checkpoint {checkpoint.name}"] = load_reference(
+                checkpoint, lipschitz=checkpoint_lipschitz, epsilon=epsilon
             )
-            networks = {f"trained on digits, contraction_rate={rate:g}": layer, **networks}
-            for network in networks.values():
-                network.requires_grad_(False)
-            _run(networks, dataset, error, folder, small)
-
-    return contraction_rates
+        dataset = digits_for(seed, small=small)
+        layer = new_layer(dataset, hidden, seed, lipschitz=lipschitz, contraction_rate=rate)
+        train(layer, dataset, epochs=epochs, seed=seed, progress=True)
+        inputs = dataset.test_inputs.double()
+        error = error_percent(layer.double(), inputs, dataset.test_labels)
+        print(
+            f"trained LBEN({dataset.features}, {hidden}, {dataset.classes}, lipschitz={lipschitz:g}, "
+            f"contraction_rate={rate:g}) on digits: test error {error:.2f} %\n",
+            flush=True,
+        )
+        networks = {f"trained on digits, contraction_rate={rate:g}": layer, **others}
+        records: list[RateRecord] = []
+        firing: list[_Examined] = []
+        for name, network in networks.items():
+            some = _inputs(network.double().requires_grad_(False), inputs[: 8 if small else 24])
+            for settings in _flows(network):
+                record, examined = _examine(name, network.flow(settings, some))
+                records.append(record)
+                firing += [examined] if isinstance(settings, FiringRate) else []
+            records.append(_inclusion(name, network))
+        tables = [
+            f"{name}\n\n{aligned(_COLUMNS, [record for record in records if record.network == name])}\n"
+            for name in networks
+        ]
+        draws = _figures(firing[0], *_sweeps(small))
+        text = "\n".join([*tables, _NOTES])
+        publish(folder, text, {"test_error": error, "rates": records}, draws=draws, small=small)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,32 +161,17 @@ class _Examined:
     distances: Tensor
 
 
-def _run(
-    networks: dict[str, EquilibriumLayer], dataset: Dataset, error: float, folder: Path, small: bool
-) -> None:
-    records: list[RateRecord] = []
-    firing: list[_Examined] = []
-    for name, layer in networks.items():
-        inputs = dataset.test_inputs.double()[: 8 if small else 24]
-        if layer.in_features != dataset.features:  # made for other images; certificates hold for every input anyway
-            generator = torch.Generator().manual_seed(0)
-            inputs = torch.randn(len(inputs), layer.in_features, dtype=torch.float64, generator=generator)
-        for settings in _flows(layer):
-            record, examined = _examine(name, layer.flow(settings, inputs))
-            records.append(record)
-            firing += [examined] if isinstance(settings, FiringRate) else []
-        records.append(_inclusion(name, layer))
-    text = "\n".join(_table(records))
-    print(text, flush=True)
-    results = {"environment": environment(), "test_error": error, "rates": records}
-    written = [write_json(folder / "results.json", results), write_text(folder / "table.txt", text + "\n")]
-    skewness, steps = _sweeps(small)
-    report_files(written, draw_figures(folder, _figures(firing[0], skewness, steps), small=small))
+def _inputs(layer: EquilibriumLayer, images: Tensor) -> Tensor:
+    """The images, or random inputs for a network made for others: certificates hold for every input anyway."""
+    if layer.in_features == images.shape[-1]:
+        return images
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(len(images), layer.in_features, dtype=torch.float64, generator=generator)
 
 
 def _weight(layer: EquilibriumLayer) -> tuple[Tensor, WeightedL2]:
     weights = layer.weights()
-    if not isinstance(weights.metric, WeightedL2):
+    if weights.metric is None:
         raise PreconditionError("this network claims no metric in which I − W is strongly monotone (Condition 1)")
     return weights.state.to_dense(), weights.metric
 
@@ -214,24 +223,6 @@ def _inclusion(name: str, layer: EquilibriumLayer) -> RateRecord:
     )
 
 
-def _table(records: Sequence[RateRecord]) -> list[str]:
-    lines = []
-    for network in dict.fromkeys(record.network for record in records):
-        rows = [
-            (r.flow, r.method, r.metric, number(r.certified), number(r.seen), number(r.sampled), number(r.bound))
-            for r in records
-            if r.network == network
-        ]
-        columns = ("flow", "certified by", "norm", "certified", "pairs", "sampled", "bound")
-        lines += [network, "", *aligned(columns, rows, left=3), ""]
-    return [
-        *lines,
-        "certified: for every input and state; pairs: slowest mean decay of simulated pairs, sampled: rate of the",
-        "Jacobian at states they visit, both in the norm of the certificate and never below it; bound: no certificate",
-        "in any norm can exceed it. Rates per time constant of each flow.",
-    ]
-
-
 def _sweeps(small: bool) -> tuple[SkewnessSweep, StepSweep]:
     """On a few random units, for which the truth is known well: the best constant metric comes from all vertices."""
     n = _SMALL_UNITS if small else _SWEEP_UNITS
@@ -250,35 +241,24 @@ def _sweeps(small: bool) -> tuple[SkewnessSweep, StepSweep]:
     )
 
 
-def _figures(firing: _Examined, skewness: SkewnessSweep, steps: StepSweep) -> dict[str, Any]:
-    from contracting.plots import (
-        plot_distance,
-        plot_numerical_range,
-        plot_rate_against_step,
-        plot_rates_against_skewness,
-        plot_spectra,
-    )
-
-    system, rates = system_of(firing.flow), firing.rates
+def _figures(firing: _Examined, skewness: SkewnessSweep, steps: StepSweep) -> dict[str, Draw]:
+    system, problem, rates = system_of(firing.flow), firing.flow.problem, firing.rates
     assert isinstance(system, FiringRateSystem)
     parabola = ParabolaTest(optimise=6).certify(system)
     assert parabola.multiplier is not None
     ranges = {"W, scaled by Q": boundary(scaled(system.W, parabola.multiplier))}
     generator = torch.Generator().manual_seed(0)
-    random = (torch.rand(60, system.size, dtype=torch.float64, generator=generator) < 0.5).to(torch.float64)
-    problem = firing.flow.problem
-    at_equilibrium = problem.slopes(solve(problem, SemismoothNewton()).z)
-    spectra = {
-        "random patterns": torch.linalg.eigvals(system.jacobians(random)),
-        "patterns of test images": torch.linalg.eigvals(system.jacobians(at_equilibrium)),
-        "worst pattern found": torch.linalg.eigvals(system.jacobians(rates.bound.slopes)),
+    patterns = {
+        "random patterns": (torch.rand(60, system.size, dtype=torch.float64, generator=generator) < 0.5).double(),
+        "patterns of test images": problem.slopes(solve(problem, SemismoothNewton()).z),
+        "worst pattern found": rates.bound.slopes,
     }
+    spectra = {name: torch.linalg.eigvals(system.jacobians(slopes)) for name, slopes in patterns.items()}
+    proved: dict[str, Any] = {"evidence": rates.best, "bound": rates.bound.rate}
     return {
-        "trajectories": lambda axes: plot_distance(
-            firing.times, firing.distances, axes, evidence=rates.best, bound=rates.bound.rate
-        ),
-        "numerical-range": lambda axes: plot_numerical_range(ranges, axes, rate=parabola.rate),
-        "spectra": lambda axes: plot_spectra(spectra, axes, evidence=rates.best, bound=rates.bound.rate),
-        "rates-against-skewness": lambda axes: plot_rates_against_skewness(skewness, axes),
-        "rate-against-step": lambda axes: plot_rate_against_step(steps, axes),
+        "trajectories": on_axes(plot_distance, firing.times, firing.distances, **proved),
+        "numerical-range": on_axes(plot_numerical_range, ranges, rate=parabola.rate),
+        "spectra": on_axes(plot_spectra, spectra, **proved),
+        "rates-against-skewness": on_axes(plot_rates_against_skewness, skewness),
+        "rate-against-step": on_axes(plot_rate_against_step, steps),
     }

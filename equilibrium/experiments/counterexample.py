@@ -1,70 +1,77 @@
 """``counterexample``: Condition 1 holds, and yet two trajectories of the firing-rate flow diverge under one input."""
 
-# no postponed annotations here: typer reads the annotations of the commands, which exist only once typer is imported
+from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from contracting import checks
-from contracting.certificates import (
+from contracting import (
     Certificate,
+    FiringRate,
+    FixedStep,
+    TimeScaledForwardBackward,
+    WeightedL2,
+    certify,
+    decay_rate,
+    distance,
+    fixed_input_convergence,
+    report,
+    simulate_pairs,
+)
+from contracting.certificates import (
     DiagonalMetric,
     FiringRateSystem,
     InclusionSystem,
     best_forward_backward_step,
-    certify,
-    fixed_input_convergence,
     forward_backward_system,
-    report,
 )
 from contracting.certificates.numerical_range import boundary
-from contracting.flows.network import FiringRate
-from contracting.flows.speed import TimeScaledForwardBackward
-from contracting.metrics import WeightedL2
+from contracting.plots import plot_distance, plot_numerical_range
 from contracting.simulation.counterexample import SwitchingCounterexample
-from contracting.simulation.decay import decay_rate
-from contracting.simulation.time_steps import FixedStep
-from contracting.simulation.trajectories import distance, simulate_pairs
-from equilibrium.experiments.common import (
-    SMALL_HELP,
-    THREADS_HELP,
-    aligned,
-    clean_output,
-    draw_figures,
-    number,
-    running_with,
+from equilibrium.experiments.options import Out, Small, Threads, numbers
+from equilibrium.experiments.publishing import Draw, on_axes, publish, working_in
+from equilibrium.experiments.tables import Column, aligned
+
+_PHASE = 3.63  # The exponent is largest where gain times dwell is this, whatever the gain (from its closed form).
+_PERIODS = 5  # The simulation lasts so many periods of the input.
+_COLUMNS = (
+    Column("k", lambda record: record.gain, "g"),
+    Column("m", lambda record: record.monotonicity),
+    Column("1 − k/2", lambda record: record.formula),
+    Column("certified"),
+    Column("best P", lambda record: record.quadratic),
+    Column("bound"),
+    Column("exponent"),
+    Column("simulated", lambda record: record.measured),
+    Column("α", lambda record: record.step),
+    Column("FB cert.", lambda record: record.forward_certified),
+    Column("FB seen", lambda record: record.forward_measured),
 )
-from equilibrium.experiments.common import report as report_files
-from equilibrium.experiments.lists import numbers
-from equilibrium.files import environment, write_json, write_text
+_NOTES = """
+certified ≤ best P ≤ bound: rates of the firing-rate flow. best P: of the best constant quadratic metric
+there is, from all vertices of the slopes (– without cvxpy); bound: in any norm. exponent, simulated: growth
+of the distance of two trajectories under one bounded periodic input. FB: rate of the forward–backward flow
+with step α under the same input, certified and slowest pair seen, in time t/α.
+"""
 
-_PHASE = 3.63  # gain times dwell with the largest exponent, whatever the gain
-_PERIODS = 5
 
-
-def command(typer: ModuleType) -> Callable[..., None]:
-    """The command as a function whose parameters are the options."""
-    option = typer.Option
-
-    def counterexample(
-        gains: Annotated[str, option(help="Values of k, separated by commas; the last is drawn.")] = "1,1.9,2.01,4,10",
-        threads: Annotated[int, option(help=THREADS_HELP)] = 1,
-        out: Annotated[Path, option(help="Folder for figures, results.json and table.txt.")] = Path("out"),
-        small: Annotated[bool, option("--small", help=SMALL_HELP)] = False,
-    ) -> None:
-        """W = k[[0, 1], [−1, 0]]: Condition 1 for every k, contraction of the firing-rate flow for k < 2 only."""
-        chosen = numbers("--gains", gains, example="10", high=1e3)
-        chosen = (chosen[0], chosen[-1]) if small and len(chosen) > 2 else chosen
-        with running_with(checks.whole_number("--threads", threads)), clean_output(out) as folder:
-            _run(chosen, folder, small)
-
-    return counterexample
+def counterexample(
+    gains: Annotated[str, "Values of k, separated by commas; the last is drawn."] = "1,1.9,2.01,4,10",
+    threads: Threads = 1,
+    out: Out = Path("out"),
+    small: Small = False,
+) -> None:
+    """W = k[[0, 1], [−1, 0]]: Condition 1 for every k, contraction of the firing-rate flow for k < 2 only."""
+    chosen = numbers("--gains", gains, example="10", high=1e3)
+    chosen = (chosen[0], chosen[-1]) if small and len(chosen) > 2 else chosen
+    with working_in(out, threads=threads) as folder:
+        studies = [_study(gain, 4 if small else 12) for gain in chosen]
+        records = [record for record, _ in studies]
+        publish(folder, _text(records), {"gains": records}, draws=_figures(records, studies[-1][1]), small=small)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +134,12 @@ def _study(gain: float, pairs: int) -> tuple[GainRecord, _Curves]:
 
     step = float(best_forward_backward_step(W, euclidean).step)
     system = forward_backward_system(W, step=step, hint=euclidean.weights).at_speed(1 / step)
-    generator = torch.Generator().manual_seed(0)
-    first, second = torch.rand(2, pairs, 2, dtype=torch.float64, generator=generator)
-    together = simulate_pairs(
-        TimeScaledForwardBackward(step=step).bind(problem), first, second, times, signal=trap.signal,
-        integrator=FixedStep(step=min(step, trap.dwell / 4)),
-    )  # fmt: skip
-    closer = distance(together, euclidean)
     forward = DiagonalMetric().certify(system)
+    first, second = torch.rand(2, pairs, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    integrator = FixedStep(step=min(step, trap.dwell / 4))
+    flow = TimeScaledForwardBackward(step=step).bind(problem)
+    together = simulate_pairs(flow, first, second, times, signal=trap.signal, integrator=integrator)
+    closer = distance(together, euclidean)
     record = GainRecord(
         gain=gain,
         monotonicity=certify(InclusionSystem(W=W, hint=euclidean.weights)).rate,
@@ -152,73 +157,40 @@ def _study(gain: float, pairs: int) -> tuple[GainRecord, _Curves]:
     return record, _Curves(times=times, diverging=apart, contracting=closer, firing=rates.best, forward=forward)
 
 
-def _run(gains: tuple[float, ...], folder: Path, small: bool) -> None:
-    studies = [_study(gain, 4 if small else 12) for gain in gains]
-    records = [record for record, _ in studies]
-    text = "\n".join(_table(records))
-    print(text, flush=True)
-    written = [
-        write_json(folder / "results.json", {"environment": environment(), "gains": records}),
-        write_text(folder / "table.txt", text + "\n"),
-    ]
-    figures = draw_figures(folder, _figures(records, *studies[-1]), small=small)
-    report_files(written, figures)
-
-
-_COLUMNS = ("k", "m", "1 − k/2", "certified", "best P", "bound", "exponent", "simulated", "α", "FB cert.", "FB seen")
-
-
-def _table(records: list[GainRecord]) -> list[str]:
-    convergence = fixed_input_convergence(FiringRateSystem(W=_weight(records[-1].gain)))
-    rows = [
-        (
-            f"{r.gain:g}",
-            number(r.monotonicity),
-            number(r.formula),
-            number(r.certified),
-            number(r.quadratic),
-            number(r.bound),
-            number(r.exponent),
-            number(r.measured),
-            number(r.step),
-            number(r.forward_certified),
-            number(r.forward_measured),
-        )
-        for r in records
-    ]
-    return [
-        "W = k[[0, 1], [-1, 0]], ReLU: what Condition 1 (m > 0) does not give, and what it does",
-        "",
-        *aligned(_COLUMNS, rows),
-        "",
-        "certified ≤ best P ≤ bound: rates of the firing-rate flow. best P: of the best constant quadratic metric",
-        "there is, from all vertices of the slopes (– without cvxpy); bound: in any norm. exponent, simulated: growth",
-        "of the distance of two trajectories under one bounded periodic input. FB: rate of the forward–backward flow",
-        "with step α under the same input, certified and slowest pair seen, in time t/α.",
-        "",
-        f"What Condition 1 does give: under any constant input, for k = {records[-1].gain:g}, the distance of the "
-        "firing-rate flow to its",
-        f"equilibrium stays below {convergence.overshoot:.4g}·e^(−{convergence.rate:g}t) times the first one "
-        f"({convergence.method}, certified).",
-    ]
-
-
-def _figures(records: list[GainRecord], last: GainRecord, curves: _Curves) -> dict[str, Any]:
-    from contracting.plots import plot_distance, plot_numerical_range
-
-    def diverging(axes: Any) -> Any:
-        plot_distance(curves.times, curves.contracting, axes, evidence=curves.forward, flow="forward–backward")
-        grows = last.measured > 0
-        return plot_distance(
-            curves.times, curves.diverging, axes, evidence=curves.firing, bound=last.bound, flow="firing rate",
-            title=f"k = {last.gain:g}: two firing-rate trajectories {'diverge' if grows else 'approach'} at "
-            f"{abs(last.measured):.2f}; forward–backward contracts",
-        )  # fmt: skip
-
-    some = (records[0], records[-2] if len(records) > 2 else records[-1])  # the longest would hide the parabola
-    ends = {f"k = {r.gain:g}": boundary(_weight(r.gain)) for r in some}
-    return {"two-trajectories": diverging, "numerical-range": lambda axes: plot_numerical_range(ends, axes)}
-
-
 def _weight(gain: float) -> Tensor:
     return SwitchingCounterexample(gain=gain).problem.linear.to_dense()
+
+
+def _text(records: list[GainRecord]) -> str:
+    convergence = fixed_input_convergence(FiringRateSystem(W=_weight(records[-1].gain)))
+    return "\n".join(
+        [
+            "W = k[[0, 1], [-1, 0]], ReLU: what Condition 1 (m > 0) does not give, and what it does",
+            "",
+            aligned(_COLUMNS, records),
+            _NOTES,
+            f"What Condition 1 does give: under any constant input, for k = {records[-1].gain:g}, the distance of the "
+            "firing-rate flow to its",
+            f"equilibrium stays below {convergence.overshoot:.4g}·e^(−{convergence.rate:g}t) times the first one "
+            f"({convergence.method}, certified).",
+        ]
+    )
+
+
+def _figures(records: list[GainRecord], curves: _Curves) -> dict[str, Draw | None]:
+    last = records[-1]
+
+    def plot_both(axes: Any) -> Any:
+        plot_distance(curves.times, curves.contracting, axes, evidence=curves.forward, flow="forward–backward")
+        title = (
+            f"k = {last.gain:g}: two firing-rate trajectories {'diverge' if last.measured > 0 else 'approach'} at "
+            f"{abs(last.measured):.2f}; forward–backward contracts"
+        )
+        firing, bound = curves.firing, last.bound
+        return plot_distance(
+            curves.times, curves.diverging, axes, evidence=firing, bound=bound, flow="firing rate", title=title
+        )
+
+    some = (records[0], records[-2] if len(records) > 2 else last)  # the longest would hide the parabola
+    ranges = {f"k = {record.gain:g}": boundary(_weight(record.gain)) for record in some}
+    return {"two-trajectories": on_axes(plot_both), "numerical-range": on_axes(plot_numerical_range, ranges)}

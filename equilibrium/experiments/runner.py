@@ -23,8 +23,7 @@ from typing import Any
 
 import torch
 
-from contracting import checks
-from contracting.errors import ContractingError, InputError
+from contracting import ContractingError, InputError, checks
 from equilibrium.files import output_directory, plain, write_json
 from equilibrium.training.progress import progress_bar, share_terminal
 

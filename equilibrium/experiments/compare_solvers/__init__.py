@@ -1,1 +1,1 @@
-"""The comparison of solvers: its study, its table, its figures and its command."""
+"""The comparison of solvers: its study, its figures and its command."""

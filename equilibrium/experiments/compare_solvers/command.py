@@ -1,36 +1,23 @@
 """``compare-solvers``: train an equilibrium network, then find the same equilibria with every solver."""
 
-# no postponed annotations here: typer reads the annotations of the commands, which exist only once typer is imported
+from __future__ import annotations
 
-import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated
 
-from contracting import checks
-from contracting.errors import InputError
-from contracting.loop.method import Method
-from contracting.solvers.catalogue import ROW_LIMITS, default_solvers
-from equilibrium.checkpoints import load_reference
-from equilibrium.experiments.common import (
-    DPI,
-    NARROW,
-    SMALL_HELP,
-    THREADS_HELP,
-    clean_output,
-    new_layer,
-    report,
-    running_with,
-)
-from equilibrium.experiments.compare_solvers.study import TOLERANCES, Comparison, compare
-from equilibrium.experiments.compare_solvers.table import table
-from equilibrium.experiments.lists import numbers, words
-from equilibrium.files import environment, output_directory, write_figure, write_json, write_text
-from equilibrium.layers import EquilibriumLayer
-from equilibrium.training.classifier import TrainingRecord, error_percent, train
+from contracting import InputError, Method, checks, default_solvers
+from contracting.solvers.catalogue import ROW_LIMITS
+from equilibrium import EquilibriumLayer, load_reference, train
+from equilibrium.experiments.compare_solvers.figures import draws
+from equilibrium.experiments.compare_solvers.study import TOLERANCES, Comparison, Measurement, compare
+from equilibrium.experiments.networks import new_layer
+from equilibrium.experiments.options import Out, Small, Threads, numbers, words
+from equilibrium.experiments.publishing import publish, working_in
+from equilibrium.experiments.tables import Column, aligned
+from equilibrium.training.classifier import TrainingRecord, error_percent
 from equilibrium.training.data import Dataset, digits, mnist, subset
 
 
@@ -39,52 +26,69 @@ class _Data(StrEnum):
     MNIST = "mnist"
 
 
-def command(typer: ModuleType) -> Callable[..., None]:
-    """The command as a function whose parameters are the options."""
-    option = typer.Option
-
-    def compare_solvers(
-        data: Annotated[_Data, option(help="Images to classify.")] = _Data.DIGITS,
-        data_dir: Annotated[Path | None, option(help="Folder with the MNIST files; downloaded if absent.")] = None,
-        checkpoint: Annotated[Path | None, option(help="Reference checkpoint to use instead of training.")] = None,
-        lipschitz: Annotated[
-            float | None, option(help="Certified Lipschitz constant, of training (default 1) or of the checkpoint.")
-        ] = None,
-        epsilon: Annotated[float, option(help="Strong monotonicity of the parameterisation.")] = 1.0,
-        solvers: Annotated[str | None, option(help="Names separated by commas; default all.")] = None,
-        tolerances: Annotated[str | None, option(help="Relative residuals separated by commas.")] = None,
-        rows: Annotated[int | None, option(help="Test images to solve for (default 200).")] = None,
-        hidden: Annotated[int | None, option(help="Neurons (default 64).")] = None,
-        epochs: Annotated[int | None, option(help="Passes over the training images (default 15, MNIST 2).")] = None,
-        seed: Annotated[int, option(help="Of the weights, of the order of the images and of their division.")] = 0,
-        threads: Annotated[int, option(help=THREADS_HELP)] = 1,
-        out: Annotated[Path, option(help="Folder for figures, results.json and table.txt.")] = Path("out"),
-        small: Annotated[bool, option("--small", help=SMALL_HELP)] = False,
-        redraw: Annotated[Path | None, option(help="Only draw the figures of this results.json again.")] = None,
-    ) -> None:
-        """Train an equilibrium network, then find the same equilibria with every solver."""
-        if redraw is not None:
-            _redraw(redraw, out, small)
-            return
-        settings = Settings(
-            data=data.value,
-            lipschitz=1.0 if lipschitz is None and checkpoint is None else lipschitz,
-            epsilon=epsilon,
-            checkpoint=None if checkpoint is None else checkpoint.name,
-            solvers=tuple(_chosen_solvers(solvers)),
-            tolerances=_chosen_tolerances(tolerances) or ((1e-2, 1e-4) if small else TOLERANCES),
-            rows=checks.whole_number("--rows", (16 if small else 200) if rows is None else rows),
-            hidden=checks.whole_number("--hidden", (16 if small else 64) if hidden is None else hidden),
-            epochs=checks.whole_number("--epochs", _epochs(data, small) if epochs is None else epochs),
-            batch_size=64 if data is _Data.DIGITS else 256,
-            seed=checks.seed("--seed", seed),
-            threads=checks.whole_number("--threads", threads),
-            small=small,
+def compare_solvers(
+    data: Annotated[_Data, "Images to classify."] = _Data.DIGITS,
+    data_dir: Annotated[Path | None, "Folder with the MNIST files; downloaded if absent."] = None,
+    checkpoint: Annotated[Path | None, "Reference checkpoint to use instead of training."] = None,
+    lipschitz: Annotated[
+        float | None, "Certified Lipschitz constant, of training (default 1) or of the checkpoint."
+    ] = None,
+    epsilon: Annotated[float, "Strong monotonicity of the parameterisation."] = 1.0,
+    solvers: Annotated[str | None, "Names separated by commas; default all."] = None,
+    tolerances: Annotated[str | None, "Relative residuals separated by commas."] = None,
+    rows: Annotated[int | None, "Test images to solve for (default 200)."] = None,
+    hidden: Annotated[int | None, "Neurons (default 64)."] = None,
+    epochs: Annotated[int | None, "Passes over the training images (default 15, MNIST 2)."] = None,
+    seed: Annotated[int, "Of the weights, of the order of the images and of their division."] = 0,
+    threads: Threads = 1,
+    out: Out = Path("out"),
+    small: Small = False,
+) -> None:
+    """Train an equilibrium network, then find the same equilibria with every solver."""
+    chosen = _chosen(solvers)
+    usual_epochs = 1 if small else 15 if data is _Data.DIGITS else 2
+    settings = Settings(
+        data=data.value,
+        lipschitz=1.0 if lipschitz is None and checkpoint is None else lipschitz,
+        epsilon=epsilon,
+        checkpoint=None if checkpoint is None else checkpoint.name,
+        solvers=tuple(chosen),
+        tolerances=(1e-2, 1e-4) if small and tolerances is None else _tolerances(tolerances),
+        rows=checks.whole_number("--rows", (16 if small else 200) if rows is None else rows),
+        hidden=checks.whole_number("--hidden", (16 if small else 64) if hidden is None else hidden),
+        epochs=checks.whole_number("--epochs", usual_epochs if epochs is None else epochs),
+        batch_size=64 if data is _Data.DIGITS else 256,
+        seed=checks.seed("--seed", seed),
+        threads=threads,
+        small=small,
+    )
+    with working_in(out, threads=threads) as folder:
+        layer: EquilibriumLayer
+        if checkpoint is not None:  # read first: a wrong file is said before any work
+            layer = load_reference(checkpoint, lipschitz=lipschitz, epsilon=epsilon)
+        dataset = _dataset(settings, data_dir)
+        record: TrainingRecord | None = None
+        if checkpoint is None:
+            layer, record = _trained(settings, dataset)
+        elif layer.in_features != dataset.features:
+            raise InputError(
+                f"{settings.checkpoint} reads {layer.in_features} inputs but {dataset.name} has {dataset.features}; "
+                "choose other images (--data)"
+            )
+        inputs = dataset.test_inputs.double()
+        test_error = error_percent(layer.double(), inputs, dataset.test_labels)
+        print(f"test error {test_error:.2f} % on {len(inputs)} test images of {dataset.name}\n", flush=True)
+        comparison = compare(
+            layer,
+            inputs[: settings.rows],
+            chosen,
+            settings.tolerances,
+            row_limits={name: 2 for name in ROW_LIMITS} if small else ROW_LIMITS,
+            repeats=1 if small else 5,
+            progress=True,
         )
-        with running_with(settings.threads), clean_output(out) as folder:
-            _compare(settings, checkpoint, data_dir, folder)
-
-    return compare_solvers
+        results = {"settings": settings, "test_error": test_error, "training": record, "comparison": comparison}
+        publish(folder, table(comparison), results, draws=draws(comparison), small=small)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,66 +110,23 @@ class Settings:
     small: bool
 
 
-def _epochs(data: _Data, small: bool) -> int:
-    return 1 if small else 15 if data is _Data.DIGITS else 2
-
-
-def _chosen_solvers(names: str | None) -> dict[str, Method]:
+def _chosen(names: str | None) -> dict[str, Method]:
     known = default_solvers()
     if names is None:
         return known
-    wanted = words("--solvers", names, example=next(iter(known)))
     exact = {name.lower(): name for name in known}
+    wanted = words("--solvers", names, example=next(iter(known)))
     for name in wanted:
         if name.lower() not in exact:
             raise InputError(f"--solvers has the unknown name {name!r}; known are {', '.join(known)}")
-    return {exact[name.lower()]: known[exact[name.lower()]] for name in wanted}
+    chosen = {exact[name.lower()] for name in wanted}
+    return {name: method for name, method in known.items() if name in chosen}
 
 
-def _chosen_tolerances(text: str | None) -> tuple[float, ...]:
+def _tolerances(text: str | None) -> tuple[float, ...]:
     if text is None:
-        return ()
+        return TOLERANCES
     return tuple(sorted(numbers("--tolerances", text, example="1e-6", high=1, high_open=True), reverse=True))
-
-
-def _compare(settings: Settings, checkpoint: Path | None, data_dir: Path | None, folder: Path) -> None:
-    solvers = {name: method for name, method in default_solvers().items() if name in settings.solvers}
-    layer: EquilibriumLayer
-    if checkpoint is not None:
-        layer = load_reference(checkpoint, lipschitz=settings.lipschitz, epsilon=settings.epsilon)
-    dataset = _dataset(settings, data_dir)
-    record: TrainingRecord | None = None
-    if checkpoint is None:
-        layer, record = _trained(settings, dataset)
-    elif layer.in_features != dataset.features:
-        raise InputError(
-            f"{settings.checkpoint} reads {layer.in_features} inputs but {dataset.name} has {dataset.features}; "
-            "choose other images (--data)"
-        )
-    layer = layer.double()
-    test_error = error_percent(layer, dataset.test_inputs.double(), dataset.test_labels)
-    print(f"test error {test_error:.2f} % on {len(dataset.test_labels)} test images of {dataset.name}\n", flush=True)
-    comparison = compare(
-        layer,
-        dataset.test_inputs[: settings.rows].double(),
-        solvers,
-        settings.tolerances,
-        row_limits={name: 2 for name in ROW_LIMITS} if settings.small else ROW_LIMITS,
-        repeats=1 if settings.small else 5,
-        progress=True,
-    )
-    text = table(comparison)
-    print(text, flush=True)
-    results = {
-        "environment": environment(),
-        "settings": settings,
-        "test_error": test_error,
-        "training": record,
-        "comparison": comparison.to_json(),
-    }
-    figures = _figures(comparison, small=settings.small)
-    written = [write_json(folder / "results.json", results), write_text(folder / "table.txt", text + "\n")]
-    report(written, _write_figures(figures, folder))
 
 
 def _dataset(settings: Settings, data_dir: Path | None) -> Dataset:
@@ -181,12 +142,7 @@ def _dataset(settings: Settings, data_dir: Path | None) -> Dataset:
 def _trained(settings: Settings, dataset: Dataset) -> tuple[EquilibriumLayer, TrainingRecord]:
     layer = new_layer(dataset, settings.hidden, settings.seed, lipschitz=settings.lipschitz, epsilon=settings.epsilon)
     record = train(
-        layer,
-        dataset,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        progress=True,
+        layer, dataset, epochs=settings.epochs, batch_size=settings.batch_size, seed=settings.seed, progress=True
     )
     print(
         f"trained LBEN({dataset.features}, {settings.hidden}, {dataset.classes}, lipschitz={settings.lipschitz:g}) on "
@@ -195,37 +151,48 @@ def _trained(settings: Settings, dataset: Dataset) -> tuple[EquilibriumLayer, Tr
     return layer, record
 
 
-def _redraw(source: Path, out: Path, small: bool) -> None:
-    try:
-        comparison = Comparison.from_json(json.loads(source.read_text(encoding="utf-8"))["comparison"])
-    except OSError as error:
-        raise InputError(f"{str(source)!r} cannot be read ({error.strerror or error})") from error
-    except (ValueError, KeyError, TypeError) as error:
-        reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-        raise InputError(f"{str(source)!r} is no results.json of compare-solvers ({reason})") from error
-    with clean_output(out) as folder:
-        report([], _write_figures(_figures(comparison, small=small), folder))
+def table(comparison: Comparison) -> str:
+    """One line per solver at the tightest tolerance, fastest first, with what the columns mean and who refused."""
+    tightest = [m for m in comparison.measurements if m.tolerance == comparison.tightest]
+    tightest.sort(key=lambda m: (not m.converged, m.seconds / m.rows))
+    columns = (
+        Column("solver"),
+        Column("family", lambda m: comparison.solver(m.solver).family),
+        Column("status", _status),
+        Column("steps", lambda m: m.steps_max, "d"),
+        Column("maps", lambda m: m.map_evals, "d"),
+        Column("ms/input", lambda m: 1e3 * m.seconds / m.rows, ".3g"),
+        Column("residual", lambda m: m.relative_residual, ".0e"),
+        Column("distance", lambda m: m.distance, ".0e"),
+        Column("predicted", lambda m: comparison.solver(m.solver).factor, ".3f"),
+        Column("measured", lambda m: comparison.solver(m.solver).measured_factor, ".3f"),
+    )
+    title = (
+        f"{comparison.rows} equilibria of {comparison.hidden_features} neurons, "
+        f"every input to a relative residual of {comparison.tightest:g}"
+    )
+    return "\n".join([title, "", aligned(columns, tightest), "", *_notes(comparison, tightest)])
 
 
-def _figures(comparison: Comparison, *, small: bool = False) -> dict[str, Any]:
-    """The figures by file name; ``small`` leaves out those for half the width of a page and the many-panelled ones."""
-    from contracting.plots import HALF_WIDTH
-    from equilibrium.experiments.compare_solvers import figures as plots
-
-    figures = {f"{name}.png": figure for name, figure in plots.draw_all(comparison, panels=not small).items()}
-    if not small:
-        narrow = plots.draw_all(comparison, width=HALF_WIDTH)
-        figures |= {f"{name}{NARROW}.png": figure for name, figure in narrow.items()}
-    return figures
+def _status(m: Measurement) -> str:
+    return "converged" if m.converged else ", ".join(f"{count} {name.lower()}" for name, count in m.status.items())
 
 
-def _write_figures(figures: dict[str, Any], folder: Path) -> list[Path]:
-    """Write the figures; those of an earlier run that have no successor are removed, for they show other numbers."""
-    from equilibrium.experiments.compare_solvers.figures import FIGURES, PANELS
-
-    below = output_directory(folder / "figures")
-    written = [write_figure(below / name, figure, dpi=DPI) for name, figure in figures.items()]
-    for name in FIGURES + PANELS:
-        for stale in {below / f"{name}.png", below / f"{name}{NARROW}.png"} - set(written):
-            stale.unlink(missing_ok=True)
-    return written
+def _notes(comparison: Comparison, shown: Sequence[Measurement]) -> list[str]:
+    notes = [
+        "steps: of the slowest input (of torchdiffeq: time intervals); maps: applications of W or its resolvent to the",
+        "batch; residual, distance: of the worst input, distance to the reference equilibrium; predicted, measured:",
+        "contraction factor per step.",
+    ]
+    bounds = [m.error_bound for m in shown if m.error_bound is not None and m.converged]
+    if bounds and comparison.reference.error_bound is not None:
+        notes.append(
+            f"Certified relative distance to the true equilibrium, in the metric: at most {max(bounds):.0e} for every "
+            f"converged answer,\n{comparison.reference.error_bound:.0e} for the reference."
+        )
+    notes += [f"{m.solver}: on the first {m.rows} inputs only." for m in shown if m.rows < comparison.rows]
+    refusals: dict[str, list[str]] = {}
+    for record in comparison.solvers:
+        if record.refused is not None:
+            refusals.setdefault(record.refused, []).append(record.name)
+    return notes + [f"refused: {', '.join(names)}: {reason}" for reason, names in refusals.items()]

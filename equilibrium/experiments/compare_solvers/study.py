@@ -8,36 +8,41 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
-from contracting import checks
-from contracting.errors import InputError, MissingExtraError, PreconditionError, Status
-from contracting.loop.method import Method
-from contracting.loop.records import Solution, Stop, Trace
-from contracting.loop.run import solve
-from contracting.metrics import Metric, WeightedL2
-from contracting.problem import EquilibriumProblem
-from contracting.solvers.automatic import Automatic
+from contracting import (
+    Automatic,
+    DouglasRachford,
+    EquilibriumProblem,
+    InputError,
+    Method,
+    Metric,
+    MissingExtraError,
+    PeacemanRachford,
+    PreconditionError,
+    SemismoothNewton,
+    Solution,
+    Status,
+    Stop,
+    Trace,
+    WeightedL2,
+    checks,
+    solve,
+)
 from contracting.solvers.catalogue import ROW_LIMITS
-from contracting.solvers.newton import SemismoothNewton
-from contracting.solvers.splitting import DouglasRachford, PeacemanRachford
-from equilibrium.layers import EquilibriumLayer
+from equilibrium import EquilibriumLayer
 from equilibrium.training.progress import progress_bar
 
 TOLERANCES = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
 
-_FORMAT = 1  # of Comparison.to_json
-_CURVE_POINTS = 200
-_SETUP_RUNS = 3
-_PATIENCE = 500  # steps without progress after which a row is given up
-_REFERENCE_TOLERANCE = 1e-12
-_POLISHING_STEPS = 100
-
-R = TypeVar("R")
+_CURVE_POINTS = 200  # A curve keeps so many points of a solve, more than one can tell apart in a figure.
+_SETUP_RUNS = 3  # The set-up time is the smallest of so many.
+_PATIENCE = 500  # A row is given up after so many steps without progress.
+_REFERENCE_TOLERANCE = 1e-12  # The reference has at most this relative residual, a hundredth of the tightest tolerance.
+_POLISHING_STEPS = 100  # The reference is improved by at most so many steps of a second method.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,29 +163,6 @@ class Comparison:
         """The measurements of one solver, from the loosest to the tightest tolerance."""
         mine = [m for m in self.measurements if m.solver == name]
         return tuple(sorted(mine, key=lambda m: -m.tolerance))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain objects, lists, numbers and text, without NaN."""
-        return {"format": _FORMAT, **asdict(self)}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Comparison:
-        """The comparison that ``to_json`` described.
-
-        Raises:
-            InputError: if the content has another form.
-        """
-        try:
-            if content["format"] != _FORMAT:
-                raise InputError(f"the comparison has format {content['format']!r}, this version reads {_FORMAT}")
-            own = {key: value for key, value in content.items() if key != "format"}
-            parts = {"solvers": SolverRecord, "measurements": Measurement, "curves": Curve}
-            own |= {key: [_record(kind, entry) for entry in own[key]] for key, kind in parts.items()}
-            return _record(cls, own | {"reference": _record(Reference, own["reference"])})
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"this is no comparison written by this library ({type(error).__name__}: {error})"
-            ) from error
 
 
 def compare(
@@ -411,11 +393,3 @@ def _late_factor(steps: Tensor, residual: Tensor) -> float | None:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _record(kind: type[R], content: Mapping[str, Any]) -> R:
-    """A record from the entries of a JSON object: all of them and no other; lists become tuples."""
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    if missing := known - content.keys():
-        raise KeyError(f"{kind.__name__} lacks {', '.join(sorted(missing))}")
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in content.items()})

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw_contraction_cost(layers: Sequence[TrainedLayer], *, width: float = FULL_WIDTH) -> Figure:
+def draw_contraction_cost(layers: Sequence[TrainedLayer], width: float = FULL_WIDTH) -> Figure:
     """Test error against the rate that training asked for, and beside it the rates: certified, bounded, measured.
 
     Args:

@@ -13,22 +13,32 @@ from dataclasses import dataclass
 
 import torch
 
-from contracting import checks
-from contracting.certificates import Certificate, ExplicitMetric, certify, check, system_of, upper_bound
-from contracting.errors import InputError
-from contracting.flows.network import FiringRate
-from contracting.simulation.decay import decay_rate
-from contracting.simulation.sampled import sampled_rate_along
-from contracting.simulation.time_steps import FixedStep
-from contracting.simulation.trajectories import Trajectory, distance, simulate_pairs
-from equilibrium.layers import LBEN
+from contracting import (
+    Certificate,
+    FiringRate,
+    FixedStep,
+    InputError,
+    Trajectory,
+    certify,
+    check,
+    checks,
+    decay_rate,
+    distance,
+    sampled_rate_along,
+    simulate_pairs,
+)
+from contracting.certificates import ExplicitMetric, system_of, upper_bound
+from equilibrium import LBEN, train
+from equilibrium.experiments.networks import new_layer
+from equilibrium.experiments.tables import Column, markdown
 from equilibrium.lipschitz import BuiltIn, lipschitz_system
-from equilibrium.training.classifier import train
 from equilibrium.training.data import Dataset
 
-_PAIRS, _POINTS, _TIME, _RESOLUTION = 64, 21, 4.0, 0.1  # pairs, times looked at, time simulated, step times ‖W‖ + 1
-_FLOOR = 1e-9  # relative to the first distance, below which a fit ends
-_NEAR = 1e-3  # starting distance of the near pairs, relative to that of the far ones
+_PAIRS = 64  # So many pairs of trajectories are followed, each under the input of one test image.
+_TIME, _POINTS = 4.0, 21  # They are followed for four time constants of the flow, and looked at so many times.
+_RESOLUTION = 0.1  # The fixed step is this over ‖W‖ + 1, which is the Lipschitz constant of the flow.
+_FLOOR = 1e-9  # A fit of a rate ends where the distance, relative to the first one, is in the rounding.
+_NEAR = 1e-3  # Every second pair starts this much closer than the others, to see the rate of one slope pattern.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +106,7 @@ class CostSettings:
             checks.number(name, getattr(self, name), low=0, low_open=True, high=math.inf, high_open=True)
 
 
-def contraction_cost(
+def contraction_cost_of(
     dataset: Dataset, settings: CostSettings, *, said: Callable[[TrainedLayer], None] | None = None
 ) -> tuple[TrainedLayer, ...]:
     """Train and measure a layer for every rate and seed.
@@ -113,16 +123,14 @@ def contraction_cost(
     done = []
     for rate in settings.rates:
         for seed in range(settings.seeds):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                layer = LBEN(
-                    dataset.features,
-                    settings.hidden,
-                    dataset.classes,
-                    lipschitz=settings.lipschitz,
-                    epsilon=settings.epsilon,
-                    contraction_rate=rate,
-                )
+            layer = new_layer(
+                dataset,
+                settings.hidden,
+                seed,
+                lipschitz=settings.lipschitz,
+                epsilon=settings.epsilon,
+                contraction_rate=rate,
+            )
             error = train(layer, dataset, epochs=settings.epochs, seed=seed).test_error
             done.append(measure_layer(layer.double(), dataset, seed=seed, test_error=error))
             if said is not None:
@@ -184,27 +192,32 @@ def measure_layer(layer: LBEN, dataset: Dataset, *, seed: int, test_error: float
     )
 
 
+def _mean_of(name: str, head: str, digits: int = 3) -> Column:
+    """A column of means ± sample standard deviations over the layers of a row."""
+
+    def mean(row: tuple[object, Sequence[TrainedLayer]]) -> str:
+        values = [getattr(layer, name) for layer in row[1]]
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+    return Column(head, mean)
+
+
+_COLUMNS = (
+    Column("asked rate c", lambda row: "none" if row[0] is None else f"{row[0]:g}"),
+    _mean_of("test_error", "test error (%)", digits=2),
+    _mean_of("explicit", "certified, explicit metric"),
+    _mean_of("certified", "certified, best found"),
+    _mean_of("sampled", "sampled ≤"),
+    _mean_of("bound", "upper bound"),
+    _mean_of("slowest", "slowest pair"),
+    _mean_of("fitted", "slowest fit"),
+)
+
+
 def cost_table(layers: Sequence[TrainedLayer]) -> str:
     """A Markdown table with a row for every rate, mean ± standard deviation over the seeds."""
-    header = (
-        "asked rate c", "test error (%)", "certified, explicit metric", "certified, best found", "sampled ≤",
-        "upper bound", "slowest pair", "slowest fit",
-    )  # fmt: skip
-    rows = [
-        (
-            "none" if rate is None else f"{rate:g}",
-            *(
-                mean_and_deviation([getattr(layer, name) for layer in group], digits)
-                for name, digits in (
-                    ("test_error", 2), ("explicit", 3), ("certified", 3), ("sampled", 3), ("bound", 3),
-                    ("slowest", 3), ("fitted", 3),
-                )
-            ),
-        )
-        for rate, group in by_rate(layers).items()
-    ]  # fmt: skip
-    lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(_COLUMNS, list(by_rate(layers).items()))
 
 
 def by_rate(layers: Sequence[TrainedLayer]) -> dict[float | None, list[TrainedLayer]]:
@@ -213,9 +226,3 @@ def by_rate(layers: Sequence[TrainedLayer]) -> dict[float | None, list[TrainedLa
     for layer in layers:
         groups.setdefault(layer.contraction_rate, []).append(layer)
     return groups
-
-
-def mean_and_deviation(values: Sequence[float], digits: int) -> str:
-    """Mean ± sample standard deviation, as text; the mean alone for one value."""
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.{digits}f}"

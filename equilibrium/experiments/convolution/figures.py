@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.animation
@@ -13,10 +11,7 @@ import matplotlib.figure
 import torch
 from torch import Tensor
 
-from contracting.errors import InputError
-from contracting.loop.method import Method
-from contracting.loop.records import Stop, Trace
-from contracting.loop.run import solve
+from contracting import Method, Stop, Trace, solve
 from contracting.plots.style import BLUE, FULL_WIDTH, GREEN, ORANGE, PURPLE, SKY, VERMILION, finish
 from equilibrium.convolution.layer import ConvolutionalLayer
 
@@ -28,30 +23,25 @@ _COLOURS = (BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, "#000000")
 _STYLES = ("-", "--", "-.", ":")
 
 
-def plot_filters(layer: ConvolutionalLayer) -> Figure:
+def plot_filters(layer: ConvolutionalLayer, width: float = FULL_WIDTH) -> Figure:
     """The input kernel of every channel, first channel of the image, all on one scale that is symmetric about zero."""
-    kernels = layer.parameterization.U.detach()[:, 0].numpy()
-    figure, panels = _panels(len(kernels), "Input filters, one per channel of the state")
-    top = float(abs(kernels).max())
-    for channel, (axes, kernel) in enumerate(zip(panels, kernels, strict=True)):
-        picture = axes.imshow(kernel, cmap="RdBu_r", vmin=-top, vmax=top)
-        axes.set_title(f"{channel}", fontsize=7)
-    figure.colorbar(picture, ax=panels, shrink=0.8, label="weight")
+    kernels = layer.parameterization.U.detach()[:, 0]
+    top = float(kernels.abs().max())
+    figure, panels = _panels(len(kernels), "Input filters, one per channel of the state", width)
+    _show(panels, kernels, cmap="RdBu_r", vmin=-top, vmax=top)
+    figure.colorbar(panels[0].images[0], ax=panels, shrink=0.8, label="weight")
     return figure
 
 
 @torch.no_grad()
-def plot_equilibrium(layer: ConvolutionalLayer, image: Tensor) -> Figure:
+def plot_equilibrium(layer: ConvolutionalLayer, image: Tensor, width: float = FULL_WIDTH) -> Figure:
     """An image, (channels, height, width), and its equilibrium, every channel on one scale, zero border included."""
-    states = layer.as_image(layer.solve(image).z).numpy()
-    figure, panels = _panels(len(states) + 1, "An image and its equilibrium")
-    panels[0].imshow(image[0].numpy(), cmap="gray")
+    states = layer.as_image(layer.solve(image).z)
+    figure, panels = _panels(len(states) + 1, "An image and its equilibrium", width)
+    panels[0].imshow(image[0], cmap="gray")
     panels[0].set_title("image", fontsize=7)
-    top = float(abs(states).max())
-    for channel, (axes, state) in enumerate(zip(panels[1:], states, strict=True)):
-        picture = axes.imshow(state, cmap="viridis", vmin=0, vmax=top)
-        axes.set_title(f"{channel}", fontsize=7)
-    figure.colorbar(picture, ax=panels, shrink=0.8, label="state z")
+    _show(panels[1:], states, vmin=0, vmax=float(states.abs().max()))
+    figure.colorbar(panels[1].images[0], ax=panels, shrink=0.8, label="state z")
     return figure
 
 
@@ -92,71 +82,54 @@ def plot_convergence(
 
 @torch.no_grad()
 def animate_relaxation(
-    layer: ConvolutionalLayer,
-    image: Tensor,
-    method: Method,
-    path: str | os.PathLike[str],
-    *,
-    channels: int = 6,
-    stop: Stop | None = None,
-) -> None:
-    """A GIF of the state relaxing from zero to its equilibrium under an integrator, its strongest channels.
+    layer: ConvolutionalLayer, image: Tensor, method: Method, *, channels: int = 6, stop: Stop | None = None
+) -> matplotlib.animation.FuncAnimation:
+    """The state relaxing from zero to its equilibrium under an integrator, its strongest channels.
 
     Args:
         layer: the network.
         image: (channels, height, width).
         method: an integrator with a fixed step.
-        path: file to write, ``*.gif``; replaced only when complete.
         channels: how many to show.
         stop: when the last frame is reached.
-
-    Raises:
-        InputError: if the path does not end in .gif.
     """
-    path = Path(path)
-    if path.suffix != ".gif":
-        raise InputError(f"path must end in .gif, got {path}")
     trace = Trace(keep_z=True)
     solution = layer.solve(image[None], method, stop=stop, trace=trace)
     final = layer.as_image(solution.z)[0]
     strongest = final.flatten(1).norm(dim=1).topk(min(channels, len(final))).indices
-    figure, panels = _panels(len(strongest), "")
-    states = [layer.as_image(z)[0].numpy() for z in trace.z]
-    top = float(final.abs().max())
-    pictures = []
+    states = [layer.as_image(z)[0] for z in trace.z]
+    figure, panels = _panels(len(strongest), "", FULL_WIDTH)
+    _show(panels, states[0][strongest], vmin=0, vmax=float(final.abs().max()))
     for axes, channel in zip(panels, strongest.tolist(), strict=True):
-        pictures.append(axes.imshow(states[0][channel], cmap="viridis", vmin=0, vmax=top))
         axes.set_title(f"channel {channel}", fontsize=7)
-    size, reached = max(float(final.norm()), 1e-30), final.numpy()
 
     def draw(frame: int) -> list[Any]:
-        for picture, channel in zip(pictures, strongest.tolist(), strict=True):
-            picture.set_data(states[frame][channel])
-        away = float((((states[frame] - reached) ** 2).sum()) ** 0.5) / size
+        for axes, state in zip(panels, states[frame][strongest], strict=True):
+            axes.images[0].set_data(state)
+        away = float((states[frame] - final).norm() / final.norm().clamp_min(1e-30))
         figure.suptitle(f"step {int(trace.steps[frame])}: relative distance to the equilibrium {away:.1e}", fontsize=9)
-        return pictures
+        return [axes.images[0] for axes in panels]
 
-    film = matplotlib.animation.FuncAnimation(figure, draw, frames=len(states), blit=False)
-    temporary = path.with_name(path.name + ".part.gif")
-    try:
-        film.save(temporary, writer=matplotlib.animation.PillowWriter(fps=6), dpi=110)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return matplotlib.animation.FuncAnimation(figure, draw, frames=len(states), blit=False)
 
 
-def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
+def _show(panels: list[Axes], pictures: Tensor, **options: Any) -> None:
+    """One picture in each panel, numbered."""
+    for number, (axes, picture) in enumerate(zip(panels, pictures, strict=True)):
+        axes.imshow(picture, **options)
+        axes.set_title(f"{number}", fontsize=7)
+
+
+def _panels(count: int, title: str, width: float) -> tuple[Figure, list[Axes]]:
     few = min(6, count)
     columns = min(range(few, min(9, count) + 1), key=lambda k: (-count % k, -k))  # the fewest empty places
     rows = math.ceil(count / columns)
-    figure = matplotlib.figure.Figure(figsize=(FULL_WIDTH, 0.5 + rows * FULL_WIDTH / columns), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    panels: list[Axes] = list(grid.flatten())
-    for axes in panels:
+    figure = matplotlib.figure.Figure(figsize=(width, 0.5 + rows * width / columns), layout="constrained")
+    panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flatten())
+    for axes in panels[count:]:
+        axes.remove()
+    for axes in panels[:count]:
         axes.set_xticks([])
         axes.set_yticks([])
-    for axes in panels[count:]:
-        axes.set_visible(False)
-    if title:
-        figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10)
     return figure, panels[:count]

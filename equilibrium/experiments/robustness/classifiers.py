@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from contracting.gradients.implicit import Implicit
-from contracting.loop.records import Stop
-from equilibrium.attacks import fast_gradient, smallest_perturbation
-from equilibrium.checkpoints import load_reference
-from equilibrium.convert import from_sequential
-from equilibrium.experiments.robustness.models import CheckpointSettings, Images, ModelSettings, load_images, new_model
-from equilibrium.experiments.runner import Workspace
-from equilibrium.layers import EquilibriumLayer
-from equilibrium.lipschitz import (
-    PairAscent,
-    PatternSearch,
-    RegionWalk,
+from equilibrium import (
+    EquilibriumLayer,
+    Implicit,
+    Stop,
     attained_lipschitz,
     certified_lipschitz,
+    certified_radius,
+    from_sequential,
+    load_reference,
     pairwise_lipschitz,
+    train,
 )
-from equilibrium.lipschitz.radius import accuracy_within, attacks_inside, certified_radius
-from equilibrium.training.classifier import TrainingError, error_percent, last_complete_epoch, train
+from equilibrium.attacks import fast_gradient, smallest_perturbation
+from equilibrium.experiments.robustness.models import CheckpointSettings, Images, ModelSettings, load_images, new_model
+from equilibrium.experiments.runner import Workspace
+from equilibrium.lipschitz import PairAscent, PatternSearch, RegionWalk
+from equilibrium.lipschitz.radius import accuracy_within, attacks_inside
+from equilibrium.training.classifier import TrainingError, error_percent, last_complete_epoch
 from equilibrium.training.data import Dataset
 from equilibrium.training.progress import progress_bar
 
 _EXACT = Stop(rtol=1e-8, atol=1e-12)
-_ATTACK = 1e-4  # relative tolerance of the float32 solves that an attack makes; what it finds is verified in float64
-_BATCH = 1000
-_PAIR_STEPS = 60
+_ATTACK = 1e-4  # An attack solves in float32 to this relative residual; what it finds is verified in float64.
+_BATCH = 1000  # So many images are attacked at once, which bounds the memory.
+_PAIR_STEPS = 60  # The search for the attained constant of a network on images ascends for so many steps.
 
 
 def run_model(settings: ModelSettings, workspace: Workspace, *, data_dir: Path | None = None) -> dict[str, Any]:
@@ -123,8 +122,8 @@ def _measured(model: nn.Module, dataset: Dataset, settings: ModelSettings, works
     exact = _Exact.of(dataset)
     judge = copy.deepcopy(model).double()
     layer = judge if isinstance(judge, EquilibriumLayer) else from_sequential(cast(nn.Sequential, judge))
-    layer.stop = dataclasses.replace(layer.stop, rtol=_EXACT.rtol, atol=_EXACT.atol)
-    layer.backward = Implicit(stop=dataclasses.replace(layer.stop, atol=0.0))
+    layer.stop = replace(layer.stop, rtol=_EXACT.rtol, atol=_EXACT.atol)
+    layer.backward = Implicit(stop=replace(layer.stop, atol=0.0))
     if not settings.kind.certified:
         judge = _WithoutCertificate(layer)
     temperature = settings.temperature

@@ -135,18 +135,22 @@ def plot_error_under_attack(models: Mapping[str, Any], axes: Axes) -> Axes:
 
 
 def plot_every_model(
-    models: Mapping[str, Any], *, reported: Mapping[str, tuple[list[float], list[float]]] | None = None
+    models: Mapping[str, Any],
+    width: float = FULL_WIDTH,
+    *,
+    reported: Mapping[str, tuple[list[float], list[float]]] | None = None,
 ) -> Figure:
     """One panel for each model: error under both attacks, the certified limit, and what the authors report.
 
     Args:
         models: results by name.
+        width: of the figure, in inches.
         reported: attack sizes and errors in percent that the authors report, by the name of our model.
     """
     columns = 4
     names = [name for name in _LOOKS if name in models]
     rows = max(1, math.ceil(len(names) / columns))
-    figure = matplotlib.figure.Figure(figsize=(FULL_WIDTH, 0.9 + 1.35 * rows), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(width, 0.9 + 1.35 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel().tolist()
     for panel, name in zip(panels, names, strict=False):
         model = models[name]

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from contracting import checks
-from contracting.errors import InputError
-from contracting.gradients.implicit import Implicit
-from contracting.loop.records import Stop
-from equilibrium.convolution import LBENConv2d, MetricShape
-from equilibrium.layers import LBEN, EquilibriumLayer
-from equilibrium.parameterizations import Unconstrained
+from contracting import InputError
+from equilibrium import LBEN, EquilibriumLayer, Implicit, LBENConv2d, Stop, Unconstrained
+from equilibrium.convolution import MetricShape
+from equilibrium.experiments.networks import seeded
 from equilibrium.training.cifar import cifar10
 from equilibrium.training.data import Dataset, digits, mnist, subset
 
@@ -136,13 +131,12 @@ def new_model(settings: ModelSettings, dataset: Dataset) -> nn.Module:
     """The model before training, float32; its weights depend on the seed only."""
     stop = Stop(rtol=settings.tolerance, atol=0.0, max_steps=5000)
     sizes = (dataset.features, settings.hidden, dataset.classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(checks.seed("seed", settings.seed))
+    with seeded(settings.seed):
         if settings.kind is Kind.PERCEPTRON:
             return _perceptron(*sizes)
         if settings.kind is Kind.UNCONSTRAINED:
             # Newton's method finds an equilibrium within a few steps, or there may be none
-            stop = dataclasses.replace(stop, max_steps=50)
+            stop = replace(stop, max_steps=50)
             return EquilibriumLayer(Unconstrained(*sizes), stop=stop, backward=Implicit(stop=stop))
         if settings.convolutions is not None:
             return _on_images(settings, settings.convolutions, dataset, stop)

@@ -12,11 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from contracting.errors import InputError
+from contracting import InputError
 from equilibrium.experiments.robustness.classifiers import run_checkpoint, run_model
 from equilibrium.experiments.robustness.models import CheckpointSettings, Convolutions, Images, Kind, ModelSettings
 from equilibrium.experiments.runner import Outcome, Task, run_tasks
-from equilibrium.files import environment
 
 LIPSCHITZ = (0.1, 0.2, 0.3, 0.4, 0.5, 0.8, 1.0, 5.0)
 """The constants γ of the paper."""
@@ -230,7 +229,6 @@ def _assembled(plan: Plan, outcome: Outcome, reported: dict[str, Any] | None) ->
     models = catalogue(plan)
     drop = "training_seconds"
     results: dict[str, Any] = {
-        "environment": environment(),
         "plan": plan,
         "models": {name: {k: v for k, v in outcome.results[name].items() if k != drop} for name in models},
     }

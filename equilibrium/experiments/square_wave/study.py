@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.gradients.implicit import Implicit
-from contracting.loop.records import Stop
-from equilibrium.layers import LBEN
-from equilibrium.lipschitz import certified_lipschitz
+from equilibrium import LBEN, Implicit, Stop, certified_lipschitz
+from equilibrium.experiments.networks import seeded
 from equilibrium.training.progress import progress_bar
 
 REACH = 1.5
 """The wave is fitted on [−REACH, REACH]; it jumps at −1, 0 and 1."""
 
 _TRAINING = Stop(rtol=1e-4, atol=1e-6, max_steps=5000)
+_SHOWN = 10  # The figure draws every tenth point of the grid of slopes: 3,000 points, 400 to the inch.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,8 @@ class Fit:
         measured: the steepest slope between two neighbours of the grid.
         steepest: where that is, (x, y).
         error: root mean square error at the fitted points.
-        y: values at the points of the figure.
+        x: the points of the figure.
+        y: the values there.
     """
 
     lipschitz: float | None
@@ -62,7 +62,13 @@ class Fit:
     measured: float
     steepest: tuple[float, float]
     error: float
+    x: tuple[float, ...]
     y: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """For tables and legends."""
+        return _name(self.lipschitz)
 
 
 def square_wave(x: Tensor) -> Tensor:
@@ -70,9 +76,8 @@ def square_wave(x: Tensor) -> Tensor:
     return torch.sign(torch.sin(math.pi * x))
 
 
-def shown_points(settings: WaveSettings) -> Tensor:
-    """The x of the figure, every tenth point of the grid of slopes, (k,)."""
-    return torch.linspace(-REACH, REACH, settings.grid + 1, dtype=torch.float64)[::10]
+def _name(lipschitz: float | None) -> str:
+    return "no γ" if lipschitz is None else f"γ = {lipschitz:g}"
 
 
 def fit(lipschitz: float | None, settings: WaveSettings, *, progress: bool = False) -> Fit:
@@ -88,8 +93,7 @@ def fit(lipschitz: float | None, settings: WaveSettings, *, progress: bool = Fal
     """
     for name in ("hidden", "steps", "points", "grid"):
         checks.whole_number(name, getattr(settings, name))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(checks.seed("seed", settings.seed))
+    with seeded(settings.seed):
         layer = LBEN(
             1,
             settings.hidden,
@@ -103,8 +107,7 @@ def fit(lipschitz: float | None, settings: WaveSettings, *, progress: bool = Fal
     target = square_wave(x)
     optimizer = torch.optim.Adam(layer.parameters(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    name = "no γ" if lipschitz is None else f"γ = {lipschitz:g}"
-    with progress_bar(settings.steps, f"fitting, {name}", show=progress) as bar:
+    with progress_bar(settings.steps, f"fitting, {_name(lipschitz)}", show=progress) as bar:
         for _ in range(settings.steps):
             loss = (layer(x) - target).square().mean()
             optimizer.zero_grad()
@@ -128,5 +131,6 @@ def _measured(layer: LBEN, x: Tensor, target: Tensor, lipschitz: float | None, s
         measured=float(slopes[at]),
         steepest=(float(grid[at : at + 2].mean()), float(y[at : at + 2].mean())),
         error=float((layer(x) - target).square().mean().sqrt()),
-        y=tuple(y[::10].tolist()),
+        x=tuple(grid[::_SHOWN].tolist()),
+        y=tuple(y[::_SHOWN].tolist()),
     )

@@ -9,8 +9,9 @@ from matplotlib import animation
 from PIL import Image
 
 from equilibrium import cli
-from equilibrium.experiments import COMMANDS
-from equilibrium.experiments.common import aligned, draw_figures, number
+from equilibrium.experiments.catalogue import COMMANDS
+from equilibrium.experiments.publishing import on_axes, write_figures
+from equilibrium.experiments.tables import Column, aligned, markdown
 
 BAD = {
     "counterexample": [
@@ -94,17 +95,26 @@ def test_the_counterexample_for_every_gain(tmp_path):
     assert len(list((tmp_path / "figures").iterdir())) == 4
 
 
-def test_half_width_figures_of_an_earlier_run_go(tmp_path):
-    def draw(axes):
+def test_figures_of_an_earlier_run_go_where_they_have_no_successor(tmp_path):
+    def plot(axes):
         axes.plot([0, 1], [0, 1])
         return axes
 
-    names = [path.name for path in draw_figures(tmp_path, {"line": draw}, small=False)]
+    draw = on_axes(plot, heights=(0.5, 2.0))
+    assert [draw(width).get_size_inches().tolist() for width in (6.8, 3.4)] == [[6.8, 3.4], [3.4, 6.8]]
+    names = [path.name for path in write_figures(tmp_path, {"line": draw}, small=False)]
     assert names == ["line.png", "line-half-width.png"]
-    assert [path.name for path in draw_figures(tmp_path, {"line": draw}, small=True)] == ["line.png"]
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["line.png"]
+    assert [path.name for path in write_figures(tmp_path, {"line": draw}, small=True)] == ["line.png"]
+    (tmp_path / "figures" / "mine.png").touch()
+    assert [path.name for path in sorted((tmp_path / "figures").iterdir())] == ["line.png", "mine.png"]
+    assert write_figures(tmp_path, {"line": None}, small=True) == []
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["mine.png"]
 
 
 def test_tables_are_aligned():
-    assert aligned(("a", "bb"), [("long", "1"), ("x", "-22")]) == ["a      bb", "---------", "long    1", "x     -22"]
-    assert number(None) == "–" and number(0.12345) == "0.1235" and number(1e-9, ".0e") == "1e-09"
+    columns = (Column("a", lambda row: row[0]), Column("bb", lambda row: row[1], ".3g"))
+    rows = [("long", 1.0), ("x", -22.123), (None, None)]
+    lines = ["a        bb", "-----------", "long      1", "x     -22.1", "–         –"]
+    assert aligned(columns, rows).splitlines() == lines
+    assert markdown(columns, rows[1:]).splitlines() == ["| a | bb |", "| --- | --- |", "| x | -22.1 |", "| – | – |"]
+    assert Column("real").cell(2.0) == "2.0000"

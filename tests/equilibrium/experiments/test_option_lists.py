@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from contracting.errors import InputError
-from equilibrium.experiments.lists import numbers, numbers_or_none, words
+from equilibrium.experiments.options import numbers, numbers_or_none, words
 
 
 def test_values_are_read() -> None:

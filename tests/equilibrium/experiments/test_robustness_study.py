@@ -10,13 +10,13 @@ import torch
 
 from contracting import Stop
 from equilibrium import EquilibriumLayer, Unconstrained, cli
-from equilibrium.experiments.robustness import classifiers, command
+from equilibrium.experiments.robustness import classifiers
 from equilibrium.experiments.robustness import command as mnist_robustness
 from equilibrium.experiments.robustness.classifiers import run_model
 from equilibrium.experiments.robustness.models import Images, Kind, load_images, new_model
 from equilibrium.experiments.robustness.study import CHECKPOINTS, LIPSCHITZ, PAPER_ERROR, SIZES, Plan, catalogue
 from equilibrium.experiments.runner import Workspace
-from equilibrium.experiments.square_wave.study import WaveSettings, fit, shown_points, square_wave
+from equilibrium.experiments.square_wave.study import WaveSettings, fit, square_wave
 from equilibrium.training.classifier import TrainingError
 
 SMALL = Plan(images=Images.DIGITS, epochs=1, seed=0, small=True)
@@ -86,10 +86,11 @@ def test_models_are_those_of_the_paper_and_start_from_the_seed():
 
 def test_a_row_quotes_one_published_network():
     """For γ = 1 the published file is another network than that of the paper's table: 2.33 with 0.8252, not 2.36."""
-    model = {"lipschitz": {"built_in": 1.0, "attained": 0.98, "certified": 0.99}, "test_error": 1.75}
-    reported = {"test_error_percent": 2.33, "lipschitz_lower_bound": 0.8252}
-    assert command._line("lipschitz-1", model, reported, True)[2:5:2] == ("2.33", "0.8252")
-    assert command._line("lipschitz-1", model, None, True)[2] == "2.36"
+    results = {"plan": {"images": "MNIST"}, "models": {"lipschitz-1": {"lipschitz": {"built_in": 1.0}}}}
+    reported = {"fc_lip1.0_w80": {"test_error_percent": 2.33, "lipschitz_lower_bound": 0.8252}}
+    assert mnist_robustness.paper_error(results | {"reported": reported}, "lipschitz-1") == 2.33
+    assert mnist_robustness.paper_error(results, "lipschitz-1") == 2.36
+    assert mnist_robustness.paper_error(results | {"plan": {"images": "DIGITS"}}, "lipschitz-1") is None
 
 
 def test_the_perceptron_has_as_many_parameters_as_the_network():
@@ -178,8 +179,8 @@ def test_slopes_of_fits_are_certified_and_nearly_attained():
     assert bounded.measured > 0.8 * bounded.certified
     assert free.measured <= free.certified * (1 + 1e-9)
     assert free.measured > 2.0 and free.error < bounded.error
-    x = shown_points(settings)
-    assert len(bounded.y) == len(x) and square_wave(torch.tensor([-0.5, 0.5, 1.2])).tolist() == [-1.0, 1.0, -1.0]
+    assert len(bounded.y) == len(bounded.x) == 301
+    assert square_wave(torch.tensor([-0.5, 0.5, 1.2])).tolist() == [-1.0, 1.0, -1.0]
 
 
 def test_square_wave_command_writes_table_and_figures(tmp_path, capsys):

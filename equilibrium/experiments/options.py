@@ -1,11 +1,20 @@
-"""Options that hold several values, separated by commas, all different."""
+"""Options: those that commands share, and those that hold several values, separated by commas, all different."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from pathlib import Path
+from typing import Annotated, TypeVar
 
 from contracting import checks
 from contracting.errors import InputError
+
+Threads = Annotated[int, "Threads; for matrices this small more than one rarely helps."]
+Seed = Annotated[int, "Of the weights and of the order of the images."]
+Out = Annotated[Path, "Folder for the figures, results.json and the table."]
+Small = Annotated[bool, "A few seconds' version of everything."]
+LastingOut = Annotated[Path, "Folder for everything; continues what was begun there."]
+SmallDigits = Annotated[bool, "Small networks and attacks, on small digits."]
+Jobs = Annotated[int, "Models at work at once, each in a process with one thread."]
 
 _NONE = "none"
 _Value = TypeVar("_Value")

@@ -1,0 +1,35 @@
+"""The commands by name: functions whose parameters are the options.
+
+A parameter is annotated with its type and its help: ``Annotated[int, "Neurons."]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from equilibrium.experiments.compare_solvers.command import compare_solvers
+from equilibrium.experiments.contraction_cost.command import contraction_cost
+from equilibrium.experiments.contraction_rates import contraction_rates
+from equilibrium.experiments.convolution.command import convolution
+from equilibrium.experiments.counterexample import counterexample
+from equilibrium.experiments.lipschitz_report import lipschitz_report
+from equilibrium.experiments.ode_layer import ode_layer
+from equilibrium.experiments.phase_portrait import phase_portrait
+from equilibrium.experiments.robustness.command import mnist_robustness
+from equilibrium.experiments.square_wave.command import square_wave
+from equilibrium.experiments.tracking import tracking
+
+_STUDIES: tuple[Callable[..., None], ...] = (
+    compare_solvers,
+    contraction_cost,
+    contraction_rates,
+    convolution,
+    counterexample,
+    lipschitz_report,
+    mnist_robustness,
+    ode_layer,
+    phase_portrait,
+    square_wave,
+    tracking,
+)
+COMMANDS = {study.__name__.replace("_", "-"): study for study in _STUDIES}
