@@ -38,7 +38,7 @@ def plot_equilibrium(layer: ConvolutionalLayer, image: Tensor, width: float = FU
     """An image, (channels, height, width), and its equilibrium, every channel on one scale, zero border included."""
     states = layer.as_image(layer.solve(image).z)
     figure, panels = _panels(len(states) + 1, "An image and its equilibrium", width)
-    panels[0].imshow(image[0], cmap="gray")
+    panels[0].imshow(image[0].numpy(), cmap="gray")
     panels[0].set_title("image", fontsize=7)
     _show(panels[1:], states, vmin=0, vmax=float(states.abs().max()))
     figure.colorbar(panels[1].images[0], ax=panels, shrink=0.8, label="state z")
@@ -105,7 +105,7 @@ def animate_relaxation(
 
     def draw(frame: int) -> list[Any]:
         for axes, state in zip(panels, states[frame][strongest], strict=True):
-            axes.images[0].set_data(state)
+            axes.images[0].set_data(state.numpy())
         away = float((states[frame] - final).norm() / final.norm().clamp_min(1e-30))
         figure.suptitle(f"step {int(trace.steps[frame])}: relative distance to the equilibrium {away:.1e}", fontsize=9)
         return [axes.images[0] for axes in panels]
@@ -116,7 +116,7 @@ def animate_relaxation(
 def _show(panels: list[Axes], pictures: Tensor, **options: Any) -> None:
     """One picture in each panel, numbered."""
     for number, (axes, picture) in enumerate(zip(panels, pictures, strict=True)):
-        axes.imshow(picture, **options)
+        axes.imshow(picture.numpy(), **options)
         axes.set_title(f"{number}", fontsize=7)
 
 

@@ -23,7 +23,7 @@ _WINDOW = 0.5  # The figure of the steepest points shows so much of x on both si
 def plot_square_wave(fits: Sequence[Fit], axes: Axes) -> Axes:
     """A square wave and the networks fitted to it, with measured and certified slope in the legend."""
     x = fits[0].x
-    axes.plot(x, square_wave(torch.tensor(x)), color=SEEN, linewidth=1.0, label="square wave")
+    axes.plot(x, square_wave(torch.tensor(x)).numpy(), color=SEEN, linewidth=1.0, label="square wave")
     for fit, colour in zip(fits, COLOURS, strict=False):
         label = f"{fit.name}: {fit.measured:.3g} ≤ {fit.certified:.3g}"
         axes.plot(x, fit.y, color=colour, linewidth=1.4, label=label)
