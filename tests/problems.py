@@ -15,7 +15,7 @@ from contracting.activations.clamped import Clamped, zero_border
 from contracting.maps.base import LinearMap
 from contracting.maps.convolution import CircularConvolution
 from contracting.maps.dense import Dense
-from contracting.maps.frequencies import centred_sum, gram, over_space, pointwise, transposed
+from contracting.maps.frequencies import centred_sum, diagonal_kernel, gram, over_space, transposed
 from contracting.maps.minus_gram import MinusGram, Rows
 from contracting.maps.per_neuron import Scaled
 from contracting.maps.polyphase import blocks, phases
@@ -130,7 +130,7 @@ def _on_images(metric: str) -> Callable[[], tuple[EquilibriumProblem, Tensor]]:
         grid, channels = (4, 3), 2
         generator = torch.Generator().manual_seed(100)
         A, B = (torch.randn(channels, channels, 3, 3, generator=generator, dtype=torch.float64) / 6 for _ in range(2))
-        half = pointwise(0.5 * torch.eye(channels, dtype=torch.float64), 2)
+        half = diagonal_kernel(torch.full((channels,), 0.5, dtype=torch.float64), 2)
         inner = CircularConvolution(centred_sum([half, -gram(A), B, -transposed(B)]), grid=grid)  # I − V ⪰ I/2
         varies = metric == "position"
         spread = 0.4 * torch.rand(inner.size if varies else channels, generator=generator, dtype=torch.float64)
@@ -176,7 +176,7 @@ def _resolutions() -> tuple[EquilibriumProblem, Tensor]:
         return blocks([[phases(fine, out=2, into=2, stride=1), None], [coupling, coarse]], counts, counts)
 
     A, B = skewed(kernel(2, 2), kernel(1, 2), kernel(1, 1)), skewed(kernel(2, 2), None, kernel(1, 1))
-    half = pointwise(0.5 * torch.eye(sum(counts), dtype=torch.float64), 2)
+    half = diagonal_kernel(torch.full((sum(counts),), 0.5, dtype=torch.float64), 2)
     linear = CircularConvolution(centred_sum([half, -gram(A), B, -transposed(B)]), grid=grid)  # I − W ⪰ I/2
     activation = Clamped(inner=ReLU(), free=torch.arange(linear.size).remainder(5) > 0)
     v = torch.randn(3, linear.size, generator=generator, dtype=torch.float64)

@@ -25,10 +25,10 @@ from contracting.maps.frequencies import (
     checked_grid,
     checked_kernel,
     convolve_directly,
+    identity_kernel,
     in_rows,
     kernel_gradient,
     per_channel,
-    pointwise,
     symbol_of,
     transposed,
 )
@@ -164,9 +164,8 @@ class CircularConvolution(TranslationInvariant):
         return CircularConvolution(kernel, grid=self.grid)
 
     def combined(self, scale: float, shift: float) -> CircularConvolution:
-        identity = torch.eye(self.channels, dtype=self.dtype, device=self.device)
-        centre = pointwise(shift * identity, len(self.grid))
-        return CircularConvolution(centred_sum([scale * self.kernel, centre]), grid=self.grid)
+        kernel = centred_sum([scale * self.kernel, shift * identity_kernel(self.kernel)])
+        return CircularConvolution(kernel, grid=self.grid)
 
     def make_symbol(self) -> Tensor:
         return symbol_of(self.kernel, self.grid)

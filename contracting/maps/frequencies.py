@@ -140,9 +140,14 @@ def centred_sum(kernels: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def pointwise(matrix: Tensor, dimensions: int) -> Tensor:
-    """A matrix acting on the channels of every position alike, as a kernel: (out, in) -> (out, in, 1, …)."""
-    return matrix.reshape(*matrix.shape, *[1] * dimensions)
+def diagonal_kernel(factors: Tensor, dimensions: int) -> Tensor:
+    """One factor per channel, the same at every position, as a kernel: (C,) -> (C, C, 1, …)."""
+    return torch.diag(factors).reshape(len(factors), len(factors), *[1] * dimensions)
+
+
+def identity_kernel(like: Tensor) -> Tensor:
+    """The kernel of the identity on the channels that a kernel leads to: (C, …, *sides) -> (C, C, 1, …)."""
+    return diagonal_kernel(like.new_ones(like.shape[0]), like.ndim - 2)
 
 
 def over_space(values: Tensor, grid: Grid) -> Tensor:

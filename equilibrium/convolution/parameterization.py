@@ -36,7 +36,15 @@ from contracting import checks
 from contracting.errors import InputError
 from contracting.maps.base import LinearMap
 from contracting.maps.convolution import CircularConvolution
-from contracting.maps.frequencies import centred_sum, gram, over_space, pointwise, symbol_of, transposed
+from contracting.maps.frequencies import (
+    centred_sum,
+    diagonal_kernel,
+    gram,
+    identity_kernel,
+    over_space,
+    symbol_of,
+    transposed,
+)
 from contracting.maps.per_neuron import Scaled
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.weights import ConvolutionalWeights
@@ -230,28 +238,18 @@ class ConvolutionalMonotone(Parameterization):
     def explicit(self) -> ConvolutionalWeights:
         """The weights and their certificates."""
         geometry, c, free = self.geometry, self.contraction_rate, self._kernels()
-        grid, dims = geometry.grid, len(geometry.grid)
-        lam = None if free.psi is None else (-free.psi).exp()  # Λ = Ψ⁻¹, (C or 1, *grid or 1 …)
-        per_channel = None
-        if not self.metric.varies_over_space:
-            per_channel = self.bias.new_ones(geometry.channels)
-            per_channel = per_channel if lam is None else per_channel * lam.flatten()
-        identity = torch.eye(geometry.channels, dtype=self.bias.dtype, device=self.bias.device)
+        dims = len(geometry.grid)
+        weights, per_channel = self._metric_weights(free.psi)
         skew = self.log_h.exp() * _normalised(free.B)
         skew = transposed(skew) - skew  # S̃ inside the bracket
-        symmetric = [pointwise(self.epsilon * identity, dims), self.log_g.exp() * gram(_normalised(free.A))]
+        symmetric = [self.epsilon * identity_kernel(skew), self.log_g.exp() * gram(_normalised(free.A))]
         if self.lipschitz is not None:
-            symmetric += self._lipschitz_terms(self.lipschitz, free.U, lam, per_channel)
+            symmetric += self._lipschitz_terms(self.lipschitz, free.U, weights, per_channel)
         if c is not None:
             assert per_channel is not None
             scaled = skew / as_rows(per_channel.sqrt(), dims)
-            symmetric += [pointwise(torch.diag(c * per_channel), dims), gram(scaled) / (4 * (1 - c))]
-        state, contraction_map = self._state(centred_sum(symmetric), skew, lam, per_channel)
-        if per_channel is not None:
-            weights = over_space(per_channel, grid)
-        else:
-            assert lam is not None
-            weights = lam.expand(geometry.channels, *grid).flatten()
+            symmetric += [diagonal_kernel(c * per_channel, dims), gram(scaled) / (4 * (1 - c))]
+        state, contraction_map = self._state(centred_sum(symmetric), skew, weights, per_channel)
         found = ConvolutionalWeights(
             geometry=geometry,
             state=state,
@@ -267,6 +265,15 @@ class ConvolutionalMonotone(Parameterization):
         if self._survives_rounding(found, free, skew):
             return found
         return replace(found, lipschitz=None, contraction_rate=None, contraction_map=None)
+
+    def _metric_weights(self, psi: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Λ = Ψ⁻¹, (n,), and its number in each channel, (C,), where that is the same at every position."""
+        channels, grid = self.geometry.channels, self.geometry.grid
+        lam = self.bias.new_ones(1) if psi is None else (-psi).exp()  # (C or 1, *grid or 1 …)
+        if self.metric.varies_over_space:
+            return lam.expand(channels, *grid).flatten(), None
+        per_channel = lam.flatten().expand(channels)
+        return over_space(per_channel, grid), per_channel
 
     @torch.no_grad()
     def _survives_rounding(self, weights: ConvolutionalWeights, free: Kernels, skew: Tensor) -> bool:
@@ -287,41 +294,34 @@ class ConvolutionalMonotone(Parameterization):
         return survives_rounding(roundings * size, _taps(skew), assumed.weights, self.epsilon, c)
 
     def _state(
-        self, symmetric: Tensor, skew: Tensor, lam: Tensor | None, per_channel: Tensor | None
+        self, symmetric: Tensor, skew: Tensor, weights: Tensor, per_channel: Tensor | None
     ) -> tuple[LinearMap, LinearMap | None]:
-        geometry, c = self.geometry, self.contraction_rate
-        grid, dims = geometry.grid, len(geometry.grid)
-        identity = torch.eye(geometry.channels, dtype=symmetric.dtype, device=symmetric.device)
-        bracket = centred_sum([symmetric, skew])
+        """W, and the map P in which the flows contract where a rate is asked for."""
+        grid, c = self.geometry.grid, self.contraction_rate
+        identity, bracket = identity_kernel(symmetric), centred_sum([symmetric, skew])
         if per_channel is None:
-            assert lam is not None
-            inner = CircularConvolution(centred_sum([pointwise(identity, dims), -bracket]), grid=grid)
-            psi = (1 / lam).expand(geometry.channels, *grid).flatten()
-            return Scaled(inner, psi, torch.ones_like(psi)), None
-        kernel = centred_sum([pointwise(identity, dims), -bracket / as_rows(per_channel, dims)])
+            inner = CircularConvolution(centred_sum([identity, -bracket]), grid=grid)
+            return Scaled(inner, 1 / weights, torch.ones_like(weights)), None
+        dims = len(grid)
+        kernel = centred_sum([identity, -bracket / as_rows(per_channel, dims)])
         P = None
         if c is not None:
-            start = pointwise(torch.diag((1 - 2 * c) * per_channel), dims)
+            start = diagonal_kernel((1 - 2 * c) * per_channel, dims)
             P = CircularConvolution(centred_sum([start, symmetric]).detach(), grid=grid)
         return CircularConvolution(kernel, grid=grid), P
 
     def _lipschitz_terms(
-        self, gamma: float, U: Tensor, lam: Tensor | None, per_channel: Tensor | None
+        self, gamma: float, U: Tensor, weights: Tensor, per_channel: Tensor | None
     ) -> list[Tensor]:
         """Kernels of the two upper bounds in Q_γ; see the module."""
-        geometry = self.geometry
-        dims = len(geometry.grid)
-        readout = readout_bound(self.output, geometry) / (2 * gamma)
-        terms = [pointwise(torch.diag(readout), dims)]
+        geometry, dims = self.geometry, len(self.geometry.grid)
+        readout = diagonal_kernel(readout_bound(self.output, geometry), dims)
         if per_channel is not None:
-            terms.append(sampled_gram(as_rows(per_channel, dims) * U, geometry) / (2 * gamma))
+            seen = sampled_gram(as_rows(per_channel, dims) * U, geometry)
         else:
-            assert lam is not None
-            largest = lam.flatten(1).amax(1).expand(geometry.channels)
-            norm = input_norm(as_rows(largest, dims) * U, geometry)
-            identity = torch.eye(geometry.channels, dtype=norm.dtype, device=norm.device)
-            terms.append(pointwise(norm * identity / (2 * gamma), dims))
-        return terms
+            largest = weights.reshape(geometry.channels, -1).amax(1)
+            seen = input_norm(as_rows(largest, dims) * U, geometry) * identity_kernel(U)
+        return [readout / (2 * gamma), seen / (2 * gamma)]
 
     def extra_repr(self) -> str:
         """Sizes and settings."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from contracting.errors import InputError
 from contracting.maps.base import LinearMap
 from contracting.maps.convolution import CircularConvolution
-from contracting.maps.frequencies import centred_sum, over_space, pointwise
+from contracting.maps.frequencies import centred_sum, identity_kernel
 from contracting.maps.minus_gram import ROUNDING, Factor, MinusGram, largest_square
 from contracting.maps.per_neuron import Scaled
 from equilibrium.convolution.geometry import Geometry
@@ -62,7 +62,7 @@ class ReadoutMonotone(ConvolutionalMonotone):
         return {**super().settings, "readout": "in W"}
 
     def _lipschitz_terms(
-        self, gamma: float, U: Tensor, lam: Tensor | None, per_channel: Tensor | None
+        self, gamma: float, U: Tensor, weights: Tensor, per_channel: Tensor | None
     ) -> list[Tensor]:
         if per_channel is None:
             return []  # no convolution: a part of T
@@ -70,21 +70,16 @@ class ReadoutMonotone(ConvolutionalMonotone):
         return [sampled_gram(kernel, self.geometry) / (2 * gamma)]
 
     def _state(
-        self, symmetric: Tensor, skew: Tensor, lam: Tensor | None, per_channel: Tensor | None
+        self, symmetric: Tensor, skew: Tensor, weights: Tensor, per_channel: Tensor | None
     ) -> tuple[LinearMap, LinearMap | None]:
-        geometry = self.geometry
-        identity = torch.eye(geometry.channels, dtype=symmetric.dtype, device=symmetric.device)
-        kernel = centred_sum([pointwise(identity, len(geometry.grid)), -symmetric, -skew])
-        seen: tuple[Tensor, ...] = (self.output / math.sqrt(2 * self.lipschitz),)
-        if per_channel is not None:
-            weights = over_space(per_channel, geometry.grid)
-        else:
-            assert lam is not None
-            weights = lam.expand(geometry.channels, *geometry.grid).flatten()
-            seen = (*seen, self.U / math.sqrt(2 * self.lipschitz), weights)
-        psi = 1 / weights
-        inner = MinusGram(CircularConvolution(kernel, grid=geometry.grid), Seen(geometry, *seen))
-        return Scaled(inner, psi, torch.ones_like(psi)), None
+        convolution = CircularConvolution(
+            centred_sum([identity_kernel(symmetric), -symmetric, -skew]), grid=self.geometry.grid
+        )
+        root = math.sqrt(2 * self.lipschitz)
+        factor = Seen(self.geometry, self.output / root)
+        if per_channel is None:
+            factor = replace(factor, kernel=self.U / root, weights=weights)
+        return Scaled(MinusGram(convolution, factor), 1 / weights, torch.ones_like(weights)), None
 
 
 @dataclass(frozen=True, eq=False)

@@ -147,22 +147,10 @@ class MultiScaleConv2d(ConvolutionalLayer):
         channels: of every resolution, the finest first; each is half as fine as the one before.
         out_features: size of y.
         image: (height, width) of the image; a multiple of stride · 2^(resolutions − 1).
-        kernel_size: side of all kernels of the state, odd.
-        input_kernel_size: side of the input kernel; None takes ``kernel_size``.
         border: width of the border that is held at zero, on the coarsest grid.
         stride: of the input convolution.
         pool: side of the cells of the readout, on the coarsest grid.
-        lipschitz: γ > 0, or None for no bound.
-        contraction_rate: c in [0, 1), or None.
-        epsilon: ε > 0.
-        metric: MetricShape.IDENTITY, SCALAR or CHANNEL.
-        activation: σ, monotone with slopes in [0, 1].
-        solver: any splitting method or ODE integrator.
-        stop: tolerances and limits of the solve.
-        backward: as for ``LBEN``.
-        failed_rows: as for ``LBEN``.
-        device: device of the parameters.
-        dtype: floating-point type of the parameters.
+        options: as for ``LBENConv2d``; the metric is MetricShape.IDENTITY, SCALAR or CHANNEL.
 
     Raises:
         InputError: on any argument out of range.
