@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import Field, fields, replace
 from functools import cached_property
+from itertools import islice
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -33,13 +36,37 @@ _EXACT_LIMIT = 300
 _DECOMPOSED = 500
 
 
-class LinearMap(Remembering):
+class OfTensors:
+    """A frozen dataclass that depends on its fields that are tensors, and on the tensors of fields like itself."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors it depends on, in the order of its fields; gradients flow to these."""
+        parts = self._parts().values()
+        return tuple(t for part in parts for t in ((part,) if isinstance(part, Tensor) else part.tensors()))
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Self:
+        """The same on other tensors (detached copies, leaves of a new graph, …)."""
+        rest, made = iter(tensors), {}
+        for name, part in self._parts().items():
+            own = isinstance(part, Tensor)
+            made[name] = next(rest) if own else part.with_tensors(list(islice(rest, len(part.tensors()))))
+        return replace(self, **made)
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: part for name, part in parts.items() if isinstance(part, (Tensor, OfTensors))}
+
+
+class LinearMap(OfTensors, Remembering):
     r"""A linear map W on Rⁿ acting on rows: (batch, n) ↦ (batch, n).
 
     A map of one's own *must* bring
 
     * ``size``: n;
-    * ``tensors()`` and ``with_tensors(tensors)``: what W depends on, and the same map on other tensors;
+    * ``tensors()`` and ``with_tensors(tensors)``: what W depends on, and the same map on other tensors; a frozen
+      dataclass has both, for those of its fields that are tensors or maps;
     * ``apply(z)``: rows of Wz, differentiable in z and in the tensors;
     * ``make_adjoint()``: the map Wᵀ.
 
@@ -70,14 +97,6 @@ class LinearMap(Remembering):
     @abstractmethod
     def size(self) -> int:
         """Dimension n of the state."""
-
-    @abstractmethod
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors W depends on; gradients flow to these."""
-
-    @abstractmethod
-    def with_tensors(self, tensors: Sequence[Tensor]) -> LinearMap:
-        """The same map on other tensors (detached copies, leaves of a new graph, …)."""
 
     @abstractmethod
     def apply(self, z: Tensor) -> Tensor:

@@ -157,11 +157,7 @@ class CircularConvolution(TranslationInvariant):
         return self.kernel.shape[0]
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return (self.kernel,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> CircularConvolution:
-        (kernel,) = tensors
-        return CircularConvolution(kernel, grid=self.grid)
+        return (self.kernel,)  # asked for in every product
 
     def combined(self, scale: float, shift: float) -> CircularConvolution:
         kernel = centred_sum([scale * self.kernel, shift * identity_kernel(self.kernel)])

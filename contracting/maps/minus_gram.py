@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
-from contracting.maps.base import LinearMap
+from contracting.maps.base import LinearMap, OfTensors
 from contracting.maps.bounded import BoundedOperator, gain_bound
 from contracting.maps.estimates import Estimates
 from contracting.maps.operator import Bounds, MonotoneOperator, StepChoice
@@ -46,21 +45,13 @@ _FEW = 64
 _CHUNK = 128
 
 
-class Factor(ABC):
-    """A rectangular map T: Rⁿ → Rʳ acting on rows, given by its products and by bounds of its size."""
+class Factor(OfTensors, ABC):
+    """A rectangular map T: Rⁿ → Rʳ acting on rows, a frozen dataclass with its products and bounds of its size."""
 
     @property
     @abstractmethod
     def rank(self) -> int:
         """r."""
-
-    @abstractmethod
-    def tensors(self) -> tuple[Tensor, ...]:
-        """The tensors T depends on; gradients flow to these."""
-
-    @abstractmethod
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Factor:
-        """The same factor on other tensors."""
 
     @abstractmethod
     def apply(self, z: Tensor) -> Tensor:
@@ -92,13 +83,6 @@ class Rows(Factor):
     @property
     def rank(self) -> int:
         return self.matrix.shape[0]
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.matrix,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Rows:
-        (matrix,) = tensors
-        return Rows(matrix)
 
     def apply(self, z: Tensor) -> Tensor:
         return z @ self.matrix.mT
@@ -147,15 +131,6 @@ class MinusGram(LinearMap):
     @property
     def size(self) -> int:
         return self.base.size
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (*self.base.tensors(), *self.factor.tensors())
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> MinusGram:
-        count = len(self.base.tensors())
-        return replace(
-            self, base=self.base.with_tensors(tensors[:count]), factor=self.factor.with_tensors(tensors[count:])
-        )
 
     def apply(self, z: Tensor) -> Tensor:
         rows = z.reshape(-1, self.size) if z.ndim != 2 else z
@@ -267,17 +242,6 @@ class Corrected(LinearMap):
     @property
     def size(self) -> int:
         return self.base.size
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        seen = () if self.seen is None else self.seen.tensors()
-        return (*self.base.tensors(), *self.factor.tensors(), self.core, self.step, *seen)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Corrected:
-        count = len(self.base.tensors())
-        middle = count + len(self.factor.tensors())
-        base, factor = self.base.with_tensors(tensors[:count]), self.factor.with_tensors(tensors[count:middle])
-        core, step, *seen = tensors[middle:]
-        return replace(self, base=base, factor=factor, core=core, step=step, seen=Rows(*seen) if seen else None)
 
     def apply(self, z: Tensor) -> Tensor:
         rows, T = z.reshape(-1, self.size) if z.ndim != 2 else z, self.factor

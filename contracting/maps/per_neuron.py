@@ -15,7 +15,6 @@ The bounds in Λ itself, which error bounds use, follow from those of M: with S 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -60,13 +59,6 @@ class Scaled(LinearMap):
     @property
     def size(self) -> int:
         return self.inner.size
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (*self.inner.tensors(), self.left, self.right)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Scaled:
-        *inner, left, right = tensors
-        return Scaled(self.inner.with_tensors(inner), left, right)
 
     def apply(self, z: Tensor) -> Tensor:
         scaled = self.right * z
@@ -165,13 +157,6 @@ class _Similar(LinearMap):
     @property
     def size(self) -> int:
         return self.inner.size
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (*self.inner.tensors(), self.scale)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> _Similar:
-        *inner, scale = tensors
-        return _Similar(self.inner.with_tensors(inner), scale)
 
     def apply(self, z: Tensor) -> Tensor:
         return self.inner.apply(self.scale * z) / self.scale

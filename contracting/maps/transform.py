@@ -83,12 +83,18 @@ def is_by_neuron(rows: Tensor) -> bool:
 
 def analysed(z: Tensor, channels: int, grid: Grid, given: Waves | None = None) -> Tensor:
     """ẑ of rows of images, real parts over imaginary: (batch, C · positions) -> (frequencies, 2 · C, batch)."""
-    return _analysed(_arranged(z, channels, grid), given)
-
-
-def _arranged(z: Tensor, channels: int, grid: Grid) -> Tensor:
-    """(batch, channels · positions) -> (height, width, channels, batch), contiguous."""
-    return z.view(z.shape[0], channels, *sides(grid)).permute(2, 3, 1, 0).contiguous()
+    (height, width), batch = sides(grid), len(z)
+    images = z.view(batch, channels, height, width).permute(2, 3, 1, 0).contiguous()
+    if given is None and max(height, width) > _LONGEST:
+        values = torch.fft.rfftn(images, dim=(1, 0)).flatten(0, 1)
+        return torch.cat([values.real, values.imag], 1)
+    matrices = given or waves(grid, images.dtype, images.device)
+    half, columns = height // 2 + 1, channels * batch
+    down = matrices.down @ images.reshape(height, width * columns)
+    if width == 1:
+        return down.reshape(half, 2 * channels, batch)
+    across = matrices.across.expand(half, -1, -1) @ down.reshape(half, 2 * width, columns)
+    return across.reshape(half * width, 2 * channels, batch)
 
 
 class Waves(NamedTuple):
@@ -126,22 +132,6 @@ def _turns(count: int, size: int) -> tuple[Tensor, Tensor]:
     """cos and sin of 2πfp/size, (count, size), reduced in whole numbers so that no phase loses digits."""
     phase = (torch.arange(count)[:, None] * torch.arange(size) % size).to(torch.float64) * (2 * math.pi / size)
     return phase.cos(), phase.sin()
-
-
-def _analysed(images: Tensor, given: Waves | None = None) -> Tensor:
-    """(height, width, channels, batch) -> (frequencies, 2 · channels, batch)."""
-    height, width, channels, batch = images.shape
-    half = height // 2 + 1
-    if given is None and max(height, width) > _LONGEST:
-        values = torch.fft.rfftn(images, dim=(1, 0)).flatten(0, 1)
-        return torch.cat([values.real, values.imag], 1)
-    matrices = given or waves((height, width), images.dtype, images.device)
-    columns = channels * batch
-    down = matrices.down @ images.reshape(height, width * columns)
-    if width == 1:
-        return down.reshape(half, 2 * channels, batch)
-    across = matrices.across.expand(half, -1, -1) @ down.reshape(half, 2 * width, columns)
-    return across.reshape(half * width, 2 * channels, batch)
 
 
 def _synthesised(values: Tensor, grid: Grid, given: Waves | None = None) -> Tensor:

@@ -14,7 +14,6 @@ for stride 1), EEᵀ ⪯ I, so UUᵀ ⪯ SCCᵀSᵀ, and the inequality of arXiv
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
@@ -102,12 +101,6 @@ class Seen(Factor):
     def rank(self) -> int:
         pixels = 0 if self.kernel is None else self.geometry.in_channels * math.prod(self.geometry.torus)
         return len(self.output) + pixels
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return tuple(t for t in (self.output, self.kernel, self.weights) if t is not None)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Seen:
-        return Seen(self.geometry, *tensors)
 
     def apply(self, z: Tensor) -> Tensor:
         read = self.geometry.average(z) @ self.output.mT

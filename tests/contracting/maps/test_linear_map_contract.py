@@ -96,12 +96,6 @@ class Cycle(LinearMap):
     def size(self) -> int:
         return len(self.values)
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        return (self.values,)
-
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Cycle:
-        return type(self)(tensors[0], self.shift)
-
     def apply(self, z: Tensor) -> Tensor:
         return self.values * z.roll(-self.shift, -1)
 
