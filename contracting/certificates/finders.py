@@ -18,6 +18,7 @@ from contracting.certificates.numerical_range import reach
 from contracting.certificates.records import Certificate, CertificateError
 from contracting.certificates.riccati import hamiltonian_rate, riccati_metric
 from contracting.certificates.search import golden_section
+from contracting.certificates.spectra import eigenvalues
 from contracting.certificates.systems import FiringRateSystem, HopfieldSystem, InclusionSystem, LinearSystem, System
 from contracting.certificates.views import slopes_view, view_of
 from contracting.errors import InputError, PreconditionError
@@ -314,7 +315,7 @@ def _riccati_rate(M: Tensor, slopes: Slopes, *, tolerance: float) -> float:
     size = float(torch.linalg.matrix_norm(M, 2))
     low, high = slopes
     bottom = 1 - slopes.largest * size - 1e-3
-    top = 1 - float(torch.linalg.eigvals((low + high) / 2 * M).real.max())
+    top = 1 - float(eigenvalues((low + high) / 2 * M).real.max())
     while top - bottom > tolerance:
         middle = (top + bottom) / 2
         P = riccati_metric(M, slopes, middle)

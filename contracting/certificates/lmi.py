@@ -21,6 +21,7 @@ from contracting import checks
 from contracting.certificates.candidates import Candidate, best_rate
 from contracting.certificates.finders import RateFinder
 from contracting.certificates.records import CertificateError
+from contracting.certificates.spectra import eigenvalues
 from contracting.certificates.systems import FiringRateSystem, System, vertices
 from contracting.certificates.views import slopes_view
 from contracting.errors import InputError, PreconditionError
@@ -218,7 +219,7 @@ def _bisected(jacobians: Tensor, *, diagonal: bool, gap: float) -> tuple[FullP |
     program = _lyapunov_program(jacobians, diagonal=diagonal)
     best: FullP | WeightedL2 = WeightedL2(torch.ones(jacobians.shape[-1], dtype=torch.float64))
     bottom = -float(best.matrix_measure(jacobians).max())
-    top = max(bottom, -float(torch.linalg.eigvals(jacobians).real.max()))
+    top = max(bottom, -float(eigenvalues(jacobians).real.max()))
     while top - bottom > gap:
         rate = (top + bottom) / 2
         metric = program(rate)

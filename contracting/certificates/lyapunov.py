@@ -12,6 +12,7 @@ from contracting import checks
 from contracting.certificates.candidates import Candidate
 from contracting.certificates.finders import RateFinder
 from contracting.certificates.records import CertificateError
+from contracting.certificates.spectra import eigenvalues
 from contracting.certificates.systems import LinearSystem, System
 from contracting.certificates.views import view_of
 from contracting.errors import PreconditionError
@@ -48,7 +49,7 @@ class LyapunovMetric(RateFinder):
             raise PreconditionError("LyapunovMetric() is for linear flows; use ParabolaTest() for flows with slopes")
         view = view_of(system)
         A = view.system.W
-        abscissa, size = float(torch.linalg.eigvals(A).real.max()), float(torch.linalg.matrix_norm(A, 2))
+        abscissa, size = float(eigenvalues(A).real.max()), float(torch.linalg.matrix_norm(A, 2))
         identity = torch.eye(system.size, dtype=torch.float64)
         for gap in (self.gap, 10 * self.gap, 1e-3, 1e-2, 0.1):
             P = _lyapunov(A - (abscissa + gap * max(size, math.ulp(1.0))) * identity)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from contracting.certificates.numerical_range import reach, support
+from contracting.certificates.spectra import eigenvectors
 
 _LEVELS = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)  # smoothing, relative to the size of M
 _ROUNDS = 3
@@ -145,7 +146,7 @@ def perron_weights(W: Tensor) -> tuple[float, Tensor, Tensor]:
 
 
 def _leading(metzler: Tensor) -> tuple[float, Tensor]:
-    values, vectors = torch.linalg.eig(metzler)
+    values, vectors = eigenvectors(metzler)
     at = int(values.real.argmax())
     return float(values[at].real), vectors[:, at].abs().clamp_min(math.sqrt(torch.finfo(torch.float64).tiny))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from contracting.certificates.spectra import eigenvalues
 from contracting.types import UNIT_SLOPES, Slopes
 
 _MOST_DOUBLINGS = 60
@@ -25,7 +26,7 @@ def hamiltonian(M: Tensor, slopes: Slopes, rate: float) -> Tensor:
 
 def has_imaginary_eigenvalue(matrix: Tensor) -> bool:
     """Whether an eigenvalue is imaginary up to rounding (pairs leave the axis like a square root)."""
-    values = torch.linalg.eigvals(matrix)
+    values = eigenvalues(matrix)
     scale = float(torch.linalg.matrix_norm(matrix, 1))
     return bool((values.real.abs() <= 1e-8 * scale).any())
 
@@ -43,7 +44,7 @@ def hamiltonian_rate(M: Tensor, slopes: Slopes = UNIT_SLOPES, *, tolerance: floa
     """
     low, high = slopes
     size = max(1e-3, float(torch.linalg.matrix_norm(M, 2)))
-    analytic = float(torch.linalg.eigvals((low + high) / 2 * M).real.max())
+    analytic = float(eigenvalues((low + high) / 2 * M).real.max())
     # s = max(|a|, β)‖M‖ always suffices; for slopes that include 0 no s ≤ 0 does
     bottom = max(analytic, 0.0) if low <= 0 <= high else analytic
     top = max(abs(low), abs(high)) * size * (1 + 1e-9)

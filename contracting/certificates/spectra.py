@@ -29,6 +29,19 @@ def eigenvalues(matrices: Tensor) -> Tensor:
     return torch.full((n,), math.nan, dtype=torch.complex128)
 
 
+def eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and right eigenvectors of a real matrix: (n, n) -> (n,), (n, n).
+
+    As those of a complex one: where the iteration for real matrices does not converge, the eigenvectors that torch
+    forms of its pairs of columns are written beyond the end of the array (torch 2.13), and the process may die.
+
+    Raises:
+        torch.linalg.LinAlgError: if the iteration does not converge.
+    """
+    values, vectors = torch.linalg.eig(matrix.to(torch.complex128))
+    return values, vectors
+
+
 def abscissa_from_below(M: Tensor) -> float:
     """A number that the largest real part of an eigenvalue is proved to reach, the rounding of all steps included."""
     n, diagonal = M.shape[-1], M.diagonal()
@@ -59,7 +72,7 @@ def _enclosure(M: Tensor, error: float) -> tuple[Tensor, float]:
     """
     n = M.shape[-1]
     try:
-        values, X = torch.linalg.eig(M)
+        values, X = eigenvectors(M)
         Y = torch.linalg.inv(X)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return torch.full((n,), -math.inf, dtype=torch.complex128), math.inf

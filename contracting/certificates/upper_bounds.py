@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from contracting.certificates.definite import UNIT
-from contracting.certificates.spectra import abscissa_from_below, eigenvalues, radius_from_below
+from contracting.certificates.spectra import abscissa_from_below, eigenvalues, eigenvectors, radius_from_below
 from contracting.certificates.systems import FiringRateSystem, InclusionSystem, LinearSystem, System, vertices
 from contracting.certificates.views import slopes_view, view_of
 from contracting.metrics import FullP, Metric, WeightedL2
@@ -130,7 +130,7 @@ def _climb(system: System, pattern: Tensor, slopes: Slopes) -> tuple[float, Tens
     for _ in range(20 if system.size <= _LARGE else 2):
         matrix = pattern[:, None] * system.W
         try:
-            (values, right), (left_values, left) = torch.linalg.eig(matrix), torch.linalg.eig(matrix.mT)
+            (values, right), (left_values, left) = eigenvectors(matrix), eigenvectors(matrix.mT)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             break
         at = int(values.real.argmax())

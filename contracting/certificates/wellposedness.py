@@ -19,6 +19,7 @@ from contracting.certificates.lmi import available, monotone_weights
 from contracting.certificates.multipliers import monotone_metric, scaled
 from contracting.certificates.numerical_range import support
 from contracting.certificates.records import CertificateError
+from contracting.certificates.spectra import eigenvectors
 from contracting.certificates.systems import InclusionSystem, as_matrix
 from contracting.certificates.upper_bounds import abscissa_bound
 from contracting.certificates.views import view_of
@@ -152,7 +153,7 @@ def _impossible(system: InclusionSystem, Y: Tensor, method: str, seen: float) ->
 def _eigenvector(W: Tensor, slopes: Tensor) -> Tensor:
     """Real and imaginary part of the leading eigenvector of W_SS, S where the slopes are 1, zero elsewhere: (n, 2)."""
     index = slopes.nonzero()[:, 0]
-    values, vectors = torch.linalg.eig(W[index][:, index])
+    values, vectors = eigenvectors(W[index][:, index])
     x = vectors[:, int(values.real.argmax())]
     Y = torch.zeros(W.shape[0], 2, dtype=torch.float64)
     Y[index] = torch.stack([x.real, x.imag], 1)
