@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -22,15 +22,12 @@ from torch import Tensor
 
 from contracting.errors import InputError
 
+if TYPE_CHECKING:
+    from matplotlib.animation import Animation
+    from matplotlib.figure import Figure
+
 FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 FILM_SUFFIXES = (".gif", ".mp4")
-
-
-class Figure(Protocol):
-    """What ``write_figure`` needs of a matplotlib Figure."""
-
-    def savefig(self, fname: Any, *, format: str, dpi: float, bbox_inches: str) -> None:
-        """Draw the figure into the open file ``fname``."""
 
 
 def output_directory(path: str | os.PathLike[str]) -> Path:
@@ -93,13 +90,6 @@ def write_figure(path: str | os.PathLike[str], figure: Figure, *, dpi: float = 1
     if suffix not in FIGURE_SUFFIXES:
         raise InputError(f"a figure's file name must end in one of {', '.join(FIGURE_SUFFIXES)}, got {str(path)!r}")
     return _write(path, lambda file: figure.savefig(file, format=suffix[1:], dpi=dpi, bbox_inches="tight"))
-
-
-class Animation(Protocol):
-    """What ``write_animation`` needs of a matplotlib animation."""
-
-    def save(self, filename: Any, writer: Any, *, dpi: float) -> None:
-        """Draw every frame and let ``writer`` put them into the file ``filename``."""
 
 
 def check_film(path: str | os.PathLike[str]) -> None:

@@ -169,7 +169,7 @@ def test_no_module_is_shadowed(module: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_libraries_stay_where_they_belong(module: str) -> None:
     everywhere = {name.split(".")[0] for name in imports(source(module))}
-    if not module.endswith((".files", ".figures")) and ".plots" not in module:
+    if not module.endswith((".files", ".figures", ".publishing")) and ".plots" not in module:
         assert "matplotlib" not in everywhere
     if not module.endswith(("torchdiffeq_adapter", ".files")):
         assert "torchdiffeq" not in everywhere

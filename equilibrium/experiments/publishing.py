@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,8 +13,6 @@ from contracting import checks
 from contracting.plots import FULL_WIDTH, HALF_WIDTH, new_axes
 from contracting.plots.style import NARROW, figure_of
 from equilibrium.files import (
-    Animation,
-    Figure,
     environment,
     output_directory,
     write_animation,
@@ -22,6 +20,10 @@ from equilibrium.files import (
     write_json,
     write_text,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.animation import Animation
+    from matplotlib.figure import Figure
 
 HALF = "-half-width"
 """Ends the file names of figures for half the width of a page."""
@@ -31,7 +33,7 @@ SQUARE = (0.7, 1.3)
 _DPI = 200  # dots per inch of every figure: a letter of 8 points is then 22 dots high
 _HEIGHTS = (0.6, 1.0)
 
-Draw = Callable[[float], Figure]
+Draw = Callable[[float], "Figure"]
 """Draws a figure of a width in inches."""
 
 

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from contracting.errors import InputError
-from equilibrium.training.data import Dataset, Normalization
+from equilibrium.training.data import Dataset, Normalization, check_dtype, from_pixels
 
 _SHAPE = (3, 32, 32)
 _RECORD = 1 + 3 * 32 * 32  # one byte of label, then red, green and blue in row-major order
-_TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
-_TEST = ("test_batch.bin",)
+_TRAIN = [f"data_batch_{number}.bin" for number in range(1, 6)]
 
 
 def cifar10(directory: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Dataset:
@@ -31,36 +30,18 @@ def cifar10(directory: str | os.PathLike[str], *, dtype: torch.dtype = torch.flo
     Raises:
         InputError: if a file is missing or not of the format.
     """
-    if dtype not in (torch.float32, torch.float64):
-        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
+    check_dtype(dtype)
     folder = Path(directory)
     if (folder / "cifar-10-batches-bin").is_dir():
         folder = folder / "cifar-10-batches-bin"
-    normalization = Normalization(scale=255.0, mean=0.4734, std=0.2516)
-    parts = []
-    for names in (_TRAIN, _TEST):
-        batches = [read_batch(folder / name) for name in names]
-        parts.append(torch.cat([pixels for pixels, _ in batches]))
-        parts.append(torch.cat([labels for _, labels in batches]))
-    return Dataset(
-        name="cifar10",
-        train_inputs=normalization.normalize(parts[0].flatten(1).to(dtype)),
-        train_labels=parts[1],
-        test_inputs=normalization.normalize(parts[2].flatten(1).to(dtype)),
-        test_labels=parts[3],
-        classes=10,
-        normalization=normalization,
-        image_shape=_SHAPE,
-    )
+    train = torch.cat([_records(folder / name) for name in _TRAIN])
+    test = _records(folder / "test_batch.bin")
+    parts = (train[:, 1:], train[:, 0], test[:, 1:], test[:, 0])
+    return from_pixels("cifar10", parts, Normalization(scale=255.0, mean=0.4734, std=0.2516), _SHAPE, dtype)
 
 
-def read_batch(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor]:
-    """One binary batch: images (count, 3, 32, 32) as uint8, labels (count,) as int64.
-
-    Raises:
-        InputError: if the file is missing, empty, cut short, or has a label above 9.
-    """
-    path = Path(path)
+def _records(path: Path) -> Tensor:
+    """One binary batch as (count, 1 + 3072), uint8: labels, then pixels."""
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -71,7 +52,6 @@ def read_batch(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor]:
     if not raw or len(raw) % _RECORD:
         raise InputError(f"{str(path)!r} has {len(raw)} bytes, which is no whole number of records of {_RECORD} bytes")
     records = torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).reshape(-1, _RECORD).copy())
-    labels = records[:, 0].long()
-    if int(labels.max()) > 9:
-        raise InputError(f"{str(path)!r} has the label {int(labels.max())}, but CIFAR-10 has ten classes")
-    return records[:, 1:].reshape(-1, *_SHAPE), labels
+    if int(records[:, 0].max()) > 9:
+        raise InputError(f"{str(path)!r} has a label above 9, but CIFAR-10 has ten classes")
+    return records

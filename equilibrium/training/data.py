@@ -85,7 +85,7 @@ def digits(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Dataset:
         InputError: For a seed that is not a whole number from 0 and below 2⁶³, or another dtype.
         MissingExtraError: Without scikit-learn, the extra ``data``.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     bunch = checks.extra("sklearn.datasets", "data", "digits()").load_digits()
     pixels = torch.as_tensor(bunch.data, dtype=torch.float64)
@@ -99,17 +99,53 @@ def digits(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Dataset:
 
     scaled = pixels[train] / 16
     normalization = Normalization(scale=16.0, mean=float(scaled.mean()), std=float(scaled.std()))
-    inputs = normalization.normalize(pixels).to(dtype)
+    parts = (pixels[train], labels[train], pixels[test], labels[test])
+    return from_pixels("digits", parts, normalization, (1, 8, 8), dtype)
+
+
+def from_pixels(
+    name: str,
+    parts: tuple[Tensor, Tensor, Tensor, Tensor],
+    normalization: Normalization,
+    image_shape: tuple[int, int, int],
+    dtype: torch.dtype,
+) -> Dataset:
+    """The data set of images in ten classes.
+
+    Args:
+        name: of the data set.
+        parts: pixels and labels to train on, pixels and labels to test with; pixels are (count, ...), bytes or already of a
+            floating-point type, in which they are then normalised.
+        normalization: from pixels to inputs.
+        image_shape: channels, height and width.
+        dtype: of the inputs.
+    """
+    train_pixels, train_labels, test_pixels, test_labels = parts
+
+    def inputs(pixels: Tensor) -> Tensor:
+        exact = pixels if pixels.is_floating_point() else pixels.to(dtype)
+        return normalization.normalize(exact.flatten(1)).to(dtype)
+
     return Dataset(
-        name="digits",
-        train_inputs=inputs[train],
-        train_labels=labels[train],
-        test_inputs=inputs[test],
-        test_labels=labels[test],
+        name=name,
+        train_inputs=inputs(train_pixels),
+        train_labels=train_labels.long(),
+        test_inputs=inputs(test_pixels),
+        test_labels=test_labels.long(),
         classes=10,
         normalization=normalization,
-        image_shape=(1, 8, 8),
+        image_shape=image_shape,
     )
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Refuse what is not a floating-point type of inputs.
+
+    Raises:
+        InputError: for another type than float32 and float64.
+    """
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
 
 
 # Of the uncompressed content, so that it does not matter how a file was compressed.
@@ -119,6 +155,7 @@ _MNIST_SHA256 = {
     "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+_GZIP = b"\x1f\x8b"  # A gzipped file starts with these bytes.
 _MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 # Of the mirror's compressed files, so that a damaged download is fetched again.
 _MIRROR_MD5 = {
@@ -146,7 +183,7 @@ def mnist(directory: str | os.PathLike[str] | None = None, *, dtype: torch.dtype
         DownloadError: When the mirror cannot be reached.
         MissingExtraError: To download without pooch, the extra ``data``.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     folder = _download_mnist() if directory is None else Path(directory)
     if not folder.is_dir():
         raise InputError(
@@ -155,16 +192,8 @@ def mnist(directory: str | os.PathLike[str] | None = None, *, dtype: torch.dtype
         )
     normalization = Normalization(scale=255.0, mean=0.1307, std=0.3081)
     train_pixels, train_labels, test_pixels, test_labels = (_read_mnist_file(folder, name) for name in _MNIST_SHA256)
-    return Dataset(
-        name="mnist",
-        train_inputs=normalization.normalize(train_pixels.flatten(1).to(dtype)),
-        train_labels=train_labels.long(),
-        test_inputs=normalization.normalize(test_pixels.flatten(1).to(dtype)),
-        test_labels=test_labels.long(),
-        classes=10,
-        normalization=normalization,
-        image_shape=(1, 28, 28),
-    )
+    parts = (train_pixels, train_labels, test_pixels, test_labels)
+    return from_pixels("mnist", parts, normalization, (1, 28, 28), dtype)
 
 
 def subset(dataset: Dataset, *, train: int | None = None, test: int | None = None) -> Dataset:
@@ -187,83 +216,8 @@ def subset(dataset: Dataset, *, train: int | None = None, test: int | None = Non
     return replace(dataset, **changes)
 
 
-_IDX_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_AGAIN = "download the file again"
-
-
-def read_idx(path: str | os.PathLike[str]) -> Tensor:
-    """Read one IDX file, the format of MNIST, gzipped or not.
-
-    Returns:
-        A tensor of the shape and element type that the file declares.
-
-    Raises:
-        InputError: One sentence naming the file when it is missing, unreadable, damaged, or not an IDX file.
-    """
-    path = Path(path)
-    return _parse_idx(path, _content(path))
-
-
-def _check_dtype(dtype: torch.dtype) -> None:
-    if dtype not in (torch.float32, torch.float64):
-        raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-
-
-def _content(path: Path) -> bytes:
-    """Uncompressed bytes of the file."""
-    if path.is_dir():
-        raise InputError(f"{str(path)!r} is a folder, not an IDX file; give the path of a file in it")
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{str(path)!r} does not exist; check the path or {_AGAIN}") from None
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be read ({error.strerror or error}); check its permissions") from error
-    if not raw:
-        raise InputError(f"{str(path)!r} is empty; {_AGAIN}")
-    if not raw.startswith(b"\x1f\x8b"):
-        if path.suffix == ".gz":
-            raise InputError(f"{str(path)!r} is not gzipped though its name says so; rename it without .gz or {_AGAIN}")
-        return raw
-    try:
-        return gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{str(path)!r} is truncated or damaged gzip data ({error}); {_AGAIN}") from error
-
-
-def _parse_idx(path: Path, content: bytes) -> Tensor:
-    """Tensor of an IDX file: two zero bytes, type, rank, big-endian sizes, then the entries in row-major order."""
-    if len(content) < 4 or content[:2] != b"\x00\x00":
-        raise InputError(
-            f"{str(path)!r} is not an IDX file: it starts with bytes {content[:4].hex(' ') or '(none)'}, not 00 00; "
-            f"check the path or {_AGAIN}"
-        )
-    code, rank = content[2], content[3]
-    if code not in _IDX_DTYPES:
-        known = ", ".join(f"{key:02x}" for key in _IDX_DTYPES)
-        raise InputError(f"{str(path)!r} declares the unknown IDX element type {code:02x} (known: {known}); {_AGAIN}")
-    if not 1 <= rank <= 8:
-        raise InputError(f"{str(path)!r} declares {rank} dimensions, where an IDX file has 1 to 8; {_AGAIN}")
-    start = 4 + 4 * rank
-    if len(content) < start:
-        raise InputError(f"{str(path)!r} is truncated within its header, it has {len(content)} bytes; {_AGAIN}")
-    sizes = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4))
-    if 0 in sizes:
-        raise InputError(f"{str(path)!r} declares the sizes {sizes}, so it has no entries; {_AGAIN}")
-    dtype = np.dtype(_IDX_DTYPES[code])
-    expected = start + math.prod(sizes) * dtype.itemsize
-    if len(content) < expected:
-        raise InputError(
-            f"{str(path)!r} is truncated: its header {sizes} needs {expected} bytes, it has {len(content)}; {_AGAIN}"
-        )
-    if len(content) > expected:
-        trailing = len(content) - expected
-        raise InputError(f"{str(path)!r} has {trailing} bytes after the entries its header {sizes} declares; {_AGAIN}")
-    entries = np.frombuffer(content, dtype=dtype, offset=start).reshape(sizes)
-    return torch.from_numpy(entries.astype(dtype.newbyteorder("=")))  # a writable copy in this machine's byte order
-
-
 def _read_mnist_file(folder: Path, name: str) -> Tensor:
+    """The bytes of one file as (count, 28, 28) or (count,), uint8, once its content is known to be MNIST's."""
     plain = name.removesuffix(".gz")
     dotted = plain.replace("-idx", ".idx")
     candidates = [folder / spelling for spelling in (name, plain, dotted, f"{dotted}.gz")]
@@ -273,14 +227,21 @@ def _read_mnist_file(folder: Path, name: str) -> Tensor:
             f"the folder {str(folder)!r} has no {name} (nor {plain}, nor {dotted}); put the four MNIST files there or "
             "give the folder that has them (at the command line: --data-dir)"
         )
-    content = _content(path)
-    tensor = _parse_idx(path, content)
+    try:
+        raw = path.read_bytes()
+        content = gzip.decompress(raw) if raw.startswith(_GZIP) else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(
+            f"{str(path)!r} cannot be read or is damaged ({error}); check its permissions, or download the file again"
+        ) from error
     if hashlib.sha256(content).hexdigest() != _MNIST_SHA256[name]:
         raise InputError(
-            f"{str(path)!r} is a readable IDX file of shape {tuple(tensor.shape)} but not MNIST's {plain} (its SHA-256 "
-            f"differs); {_AGAIN}, or use read_idx for other data"
+            f"{str(path)!r} is damaged, or not MNIST's {plain} (its SHA-256 differs); download the file again"
         )
-    return tensor
+    # the format IDX: the rank in the fourth byte, four big-endian bytes for each size, then the entries
+    sizes = np.frombuffer(content, dtype=">u4", count=content[3], offset=4)
+    entries = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * content[3])
+    return torch.from_numpy(entries.reshape(sizes).copy())
 
 
 def _download_mnist() -> Path:

@@ -15,7 +15,6 @@ from equilibrium.experiments.publishing import SQUARE, Draw, on_axes, publish
 from equilibrium.experiments.robustness.figures import (
     plot_error_against_bound,
     plot_error_under_attack,
-    plot_every_model,
     plot_tightness,
 )
 from equilibrium.experiments.robustness.models import Images
@@ -56,28 +55,12 @@ def mnist_robustness(
         plan, folder / "models", data_dir=data_dir, checkpoints=checkpoints, jobs=jobs, progress=True
     )
     results = plain(results)
-    every = partial(plot_every_model, results["models"], reported=_reported_curves(results))
-    publish(
-        folder,
-        table(results),
-        results,
-        draws=_figures(results),
-        wide={"every-model-under-attack": every},
-        timings=times,
-        small=small,
-    )
+    publish(folder, table(results), results, draws=_figures(results), timings=times, small=small)
 
 
 def _reported(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What the authors report, by the name of the model of ours that it is compared with."""
     return {CHECKPOINTS[name][1]: entry for name, entry in results.get("reported", {}).items()}
-
-
-def _reported_curves(results: Mapping[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
-    return {
-        name: (entry["fgm_epsilon"], [100 * error for error in entry["fgm_error"]])
-        for name, entry in _reported(results).items()
-    }
 
 
 def _figures(results: Mapping[str, Any]) -> dict[str, Draw | None]:

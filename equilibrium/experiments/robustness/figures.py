@@ -5,19 +5,14 @@ What is certified is dashed, what was measured solid; what the authors of arXiv 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import matplotlib.figure
-import matplotlib.ticker
-
-from contracting.errors import InputError
-from contracting.plots.style import BLUE, CERTIFIED, FULL_WIDTH, GREEN, ORANGE, PURPLE, SEEN, SKY, VERMILION, finish
+from contracting import InputError
+from contracting.plots.style import BLUE, CERTIFIED, GREEN, ORANGE, PURPLE, SEEN, SKY, VERMILION, finish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # model: name in a figure, colour, marker
 _LOOKS = {
@@ -132,56 +127,3 @@ def plot_error_under_attack(models: Mapping[str, Any], axes: Axes) -> Axes:
     axes.set_ylim(0, 100)
     finish(axes, x=_SIZE, y="test error (%)", title="Error under the fast-gradient attack, and what is certified")
     return axes
-
-
-def plot_every_model(
-    models: Mapping[str, Any],
-    width: float = FULL_WIDTH,
-    *,
-    reported: Mapping[str, tuple[list[float], list[float]]] | None = None,
-) -> Figure:
-    """One panel for each model: error under both attacks, the certified limit, and what the authors report.
-
-    Args:
-        models: results by name.
-        width: of the figure, in inches.
-        reported: attack sizes and errors in percent that the authors report, by the name of our model.
-    """
-    columns = 4
-    names = [name for name in _LOOKS if name in models]
-    rows = max(1, math.ceil(len(names) / columns))
-    figure = matplotlib.figure.Figure(figsize=(width, 0.9 + 1.35 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel().tolist()
-    for panel, name in zip(panels, names, strict=False):
-        model = models[name]
-        sizes, robustness = model["settings"]["allowed"], model.get("robustness")
-        if reported and name in reported:
-            panel.plot(*reported[name], color="0.7", linewidth=3.0)
-        panel.plot(sizes, model["fast_gradient"]["error_percent"], color=BLUE, linewidth=1.3)
-        if robustness is not None:
-            panel.plot(sizes, [100 - a for a in robustness["attacked_accuracy"]], color=VERMILION, linewidth=1.3)
-            panel.plot(sizes, [100 - a for a in robustness["certified_accuracy"]], **CERTIFIED | {"linewidth": 1.0})
-        panel.set_title(_LOOKS[name][0], fontsize=8, loc="left")
-        panel.set_ylim(0, 100)
-        panel.tick_params(labelsize=7)
-        panel.grid(True, color="0.93", linewidth=0.5)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-    for panel in panels[len(names) :]:
-        panel.set_visible(False)
-    for panel in panels[max(0, len(names) - columns) : len(names)]:  # the lowest panel of each column
-        panel.tick_params(labelbottom=True)
-    handles = [
-        panels[0].plot([], [], **look, label=label)[0]
-        for label, look in (
-            ("fast gradient", {"color": BLUE, "linewidth": 1.3}),
-            ("strong attack", {"color": VERMILION, "linewidth": 1.3}),
-            ("certified limit", CERTIFIED | {"linewidth": 1.0}),
-            ("reported, fast gradient", {"color": "0.7", "linewidth": 3.0}),
-        )
-        if reported or not label.startswith("reported")
-    ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=4, fontsize=7.5, frameon=False)
-    figure.supxlabel(_SIZE, fontsize=9)
-    figure.supylabel("test error (%)", fontsize=9)
-    return figure

@@ -8,7 +8,7 @@ from typing import Annotated
 from contracting import InputError
 from equilibrium.experiments.options import Out, Small, Threads, numbers_or_none
 from equilibrium.experiments.publishing import on_axes, publish, working_in
-from equilibrium.experiments.square_wave.figures import COLOURS, plot_jumps, plot_square_wave
+from equilibrium.experiments.square_wave.figures import COLOURS, plot_square_wave
 from equilibrium.experiments.square_wave.study import WaveSettings, fit
 from equilibrium.experiments.tables import Column, aligned
 
@@ -44,9 +44,6 @@ def square_wave(
             folder,
             f"{aligned(_COLUMNS, fits)}\n{_NOTES}",
             {"settings": settings, "fits": fits},
-            draws={
-                "square-wave": on_axes(plot_square_wave, fits),
-                "square-wave-jump": on_axes(plot_jumps, fits),
-            },
+            draws={"square-wave": on_axes(plot_square_wave, fits)},
             small=small,
         )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
-from contracting.plots.style import BLUE, CERTIFIED, GREEN, ORANGE, PURPLE, SEEN, VERMILION, finish
+from contracting.plots.style import BLUE, GREEN, ORANGE, PURPLE, SEEN, VERMILION, finish
 from equilibrium.experiments.square_wave.study import Fit, square_wave
 
 if TYPE_CHECKING:
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 
 COLOURS = (BLUE, GREEN, ORANGE, VERMILION, PURPLE)
 """One for each fit; more could not be told apart."""
-
-_WINDOW = 0.5  # The figure of the steepest points shows so much of x on both sides of them.
 
 
 def plot_square_wave(fits: Sequence[Fit], axes: Axes) -> Axes:
@@ -28,27 +25,4 @@ def plot_square_wave(fits: Sequence[Fit], axes: Axes) -> Axes:
         label = f"{fit.name}: {fit.measured:.3g} ≤ {fit.certified:.3g}"
         axes.plot(x, fit.y, color=colour, linewidth=1.4, label=label)
     finish(axes, x="x", y="y", title="Steepest measured slope ≤ certified slope")
-    return axes
-
-
-def plot_jumps(fits: Sequence[Fit], axes: Axes) -> Axes:
-    """Every fit around its steepest point, drawn rising, with the certified slope as a dashed line through the point.
-
-    Args:
-        fits: at most as many as there are ``COLOURS``.
-        axes: where to draw.
-    """
-    for fit, colour in zip(fits, COLOURS, strict=False):
-        x0, y0 = fit.steepest
-        x, y = np.asarray(fit.x) - x0, np.asarray(fit.y) - y0
-        near = abs(x) <= _WINDOW
-        rises = np.sign(np.gradient(y, x)[abs(x).argmin()])
-        axes.plot(x[near], rises * y[near], color=colour, linewidth=1.4, label=fit.name)
-        reach = min(_WINDOW, 1.3 / fit.certified)
-        height = reach * fit.certified
-        axes.plot([-reach, reach], [-height, height], **CERTIFIED | {"color": colour, "linewidth": 0.9})
-    axes.plot([], [], **CERTIFIED | {"color": SEEN, "linewidth": 0.9}, label="certified slope")
-    axes.set_xlim(-_WINDOW, _WINDOW)
-    axes.set_ylim(-1.5, 1.5)
-    finish(axes, x="x − steepest point", y="y − steepest point", title="Where each fit is steepest")
     return axes

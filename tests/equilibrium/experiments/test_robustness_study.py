@@ -41,7 +41,7 @@ def test_results_figures_and_table_are_complete(finished, results):
         "figures", "models", "results.json", "table.txt", "timings.json"
     }  # fmt: skip
     figures = {path.name for path in (finished / "figures").iterdir()}
-    assert {"certified-and-attained.png", "error-under-attack.png", "every-model-under-attack.png"} < figures
+    assert {"certified-and-attained.png", "error-under-attack.png"} < figures
     assert set(results["models"]) == set(MODELS)
     lines = (finished / "table.txt").read_text().splitlines()
     assert all(sum(line.startswith(name + " ") for line in lines) == 2 for name in MODELS)
@@ -187,7 +187,7 @@ def test_square_wave_command_writes_table_and_figures(tmp_path, capsys):
     assert cli.main(["square-wave", "--small", "--lipschitz", "2,none", "--out", str(tmp_path)]) == 0
     fits = json.loads((tmp_path / "results.json").read_text())["fits"]
     assert [entry["lipschitz"] for entry in fits] == [2.0, None]
-    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"square-wave.png", "square-wave-jump.png"}
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {"square-wave.png"}
     assert "γ = 2" in capsys.readouterr().out
     assert cli.main(["square-wave", "--lipschitz", "two", "--out", str(tmp_path / "x")]) == 2
     assert "--lipschitz" in capsys.readouterr().err and not (tmp_path / "x").exists()
