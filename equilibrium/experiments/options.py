@@ -43,12 +43,12 @@ def numbers(option: str, text: str, *, example: str, high: float, high_open: boo
 
 
 def numbers_or_none(
-    option: str, text: str, *, example: str, high: float, zero: bool = False
+    option: str, text: str, *, example: str, high: float, high_open: bool = False, zero: bool = False
 ) -> tuple[float | None, ...]:
     """The same, where a value may also be the word none, and with ``zero`` be zero."""
     found = words(option, text, example=example)
     known = f" or {_NONE}"
-    values = (None if part == _NONE else _number(option, part, high, False, zero, known) for part in found)
+    values = (None if part == _NONE else _number(option, part, high, high_open, zero, known) for part in found)
     return _different(option, tuple(values))
 
 

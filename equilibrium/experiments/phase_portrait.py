@@ -12,8 +12,6 @@ from torch import Tensor
 
 from contracting import (
     Activation,
-    BoundFlow,
-    Certificate,
     Dense,
     Energy,
     EquilibriumProblem,
@@ -29,16 +27,13 @@ from contracting import (
     WeightedL2,
     carry_ball,
     certify,
-    distance,
     report,
     simulate,
-    simulate_pairs,
     solve,
 )
 from contracting.certificates import ParabolaTest
 from contracting.plots import (
     animate_phase_portrait,
-    plot_distance,
     plot_energy_contours,
     plot_energy_descent,
     plot_phase_portrait,
@@ -79,7 +74,6 @@ def phase_portrait(
         radius = 0.3 * float(certificate.metric.norm(torch.tensor([1.0, 0.0], dtype=torch.float64)))
         centre = torch.full((2,), -0.65, dtype=torch.float64)
         ball = carry_ball(flow, centre, radius, times, evidence=certificate, points=40 if small else 120)
-        pairs = _pairs(flow, certificate, times, 8 if small else 40)
         starts = torch.tensor([[0.9, 0.9], [1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
         portrait = on_axes(
             plot_phase_portrait,
@@ -92,16 +86,13 @@ def phase_portrait(
             y=_WINDOW,
         )
         descent = _Descent()
-        late = times >= 1
-        fills = float((ball.reached / ball.radius)[late].amax())
-        slowest = float((pairs / pairs[0] * torch.exp(certificate.rate * times)[:, None])[late].amax())
+        fills = float((ball.reached / ball.radius)[times >= 1].amax())
         text = "\n".join(
             [
                 str(rates),
                 "",
                 f"drawn: {certificate}",
                 f"the image of the ball reaches at most {fills:.4f} of the radius of its certified ball, for t ≥ 1",
-                f"slowest of {pairs.shape[1]} pairs: a distance at most {slowest:.4f} of the certified one, for t ≥ 1",
                 "",
                 *descent.lines(),
             ]
@@ -115,7 +106,6 @@ def phase_portrait(
             {"certificates": certified, "drawn": certificate.rate, "fills": fills},
             draws={
                 "phase-portrait": portrait,
-                "distance": on_axes(plot_distance, times, pairs, evidence=certificate, bound=rates.bound.rate),
                 "energy": on_axes(
                     plot_energy_contours,
                     descent.energy,
@@ -147,12 +137,6 @@ def _problem(weight: tuple[tuple[float, ...], ...], q: tuple[float, ...], activa
 
 def _equilibrium(problem: EquilibriumProblem) -> Tensor:
     return solve(problem, SemismoothNewton(), stop=Stop(rtol=1e-13)).z[0]
-
-
-def _pairs(flow: BoundFlow, certificate: Certificate, times: Tensor, count: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    first, second = 2 * torch.rand(2, count, 2, dtype=torch.float64, generator=generator) - 1
-    return distance(simulate_pairs(flow, first, second, times), certificate.metric)
 
 
 class _Descent:

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from contracting import ContractingError, InputError, checks
+from equilibrium.experiments.publishing import on_threads
 from equilibrium.files import output_directory, plain, write_json
 from equilibrium.training.progress import progress_bar, share_terminal
 
@@ -182,13 +183,9 @@ _Running = Iterator[tuple[int, Any]]
 
 
 def _in_this_process(tasks: Sequence[Task], folders: Sequence[Path], jobs: int, progress: bool) -> _Running:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with on_threads(1):
         for index, (task, folder) in enumerate(zip(tasks, folders, strict=True)):
             yield index, _run(task, Workspace(folder=folder, progress=progress, place=1))
-    finally:
-        torch.set_num_threads(before)
 
 
 def _in_processes(tasks: Sequence[Task], folders: Sequence[Path], jobs: int, progress: bool) -> _Running:

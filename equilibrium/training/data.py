@@ -114,8 +114,8 @@ def from_pixels(
 
     Args:
         name: of the data set.
-        parts: pixels and labels to train on, pixels and labels to test with; pixels are (count, ...), bytes or already of a
-            floating-point type, in which they are then normalised.
+        parts: pixels and labels to train on, pixels and labels to test with; pixels are (count, ...), bytes
+            or already of a floating-point type, in which they are then normalised.
         normalization: from pixels to inputs.
         image_shape: channels, height and width.
         dtype: of the inputs.

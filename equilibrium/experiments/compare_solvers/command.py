@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from contracting import InputError, Method, checks, default_solvers
 from contracting.solvers.catalogue import ROW_LIMITS
 from equilibrium import EquilibriumLayer, load_reference, train
 from equilibrium.experiments.compare_solvers.figures import draws
 from equilibrium.experiments.compare_solvers.study import TOLERANCES, Comparison, Measurement, compare
-from equilibrium.experiments.networks import new_layer
+from equilibrium.experiments.networks import digits_for, new_layer
 from equilibrium.experiments.options import Out, Small, Threads, numbers, words
 from equilibrium.experiments.publishing import publish, working_in
 from equilibrium.experiments.tables import Column, aligned
 from equilibrium.training.classifier import TrainingRecord, error_percent
-from equilibrium.training.data import Dataset, digits, mnist, subset
+from equilibrium.training.data import Dataset, mnist, subset
 
 
 class _Data(StrEnum):
@@ -47,32 +46,32 @@ def compare_solvers(
     """Train an equilibrium network, then find the same equilibria with every solver."""
     chosen = _chosen(solvers)
     usual_epochs = 1 if small else 15 if data is _Data.DIGITS else 2
-    settings = Settings(
-        data=data.value,
-        lipschitz=1.0 if lipschitz is None and checkpoint is None else lipschitz,
-        epsilon=epsilon,
-        checkpoint=None if checkpoint is None else checkpoint.name,
-        solvers=tuple(chosen),
-        tolerances=(1e-2, 1e-4) if small and tolerances is None else _tolerances(tolerances),
-        rows=checks.whole_number("--rows", (16 if small else 200) if rows is None else rows),
-        hidden=checks.whole_number("--hidden", (16 if small else 64) if hidden is None else hidden),
-        epochs=checks.whole_number("--epochs", usual_epochs if epochs is None else epochs),
-        batch_size=64 if data is _Data.DIGITS else 256,
-        seed=checks.seed("--seed", seed),
-        threads=threads,
-        small=small,
-    )
+    settings: dict[str, Any] = {
+        "data": data.value,
+        "lipschitz": 1.0 if lipschitz is None and checkpoint is None else lipschitz,
+        "epsilon": epsilon,
+        "checkpoint": None if checkpoint is None else checkpoint.name,
+        "solvers": list(chosen),
+        "tolerances": (1e-2, 1e-4) if small and tolerances is None else _tolerances(tolerances),
+        "rows": checks.whole_number("--rows", (16 if small else 200) if rows is None else rows),
+        "hidden": checks.whole_number("--hidden", (16 if small else 64) if hidden is None else hidden),
+        "epochs": checks.whole_number("--epochs", usual_epochs if epochs is None else epochs),
+        "batch_size": 64 if data is _Data.DIGITS else 256,
+        "seed": checks.seed("--seed", seed),
+        "threads": threads,
+        "small": small,
+    }
     with working_in(out, threads=threads) as folder:
         layer: EquilibriumLayer
         if checkpoint is not None:  # read first: a wrong file is said before any work
             layer = load_reference(checkpoint, lipschitz=lipschitz, epsilon=epsilon)
-        dataset = _dataset(settings, data_dir)
+        dataset = _dataset(data, data_dir, seed, small)
         record: TrainingRecord | None = None
         if checkpoint is None:
             layer, record = _trained(settings, dataset)
         elif layer.in_features != dataset.features:
             raise InputError(
-                f"{settings.checkpoint} reads {layer.in_features} inputs but {dataset.name} has {dataset.features}; "
+                f"{checkpoint.name} reads {layer.in_features} inputs but {dataset.name} has {dataset.features}; "
                 "choose other images (--data)"
             )
         inputs = dataset.test_inputs.double()
@@ -80,34 +79,15 @@ def compare_solvers(
         print(f"test error {test_error:.2f} % on {len(inputs)} test images of {dataset.name}\n", flush=True)
         comparison = compare(
             layer,
-            inputs[: settings.rows],
+            inputs[: settings["rows"]],
             chosen,
-            settings.tolerances,
+            settings["tolerances"],
             row_limits={name: 2 for name in ROW_LIMITS} if small else ROW_LIMITS,
             repeats=1 if small else 5,
             progress=True,
         )
         results = {"settings": settings, "test_error": test_error, "training": record, "comparison": comparison}
         publish(folder, table(comparison), results, draws=draws(comparison), small=small)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What ``compare-solvers`` was asked for, defaults filled in; part of results.json."""
-
-    data: str
-    lipschitz: float | None
-    epsilon: float
-    checkpoint: str | None
-    solvers: tuple[str, ...]
-    tolerances: tuple[float, ...]
-    rows: int
-    hidden: int
-    epochs: int
-    batch_size: int
-    seed: int
-    threads: int
-    small: bool
 
 
 def _chosen(names: str | None) -> dict[str, Method]:
@@ -129,24 +109,22 @@ def _tolerances(text: str | None) -> tuple[float, ...]:
     return tuple(sorted(numbers("--tolerances", text, example="1e-6", high=1, high_open=True), reverse=True))
 
 
-def _dataset(settings: Settings, data_dir: Path | None) -> Dataset:
-    if settings.data == _Data.MNIST:
-        dataset = mnist(data_dir)
-        return subset(dataset, train=2000, test=500) if settings.small else dataset
+def _dataset(data: _Data, data_dir: Path | None, seed: int, small: bool) -> Dataset:
+    if data is _Data.MNIST:
+        return subset(mnist(data_dir), train=2000, test=500) if small else mnist(data_dir)
     if data_dir is not None:
         raise InputError("--data-dir is the folder of MNIST, so it needs --data mnist")
-    dataset = digits(seed=settings.seed)
-    return subset(dataset, train=600, test=200) if settings.small else dataset
+    return digits_for(seed, small=small)
 
 
-def _trained(settings: Settings, dataset: Dataset) -> tuple[EquilibriumLayer, TrainingRecord]:
-    layer = new_layer(dataset, settings.hidden, settings.seed, lipschitz=settings.lipschitz, epsilon=settings.epsilon)
-    record = train(
-        layer, dataset, epochs=settings.epochs, batch_size=settings.batch_size, seed=settings.seed, progress=True
-    )
+def _trained(settings: dict[str, Any], dataset: Dataset) -> tuple[EquilibriumLayer, TrainingRecord]:
+    hidden, seed, lipschitz = settings["hidden"], settings["seed"], settings["lipschitz"]
+    layer = new_layer(dataset, hidden, seed, lipschitz=lipschitz, epsilon=settings["epsilon"])
+    epochs, batch_size = settings["epochs"], settings["batch_size"]
+    record = train(layer, dataset, epochs=epochs, batch_size=batch_size, seed=seed, progress=True)
     print(
-        f"trained LBEN({dataset.features}, {settings.hidden}, {dataset.classes}, lipschitz={settings.lipschitz:g}) on "
-        f"{dataset.name}: {len(record.epochs)} epochs in {record.seconds:.1f} s, loss {record.epochs[-1].loss:.3f}"
+        f"trained LBEN({dataset.features}, {hidden}, {dataset.classes}, lipschitz={lipschitz:g}) on "
+        f"{dataset.name}: {epochs} epochs in {record.seconds:.1f} s, loss {record.epochs[-1].loss:.3f}"
     )
     return layer, record
 

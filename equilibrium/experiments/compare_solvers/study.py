@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import statistics
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +38,6 @@ from equilibrium.training.progress import progress_bar
 TOLERANCES = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
 
 _CURVE_POINTS = 200  # A curve keeps so many points of a solve, more than one can tell apart in a figure.
-_SETUP_RUNS = 3  # The set-up time is the smallest of so many.
 _PATIENCE = 500  # A row is given up after so many steps without progress.
 _REFERENCE_TOLERANCE = 1e-12  # The reference has at most this relative residual, a hundredth of the tightest tolerance.
 _POLISHING_STEPS = 100  # The reference is improved by at most so many steps of a second method.
@@ -72,7 +70,6 @@ class SolverRecord:
         factor: predicted contraction factor per step, or None. For integrators on the firing-rate and Hopfield flows it
             holds near the equilibrium, for the other methods everywhere.
         measured_factor: geometric mean of the reduction of the slowest row's residual over the last half of its steps.
-        setup_seconds: smallest wall time of binding to a weight that was not seen before.
     """
 
     name: str
@@ -83,7 +80,6 @@ class SolverRecord:
     step_size: float | None
     factor: float | None
     measured_factor: float | None
-    setup_seconds: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +92,8 @@ class Measurement:
         rows: inputs solved at once.
         status: number of rows that ended in each status.
         steps_max: steps of the slowest row.
-        steps_median: steps of the median row.
         map_evals: applications of W or of its resolvent to the whole batch.
-        seconds: median wall time, without setup and without trace.
-        runs: number of timed runs.
+        seconds: median wall time, without what depends on the weight alone, and without trace.
         relative_residual: ‖z − σ(Wz + q)‖₂/‖σ(Wz + q)‖₂ of the worst row.
         distance: relative distance of the worst row to the reference equilibrium, in the metric.
         error_bound: certified bound on that distance, or None without a metric.
@@ -110,10 +104,8 @@ class Measurement:
     rows: int
     status: dict[str, int]
     steps_max: int
-    steps_median: int
     map_evals: int
     seconds: float
-    runs: int
     relative_residual: float | None
     distance: float | None
     error_bound: float | None
@@ -126,13 +118,12 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Relative residual along one solve: of the worst and of the median row, thinned to a few hundred points."""
+    """Relative residual of the worst row along one solve, thinned to a few hundred points."""
 
     solver: str
     steps: tuple[int, ...]
     seconds: tuple[float, ...]
     worst: tuple[float | None, ...]
-    median: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +171,7 @@ def compare(
     """Solve the same rows with every solver at every tolerance, from z = 0.
 
     Times are medians of several runs after one warm-up, on the threads that torch is set to, with what depends on the
-    weight alone (bounds, steps, resolvent) computed before; that is the setup time. They are taken without a trace.
+    weight alone (bounds, steps, resolvent) computed before. They are taken without a trace.
 
     Args:
         layer: in float64.
@@ -287,11 +278,10 @@ class _Case:
 
     def bind(self, name: str, method: Method) -> SolverRecord:
         """What the method says of the problem before it starts, or why it refuses."""
-        step_size = factor = setup = refused = None
+        step_size = factor = refused = None
         try:
             iteration = method.bind(self.problem, self.timing.stop(1e-6).resolved(self.problem))
             step_size, factor = iteration.step_size, iteration.factor
-            setup = min(self._setup_seconds(method) for _ in range(_SETUP_RUNS))
         except (PreconditionError, MissingExtraError) as error:
             refused = str(error)
         return SolverRecord(
@@ -303,15 +293,7 @@ class _Case:
             step_size=step_size,
             factor=factor,
             measured_factor=None,
-            setup_seconds=setup,
         )
-
-    def _setup_seconds(self, method: Method) -> float:
-        fresh = self.layer.problem(self.inputs).detach()
-        stop = self.timing.stop(1e-6).resolved(fresh)
-        started = time.perf_counter()
-        method.bind(fresh, stop)
-        return time.perf_counter() - started
 
     def measure(self, name: str, method: Method, tolerance: float) -> Measurement:
         """One solver at one tolerance."""
@@ -328,10 +310,8 @@ class _Case:
             rows=len(solution.status),
             status=dict(sorted(status.items())),
             steps_max=int(solution.steps.max()),
-            steps_median=int(solution.steps.median()),
             map_evals=solution.map_evals,
             seconds=statistics.median(times),
-            runs=len(times),
             relative_residual=_finite(float(solution.relative_residual.max())),
             distance=self.worst(self.metric.norm(solution.z - self.z)),
             error_bound=self.worst(solution.error_bound),
@@ -343,14 +323,13 @@ class _Case:
         solution = solve(self.problem, method, stop=self.timing.stop(tolerance), trace=trace, throw=False)
         scale = torch.linalg.vector_norm(self.z, dim=-1).clamp_min(torch.finfo(self.z.dtype).tiny)
         relative = trace.residual / scale
-        worst, median = relative.amax(1), relative.median(1).values
+        worst = relative.amax(1)
         kept = torch.linspace(0, len(trace) - 1, min(len(trace), _CURVE_POINTS)).round().long()
         curve = Curve(
             solver=name,
             steps=tuple(trace.steps[kept].tolist()),
             seconds=tuple(trace.seconds[kept].tolist()),
             worst=tuple(_finite(value) for value in worst[kept].tolist()),
-            median=tuple(_finite(value) for value in median[kept].tolist()),
         )
         exact = _in_one_precision(method, self.problem)
         if exact != method:  # float32 steps end in rounding, and say nothing of the factor

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+from contracting import checks
 from equilibrium.experiments.contraction_cost.figures import draw_contraction_cost
 from equilibrium.experiments.contraction_cost.study import CostSettings, TrainedLayer, contraction_cost_of, cost_table
 from equilibrium.experiments.networks import digits_for
@@ -25,10 +26,10 @@ def contraction_cost(
 ) -> None:
     """Train on digits with and without a certified contraction rate: errors, certificates, measured decay."""
     settings = CostSettings(
-        rates=numbers_or_none("--rates", rates, example="none,0.2,0.5", high=1, zero=True),
-        seeds=(2 if small else 5) if seeds is None else seeds,
-        hidden=(12 if small else 64) if hidden is None else hidden,
-        epochs=(1 if small else 15) if epochs is None else epochs,
+        rates=numbers_or_none("--rates", rates, example="none,0.2,0.5", high=1, high_open=True, zero=True),
+        seeds=checks.whole_number("--seeds", (2 if small else 5) if seeds is None else seeds),
+        hidden=checks.whole_number("--hidden", (12 if small else 64) if hidden is None else hidden),
+        epochs=checks.whole_number("--epochs", (1 if small else 15) if epochs is None else epochs),
         lipschitz=lipschitz,
     )
     with working_in(out, threads=threads) as folder:

@@ -6,7 +6,6 @@ again by every affordable method, bounded from above, and their trajectories are
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,9 @@ from contracting import (
     Certificate,
     FiringRate,
     FixedStep,
-    InputError,
     Trajectory,
     certify,
     check,
-    checks,
     decay_rate,
     distance,
     sampled_rate_along,
@@ -84,7 +81,6 @@ class CostSettings:
         hidden: neurons.
         epochs: passes over the training images.
         lipschitz: γ.
-        epsilon: of the parameterisation.
     """
 
     rates: tuple[float | None, ...] = (None, 0.2, 0.5)
@@ -92,18 +88,6 @@ class CostSettings:
     hidden: int = 64
     epochs: int = 15
     lipschitz: float = 1.0
-    epsilon: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("seeds", "hidden", "epochs"):
-            checks.whole_number(name, getattr(self, name))
-        if not self.rates or len(set(self.rates)) < len(self.rates):
-            raise InputError(f"rates must be different from each other and at least one, got {self.rates}")
-        for rate in self.rates:
-            if rate is not None:
-                checks.number("rates", rate, low=0, high=1, high_open=True)
-        for name in ("lipschitz", "epsilon"):
-            checks.number(name, getattr(self, name), low=0, low_open=True, high=math.inf, high_open=True)
 
 
 def contraction_cost_of(
@@ -128,7 +112,6 @@ def contraction_cost_of(
                 settings.hidden,
                 seed,
                 lipschitz=settings.lipschitz,
-                epsilon=settings.epsilon,
                 contraction_rate=rate,
             )
             error = train(layer, dataset, epochs=settings.epochs, seed=seed).test_error

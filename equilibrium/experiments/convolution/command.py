@@ -25,7 +25,6 @@ from equilibrium.experiments.convolution.figures import (
     animate_relaxation,
     plot_convergence,
     plot_equilibrium,
-    plot_filters,
 )
 from equilibrium.experiments.options import Jobs, LastingOut, Seed, SmallDigits, words
 from equilibrium.experiments.publishing import SQUARE, on_axes, publish
@@ -91,7 +90,7 @@ def convolution(
             "error-under-attack": on_axes(plot_error_under_attack, trained),
             "convergence": on_axes(plot_convergence, layer, pictures, _METHODS, stop=stop),
         },
-        wide={"filters": partial(plot_filters, layer), "equilibrium": partial(plot_equilibrium, layer, pictures[0])},
+        wide={"equilibrium": partial(plot_equilibrium, layer, pictures[0])},
         films={"relaxation.gif": film},
         timings=times,
         small=small,

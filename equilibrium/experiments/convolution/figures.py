@@ -23,16 +23,6 @@ _COLOURS = (BLUE, VERMILION, GREEN, ORANGE, SKY, PURPLE, "#000000")
 _STYLES = ("-", "--", "-.", ":")
 
 
-def plot_filters(layer: ConvolutionalLayer, width: float = FULL_WIDTH) -> Figure:
-    """The input kernel of every channel, first channel of the image, all on one scale that is symmetric about zero."""
-    kernels = layer.parameterization.U.detach()[:, 0]
-    top = float(kernels.abs().max())
-    figure, panels = _panels(len(kernels), "Input filters, one per channel of the state", width)
-    _show(panels, kernels, cmap="RdBu_r", vmin=-top, vmax=top)
-    figure.colorbar(panels[0].images[0], ax=panels, shrink=0.8, label="weight")
-    return figure
-
-
 @torch.no_grad()
 def plot_equilibrium(layer: ConvolutionalLayer, image: Tensor, width: float = FULL_WIDTH) -> Figure:
     """An image, (channels, height, width), and its equilibrium, every channel on one scale, zero border included."""

@@ -79,23 +79,23 @@ class ModelSettings:
         strongly_attacked: the last so many test images are attacked by the strong attack; None for all.
     """
 
-    kind: Kind
     hidden: int
-    lipschitz: float | None
-    contraction_rate: float | None
-    epsilon: float
     images: Images
     epochs: int
-    batch_size: int
-    learning_rate: float
-    temperature: float
-    noise: float
-    tolerance: float
     seed: int
+    batch_size: int
+    tolerance: float
     attacked: int
     allowed: tuple[float, ...]
     attack_steps: int
     thorough: bool
+    kind: Kind = Kind.LBEN
+    lipschitz: float | None = None
+    contraction_rate: float | None = None
+    epsilon: float = 1.0
+    learning_rate: float = 0.01
+    temperature: float = 1.0
+    noise: float = 0.0
     convolutions: Convolutions | None = None
     shift: int = 0
     strongly_attacked: int | None = None

@@ -74,16 +74,10 @@ def catalogue(plan: Plan) -> dict[str, ModelSettings]:
 
 def _dense(plan: Plan) -> dict[str, ModelSettings]:
     base = ModelSettings(
-        kind=Kind.LBEN,
         hidden=12 if plan.small else 80,
-        lipschitz=None,
-        contraction_rate=None,
-        epsilon=1.0,
         images=plan.images,
         epochs=plan.epochs,
         batch_size=64 if plan.small else 256,
-        learning_rate=0.01,
-        temperature=1.0,
         noise=0.5,
         tolerance=1e-3,
         seed=plan.seed,
@@ -112,17 +106,10 @@ def _on_images(plan: Plan) -> dict[str, ModelSettings]:
     if plan.small:
         convolutions = Convolutions(input_kernel_size=3, stride=1, pool=2)
     base = ModelSettings(
-        kind=Kind.LBEN,
         hidden=4 if plan.small else 24,
-        lipschitz=None,
-        contraction_rate=None,
-        epsilon=1.0,
         images=plan.images,
         epochs=plan.epochs,
         batch_size=64 if plan.small else 128,
-        learning_rate=0.01,
-        temperature=1.0,
-        noise=0.0,
         tolerance=1e-2,  # of the gradient of a batch, which is no more accurate
         seed=plan.seed,
         attacked=50 if plan.small else 300,

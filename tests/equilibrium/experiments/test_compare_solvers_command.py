@@ -170,7 +170,7 @@ def bad_input(tmp_path, checkpoint):
         "tolerance": (["--tolerances", "1e-3,2"], "--tolerances"),
         "missing checkpoint": (["--checkpoint", str(tmp_path / "none.pt"), "--lipschitz", "1"], "none.pt"),
         "corrupt checkpoint": (["--checkpoint", str(corrupt), "--lipschitz", "1"], "corrupt.pt"),
-        "checkpoint without lipschitz": (["--checkpoint", str(checkpoint)], "lipschitz"),
+        "checkpoint of another lipschitz": (["--checkpoint", str(checkpoint), "--lipschitz", "5"], "lipschitz"),
         "checkpoint for other data": (["--checkpoint", str(other), "--lipschitz", "1"], "7 inputs"),
         "data folder": (["--data", "mnist", "--data-dir", str(tmp_path / "nowhere")], "nowhere"),
         "data folder of digits": (["--data-dir", str(tmp_path)], "--data mnist"),
@@ -200,7 +200,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, checkpoint, idle
 
 
 def test_output_folder_is_checked_before_any_work(tmp_path, idle, monkeypatch, capsys):
-    monkeypatch.setattr(compare_solvers, "digits", None)
+    monkeypatch.setattr(compare_solvers, "digits_for", None)
     (tmp_path / "file").write_text("kept")
     assert cli.main(["compare-solvers", "--out", str(tmp_path / "file" / "below")]) == 2
     assert "output folder" in one_sentence(capsys)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from contracting.certificates import CertificateError
-from contracting.errors import InputError
 from equilibrium import LBEN, cli
 from equilibrium.experiments.contraction_cost.study import CostSettings, contraction_cost_of, cost_table, measure_layer
 from equilibrium.training.data import digits, subset
@@ -54,14 +53,6 @@ def test_table_has_a_row_per_rate(layers):
     assert len(lines) == 5 and lines[2].startswith("| none |") and "±" in lines[3] and lines[4].startswith("| 0.5 |")
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"seeds": 0}, {"rates": ()}, {"rates": (0.2, 0.2)}, {"rates": (1.0,)}, {"lipschitz": 0.0}]
-)
-def test_bad_settings_are_named(wrong):
-    with pytest.raises(InputError, match=next(iter(wrong))):
-        CostSettings(**wrong)
-
-
 def test_command_writes_everything(tmp_path, capsys):
     arguments = ["--small", "--rates", "none,0.5", "--seeds", "1", "--hidden", "6"]
     assert cli.main(["contraction-cost", *arguments, "--out", str(tmp_path / "a")]) == 0
@@ -71,7 +62,11 @@ def test_command_writes_everything(tmp_path, capsys):
     assert (tmp_path / "a" / "figures" / "contraction-cost.png").stat().st_size > 5000
 
 
-def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("rates", "fast"), ("rates", ","), ("rates", "0.2,0.2"), ("rates", "1"), ("seeds", "0"), ("lipschitz", "0")],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(option, value, tmp_path, capsys):
     out = tmp_path / "out"
-    assert cli.main(["contraction-cost", "--rates", "fast", "--out", str(out)]) == 2
-    assert "--rates" in capsys.readouterr().err and not out.exists()
+    assert cli.main(["contraction-cost", f"--{option}", value, "--out", str(out)]) == 2
+    assert option in capsys.readouterr().err and not out.exists()

@@ -34,8 +34,7 @@ def test_results_figures_and_table_are_complete(finished: Path) -> None:
     }  # fmt: skip
     names = {path.name for path in (finished / "figures").iterdir()}
     assert names == {
-        "certified-and-attained.png", "error-under-attack.png", "convergence.png", "filters.png", "equilibrium.png",
-        "relaxation.gif",
+        "certified-and-attained.png", "error-under-attack.png", "convergence.png", "equilibrium.png", "relaxation.gif",
     }  # fmt: skip
     with Image.open(finished / "figures" / "relaxation.gif") as film:
         assert film.n_frames > 3
