@@ -14,7 +14,7 @@ import command_line
 import torch
 from torch import nn
 
-from contracting.activations.catalogue import as_activation
+from contracting.activations.names import as_activation
 from equilibrium.files import environment, output_directory, write_json, write_text
 from equilibrium.lipschitz import (
     FirstOrder,

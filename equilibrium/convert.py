@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from contracting import checks
 from contracting.activations.base import Activation
-from contracting.activations.catalogue import as_activation
+from contracting.activations.names import as_activation
 from contracting.errors import InputError, PreconditionError
 from contracting.loop.records import Stop
 from contracting.maps.dense import Dense

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from contracting import checks
 from contracting.activations.base import Activation
-from contracting.activations.catalogue import ReLU, as_activation
+from contracting.activations.catalogue import ReLU
+from contracting.activations.names import as_activation
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.base import BoundFlow, Flow, as_flow
 from contracting.gradients.implicit import Backward, Implicit

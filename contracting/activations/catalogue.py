@@ -6,14 +6,13 @@ A splitting method with step α needs prox_{αf}, which is σ only for α = 1 (o
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from contracting import checks
 from contracting.activations.base import Activation, Curved, PiecewiseLinear, Reflection
@@ -355,73 +354,3 @@ ADMISSIBLE: tuple[Activation, ...] = (
     Softshrink(), Identity(),
 )  # fmt: skip
 """Every activation with its default settings; ``Slope``, which needs data, is left out."""
-
-_NAMED = {type(activation).__name__.lower(): activation for activation in ADMISSIBLE}
-# Torch activations that no f has as prox, by the extremes of their slope, and admissible ones that have no class here.
-_INADMISSIBLE = {
-    "gelu": (-0.129, 1.129),
-    "silu": (-0.0998, 1.0998),
-    "mish": (-0.113, 1.088),
-    "hardswish": (-0.5, 1.5),
-    "selu": (0.0, 1.758),
-}
-_UNAVAILABLE = ("celu", "logsigmoid", "tanhshrink")
-
-
-def _from_softplus(module: nn.Softplus) -> Softplus:
-    if module.threshold < 20:
-        raise InputError(
-            f"Softplus(threshold={module.threshold:g}) is not monotone: it jumps down to the identity there, so it is "
-            "no proximal operator; keep the default threshold of 20"
-        )
-    return Softplus(beta=module.beta)
-
-
-_FROM_MODULE: dict[type, Callable[[Any], Activation]] = {
-    nn.LeakyReLU: lambda module: LeakyReLU(negative_slope=module.negative_slope),
-    nn.Hardtanh: lambda module: HardTanh(low=module.min_val, high=module.max_val),
-    nn.Softplus: _from_softplus,
-    nn.ELU: lambda module: ELU(alpha=module.alpha),
-    nn.Softshrink: lambda module: Softshrink(threshold=module.lambd),
-}
-
-
-def activation_named(name: str) -> Activation:
-    """The activation of this name with its default settings; case, ``_`` and ``-`` do not matter.
-
-    Raises:
-        InputError: if the name is unknown or means no proximal operator; the message gives the mathematical reason.
-    """
-    key = name.lower().replace("_", "").replace("-", "")
-    if key in _INADMISSIBLE:
-        low, high = _INADMISSIBLE[key]
-        reason = f"monotone: its slope falls to {low:g}" if low < 0 else f"nonexpansive: its slope reaches {high:g}"
-        raise InputError(f"{name} is not {reason}, so it is no proximal operator; use ReLU, Softplus or Tanh")
-    if key not in _NAMED:
-        problem = "admissible but not available" if key in _UNAVAILABLE else "unknown"
-        raise InputError(f"activation {name!r} is {problem}; use one of {', '.join(_NAMED)}")
-    return _NAMED[key]
-
-
-def as_activation(value: Any) -> Activation:
-    """The activation meant by an instance or class of this module or of torch.nn, or by a function of torch.
-
-    Args:
-        value: such as ``Tanh()``, ``Tanh``, ``nn.LeakyReLU(0.1)``, ``torch.tanh`` or ``F.relu``.
-
-    Raises:
-        InputError: if it is unknown or no proximal operator; the message names it and gives the mathematical reason.
-    """
-    if isinstance(value, Activation):
-        return value
-    if type(value) in _FROM_MODULE:
-        return _FROM_MODULE[type(value)](value)
-    # The identity test keeps strangers with a familiar name out, such as a subclass of nn.ReLU with its own forward.
-    known = type(value) if isinstance(value, nn.Module) else value
-    name = getattr(known, "__name__", "")
-    if any(known is getattr(home, name, None) for home in (sys.modules[__name__], nn, torch, F) if name):
-        return activation_named(name)
-    raise InputError(
-        f"activation must be an Activation, a module of torch.nn or a function of torch, got {value!r}; admissible are "
-        f"{', '.join(_NAMED)} (activation_named takes such a name)"
-    )

@@ -7,7 +7,7 @@ that need not contract. "Contraction" is about any two trajectories under the sa
 """
 
 from contracting.certificates.candidates import Candidate
-from contracting.certificates.catalogue import register
+from contracting.certificates.catalogue import register_finder
 from contracting.certificates.certification import (
     Report,
     applicable,
@@ -47,49 +47,12 @@ from contracting.certificates.upper_bounds import UpperBound, abscissa_bound, sw
 from contracting.certificates.wellposedness import Wellposedness, find_metric, rules_out
 
 __all__ = [
-    "Candidate",
-    "Certificate",
-    "CertificateError",
-    "Convergence",
-    "DiagonalMetric",
-    "ExplicitMetric",
-    "Finder",
-    "FiringRateSystem",
-    "GivenMetric",
-    "HopfieldSystem",
-    "InclusionMetric",
-    "InclusionSystem",
-    "LinearSystem",
-    "LyapunovMetric",
-    "ParabolaTest",
-    "PolyhedralMetric",
-    "RateFinder",
-    "Report",
-    "SectorInequality",
-    "SkewnessSweep",
-    "StepSweep",
-    "System",
-    "UpperBound",
-    "VertexInequalities",
-    "Wellposedness",
-    "abscissa_bound",
-    "applicable",
-    "best_forward_backward_step",
-    "best_peaceman_rachford_step",
-    "certificates",
-    "certify",
-    "check",
-    "check_convergence",
-    "find_metric",
-    "fixed_input_convergence",
-    "forward_backward_system",
-    "peaceman_rachford_system",
-    "register",
-    "report",
-    "rules_out",
-    "sweep_skewness",
-    "sweep_steps",
-    "switching_bound",
-    "system_of",
-    "upper_bound",
-]
+    "Candidate", "Certificate", "CertificateError", "Convergence", "DiagonalMetric", "ExplicitMetric", "Finder",
+    "FiringRateSystem", "GivenMetric", "HopfieldSystem", "InclusionMetric", "InclusionSystem", "LinearSystem",
+    "LyapunovMetric", "ParabolaTest", "PolyhedralMetric", "RateFinder", "Report", "SectorInequality", "SkewnessSweep",
+    "StepSweep", "System", "UpperBound", "VertexInequalities", "Wellposedness", "abscissa_bound", "applicable",
+    "best_forward_backward_step", "best_peaceman_rachford_step", "certificates", "certify", "check",
+    "check_convergence", "find_metric", "fixed_input_convergence", "forward_backward_system",
+    "peaceman_rachford_system", "register_finder", "report", "rules_out", "sweep_skewness", "sweep_steps",
+    "switching_bound", "system_of", "upper_bound",
+]  # fmt: skip

@@ -30,7 +30,7 @@ FINDERS: list[RateFinder] = [
 ]
 
 
-def register(finder: RateFinder) -> RateFinder:
+def register_finder(finder: RateFinder) -> RateFinder:
     """Let ``certify``, ``report`` and ``applicable`` try a finder of your own as well; it is returned.
 
     Raises:

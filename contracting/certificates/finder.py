@@ -32,9 +32,9 @@ class Finder(ABC, Generic[S, P, C]):
       are none (default: itself).
 
     A setting that is a start or a metric is in the coordinates of the caller's own system, and None takes what the
-    system knows (its hint or metric), else what is found without a start. ``register(finder)`` of the package puts a
-    finder among those that are tried where none is named; ``contracting.contracts.finder`` has the tests that each
-    must pass.
+    system knows (its hint or metric), else what is found without a start. ``register_finder`` puts a finder of rates
+    among those that are tried where none is named; ``contracting.contracts.FinderContract`` has the tests that each of
+    these must pass.
     """
 
     @property

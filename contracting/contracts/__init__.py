@@ -16,10 +16,5 @@ from contracting.contracts.metric import MetricContract
 from contracting.contracts.solver import SolverContract
 
 __all__ = [
-    "ActivationContract",
-    "FinderContract",
-    "FlowContract",
-    "LinearMapContract",
-    "MetricContract",
-    "SolverContract",
-]
+    "ActivationContract", "FinderContract", "FlowContract", "LinearMapContract", "MetricContract", "SolverContract",
+]  # fmt: skip

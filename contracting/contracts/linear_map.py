@@ -21,6 +21,7 @@ from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.automatic import Automatic
+from contracting.solvers.newton import SemismoothNewton
 from contracting.solvers.newton_krylov import NewtonKrylov
 from contracting.solvers.splitting import PeacemanRachford
 
@@ -139,7 +140,7 @@ class LinearMapContract(ABC):
         z = torch.relu(v)
         problem = EquilibriumProblem(linear=linear, q=v - z @ W.mT, activation=ReLU(), metric=self.metric())
         inverting: list[Method] = [] if self.step() is None else [PeacemanRachford()]
-        for method in (NewtonKrylov(flow=FiringRate()), Automatic(), *inverting):
+        for method in (NewtonKrylov(flow=FiringRate()), SemismoothNewton(), Automatic(), *inverting):
             close(solve(problem, method, stop=Stop(rtol=1e-9)).z, z, f"{method} must find its equilibrium", 1e-5)
 
 

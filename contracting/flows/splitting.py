@@ -124,6 +124,15 @@ def reflected_steps(
     return u
 
 
+def contracting_flow(problem: EquilibriumProblem) -> BoundSplitting | None:
+    """A flow whose map contracts: Peaceman–Rachford's where W has a resolvent, else forward–backward's, else None."""
+    if not problem.well_posed:
+        return None
+    if math.isfinite(problem.linear.resolvent_products):
+        return PeacemanRachfordFlow().bind(problem)
+    return ForwardBackwardFlow().bind(problem)
+
+
 class BoundSplitting(BoundFlow):
     """A flow whose map T is a splitting with step α: what the steps and the factors of all of them have in common."""
 

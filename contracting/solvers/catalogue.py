@@ -1,9 +1,10 @@
-"""Every solver of the library by name: what a comparison compares."""
+"""Every solver of the library by name: what a comparison compares, and the one place where a solver is registered."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from contracting.errors import InputError
 from contracting.flows.network import FiringRate, Hopfield
 from contracting.flows.splitting import ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.integrators import (
@@ -31,8 +32,25 @@ ROW_LIMITS: Mapping[str, int] = {"torchdiffeq-BDF": 4}
 """Solvers of which a few rows are enough, because they solve one row after the other in Python."""
 
 
+_ADDED: dict[str, Method] = {}
+
+
+def register_solver(name: str, method: Method) -> Method:
+    """Let ``default_solvers``, and so every comparison, know a solver of your own as well; it is returned.
+
+    Raises:
+        InputError: if it is no Method, or the name is taken.
+    """
+    if not isinstance(method, Method):
+        raise InputError(f"method must be a Method, got {method!r}")
+    if name in default_solvers():
+        raise InputError(f"name {name!r} is taken; known are {', '.join(default_solvers())}")
+    _ADDED[name] = method
+    return method
+
+
 def default_solvers() -> dict[str, Method]:
-    """Every method of the library by name; ``Method/Flow`` integrates another flow than the firing-rate one."""
+    """Every method by name, also those registered; ``Method/Flow`` integrates another flow than the firing-rate one."""
     return {
         "PeacemanRachford": PeacemanRachford(),
         "ForwardBackward": ForwardBackward(),
@@ -65,4 +83,5 @@ def default_solvers() -> dict[str, Method]:
         "torchdiffeq-rk4": TorchDiffEq("rk4"),
         "torchdiffeq-dopri5/PeacemanRachford": TorchDiffEq("dopri5", flow=PeacemanRachfordFlow()),
         "torchdiffeq-BDF": TorchDiffEq("BDF"),
+        **_ADDED,
     }

@@ -12,7 +12,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.flows.base import BoundFlow
 from contracting.flows.network import Hopfield
-from contracting.flows.splitting import BoundPeacemanRachford, BoundSplitting, PeacemanRachfordFlow
+from contracting.flows.splitting import BoundPeacemanRachford, BoundSplitting, contracting_flow
 from contracting.integrators.base import FlowIteration
 from contracting.linear_systems import solve_rows
 from contracting.loop.method import Family, Iteration, Method, State
@@ -119,8 +119,9 @@ class SemismoothNewton(Method):
     distance ‖T(s) − s‖_Λ falls enough. The direction is one of descent for the latter, and where no length helps, as at
     a kink, the row takes the step s ← T(s), which makes it smaller too: under Condition 1 every row converges from any
     start. In the coordinates of T the slopes prox'_{αf} are far from zero where σ saturates, so that few steps are
-    enough there. Without a metric, T is the Hopfield map s ↦ Wσ(s) + q, a row that no length helps takes the undamped
-    step, and convergence is not guaranteed: the status tells.
+    enough there. Where W has no resolvent, T is the map of forward–backward splitting. Without a metric, T is the
+    Hopfield map s ↦ Wσ(s) + q, a row that no length helps takes the undamped step, and convergence is not guaranteed:
+    the status tells.
 
     A row whose steps change nothing but rounding errors for ten steps is given up.
 
@@ -143,8 +144,7 @@ class SemismoothNewton(Method):
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
-        flow = PeacemanRachfordFlow() if problem.well_posed else Hopfield()
-        return _DenseNewtonIteration(flow.bind(problem), self)
+        return _DenseNewtonIteration(contracting_flow(problem) or Hopfield().bind(problem), self)
 
 
 class _DenseNewtonIteration(NewtonIteration):

@@ -15,9 +15,7 @@ from contracting import checks
 from contracting.flows.base import BoundFlow, Flow, as_flow
 from contracting.flows.network import BoundFiringRate, FiringRate
 from contracting.flows.speed import ScaledFlow
-from contracting.flows.splitting import (
-    PeacemanRachfordFlow,
-)
+from contracting.flows.splitting import PeacemanRachfordFlow, contracting_flow
 from contracting.integrators.base import FlowMethod
 from contracting.linear_systems import solve_rows_by_products
 from contracting.loop.method import Family, Iteration, State, refuse_graph
@@ -96,7 +94,7 @@ class _NewtonKrylovIteration(NewtonIteration):
     @cached_property
     def fallback(self) -> BoundFlow | None:
         """A flow whose map contracts; found when a row first needs it, because it may cost a factorisation."""
-        return PeacemanRachfordFlow().bind(self.problem) if self.problem.well_posed else None
+        return contracting_flow(self.problem)
 
     def memory(self, s: Tensor) -> State:
         unknown = s.new_full((s.shape[0],), float("inf"))

@@ -8,14 +8,6 @@ from equilibrium.convolution.scales import MultiScaleConv2d, MultiScaleMonotone
 from equilibrium.convolution.weights import ConvolutionalWeights
 
 __all__ = [
-    "ConvolutionalLayer",
-    "ConvolutionalMonotone",
-    "ConvolutionalWeights",
-    "Geometry",
-    "Initialization",
-    "LBENConv2d",
-    "MetricShape",
-    "MultiScaleConv2d",
-    "MultiScaleMonotone",
-    "ReadoutMonotone",
-]
+    "ConvolutionalLayer", "ConvolutionalMonotone", "ConvolutionalWeights", "Geometry", "Initialization", "LBENConv2d",
+    "MetricShape", "MultiScaleConv2d", "MultiScaleMonotone", "ReadoutMonotone",
+]  # fmt: skip

@@ -7,8 +7,9 @@ from typing import Unpack
 from torch import Tensor
 
 from contracting import checks
-from contracting.activations.catalogue import ReLU, as_activation
+from contracting.activations.catalogue import ReLU
 from contracting.activations.clamped import zero_border
+from contracting.activations.names import as_activation
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.parameterization import ConvolutionalMonotone, ConvolutionalOptions
 from equilibrium.convolution.weights import ConvolutionalWeights

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from contracting.activations import verification
+from contracting.activations import names, verification
 from contracting.activations.base import Activation, Curved, PiecewiseLinear
 from contracting.activations.catalogue import ADMISSIBLE, ELU, LeakyReLU, Slope, Softplus, Tanh
 from contracting.activations.clamped import Clamped
+from contracting.activations.names import activation_named, as_activation, register_activation
 from contracting.contracts import ActivationContract
 from contracting.errors import InputError
 from contracting.types import Slopes, Step
@@ -171,3 +172,20 @@ def test_equal_settings_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for beta in (2.0, 2.0, 3.0, 2.0):
         Softplus(beta=beta)
     assert seen == [Softplus(beta=2.0), Softplus(beta=3.0)]
+
+
+def test_an_own_activation_is_taken_by_its_class_and_once_registered_by_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class CELU(Half):
+        """As torch has one of that name, which the catalogue lacks."""
+
+    monkeypatch.setattr(names, "_NAMED", dict(names._NAMED))
+    assert as_activation(CELU) == CELU()
+    for refused in (CELU, nn.CELU(), "celu", Tanh()):  # a class, a module, a name, and what is taken
+        with pytest.raises(InputError, match="activation"):
+            register_activation(refused)  # type: ignore[arg-type]
+    own = register_activation(CELU())
+    assert activation_named("celu") is as_activation(nn.CELU()) is own
+    with pytest.raises(InputError, match="PerNeuron"):
+        as_activation(PerNeuron)

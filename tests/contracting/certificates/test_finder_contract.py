@@ -28,7 +28,7 @@ from contracting.certificates import (
     applicable,
     catalogue,
     certificates,
-    register,
+    register_finder,
 )
 from contracting.contracts import FinderContract
 from contracting.errors import InputError, PreconditionError
@@ -109,12 +109,12 @@ class Euclidean(RateFinder):
 def test_a_finder_of_your_own_is_one_registration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogue, "FINDERS", list(catalogue.FINDERS))
     monkeypatch.setattr("contracting.certificates.certification.FINDERS", catalogue.FINDERS)
-    own = register(Euclidean())
+    own = register_finder(Euclidean())
     system = HopfieldSystem(W=gaussian(3, 0))
     assert own in applicable(system) and own not in applicable(LinearSystem(W=system.W))
     assert own.certify(system).rate in [c.rate for c in certificates(system) if c.method == "Euclidean"]
     with pytest.raises(InputError, match="finder"):
-        register(GivenMetric)  # type: ignore[arg-type]
+        register_finder(GivenMetric)  # type: ignore[arg-type]
 
 
 def test_a_finder_that_breaks_the_contract_fails_it() -> None:

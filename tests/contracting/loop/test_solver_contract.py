@@ -7,7 +7,7 @@ import torch
 
 from contracting.activations.catalogue import ADMISSIBLE, Identity, ReLU, Tanh
 from contracting.contracts import SolverContract
-from contracting.errors import PreconditionError, Status
+from contracting.errors import InputError, PreconditionError, Status
 from contracting.integrators import BackwardEuler, ExplicitEuler, PseudoTransient
 from contracting.loop.method import Family, Iteration, Method, State
 from contracting.loop.records import SolveError, Stop
@@ -15,7 +15,9 @@ from contracting.loop.run import solve
 from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
+from contracting.solvers import catalogue
 from contracting.solvers.anderson import Anderson
+from contracting.solvers.catalogue import default_solvers, register_solver
 from contracting.solvers.newton import SemismoothNewton
 from contracting.solvers.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
 from tests.methods import ALL_METHODS, SELF_ADJOINT_ONLY, name
@@ -223,6 +225,17 @@ def test_an_own_solver_keeps_the_contract_and_a_broken_one_does_not(test: str) -
     for broken in BROKEN.get(test, ()):
         with pytest.raises((AssertionError, RuntimeError)):
             getattr(Small(broken), test)()
+
+
+def test_a_registered_solver_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "_ADDED", {})
+    own = register_solver("own", Own(Picard))
+    assert default_solvers()["own"] is own
+    for taken in ("own", "Tseng"):
+        with pytest.raises(InputError, match="name"):
+            register_solver(taken, own)
+    with pytest.raises(InputError, match="method"):
+        register_solver("class", Own)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", ALL_METHODS, ids=name)

@@ -1,0 +1,76 @@
+"""Every Python block of the README and the docs runs, and what the page on extending shows keeps its contracts."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import unittest
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from contracting.activations import names as activations
+from contracting.certificates import catalogue as finders
+from contracting.contracts import __all__ as contracts
+from contracting.solvers import catalogue as solvers
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = {
+    f"{page.stem}-{number}": block
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.S | re.M), 1)
+}
+EXAMPLES = [name for name in BLOCKS if name.startswith("extending")]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """What an example registers is gone after it, and so is the state of the random numbers."""
+    tables = solvers._ADDED, activations._NAMED
+    before, found = [dict(table) for table in tables], list(finders.FINDERS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
+    finders.FINDERS[:] = found
+
+
+def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A block as a module of its own, as a reader would save it."""
+    path = folder / f"{name.replace('-', '_')}.py"
+    path.write_text(BLOCKS[name])
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, path.stem, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_is_an_example_of_every_suite() -> None:
+    shown = {suite for name in EXAMPLES for suite in re.findall(r"^class Test\w+\((\w+)\)", BLOCKS[name], re.M)}
+    assert shown == {*contracts, "ParameterizationContract"}
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name not in EXAMPLES])
+def test_a_block_of_the_docs_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(name, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_of_an_extension_runs_and_keeps_its_contract(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = run(name, tmp_path, monkeypatch)
+    (suite,) = (value for key, value in vars(module).items() if key.startswith("Test"))
+    case = type(suite.__name__, (suite, unittest.TestCase), {"__module__": module.__name__})
+    result = unittest.defaultTestLoader.loadTestsFromTestCase(case).run(unittest.TestResult())
+    assert result.testsRun >= 5 and not [*result.failures, *result.errors], (result.failures, result.errors)
