@@ -74,6 +74,21 @@ KINDS = {
 }
 
 
+def _steep(n: int, seed: int) -> Tensor:
+    """Condition 1 holds in Λ = I with m = 3e5, and W has entries of 1e6."""
+    return torch.eye(n, dtype=torch.float64) - 1e6 * (torch.eye(n, dtype=torch.float64) - _monotone(n, seed))
+
+
+def _barely_monotone(n: int, seed: int) -> Tensor:
+    """Condition 1 holds in Λ = I with m between 1e-9 and 1e-8, beside a skew part of size 1."""
+    X, S = _plain(n, seed), normal(n, n, seed=seed + 1)
+    return (1 - 1e-9) * torch.eye(n, dtype=torch.float64) - 1e-9 * X @ X.mT - S + S.mT
+
+
+EVERY_KIND = {**KINDS, "steep": _steep, "barely monotone": _barely_monotone}
+"""With two that only Lipschitz constants are tried on: huge weights and nearly singular ones that are well posed."""
+
+
 @dataclass(frozen=True)
 class Drawn:
     """A weight, and a change of coordinates x' = d·x, which turns W to DWD⁻¹ and a metric Λ to ΛD⁻²."""
@@ -101,4 +116,4 @@ def systems(draw: st.DrawFn, *, largest: int = 4, kinds: tuple[str, ...] = tuple
     if kind == "subnormal":  # whose digits would be lost
         exponents = torch.zeros_like(exponents)
     d = torch.exp2(torch.round(exponents / 0.30103)) if draw(st.booleans()) else 10**exponents
-    return Drawn(kind, seed, KINDS[kind](n, seed), d)
+    return Drawn(kind, seed, EVERY_KIND[kind](n, seed), d)

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from contracting.certificates.balance import balancing, rescale
 from contracting.certificates.definite import SMALLEST, UNIT, definite_margin, sizes
 from contracting.certificates.multipliers import perron_weights
 from contracting.certificates.records import CertificateError
@@ -132,11 +133,13 @@ def _elementwise_margin(certificate: LipschitzCertificate, system: LipschitzSyst
 def positive_vector(T: Tensor) -> Tensor | None:
     """v > 0 with Tv > 0, or None; T has no positive entry off the diagonal. Any will do: it is tried, not trusted.
 
-    It is sought in the coordinates of the Perron vector of −T, in which graded weights are not.
+    It is sought in the coordinates of the Perron vector of −T, balanced first, in which graded weights are not.
     """
-    right = perron_weights(-T)[2]
-    scaled = T * right / right[:, None]
-    v = right * torch.linalg.lstsq(scaled, torch.ones(len(T), 1, dtype=torch.float64)).solution[:, 0]
+    scale = balancing(T)
+    balanced = rescale(T, scale)
+    right = perron_weights(-balanced)[2]
+    scaled = balanced * right / right[:, None]
+    v = right / scale * torch.linalg.lstsq(scaled, torch.ones(len(T), 1, dtype=torch.float64)).solution[:, 0]
     return v if bool((torch.isfinite(v) & (v > 0)).all()) else None
 
 

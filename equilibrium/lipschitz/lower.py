@@ -140,7 +140,8 @@ def steepest_pairs(network: Network, x: Tensor, z0: Tensor | None = None) -> tup
     J, _, _ = network.slopes(x, z0)
     _, H, _ = network.responses(J)
     d = torch.linalg.svd(network.gains(J, H), full_matrices=False).Vh[:, 0]
-    reach = (H @ d[:, :, None]).abs().amax((1, 2)).clamp_min(1e-12)
+    reach = (H @ d[:, :, None]).abs().amax((1, 2))
+    reach = torch.where(reach > 0, reach, 1.0)
     lengths = torch.tensor([20.0, 1.0, 0.1, 1e-2, 1e-3], dtype=torch.float64)
     t = (lengths[:, None] / reach)[:, :, None]
     return (x - t * d).flatten(0, 1), (x + t * d).flatten(0, 1)
@@ -223,7 +224,7 @@ class PairAscent:
         second = (x + self.distance * size * noise).requires_grad_()
         optimiser = torch.optim.Adam([first, second], lr=self.learning_rate * size)
         z: Tensor | None = None
-        stop = Stop(rtol=1e-8)
+        stop, tiny = Stop(rtol=1e-8, atol=0.0), torch.finfo(torch.float64).tiny
         with torch.enable_grad():
             for _ in range(self.steps):
                 both = torch.cat([first, second])
@@ -234,7 +235,7 @@ class PairAscent:
                 change = torch.linalg.vector_norm(y[: len(x)] - y[len(x) :], dim=-1)
                 moved = torch.linalg.vector_norm(first - second, dim=-1)
                 optimiser.zero_grad()
-                (moved.clamp_min(1e-12).log() - change.clamp_min(1e-12).log()).sum().backward()
+                (moved.clamp_min(tiny).log() - change.clamp_min(tiny).log()).sum().backward()
                 optimiser.step()
         return attained(network, first.detach(), second.detach(), "pair ascent")
 

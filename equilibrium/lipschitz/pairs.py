@@ -19,7 +19,7 @@ from equilibrium.convolution.weights import ConvolutionalWeights
 from equilibrium.lipschitz.system import as_double
 from equilibrium.weights import NetworkWeights, Weights, explicit_weights
 
-_TIGHT = Stop(rtol=1e-12, atol=1e-14, max_steps=5_000, patience=100)
+_TIGHT = Stop(rtol=1e-12, atol=0.0, max_steps=5_000, patience=100)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
