@@ -6,18 +6,19 @@ took beyond what it had before, for random weights of each size. ``--small`` for
 
 import argparse
 import resource
-import subprocess
 import sys
 import time
 
 import command_line
 import torch
+from own_process import in_own_process
 
 from contracting.certificates import FiringRateSystem, ParabolaTest, check
 
 
 def certificate(size: int) -> None:
-    """One row: time and memory of certifying, and of checking again, a firing-rate flow of ``size`` neurons."""
+    """Print one row: time and memory of certifying, and of checking again, a firing-rate flow of ``size`` neurons."""
+    torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(size, size, generator=generator, dtype=torch.float64) / size**0.5
     system = FiringRateSystem(W=0.9 * W)
@@ -45,19 +46,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=command_line.whole, nargs="+", default=[100, 200, 500, 1000])
     parser.add_argument("--small", action="store_true", help="sizes 10 and 40 only")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # a process of its own, for its own peak
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    if options.one is not None:
-        certificate(options.one)
-        return
     print(
         f"{'n':>6s} {'certify (s)':>14s} {'check (s)':>14s} {'memory (MB)':>12s} {'matrices of n × n':>18s} "
         f"{'rate':>12s} {'margin':>10s}",
         flush=True,
     )
     for size in [10, 40] if options.small else options.sizes:
-        subprocess.run([sys.executable, __file__, "--one", str(size)], check=True)
+        in_own_process(certificate, size)  # for its own peak of memory
 
 
 if __name__ == "__main__":

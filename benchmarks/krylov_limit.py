@@ -26,9 +26,9 @@ from contracting.solvers.automatic import Automatic
 from contracting.solvers.splitting import PeacemanRachford
 from equilibrium.files import output_directory
 
-_EXACT = 1e-12  # relative residual of the solution that J is taken from
-_SAMPLE = 100  # rows whose Krylov spaces are computed
-_STEPS = 0.25, 0.5, 1.0, 2.0, 4.0  # of the Peaceman–Rachford flow, times the automatic one
+_EXACT = 1e-12  # J is taken at a solution of this relative residual.
+_SAMPLE = 100  # Krylov spaces are computed of so many rows.
+_STEPS = 0.25, 0.5, 1.0, 2.0, 4.0  # The Peaceman–Rachford flow is tried with these multiples of the automatic step.
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from contracting.loop.run import solve
 from contracting.solvers.catalogue import ROW_LIMITS, default_solvers
 from equilibrium.files import output_directory
 
-MOST = 20_000
+MOST = 20_000  # A solver that needs more steps is given up.
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MOST_ITERATIONS = 5_000
-_SMALLEST_STEP = 1e-4
-_TIGHTEST = 1e-6  # stopping tolerance that is tried, in units of the target
+MOST_ITERATIONS = 5_000  # A setting that needs more is given up.
+_SMALLEST_STEP = 1e-4  # The step α is halved no further.
+_TIGHTEST = 1e-6  # The tightest tolerance of the step that is tried, in units of the target residual.
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SWEEP_ROWS = 256  # of larger batches, the settings are swept on the first rows
-FINALISTS = 4  # settings that were fast there and reach the target on all rows; the fastest of these is taken
-BDF_SWEEP_ROWS = 4  # each row is an integration of its own
-_FINAL_TIMES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # times ln(1/target)
-_RTOLS = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)  # times the target
-_STEPS = 1000  # of Anderson and Broyden in the sweep; later runs are given as many as were needed
+SWEEP_ROWS = 256  # The settings of a rival are swept on the first rows of a batch, at most so many.
+FINALISTS = 4  # So many of the settings that were fast there are tried on all rows; the fastest is taken.
+BDF_SWEEP_ROWS = 4  # BDF is swept on fewer rows, for each is an integration of its own.
+_FINAL_TIMES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # A flow is followed for these multiples of ln(1/target).
+_RTOLS = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)  # An integrator gets these multiples of the target as rtol.
+_STEPS = 1000  # Anderson and Broyden may take so many in the sweep; later runs get what was needed.
 Setting = dict[str, Any]
 
 

@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +23,7 @@ from typing import Any
 import command_line
 import torch
 from cases import fitted_exponent, true_residual
+from own_process import in_own_process
 from scaling_point import Point
 from torch import Tensor
 
@@ -39,9 +37,7 @@ from contracting.problem import EquilibriumProblem
 from contracting.solvers.splitting import PeacemanRachford
 from equilibrium.files import output_directory, write_figure
 
-WAYS = {"Implicit": Implicit, "Unrolled": Unrolled}
-
-
+WAYS = ("Implicit", "Unrolled")
 
 
 def weight(size: int) -> Tensor:
@@ -51,8 +47,9 @@ def weight(size: int) -> Tensor:
     return -(V.mT @ V + S - S.mT)
 
 
-def point(file: Path, rows: int, target: float, way: str | None, runs: int) -> Point:
+def point(file: Path, rows: int, target: float, way: str | None, threads: int, runs: int) -> Point:
     """Solve in this process, which has done nothing else."""
+    torch.set_num_threads(threads)
     # what is loaded on first use is no cost of the method
     solve(_problem(weight(8), 2), PeacemanRachford(), stop=Stop(rtol=1e-3))
     W = torch.load(file, weights_only=True)
@@ -144,7 +141,7 @@ def _peak() -> int:
 
 
 class Points:
-    """Runs every point in a new process, on a weight that this one made."""
+    """Measures every point in a new process, on a weight that this one made."""
 
     def __init__(self, folder: Path, threads: int, runs: int):
         self.folder, self.threads, self.runs = folder, threads, runs
@@ -153,13 +150,7 @@ class Points:
         file = self.folder / f"{size}.pt"
         if not file.exists():
             torch.save(weight(size), file)
-        command = [str(size), str(rows), str(target), way or "-", str(self.threads), str(self.runs), str(file)]
-        # memory is given back to the system at once, or one pass would find what another left
-        quiet = os.environ | {"OMP_NUM_THREADS": str(self.threads), "MALLOC_TRIM_THRESHOLD_": "0"}
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", *command], env=quiet, stdout=subprocess.PIPE, text=True, check=True
-        )
-        found = Point(**json.loads(done.stdout))
+        found = in_own_process(point, file, rows, target, way, self.threads, self.runs)
         print(f"n = {size}, {rows} rows, {target:g}, {way or 'solve'}: {found.solve_wall:.3g} s", flush=True)
         return found
 
@@ -233,14 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where the machine is not quiet")
     parser.add_argument("--out", type=command_line.path, default=Path("out/scaling"))
     parser.add_argument("--small", action="store_true", help="a few seconds' version")
-    parser.add_argument("--one", nargs=7, help=argparse.SUPPRESS)  # a process of its own, for its own peak
     given = parser.parse_args(arguments)
-    if given.one is not None:
-        _, rows, target, way, threads, runs, file = given.one
-        torch.set_num_threads(int(threads))
-        found = point(Path(file), int(rows), float(target), None if way == "-" else way, int(runs))
-        print(json.dumps(vars(found)))
-        return
     torch.set_num_threads(given.threads)
     from scaling_plots import draw
 

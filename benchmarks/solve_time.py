@@ -46,12 +46,12 @@ from equilibrium.files import environment, output_directory, write_figure, write
 SPLITTING = "PeacemanRachford"
 HALVED, BEST_STEP, ORACLE = "reference", "reference-best-step", "reference-oracle"
 NEWTON = "SemismoothNewton"
-NEWTON_ROWS = 128  # it keeps an n × n matrix per row
+NEWTON_ROWS = 128  # Newton's method is left out of larger batches: it keeps an n × n matrix per row.
 ORACLE_STEPS = [2.0 ** (k / 2) for k in range(2, -15, -1)]
 _GOALS = ("float64:1e-6", "float64:1e-10", "float32:1e-5")
 _SMALL_GOALS = ("float64:1e-6", "float32:1e-5")
-_SHORTEST = 0.1  # seconds of one measurement, so that a cold start counts for little
-_BUDGET = 20.0  # seconds of one contestant in one case, beyond three rounds
+_SHORTEST = 0.1  # A measurement lasts at least so many seconds, so that a cold start counts for little.
+_BUDGET = 20.0  # After three rounds a contestant gets at most so many seconds in one case.
 OURS: dict[str, Any] = {
     DEFAULT: Automatic(),  # as of every layer
     SPLITTING: PeacemanRachford(),
@@ -59,10 +59,6 @@ OURS: dict[str, Any] = {
     "DouglasRachford-1.8": DouglasRachford(relaxation=1.8),
     NEWTON: SemismoothNewton(),
 }
-
-
-
-
 
 
 class Products(TorchDispatchMode):

@@ -18,8 +18,8 @@ from contracting.problem import EquilibriumProblem
 from contracting.solvers.splitting import PeacemanRachford
 from equilibrium.files import output_directory
 
-POINTS = 12
-MOST = 5_000
+POINTS = 12  # So many steps are tried, each a fixed factor from the next.
+MOST = 5_000  # A step that needs more iterations is given up.
 
 
 @dataclass(frozen=True, kw_only=True)

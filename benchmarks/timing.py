@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-_WARM_UP = 5  # one run before so many: whoever comes after another finds a cache and a clock that are not its own
+_WARM_UP = 5  # Repeated runs follow a fifth as many unmeasured ones, for a predecessor leaves its own cache and clock.
 
 Timer = Callable[[int], tuple[float, float]]  # repeats ↦ wall and CPU seconds of all of them
 

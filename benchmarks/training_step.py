@@ -32,10 +32,10 @@ from equilibrium.layers import LBEN
 from equilibrium.training.classifier import train
 from equilibrium.training.data import Dataset, subset
 
-_TIGHT = 1e-12
-_GRID = [10 ** (-k / 4) for k in range(4, 65)]  # of stopping tolerances
-_TOGETHER = 10  # steps of one measurement: so many share what guides their solves, which one of them computes
-_MOST = 1_000  # iterations while the settings of the reference are sought
+_TIGHT = 1e-12  # Both gradients are compared once more at this relative residual.
+_GRID = [10 ** (-k / 4) for k in range(4, 65)]  # Stopping tolerances of the reference are sought here.
+_TOGETHER = 10  # A measurement has so many steps: they share what guides their solves, which one of them computes.
+_MOST = 1_000  # A setting of the reference that needs more iterations is not considered.
 Module = LBEN | reference.ReferenceLayer
 
 
