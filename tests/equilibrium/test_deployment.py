@@ -45,11 +45,11 @@ def test_what_autocast_did_not_make_is_refused_inside_it_too() -> None:
     layer = LBEN(6, 8, 3)
     for autocast in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            with pytest.raises(InputError, match="x"):
+            with pytest.raises(InputError, match=r"\bx\b"):
                 layer(torch.randn(2, 6, dtype=torch.float64))
-            with pytest.raises(InputError, match="x"):
+            with pytest.raises(InputError, match=r"\bx\b"):
                 layer(torch.randn(2, 6).half())
-    with pytest.raises(InputError, match="x"):
+    with pytest.raises(InputError, match=r"\bx\b"):
         layer(torch.randn(2, 6).bfloat16())
 
 
@@ -103,10 +103,10 @@ def test_compile_breaks_once_and_never_again() -> None:
 def test_what_cannot_hold_a_solve_names_what_can() -> None:
     layer, x = LBEN(6, 8, 3), torch.randn(2, 6)
     for trace in (torch.export.export, torch.jit.trace):
-        with pytest.raises(PreconditionError, match="FixedIterations"):
+        with pytest.raises(PreconditionError, match=r"\bFixedIterations\b"):
             trace(layer, (x,))
     torch._dynamo.reset()
-    with pytest.raises(torch._dynamo.exc.Unsupported, match="FixedIterations"):
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"\bFixedIterations\b"):
         torch.compile(layer, backend="eager", fullgraph=True)(x)
 
 
@@ -122,9 +122,9 @@ def test_a_layer_without_values_says_so(layer: EquilibriumLayer, shape: tuple[in
     for device in ("meta", "cpu"):
         x = torch.randn(shape, device=device)
         for call in (layer, layer.equilibrium, layer.solve, layer.problem):
-            with pytest.raises(InputError, match="meta"):
+            with pytest.raises(InputError, match=r"\bmeta\b"):
                 call(x)
-    with pytest.raises(InputError, match="meta"):
+    with pytest.raises(InputError, match=r"\bmeta\b"):
         layer.weights()
     layer = layer.to_empty(device="cpu")
     layer.parameterization.reset_parameters()

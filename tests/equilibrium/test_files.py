@@ -48,7 +48,7 @@ def test_output_directory_is_made_with_its_parents(tmp_path):
 
 def test_output_directory_refuses_a_file(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"not a folder.*--out"):
+    with pytest.raises(InputError, match="--out"):
         files.output_directory(tmp_path / "file")
     with pytest.raises(InputError, match="--out") as error:
         files.output_directory(tmp_path / "file" / "below")
@@ -57,16 +57,16 @@ def test_output_directory_refuses_a_file(tmp_path):
 
 def test_output_directory_refuses_the_empty_text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="empty text; name one, or '.' for the current folder"):
+    with pytest.raises(InputError, match=r"'\.'"):
         files.output_directory("")
     assert files.output_directory(".") == Path()
 
 
 def test_a_remedy_names_the_option_as_one_of_the_command_line(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"name another one \(at the command line: --out\)$"):
+    with pytest.raises(InputError, match="command line: --out"):
         files.output_directory(tmp_path / "file")
-    with pytest.raises(InputError, match=r"name a file in another folder \(at the command line: --out\)$"):
+    with pytest.raises(InputError, match="command line: --out"):
         files.write_tensors(tmp_path / "file" / "weights.pt", {})
 
 
@@ -155,7 +155,7 @@ def test_figures_in_every_format(tmp_path, suffix, start):
 
 @pytest.mark.parametrize("name", ["figure", "figure.txt", "figure.PNG2"])
 def test_figures_refuse_other_formats(tmp_path, name):
-    with pytest.raises(InputError, match=r"\.png"):
+    with pytest.raises(InputError, match=r"\.png\b"):
         files.write_figure(tmp_path / name, Figure())
     assert names(tmp_path) == []
 
@@ -194,7 +194,7 @@ def test_targets_that_cannot_be_files_are_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("kept")
     for target in (tmp_path / "folder", tmp_path / "nothing" / "note.txt", tmp_path / "file" / "note.txt"):
-        with pytest.raises(InputError, match="cannot be written"):
+        with pytest.raises(InputError, match=target.name):
             files.write_text(target, "text")
     assert names(tmp_path) == ["file", "folder"]
 
@@ -216,9 +216,9 @@ def test_a_film_is_complete(tmp_path):
 def test_an_mp4_needs_ffmpeg(tmp_path, monkeypatch):
     moving = film()
     monkeypatch.setattr(animation.writers, "is_available", lambda name: False)
-    with pytest.raises(InputError, match=r"ffmpeg.*\.gif"):
+    with pytest.raises(InputError, match=r"\bffmpeg\b.*\.gif\b"):
         files.write_animation(tmp_path / "film.mp4", moving)
-    with pytest.raises(InputError, match=r"must end in one of \.gif, \.mp4"):
+    with pytest.raises(InputError, match=r"\.gif\b.*\.mp4\b"):
         files.write_animation(tmp_path / "film.avi", moving)
     assert names(tmp_path) == []
     files.write_animation(tmp_path / "film.gif", moving)  # drawn once, or matplotlib warns

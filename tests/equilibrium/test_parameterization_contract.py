@@ -137,7 +137,7 @@ def test_a_parameterisation_that_brings_only_what_is_documented_makes_a_layer() 
     layer(torch.randn(2, 4, 3, dtype=D)).sum().backward()
     assert layer.parameterization.twist.grad != 0
     assert layer.flow(FiringRate).problem.q.shape == (1, 2)
-    with pytest.raises(InputError, match="x"):
+    with pytest.raises(InputError, match=r"\bx\b"):
         layer(torch.randn(2, 3))
     assert layer.float()(torch.randn(2, 3)).dtype == torch.float32
 
@@ -189,9 +189,9 @@ def test_the_state_dict_of_another_map_is_refused_before_anything_is_copied() ->
     for other, name in zip(others, ("epsilon", "contraction_rate", "activation"), strict=True):
         before = copy.deepcopy(other.state_dict())
         for strict in (True, False):
-            with pytest.raises(InputError, match=name):
+            with pytest.raises(InputError, match=rf"\b{name}\b"):
                 other.load_state_dict(layer.state_dict(), strict=strict)
-            with pytest.raises(InputError, match=name):
+            with pytest.raises(InputError, match=rf"\b{name}\b"):
                 nn.Sequential(nn.Linear(3, 3), other).load_state_dict(model.state_dict(), strict=strict)
         assert all(torch.equal(before[key], value) for key, value in other.state_dict().items())
     x = torch.randn(2, 3)

@@ -177,11 +177,11 @@ def test_learnt_gamma_gets_a_gradient_and_stays_certified() -> None:
         ({"lipschitz": -1.0}, "lipschitz"),
         ({"lipschitz": float("nan")}, "lipschitz"),
         ({"lipschitz": "1"}, "lipschitz"),
-        ({"lipschitz": 1e-300}, r"lipschitz must lie in .* range of torch.float32, got 1e-300"),
-        ({"lipschitz": 1e-200, "dtype": torch.float64}, r"lipschitz must lie in .* range of torch.float64, got 1e-200"),
-        ({"lipschitz": 1e-100, "dtype": torch.float32}, r"lipschitz must lie in .* range of torch.float32, got 1e-100"),
-        ({"lipschitz": 1e20, "dtype": torch.float32, "learn_lipschitz": True}, "lipschitz must lie in .*got 1e\\+20"),
-        ({"learn_lipschitz": True}, "starting value"),
+        ({"lipschitz": 1e-300}, "lipschitz"),
+        ({"lipschitz": 1e-200, "dtype": torch.float64}, "lipschitz"),
+        ({"lipschitz": 1e-100, "dtype": torch.float32}, "lipschitz"),
+        ({"lipschitz": 1e20, "dtype": torch.float32, "learn_lipschitz": True}, "lipschitz"),
+        ({"learn_lipschitz": True}, "learn_lipschitz"),
         ({"contraction_rate": 1.0}, "contraction_rate"),
         ({"contraction_rate": -0.1}, "contraction_rate"),
         ({"epsilon": 0.0}, "epsilon"),
@@ -189,7 +189,7 @@ def test_learnt_gamma_gets_a_gradient_and_stays_certified() -> None:
     ],
 )
 def test_bad_settings_are_refused_by_name(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=rf"\b{message}\b"):
         Monotone(3, 4, 2, **settings)  # type: ignore[arg-type]
 
 
@@ -211,7 +211,7 @@ def test_a_constant_within_the_range_works_to_its_ends(dtype: torch.dtype, power
 
 @pytest.mark.parametrize("sizes", [(0, 4, 2), (3, -1, 2), (3, 4, 2.0), (3, True, 2)])
 def test_bad_sizes_are_refused(sizes: tuple[object, ...]) -> None:
-    with pytest.raises(InputError, match="features must be a whole number"):
+    with pytest.raises(InputError, match=r"\b(in|hidden|out)_features\b"):
         Monotone(*sizes)  # type: ignore[arg-type]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
 import pytest
@@ -29,15 +28,17 @@ from contracting.certificates import (
     InclusionSystem,
     LinearSystem,
     ParabolaTest,
+    SectorInequality,
     VertexInequalities,
     certificates,
     certify,
     check,
+    find_metric,
     forward_backward_system,
     report,
     system_of,
 )
-from contracting.errors import InputError
+from contracting.errors import InputError, MissingExtraError
 from contracting.flows.base import Flow
 from contracting.maps.convolution import CircularConvolution
 from contracting.maps.dense import Dense
@@ -83,7 +84,7 @@ def test_the_error_bound_holds_and_is_not_vacuous() -> None:
         assert float(ratio.min()) < 4
     slow = certify(FiringRateSystem(W=gaussian(3, 0, 9.0)), DiagonalMetric())
     assert not slow.contracting
-    with pytest.raises(PreconditionError, match="positive"):
+    with pytest.raises(PreconditionError, match=r"\bpositive\b"):
         slow.error_bound(FiringRate().bind(problem), state)
 
 
@@ -113,31 +114,31 @@ def test_report_orders_certified_true_and_bound() -> None:
 
 def test_wrong_calls_are_refused_by_name() -> None:
     system = FiringRateSystem(W=gaussian(3, 0))
-    with pytest.raises(InputError, match="method"):
+    with pytest.raises(InputError, match=r"\bmethod\b"):
         certify(system, "parabola")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="flow"):
+    with pytest.raises(InputError, match=r"\bflow\b"):
         certify(gaussian(3, 0))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="slopes"):
+    with pytest.raises(InputError, match=r"\bslopes\b"):
         certify(system, slopes=(0.5, 0.2))
     for slopes in (0.5, (0.5,), (0.0, 0.5, 1.0), "01", torch.tensor([0.0, 1.0])):
-        with pytest.raises(InputError, match="slopes must be"):
+        with pytest.raises(InputError, match=r"\bslopes\b"):
             certify(system, slopes=slopes)  # type: ignore[arg-type]
-        with pytest.raises(InputError, match="slopes must be"):
+        with pytest.raises(InputError, match=r"\bslopes\b"):
             forward_backward_system(system.W, step=0.5, slopes=slopes)  # type: ignore[arg-type]
     assert certify(system, slopes=(0, 1)).rate == certify(system).rate
-    with pytest.raises(InputError, match="n ≥ 1"):
+    with pytest.raises(InputError, match=r"\bW\b"):
         FiringRateSystem(W=torch.zeros(0, 0))
-    with pytest.raises(InputError, match="optimise"):
+    with pytest.raises(InputError, match=r"\boptimise\b"):
         ParabolaTest(optimise=-1)
-    with pytest.raises(InputError, match="shape"):
+    with pytest.raises(InputError, match=r"\bshape\b"):
         FiringRateSystem(W=torch.zeros(2, 3))
-    with pytest.raises(InputError, match="hint"):
+    with pytest.raises(InputError, match=r"\bhint\b"):
         FiringRateSystem(W=gaussian(3, 0), hint=torch.tensor([1.0, -1.0, 1.0]))
     with pytest.raises(PreconditionError):
         certify(InclusionSystem(W=gaussian(3, 0)), ParabolaTest())
     with pytest.raises(PreconditionError):
         certify(system, InclusionMetric())
-    with pytest.raises(PreconditionError, match="n ≤ 10"):
+    with pytest.raises(PreconditionError, match=r"\bn ≤ 10\b"):
         certify(FiringRateSystem(W=gaussian(11, 0)), VertexInequalities())
     with pytest.raises(CertificateError):
         ParabolaTest().certify(FiringRateSystem(W=gaussian(3, 0, 1e200)))
@@ -163,19 +164,15 @@ def test_float32_and_gradients_are_followed_by_float64_certificates() -> None:
 
 
 @pytest.mark.parametrize("missing", [("cvxpy", "clarabel"), ("clarabel",), ("cvxpy",)])
-def test_certificates_need_no_solver(missing: tuple[str, ...]) -> None:
-    code = (
-        f"import sys; sys.modules.update(dict.fromkeys({missing})); import torch\n"
-        "from contracting.certificates import *\n"
-        "from contracting.errors import MissingExtraError\n"
-        "s = FiringRateSystem(W=0.3 * torch.ones(3, 3))\n"
-        "assert certify(s).rate > 0 and find_metric(s.W).metric is not None\n"
-        "assert find_metric(torch.tensor([[0.9, 4.0], [4.0, 0.9]])).metric is None\n"
-        "try: certify(s, SectorInequality())\n"
-        "except MissingExtraError as error: assert 'certificates' in str(error)\n"
-        "else: raise SystemExit('no error')"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_certificates_need_no_solver(missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the library is imported without them, test_importing_the_library_needs_no_extra says."""
+    for library in missing:
+        monkeypatch.setitem(sys.modules, library, None)
+    s = FiringRateSystem(W=0.3 * torch.ones(3, 3))
+    assert certify(s).rate > 0 and find_metric(s.W).metric is not None
+    assert find_metric(torch.tensor([[0.9, 4.0], [4.0, 0.9]])).metric is None
+    with pytest.raises(MissingExtraError, match=r"\[certificates\]"):
+        certify(s, SectorInequality())
 
 
 def test_the_matrix_of_a_convolution_is_that_of_its_kernel_in_double_precision() -> None:
@@ -194,8 +191,8 @@ def test_a_metric_of_your_own_is_judged_where_it_applies() -> None:
     inclusion = InclusionSystem(W=W)
     # no vertices to enumerate
     assert GivenMetric(metric=WeightedL2(lam)).certify(inclusion).rate == pytest.approx(0.3, abs=1e-9)
-    with pytest.raises(PreconditionError, match="n ≤ 14, got 20"):
+    with pytest.raises(PreconditionError, match=r"\bn ≤ 14\b"):
         GivenMetric(metric=WeightedL2(lam)).certify(FiringRateSystem(W=W))
     for system in (inclusion, FiringRateSystem(W=W), LinearSystem(W=W)):
-        with pytest.raises(InputError, match="metric must act on the 20 entries of the flow, got 19"):
+        with pytest.raises(InputError, match=r"\bmetric\b"):
             GivenMetric(metric=WeightedL2(lam[1:])).certify(system)

@@ -113,7 +113,7 @@ def test_a_finder_of_your_own_is_one_registration(monkeypatch: pytest.MonkeyPatc
     system = HopfieldSystem(W=gaussian(3, 0))
     assert own in applicable(system) and own not in applicable(LinearSystem(W=system.W))
     assert own.certify(system).rate in [c.rate for c in certificates(system) if c.method == "Euclidean"]
-    with pytest.raises(InputError, match="finder"):
+    with pytest.raises(InputError, match=r"\bfinder\b"):
         register_finder(GivenMetric)  # type: ignore[arg-type]
 
 
@@ -125,7 +125,7 @@ def test_a_finder_that_breaks_the_contract_fails_it() -> None:
             return Euclidean()
 
     Suite().test_what_it_finds_is_proved()
-    with pytest.raises(AssertionError, match="coordinates"):
+    with pytest.raises(AssertionError, match=r"\bcoordinates\b"):
         Suite().test_the_coordinates_do_not_matter()
 
 

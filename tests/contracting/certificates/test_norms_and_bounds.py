@@ -147,12 +147,12 @@ def test_a_step_per_neuron_moves_the_hint_to_the_metric_of_the_splitting(build) 
 @pytest.mark.parametrize("step", [0.0, -1.0, math.nan, math.inf, "1", torch.ones(3), torch.tensor([1.0, 1, 1, -1])])
 def test_a_step_that_cannot_be_is_refused(build, step) -> None:  # type: ignore[no-untyped-def]
     W, lam = monotone_weight(4, seed=1)
-    with pytest.raises(InputError, match="step must"):
+    with pytest.raises(InputError, match=r"\bstep\b"):
         build(W, step=step, hint=lam)
 
 
 def test_a_step_without_resolvent_is_refused() -> None:
-    with pytest.raises(PreconditionError, match="singular for step = 1: take another step"):
+    with pytest.raises(PreconditionError, match=r"\bstep\b"):
         peaceman_rachford_system(2 * torch.eye(2, dtype=torch.float64), step=1.0)
 
 

@@ -52,9 +52,9 @@ def test_parabola_rate_is_the_optimum_of_the_inequality_for_its_multiplier(seed:
 @pytest.mark.parametrize("method", [SectorInequality, ParabolaTest])
 def test_a_multiplier_that_does_not_fit_is_refused(method: type[SectorInequality] | type[ParabolaTest]) -> None:
     for system in (FiringRateSystem(W=gaussian(4, 0)), HopfieldSystem(W=gaussian(4, 0))):
-        with pytest.raises(InputError, match=r"multiplier must have shape \(4,\), got \(3,\)"):
+        with pytest.raises(InputError, match=r"\bmultiplier\b"):
             method(multiplier=torch.ones(3)).certify(system)
-        with pytest.raises(InputError, match="multiplier must be positive"):
+        with pytest.raises(InputError, match=r"\bmultiplier\b"):
             method(multiplier=torch.tensor([1.0, -1.0, 1.0, 1.0])).certify(system)
 
 
@@ -144,7 +144,7 @@ def test_explicit_metric_is_exact_without_skew_and_certifies_the_contracting_par
         matrix, hint = weights.state.to_dense(), weights.metric.weights
         for system in (FiringRateSystem(W=matrix, hint=hint), HopfieldSystem(W=matrix, hint=hint)):
             assert ExplicitMetric().certify(system).rate >= c - 1e-6
-    with pytest.raises(PreconditionError, match="slopes"):
+    with pytest.raises(PreconditionError, match=r"\bslopes\b"):
         ExplicitMetric().certify(FiringRateSystem(W=W, slopes=(-1.0, 1.0)))
 
 
@@ -185,6 +185,6 @@ def test_a_certificate_with_its_metric_at_n_200_takes_seconds() -> None:
 @pytest.mark.parametrize("points", [0, -1, 0.5])
 def test_no_directions_show_nothing(points: int) -> None:
     M = torch.tensor([[0.0, 3.0], [-3.0, 0.0]], dtype=torch.float64)
-    with pytest.raises(InputError, match="points"):
+    with pytest.raises(InputError, match=r"\bpoints\b"):
         boundary(M, points=points)
     assert boundary(M, points=1).shape == (1,)

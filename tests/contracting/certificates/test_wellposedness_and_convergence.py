@@ -87,7 +87,7 @@ def test_edge_cases_of_witnesses() -> None:
     assert not rules_out(torch.ones(2, dtype=torch.float64), W)
     assert find_metric(rotation(50.0)).monotonicity == pytest.approx(1, abs=1e-9)
     assert "holds" in str(find_metric(rotation(50.0)))
-    with pytest.raises(InputError, match="W"):
+    with pytest.raises(InputError, match=r"\bW\b"):
         find_metric(torch.full((2, 2), float("nan")))
 
 
@@ -141,10 +141,10 @@ def test_convergence_is_not_contraction_and_forgeries_fail() -> None:
         check_convergence(certificate, InclusionSystem(W=W))
     with pytest.raises(CertificateError, match="Condition 1"):
         fixed_input_convergence(HopfieldSystem(W=gaussian(4, 1, 5.0)), metric=WeightedL2(torch.ones(4)))
-    with pytest.raises(PreconditionError, match="no metric"):
+    with pytest.raises(PreconditionError, match=r"\bmetric\b"):
         fixed_input_convergence(HopfieldSystem(W=2 * torch.eye(3, dtype=torch.float64)))
     problem, _ = planted(ReLU(), W, lam, batch=1, seed=0)
-    with pytest.raises(PreconditionError, match="certify"):
+    with pytest.raises(PreconditionError, match=r"\bcertify\b"):
         fixed_input_convergence(PeacemanRachfordFlow(step=1.0).bind(problem))
     free = fixed_input_convergence(HopfieldSystem(W=0 * W))
     assert free.rate == pytest.approx(0.5) and free.overshoot == pytest.approx(1)
@@ -162,7 +162,7 @@ def test_the_room_left_for_rounding_grows_with_the_size(
             half = system(W=0.5 * torch.eye(n, dtype=torch.float64), hint=lam)
             assert fixed_input_convergence(half).rate == pytest.approx(0.25, abs=1e-9)
     monkeypatch.setattr(convergence, "_UNITS", 1)
-    with pytest.raises(CertificateError, match=r"‖W̃‖ < 0.5"):
+    with pytest.raises(CertificateError, match="‖W̃‖"):
         fixed_input_convergence(half)
 
 

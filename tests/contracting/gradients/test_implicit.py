@@ -134,8 +134,8 @@ def test_every_method_can_be_unrolled_or_says_that_it_cannot(name: str) -> None:
         y = layer(torch.ones(3, 2, dtype=torch.float64))
         return torch.autograd.grad(y.square().sum(), list(layer.parameters()))
 
-    refused = {"FISTA": "self-adjoint", "torchdiffeq-BDF": r"backward=Implicit\(\)"}
-    refused |= {name: r"backward=Implicit\(\)" for name in default_solvers() if "NewtonKrylov" in name}
+    refused = {"FISTA": r"\bPeacemanRachford\(\)", "torchdiffeq-BDF": r"\bImplicit\(\)"}
+    refused |= {name: r"\bImplicit\(\)" for name in default_solvers() if "NewtonKrylov" in name}
     if name in refused:
         with pytest.raises(PreconditionError, match=refused[name]):
             gradients(Unrolled())
@@ -187,7 +187,7 @@ def test_tiny_cotangents_keep_their_relative_accuracy() -> None:
 def test_a_failed_adjoint_solve_is_not_silent() -> None:
     layer = make_layer(Tanh())
     layer.backward = Implicit(solver=ForwardBackward(), stop=Stop(rtol=1e-12, max_steps=1))
-    with pytest.raises(SolveError, match="adjoint solve of the backward pass failed.*MAX_STEPS"):
+    with pytest.raises(SolveError, match=r"\bbackward\b.*\bMAX_STEPS\b"):
         layer(torch.randn(2, 2, dtype=torch.float64)).sum().backward()
 
 
@@ -224,5 +224,5 @@ def test_backward_inside_autocast_is_backward_outside(order: int, accuracy: floa
 )
 def test_function_transforms_are_told_what_to_use(transform) -> None:  # type: ignore[no-untyped-def]
     layer, x = make_layer(ReLU()), torch.randn(4, 2, dtype=torch.float64)
-    with pytest.raises(PreconditionError, match=r"FixedIterations\(layer"):
+    with pytest.raises(PreconditionError, match=r"\bFixedIterations\b"):
         transform(layer)(x)

@@ -191,11 +191,11 @@ def test_automatic_steps_come_from_the_operator() -> None:
         (ExplicitEuler, {"step": -1.0}, "step"),
         (ExplicitEuler, {"flow": "hopfield"}, "flow"),
         (DormandPrince, {"rtol": 0.0}, "rtol"),
-        (DormandPrince, {"atol": 1e-3}, "atol needs rtol"),
+        (DormandPrince, {"atol": 1e-3}, "atol"),
         (BackwardEuler, {"step": float("inf")}, "step"),
         (PseudoTransient, {"step": float("nan")}, "step"),
     ],
 )
 def test_bad_settings_are_refused(kind: type, settings: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=rf"\b{message}\b"):
         kind(**settings)

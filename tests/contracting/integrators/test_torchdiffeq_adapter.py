@@ -124,7 +124,7 @@ def test_a_certificate_is_not_needed_by_methods_that_choose_their_own_steps() ->
     bare = EquilibriumProblem(linear=problem.linear, q=problem.q, activation=problem.activation)
     for method in (TorchDiffEq(), TorchDiffEq("BDF"), TorchDiffEq("rk4", step=0.3)):
         assert (solve(bare, method, stop=TIGHT).z - exact).norm(dim=-1).max() < 1e-7
-    with pytest.raises(PreconditionError, match="explicit Euler on the firing-rate flow"):
+    with pytest.raises(PreconditionError, match=r"\bSemismoothNewton\(\)"):
         solve(bare, TorchDiffEq("rk4"))
 
 
@@ -228,7 +228,7 @@ def test_underflow_of_the_step_size_gives_up_one_row_and_says_what_to_do(method:
     exact[worst] *= 100
     spy = Spy(limit=0.5 * float(exact[worst].max()))
     assert (exact.amax(-1) > 0.4 * spy.limit).sum() == 1
-    with pytest.raises(SolveError, match=rf"STALLED.*{method} broke down in a segment.*PeacemanRachfordFlow") as error:
+    with pytest.raises(SolveError, match=rf"\bSTALLED\b.*\b{method}\b.*\bPeacemanRachfordFlow\b") as error:
         solve(problem, TorchDiffEq(method, flow=spy), stop=TIGHT)
     solution = error.value.solution
     assert solution is not None
@@ -243,7 +243,7 @@ def test_underflow_of_the_step_size_gives_up_one_row_and_says_what_to_do(method:
 def test_endless_integrations_are_cut(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchdiffeq_adapter, "_CALLS", -1e4)
     problem, _ = linear_problem(batch=2)
-    with pytest.raises(SolveError, match="2 STALLED.*too many evaluations of the field"):
+    with pytest.raises(SolveError, match=r"\b2 STALLED\b"):
         solve(problem, TorchDiffEq(method), stop=TIGHT)
 
 
@@ -254,7 +254,7 @@ def stiff_problem(dtype: torch.dtype = torch.float64) -> tuple[EquilibriumProble
 
 def test_loose_tolerances_that_were_asked_for_stall_honestly() -> None:
     problem, _ = stiff_problem()
-    with pytest.raises(SolveError, match="STALLED.*leave rtol and atol out"):
+    with pytest.raises(SolveError, match=r"\bSTALLED\b.*\brtol and atol\b"):
         solve(problem, TorchDiffEq("dopri5", rtol=1e-2, atol=1e-2), stop=TIGHT)
 
 
@@ -373,7 +373,7 @@ def test_the_adjoint_may_be_repeated_but_has_no_second_derivative() -> None:
     (first,) = torch.autograd.grad(z.sum(), q, retain_graph=True)
     (again,) = torch.autograd.grad(z.sum(), q, retain_graph=True)
     assert torch.equal(first, again)
-    with pytest.raises(InputError, match="no second derivative"):
+    with pytest.raises(InputError, match=r"\bImplicit\(\)"):
         torch.autograd.grad(z.sum(), q, create_graph=True)
 
 
@@ -403,7 +403,7 @@ def test_a_layer_keeps_its_weights_and_its_gradient_when_the_solver_is_an_integr
 
 
 def test_unknown_method_lists_the_known_ones() -> None:
-    with pytest.raises(InputError, match="'dopri5'.*'implicit_adams'.*'BDF'.*got 'dopri6'"):
+    with pytest.raises(InputError, match="'dopri5'.*'implicit_adams'.*'BDF'.*'dopri6'"):
         TorchDiffEq("dopri6")
 
 
@@ -417,22 +417,22 @@ def test_only_the_method_is_positional_and_options_cannot_be_misspelt() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": None}, "method must be one of"),
-        ({"flow": "firing rate"}, "flow must be"),
-        ({"atol": 1e-3}, "atol needs rtol"),
-        ({"rtol": 0.0}, "rtol must lie"),
-        ({"rtol": "1e-3"}, "rtol must be a number"),
-        ({"segment": -1.0}, "segment must lie"),
-        ({"step": 0.1}, "step has no use in 'dopri5', which chooses its own steps"),
-        ({"method": "BDF", "step": 0.1}, "step has no use in 'BDF'"),
-        ({"method": "rk4", "rtol": 1e-3}, "rtol has no use in 'rk4', which has a fixed step"),
-        ({"method": "rk4", "step": 0.0}, "step must lie"),
-        ({"per_row": 1}, "per_row must be True, False or None"),
+        ({"method": None}, "method"),
+        ({"flow": "firing rate"}, "flow"),
+        ({"atol": 1e-3}, "atol"),
+        ({"rtol": 0.0}, "rtol"),
+        ({"rtol": "1e-3"}, "rtol"),
+        ({"segment": -1.0}, "segment"),
+        ({"step": 0.1}, "step"),
+        ({"method": "BDF", "step": 0.1}, "step"),
+        ({"method": "rk4", "rtol": 1e-3}, "rtol"),
+        ({"method": "rk4", "step": 0.0}, "step"),
+        ({"per_row": 1}, "per_row"),
     ],
     ids=lambda value: str(value),
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=rf"\b{message}\b"):
         TorchDiffEq(**settings)
 
 
@@ -445,7 +445,7 @@ def test_a_flow_class_is_as_good_as_a_flow_and_settings_are_plain_values() -> No
 @pytest.mark.parametrize("solver", [DormandPrince(), PeacemanRachford(), TorchDiffEq("BDF")], ids=repr)
 def test_the_adjoint_needs_an_integrator_of_torchdiffeq(solver: Any) -> None:
     problem, _ = linear_problem()
-    with pytest.raises(InputError, match=r"use Implicit\(\)"):
+    with pytest.raises(InputError, match=r"\bImplicit\(\)"):
         TorchDiffEqAdjoint().equilibrium(problem, solver, TIGHT)
 
 
@@ -454,7 +454,7 @@ def test_scipy_is_refused_where_gradients_would_have_to_flow_through_it() -> Non
     problem = EquilibriumProblem(
         linear=Dense(W), q=q.requires_grad_(), activation=Tanh(), metric=WeightedL2(lam)
     )
-    with pytest.raises(PreconditionError, match=r"backward=Implicit\(\)"):
+    with pytest.raises(PreconditionError, match=r"\bImplicit\(\)"):
         Unrolled().equilibrium(problem, TorchDiffEq("BDF"), TIGHT)
     assert Implicit().equilibrium(problem, TorchDiffEq("BDF"), TIGHT).requires_grad
 

@@ -130,18 +130,15 @@ def test_gradients_pass_through_a_shrinking_batch(moves: list[int]) -> None:
     assert (gradient(everything[5:35]) - whole[5:35]).abs().max() <= 1e-10
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("method", [ExplicitEuler(step=0.5), ExplicitEuler(step=0.1)], ids=str)
-def test_a_slow_divergence_is_no_solution(method: ExplicitEuler, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("step", "dtype"), [(0.5, torch.float32), (0.1, torch.float32), (0.5, torch.float64)], ids=str)
+def test_a_slow_divergence_is_no_solution(step: float, dtype: torch.dtype) -> None:
     """z = ReLU(1.5z + 1) has no solution. The scale overflows a step before the residual, and tolerates all of it."""
     problem = EquilibriumProblem(
         linear=Dense(1.5 * torch.eye(3, dtype=dtype)), q=torch.ones(1, 3, dtype=dtype), activation=ReLU()
     )
-    stop = Stop(max_steps=20_000, patience=20_000)
-    solution = solve(problem, method, stop=stop, throw=False)
-    assert int(solution.status) == Status.NONFINITE
-    with pytest.raises(SolveError, match="NONFINITE"):
-        solve(problem, method, stop=stop)
+    with pytest.raises(SolveError, match=r"\bNONFINITE\b") as caught:
+        solve(problem, ExplicitEuler(step=step), stop=Stop(max_steps=20_000, patience=20_000))
+    assert caught.value.solution is not None and int(caught.value.solution.status) == Status.NONFINITE
 
 
 @pytest.mark.parametrize("size", [1e-28, 1e-25, 1e-21, 1e20, 1e25, 1e36])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from contracting.activations.catalogue import ADMISSIBLE, Identity, ReLU, Tanh
+from contracting.activations.base import Activation
+from contracting.activations.catalogue import ADMISSIBLE, Identity, ReLU, Sigmoid, Softplus, Softshrink, Tanh
 from contracting.contracts import SolverContract
 from contracting.errors import InputError, PreconditionError, Status
-from contracting.integrators import BackwardEuler, ExplicitEuler, PseudoTransient
+from contracting.integrators import BackwardEuler, DormandPrince, ExplicitEuler, PseudoTransient
 from contracting.loop.method import Family, Iteration, Method, State
 from contracting.loop.records import SolveError, Stop
 from contracting.loop.run import solve
@@ -17,10 +18,11 @@ from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
 from contracting.solvers import catalogue
 from contracting.solvers.anderson import Anderson
+from contracting.solvers.automatic import Automatic
 from contracting.solvers.catalogue import default_solvers, register_solver
 from contracting.solvers.newton import SemismoothNewton
 from contracting.solvers.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
-from tests.methods import ALL_METHODS, SELF_ADJOINT_ONLY, name
+from tests.methods import ALL_METHODS, ONE_OF_EACH, SELF_ADJOINT_ONLY, name
 from tests.problems import KNOWN, KnownProblem, monotone_weight, planted
 
 TIGHT = Stop(rtol=1e-8, max_steps=400_000, patience=50_000)
@@ -37,7 +39,7 @@ def _true_residual(problem: EquilibriumProblem, z: torch.Tensor) -> torch.Tensor
 def test_reaches_the_known_equilibrium(known: KnownProblem, method: Method) -> None:
     problem, exact = known.make()
     if isinstance(method, SELF_ADJOINT_ONLY) and not known.self_adjoint:
-        with pytest.raises(PreconditionError, match=r"FISTA needs W self-adjoint in the metric; use PeacemanRachford"):
+        with pytest.raises(PreconditionError, match=r"\bPeacemanRachford\(\)"):
             solve(problem, method)
         return
     if _proved_rate(problem, method) < 2e-4:
@@ -80,11 +82,24 @@ def _check_honest_failure(problem: EquilibriumProblem, exact: torch.Tensor, meth
     assert (error < problem.metric.norm(exact)).all()
 
 
-@pytest.mark.parametrize("method", ALL_METHODS, ids=name)
-@pytest.mark.parametrize("activation", ADMISSIBLE, ids=lambda a: type(a).__name__)
-def test_every_activation(activation: object, method: Method) -> None:
+# Piecewise linear, curved and saturating: what the known problems and the contract do not have.
+KINDS = (Softshrink(), Softplus(), Sigmoid())
+EVERY_KIND = [(activation, method) for activation in KINDS for method in ALL_METHODS]
+EVERY_ACTIVATION = [
+    (activation, method)
+    for activation in ADMISSIBLE
+    if activation not in KINDS
+    for method in (PeacemanRachford(), SemismoothNewton(), DormandPrince())
+]
+
+
+@pytest.mark.parametrize(
+    ("activation", "method"),
+    [pytest.param(a, m, id=f"{type(a).__name__}-{name(m)}") for a, m in EVERY_KIND + EVERY_ACTIVATION],
+)
+def test_every_kind_of_activation_and_every_activation(activation: Activation, method: Method) -> None:
     W, lam = _weight(method, 5, seed=1, skew=1.5, spread=0.5)
-    problem, exact = planted(activation, W, lam, batch=3, seed=2)  # type: ignore[arg-type]
+    problem, exact = planted(activation, W, lam, batch=3, seed=2)
     solution = solve(problem, method, stop=TIGHT)
     assert ((solution.z - exact).norm(dim=-1) <= 1e-6 * exact.norm(dim=-1) + 1e-10).all()
 
@@ -103,9 +118,9 @@ class Contract(SolverContract):
         return _weight(self._method, n, seed=seed, skew=2.0, spread=0.3)
 
 
-@pytest.mark.parametrize("method", ALL_METHODS, ids=name)
+@pytest.mark.parametrize("method", ONE_OF_EACH, ids=name)
 @pytest.mark.parametrize("test", [test for test in vars(SolverContract) if test.startswith("test_")])
-def test_every_method_keeps_the_contract(test: str, method: Method) -> None:
+def test_every_class_of_method_keeps_the_contract(test: str, method: Method) -> None:
     getattr(Contract(method), test)()
 
 
@@ -232,18 +247,18 @@ def test_a_registered_solver_is_compared(monkeypatch: pytest.MonkeyPatch) -> Non
     own = register_solver("own", Own(Picard))
     assert default_solvers()["own"] is own
     for taken in ("own", "Tseng"):
-        with pytest.raises(InputError, match="name"):
+        with pytest.raises(InputError, match=r"\bname\b"):
             register_solver(taken, own)
-    with pytest.raises(InputError, match="method"):
+    with pytest.raises(InputError, match=r"\bmethod\b"):
         register_solver("class", Own)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("method", ALL_METHODS, ids=name)
+@pytest.mark.parametrize("method", [Automatic(), SemismoothNewton(), DormandPrince(), BackwardEuler()], ids=name)
 def test_a_lost_row_is_named_in_the_error(method: Method) -> None:
     W, _ = _weight(method, 3, seed=6)
     problem, _ = planted(ReLU(), W, torch.ones(3, dtype=torch.float64), batch=2, seed=7)
     problem = problem.with_tensors([problem.q * torch.tensor([[1.0], [float("nan")]], dtype=torch.float64), W])
-    with pytest.raises(SolveError, match=r"1 of 2 rows \(rows 1\).*NONFINITE"):
+    with pytest.raises(SolveError, match=r"\brows 1\b.*\bNONFINITE\b"):
         solve(problem, method, stop=TIGHT)
 
 
@@ -360,10 +375,10 @@ def test_sparse_checks_give_statuses_at_the_returned_z() -> None:
 def test_automatic_steps_refuse_what_condition_1_does_not_cover(method: Method) -> None:
     W = 2 * torch.eye(3, dtype=torch.float64)
     uncertified, _ = planted(ReLU(), W, None, batch=1, seed=0)
-    with pytest.raises(PreconditionError, match="no metric is claimed"):
+    with pytest.raises(PreconditionError, match=r"\bSemismoothNewton\(\)"):
         solve(uncertified, method)
     false_claim, _ = planted(ReLU(), W, torch.ones(3, dtype=torch.float64), batch=1, seed=0)
-    with pytest.raises(PreconditionError, match="not strongly monotone"):
+    with pytest.raises(PreconditionError, match=r"\bSemismoothNewton\(\)"):
         solve(false_claim, method)
     assert false_claim.operator is None
 

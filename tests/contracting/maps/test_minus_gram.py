@@ -105,7 +105,7 @@ def test_a_step_per_position_goes_through_the_scaling() -> None:
     assert float((scaled.apply(z) - z @ (identity - psi[:, None] * M).mT).norm(dim=-1).max()) <= 1e-10
     K = torch.linalg.inv(identity + 0.8 * M)
     assert float((scaled.resolvent(0.8 / psi).apply(z) - z @ K.mT).norm(dim=-1).max()) <= 1e-10
-    with pytest.raises(PreconditionError, match="one per channel"):
+    with pytest.raises(PreconditionError, match=r"\bper channel\b"):
         scaled.resolvent(0.8)
     Kd = torch.linalg.inv(identity + psi[:, None] * M)
     dense = MinusGram(Dense(base.to_dense()), T)  # a base that takes any step gives one for any step
@@ -182,7 +182,7 @@ def test_a_base_that_is_not_monotone_is_not_certified() -> None:
     assert bad.estimates(euclidean(bad)) is None
     assert good.operator(euclidean(good)).bounds.strongly_monotone and good.estimates(euclidean(good)) is not None
     problem = EquilibriumProblem(linear=bad, q=draw(1, bad.size, seed=4), activation=ReLU(), metric=euclidean(bad))
-    with pytest.raises(PreconditionError, match="not strongly monotone"):
+    with pytest.raises(PreconditionError, match=r"\bSemismoothNewton\(\)"):
         solve(problem, PeacemanRachford())
 
 
@@ -196,12 +196,12 @@ def test_small_maps_are_analysed_exactly_and_others_in_the_metric_they_are_for()
     assert linear.adjoint.operator(metric.dual()) is linear.operator(metric)
     bounded = make(4)
     assert bounded.block_size == 2
-    with pytest.raises(PreconditionError, match="exact_up_to"):
+    with pytest.raises(PreconditionError, match=r"\bexact_up_to\b"):
         bounded.blocks(euclidean(bounded))
     for known in (bounded.operator, bounded.estimates):
-        with pytest.raises(PreconditionError, match="Scaled"):
+        with pytest.raises(PreconditionError, match=r"\bScaled\b"):
             known(metric)
-        with pytest.raises(PreconditionError, match="WeightedL2"):
+        with pytest.raises(PreconditionError, match=r"\bWeightedL2\b"):
             known(WeightedL1(torch.ones(24, dtype=torch.float64)))
 
 
@@ -209,16 +209,16 @@ def test_a_singular_core_is_refused_with_a_reason() -> None:
     W = torch.diag(torch.tensor([3.0, 0.0, 0.0], dtype=torch.float64))
     e = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64)
     # I + α(I − W) is −1 and I + α(I − W + eeᵀ) is 0 in the first direction for α = 1
-    with pytest.raises(PreconditionError, match="singular"):
+    with pytest.raises(PreconditionError, match=r"\bsingular\b"):
         MinusGram(Dense(W), Rows(e)).resolvent(1.0)
     assert MinusGram(Dense(W), Rows(e)).resolvent(0.9) is not None
 
 
 def test_what_does_not_fit_is_named() -> None:
     base = convolution(0)
-    with pytest.raises(InputError, match="factor"):
+    with pytest.raises(InputError, match=r"\bfactor\b"):
         MinusGram(base, draw(2, base.size, seed=0))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="factor"):
+    with pytest.raises(InputError, match=r"\bfactor\b"):
         MinusGram(base, Rows(draw(2, base.size, seed=0).float()))
 
 

@@ -156,14 +156,14 @@ def test_pullback_is_the_gradient() -> None:
 
 
 def test_what_cannot_be_done_is_refused() -> None:
-    with pytest.raises(InputError, match=r"shape \(n, n\)"):
+    with pytest.raises(InputError, match=r"\bweight\b"):
         Dense(torch.zeros(2, 3))
-    with pytest.raises(InputError, match="floating point"):
+    with pytest.raises(InputError, match=r"\bweight\b"):
         Dense(torch.zeros(2, 2, dtype=torch.int64))
-    with pytest.raises(PreconditionError, match="singular"):
+    with pytest.raises(PreconditionError, match=r"\bsingular\b"):
         Dense(2 * torch.eye(2)).resolvent(1.0)
     P = torch.tensor([[2.0, 0.5], [0.5, 1.0]])
-    with pytest.raises(PreconditionError, match="WeightedL2"):
+    with pytest.raises(PreconditionError, match=r"\bWeightedL2\b"):
         Dense(torch.zeros(2, 2)).operator(FullP(P))
 
 

@@ -196,16 +196,16 @@ def test_another_input_keeps_what_is_known_of_the_step() -> None:
 
 def test_what_does_not_fit_is_refused_with_a_remedy() -> None:
     scaled, metric = make()
-    for bad, words in ((0.0, "must be positive"), (-1.0, "must be positive"), (float("nan"), "NaN or infinite")):
+    for bad in (0.0, -1.0, float("nan")):
         spoilt = torch.ones_like(scaled.left)
         spoilt[1] = bad
-        with pytest.raises(InputError, match=f"left .*{words}"):
+        with pytest.raises(InputError, match=r"\bleft\b"):
             Scaled(scaled.inner, spoilt, scaled.right)
-        with pytest.raises(InputError, match=f"right .*{words}"):
+        with pytest.raises(InputError, match=r"\bright\b"):
             Scaled(scaled.inner, scaled.left, spoilt.requires_grad_())
-    with pytest.raises(PreconditionError, match="no blocks"):
+    with pytest.raises(PreconditionError, match=r"\boperator\(metric\)"):
         scaled.blocks(metric)
-    with pytest.raises(PreconditionError, match="metric it was made for"):
+    with pytest.raises(PreconditionError, match=r"\bWeightedL2\b"):
         scaled.operator(WeightedL2.identity(scaled.size, dtype=torch.float64))
-    with pytest.raises(PreconditionError, match="ForwardBackward"):
+    with pytest.raises(PreconditionError, match=r"\bForwardBackward\b"):
         scaled.resolvent(0.5)

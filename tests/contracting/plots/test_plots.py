@@ -133,9 +133,9 @@ def test_two_flows_share_axes_and_both_stay_in_view(pairs):
 
 
 def test_wrong_distances_are_named():
-    with pytest.raises(InputError, match="shape"):
+    with pytest.raises(InputError, match=r"\bshape\b"):
         plot_distance(TIMES, torch.ones(3, dtype=F64), evidence=claim(1.0))
-    with pytest.raises(InputError, match="first distances"):
+    with pytest.raises(InputError, match=r"\bdistances\b"):
         plot_distance(TIMES, torch.zeros(41, dtype=F64), evidence=claim(1.0))
 
 
@@ -205,7 +205,7 @@ def test_what_is_no_evidence_of_contraction_is_refused(spiral, pairs):
             lambda e: plot_spectra({"W": torch.zeros(2, dtype=torch.complex128)}, evidence=e),
             lambda e: track(spiral[0], lambda t: spiral[0].problem.q, TIMES, evidence=e),
         ):
-            with pytest.raises(InputError, match="evidence"):
+            with pytest.raises(InputError, match=r"\bevidence\b"):
                 draw(evidence)
 
 
@@ -307,16 +307,16 @@ def test_a_flow_in_single_precision_is_drawn_in_its_own(flow):
 
 
 def test_only_the_plane_is_drawn(spiral):
-    with pytest.raises(InputError, match="in the plane"):
+    with pytest.raises(InputError, match=r"\bequilibrium\b"):
         plot_phase_portrait(spiral[0], **LIMITS, equilibrium=torch.zeros(3))
-    with pytest.raises(InputError, match="centre"):
+    with pytest.raises(InputError, match=r"\bcentre\b"):
         carry_ball(spiral[0], torch.zeros(1, 2), 1.0, TIMES, evidence=claim(1.0))
 
 
 @pytest.mark.parametrize("n", [2, 3])
 def test_no_points_make_no_sphere(n):
     for points in (0, -1, 0.5):
-        with pytest.raises(InputError, match="points must be a whole number of at least 1"):
+        with pytest.raises(InputError, match=r"\bpoints\b"):
             unit_sphere(WeightedL2(torch.ones(n)), points)
     assert unit_sphere(WeightedL2(torch.ones(n)), 1).shape == (1, n)
 
@@ -324,14 +324,14 @@ def test_no_points_make_no_sphere(n):
 def test_a_ball_needs_a_metric_and_a_number_as_its_rate(spiral):
     centre, metric = torch.zeros(2, dtype=F64), WeightedL2(torch.ones(2))
     for rate in (None, "fast", math.nan, math.inf):
-        with pytest.raises(InputError, match="rate"):
+        with pytest.raises(InputError, match=r"\brate\b"):
             Claim(metric=metric, rate=rate)
-    with pytest.raises(InputError, match="metric"):
+    with pytest.raises(InputError, match=r"\bmetric\b"):
         Claim(metric="l2", rate=1.0)
     for evidence in (1.0, None, metric):
-        with pytest.raises(InputError, match="evidence"):
+        with pytest.raises(InputError, match=r"\bevidence\b"):
             carry_ball(spiral[0], centre, 1.0, TIMES, evidence=evidence)
-    with pytest.raises(InputError, match="times"):  # a ball is not contained backwards
+    with pytest.raises(InputError, match=r"\btimes\b"):  # a ball is not contained backwards
         carry_ball(spiral[0], centre, 1.0, TIMES.flip(0), evidence=claim(1.0))
 
 
@@ -391,9 +391,10 @@ def test_spectra_lie_left_of_the_certified_line():
     assert axes.get_title(loc="left").startswith("None of the spectra shown")
     wrong = plot_spectra(groups, evidence=claim(bound.rate + 0.01))
     assert wrong.get_title(loc="left") == "Eigenvalues lie beyond the claimed line"
-    for nothing in (plot_spectra, plot_numerical_range):
-        with pytest.raises(InputError, match="at least one"):
-            nothing({}, **({"evidence": claim(1.0)} if nothing is plot_spectra else {}))
+    with pytest.raises(InputError, match=r"\bspectra\b"):
+        plot_spectra({}, evidence=claim(1.0))
+    with pytest.raises(InputError, match=r"\branges\b"):
+        plot_numerical_range({})
 
 
 # ---------------------------------------------------------------------------------------------------- families of flows
@@ -413,20 +414,20 @@ def test_the_sweep_scales_the_skew_part_only(skewness):
     assert sweep.reports[0].best.rate == pytest.approx(0.3, abs=1e-4)  # self-adjoint: exactly m
     rates = [report.best.rate for report in sweep.reports]
     assert all(report.best.rate <= report.bound.rate + 1e-9 for report in sweep.reports) and rates[2] < rates[0]
-    with pytest.raises(InputError, match="self-adjoint"):
+    with pytest.raises(InputError, match=r"\bW\b"):
         sweep_skewness(torch.eye(2, dtype=F64), WeightedL2(torch.ones(2, dtype=F64)), torch.ones(1))
     for metric, skewness, message in (
-        ("euclidean", torch.ones(1), "metric must be a WeightedL2"),
-        (WeightedL2(torch.ones(2, dtype=F64)), 1.0, "skewness must be a torch.Tensor"),
-        (WeightedL2(torch.ones(2, dtype=F64)), torch.ones(1, 1), "skewness must have shape"),
+        ("euclidean", torch.ones(1), "metric"),
+        (WeightedL2(torch.ones(2, dtype=F64)), 1.0, "skewness"),
+        (WeightedL2(torch.ones(2, dtype=F64)), torch.ones(1, 1), "skewness"),
     ):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(InputError, match=rf"\b{message}\b"):
             sweep_skewness(torch.eye(2, dtype=F64), metric, skewness)  # type: ignore[arg-type]
 
 
 def test_negative_sizes_are_refused():
     W, lam = monotone_weight(3, seed=3, skew=1.0)
-    with pytest.raises(InputError, match="skewness must not be negative, its smallest entry is -1"):
+    with pytest.raises(InputError, match=r"\bskewness\b"):
         sweep_skewness(W, WeightedL2(lam), torch.tensor([0.0, -1.0], dtype=F64))
 
 
@@ -513,7 +514,7 @@ def test_descent_is_drawn_with_its_certified_line(convex):
     assert axes.get_title(loc="left").startswith("The energy falls")
     rising = plot_energy_descent({"flow": (clock, gap.flip(0))})
     assert rising.get_title(loc="left") == "The energy rises somewhere"
-    with pytest.raises(InputError, match="at least one"):
+    with pytest.raises(InputError, match=r"\bgaps\b"):
         plot_energy_descent({})
 
 
@@ -547,7 +548,7 @@ def test_steps_are_a_gradient_step_and_a_proximal_map(convex):
         (x0, x1), (y0, y1) = entry.get_data()
         assert np.allclose([x1, y1], path[index + 1])
         assert np.allclose([max(x0, 0), max(y0, 0)], path[index + 1])  # the projection of where the gradient led
-    with pytest.raises(InputError, match="both iterates and step"):
+    with pytest.raises(InputError, match=r"\biterates and step\b"):
         plot_energy_contours(energy, x=(0, 1), y=(0, 1), equilibrium=z, iterates=path)
 
 

@@ -191,11 +191,11 @@ def test_matrix_inequalities_are_no_worse_than_the_gradient_fit() -> None:
 
 def test_matrix_inequalities_refuse_what_they_cannot_do() -> None:
     flow, points = LinearFlow(SHEAR), torch.zeros(1, 2, dtype=F64)
-    with pytest.raises(InputError, match="family must be FullP or WeightedL2"):
+    with pytest.raises(InputError, match=r"\bfamily\b"):
         fit_metric_by_inequalities(flow, points, family=WeightedL1)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="vector field"):
+    with pytest.raises(InputError, match=r"\bflow\b"):
         fit_metric_by_inequalities(lambda t, z: z, points)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="shape"):
+    with pytest.raises(InputError, match=r"\bshape\b"):
         fit_metric_by_inequalities(flow, points[0])
     unstable = LinearFlow(torch.tensor([[-1.0, 0.0], [0.0, 0.2]], dtype=F64))
     assert fit_metric_by_inequalities(unstable, points).rate <= -0.2 + 1e-9
@@ -212,24 +212,24 @@ def test_what_is_not_finite_is_no_sample() -> None:
     good, bad = torch.tensor([[0.5]], dtype=F64), torch.tensor([[-0.5]], dtype=F64)
     assert sampled_rate(flow, good, euclidean(1)).rate == pytest.approx(1 + 0.5 / 0.5**0.5)
     for metric in (euclidean(1), WeightedLinf(torch.ones(1, dtype=F64))):
-        with pytest.raises(InputError, match="the Jacobian has 1 entries that are NaN"):
+        with pytest.raises(InputError, match=r"\bJacobian\b"):
             sampled_rate(flow, bad, metric)
-        with pytest.raises(InputError, match="the Jacobian"):
+        with pytest.raises(InputError, match=r"\bJacobian\b"):
             worst_point(flow, bad, metric, radius=0.1, steps=3)
-        with pytest.raises(InputError, match="points has 1 entries"):
+        with pytest.raises(InputError, match=r"\bpoints\b"):
             worst_point(flow, good * math.nan, metric, radius=0.1, steps=3)
     cliff = NeuralFlow(lambda t, z: -z + z**2 + 0 * (0.6 - z).sqrt())
     assert worst_point(cliff, good, euclidean(1), radius=0.05, steps=20).rate == pytest.approx(1 - 2 * 0.55)
-    with pytest.raises(InputError, match="the Jacobian"):
+    with pytest.raises(InputError, match=r"\bJacobian\b"):
         worst_point(cliff, good, euclidean(1), radius=1.0, steps=20)
 
 
 @pytest.mark.parametrize("learning_rate", [0.0, -0.1, math.inf, math.nan, "1"])
 def test_learning_rates_out_of_range_are_refused(learning_rate: float) -> None:
     flow, points = LinearFlow(SHEAR), torch.zeros(1, 2, dtype=F64)
-    with pytest.raises(InputError, match="learning_rate must"):
+    with pytest.raises(InputError, match=r"\blearning_rate\b"):
         worst_point(flow, points, euclidean(2), radius=1.0, steps=1, learning_rate=learning_rate)
-    with pytest.raises(InputError, match="learning_rate must"):
+    with pytest.raises(InputError, match=r"\blearning_rate\b"):
         fit_metric(flow, points, steps=1, learning_rate=learning_rate)
 
 
@@ -241,7 +241,7 @@ def test_no_points_show_nothing() -> None:
         lambda: fit_metric(flow, points),
         lambda: fit_metric_by_inequalities(flow, points),
     ):
-        with pytest.raises(InputError, match="points must have shape .* at least one row"):
+        with pytest.raises(InputError, match=r"\bpoints\b"):
             call()
 
 
@@ -269,7 +269,7 @@ def test_a_problem_of_many_rows_takes_as_many_points(scaled: bool) -> None:
             lambda few=few: fit_metric(flow(slice(None)), few, steps=1),
             lambda few=few: fit_metric_by_inequalities(flow(slice(None)), few),
         ):
-            with pytest.raises(InputError, match=f"points must have as many rows .* inputs, 4, got {count}"):
+            with pytest.raises(InputError, match=r"\bpoints\b"):
                 call()
 
 
@@ -278,30 +278,30 @@ def test_the_rows_of_a_moving_input_count_as_well() -> None:
     problem, _ = planted(Tanh(), W, lam, batch=1, seed=2)
     many = DrivenFlow(FiringRate().bind(problem), lambda t: problem.q.expand(4, -1) * torch.cos(t))
     assert sampled_rate(many, torch.zeros(4, 3, dtype=F64), euclidean(3)).measures.shape == (4,)
-    with pytest.raises(InputError, match="points must have as many rows"):
+    with pytest.raises(InputError, match=r"\bpoints\b"):
         sampled_rate(many, torch.zeros(2, 3, dtype=F64), euclidean(3))
 
 
 def test_points_of_another_size_or_kind_than_the_flow_are_refused() -> None:
-    with pytest.raises(InputError, match="points have shape .*the Jacobian of the flow"):
+    with pytest.raises(InputError, match=r"\bpoints\b"):
         fit_metric(LinearFlow(SHEAR), torch.zeros(1, 3, dtype=F64), steps=1)
     W, lam = monotone_weight(3, seed=1)
     flow = FiringRate().bind(planted(Tanh(), W, lam, batch=1, seed=2)[0])
-    with pytest.raises(InputError, match="points must have 3 entries"):
+    with pytest.raises(InputError, match=r"\bpoints\b"):
         fit_metric(flow, torch.zeros(1, 2, dtype=F64), steps=1)
-    with pytest.raises(InputError, match="points has dtype torch.float32"):
+    with pytest.raises(InputError, match=r"\bpoints\b"):
         sampled_rate(flow, torch.zeros(1, 3), euclidean(3))
 
 
 def test_mistakes_are_named() -> None:
     flow, points = LinearFlow(SHEAR), torch.zeros(1, 2, dtype=F64)
-    with pytest.raises(InputError, match="family must be one of"):
+    with pytest.raises(InputError, match=r"\bfamily\b"):
         fit_metric(flow, points, family=Metric)
-    with pytest.raises(InputError, match="last dimension"):
+    with pytest.raises(InputError, match=r"\bpoints\b"):
         sampled_rate(flow, points, euclidean(3))
-    with pytest.raises(InputError, match="flow must be a vector field"):
+    with pytest.raises(InputError, match=r"\bflow\b"):
         sampled_rate(lambda t, z: z, points, euclidean(2))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="radius"):
+    with pytest.raises(InputError, match=r"\bradius\b"):
         worst_point(flow, points, euclidean(2), radius=0.0)
 
 
@@ -336,7 +336,7 @@ def test_inference_mode_changes_nothing() -> None:
 def test_a_field_that_hides_from_autograd_is_refused(cut) -> None:  # type: ignore[no-untyped-def]
     points = torch.randn(5, 2, dtype=F64)
     for act in (NeuralFlow(cut).jacobian, lambda s: NeuralFlow(cut).jvp(s, s)):
-        with pytest.raises(InputError, match="autograd sees no dependence"):
+        with pytest.raises(InputError, match=r"f\(t, s\)"):
             act(points)
 
 

@@ -142,7 +142,7 @@ def test_float32_that_resolves_nothing_is_refused_by_default() -> None:
     layer, x = LBEN(6, 8, 3, lipschitz=5.0), torch.randn(4, 6)
     with torch.no_grad():
         layer.parameterization.psi.copy_(torch.linspace(-15, 15, 8))  # type: ignore[operator,union-attr]
-    with pytest.raises(PreconditionError, match=r"float64 \(layer.double\(\)\)"):
+    with pytest.raises(PreconditionError, match=r"\blayer\.double\(\)"):
         layer(x)
     assert layer.solve(x, stop=Stop(rtol=1.0)).converged.all()  # who asks for it gets it
     assert layer.double().solve(x.double()).converged.all()

@@ -261,9 +261,9 @@ def test_a_weight_that_is_not_monotone_gets_no_bound() -> None:
     layer = make(1)
     weights = layer.weights()
     doubled = replace(weights, state=weights.state.with_tensors([-5 * weights.state.tensors()[0].detach()]))
-    with pytest.raises(PreconditionError, match="not monotone"):
+    with pytest.raises(PreconditionError, match=r"\bmetric\b"):
         PerFrequency().certify(ImageSystem(weights=doubled))
-    with pytest.raises(PreconditionError, match="dense"):
+    with pytest.raises(PreconditionError, match=r"\bdense\b"):
         PerFrequency().certify(ImageSystem(weights=replace(weights, state=Dense(weights.state.to_dense()))))
 
 
@@ -325,22 +325,22 @@ def test_initializations_are_options_with_names() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(InputError, match="odd"):
+    with pytest.raises(InputError, match=r"\bodd\b"):
         LBENConv2d(1, 2, 3, image=(4, 4), kernel_size=2)
-    with pytest.raises(InputError, match=r"lipschitz must lie in .* range of torch.float32, got 1e-30;"):
+    with pytest.raises(InputError, match=r"\blipschitz\b"):
         LBENConv2d(1, 2, 3, image=(4, 4), lipschitz=1e-30, dtype=torch.float32)
-    with pytest.raises(InputError, match="pool must fit"):
+    with pytest.raises(InputError, match=r"\bpool\b"):
         LBENConv2d(1, 2, 3, image=(4, 4), pool=7)
-    with pytest.raises(InputError, match="stride must divide"):
+    with pytest.raises(InputError, match=r"\bstride\b"):
         LBENConv2d(1, 2, 3, image=(5, 5), stride=2)
-    with pytest.raises(InputError, match="constant over the image"):
+    with pytest.raises(InputError, match=r"\bmetric\b"):
         LBENConv2d(1, 2, 3, image=(4, 4), contraction_rate=0.1, metric=MetricShape.FULL)
-    with pytest.raises(InputError, match="metric must be"):
+    with pytest.raises(InputError, match=r"\bmetric\b"):
         LBENConv2d(1, 2, 3, image=(4, 4), metric="full")  # type: ignore[arg-type]
     layer = LBENConv2d(1, 2, 3, image=(4, 4), activation=ReLU())
-    with pytest.raises(InputError, match=r"images \(..., 1, 4, 4\)"):
+    with pytest.raises(InputError, match=r"\bx\b"):
         layer(torch.randn(2, 4, 5))
-    with pytest.raises(InputError, match="dtype"):
+    with pytest.raises(InputError, match=r"\bdtype\b"):
         layer(torch.randn(2, 1, 4, 4, dtype=torch.float64))
 
 

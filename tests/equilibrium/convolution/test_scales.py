@@ -168,13 +168,13 @@ def test_phases_are_those_of_the_images(out: int, into: int, stride: int, side: 
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    with pytest.raises(InputError, match="at least one resolution"):
+    with pytest.raises(InputError, match=r"\bchannels\b"):
         make(0, channels=())
-    with pytest.raises(InputError, match="constant over the image"):
+    with pytest.raises(InputError, match=r"\bmetric\b"):
         make(0, metric=MetricShape.FULL)
-    with pytest.raises(InputError, match="entry of channels"):
+    with pytest.raises(InputError, match=r"\bchannels\b"):
         make(0, channels=(2, 0))
-    with pytest.raises(InputError, match="stride must divide"):
+    with pytest.raises(InputError, match=r"\bstride\b"):
         make(0, image=(5, 4))
-    with pytest.raises(InputError, match="DEFAULT only"):
+    with pytest.raises(InputError, match=r"\bInitialization\b"):
         MultiScaleMonotone((1, 1), 1, (4, 4), 2, initialization=Initialization.IDENTITY)

@@ -68,7 +68,7 @@ def lmi_eigenvalue(system: LipschitzSystem, certificate: LipschitzCertificate) -
 @pytest.mark.parametrize("feedthrough", [False, True])
 @pytest.mark.parametrize("gamma", [0.1, 1.0, 20.0])
 def test_the_post_hoc_bound_is_at_most_the_built_in_one(gamma: float, feedthrough: bool) -> None:
-    for seed in range(10):
+    for seed in range(4):
         system = lipschitz_system(random_weights(seed, gamma=gamma, feedthrough=feedthrough))
         certificate = InteriorPoint().certify(system)
         assert BuiltIn().certify(system).bound == pytest.approx(gamma, rel=1e-6)
@@ -284,20 +284,20 @@ def test_trivial_maps() -> None:
 
 def test_bad_arguments_are_refused_by_name() -> None:
     weights = random_weights(0)
-    with pytest.raises(InputError, match="model"):
+    with pytest.raises(InputError, match=r"\bmodel\b"):
         certified_lipschitz(nn.Linear(3, 2))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="norm"):
+    with pytest.raises(InputError, match=r"\bnorm\b"):
         certified_lipschitz(weights, norm="l2")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="preceding"):
+    with pytest.raises(InputError, match=r"\bpreceding\b"):
         certified_lipschitz(weights, preceding=torch.ones(3, 3, dtype=torch.float64))
-    with pytest.raises(InputError, match="following"):
+    with pytest.raises(InputError, match=r"\bfollowing\b"):
         certified_lipschitz(weights, following=torch.ones(3, 4, dtype=torch.float64))
-    with pytest.raises(InputError, match="steps"):
+    with pytest.raises(InputError, match=r"\bsteps\b"):
         FirstOrder(steps=-1)
     with pytest.raises(PreconditionError, match="built-in"):
         BuiltIn().certify(lipschitz_system(random_weights(0, gamma=None)))
     for finder in (FirstOrder(), InteriorPoint()):
-        with pytest.raises(InputError, match="start must have shape"):
+        with pytest.raises(InputError, match=r"\bstart\b"):
             replace(finder, start=torch.ones(2, dtype=torch.float64)).certify(lipschitz_system(weights))
 
 

@@ -47,7 +47,7 @@ def matrices() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return W, normal(5, 3, seed=1), normal(2, 5, seed=2), normal(2, 3, seed=3)
 
 
-@pytest.mark.parametrize("size", [1e-300, 1e-160, 1e-20, 1e20, 1e100, 1e160, 1e300])
+@pytest.mark.parametrize("size", [1e-300, 1e-160, 1e20, 1e300])
 def test_a_constant_scales_with_the_inputs_and_the_outputs(size: float) -> None:
     W, U, C, D = matrices()
     plain, fed = certified_lipschitz(explicit_weights(W, U, C)).bound, explicit_weights(W, U, C, feedthrough=D)
