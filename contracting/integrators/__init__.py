@@ -6,13 +6,6 @@ from contracting.integrators.implicit import BackwardEuler, PseudoTransient
 from contracting.integrators.torchdiffeq_adapter import TorchDiffEq
 
 __all__ = [
-    "RK4",
-    "BackwardEuler",
-    "BogackiShampine",
-    "DormandPrince",
-    "ExplicitEuler",
-    "Heun",
-    "PseudoTransient",
-    "RungeKuttaChebyshev",
-    "TorchDiffEq",
-]
+    "BackwardEuler", "BogackiShampine", "DormandPrince", "ExplicitEuler", "Heun", "PseudoTransient", "RK4",
+    "RungeKuttaChebyshev", "TorchDiffEq",
+]  # fmt: skip

@@ -12,17 +12,7 @@ from contracting.plots.style import FULL_WIDTH, HALF_WIDTH, new_axes
 from contracting.plots.trajectories import plot_distance, plot_tracking
 
 __all__ = [
-    "FULL_WIDTH",
-    "HALF_WIDTH",
-    "animate_phase_portrait",
-    "new_axes",
-    "plot_distance",
-    "plot_energy_contours",
-    "plot_energy_descent",
-    "plot_numerical_range",
-    "plot_phase_portrait",
-    "plot_rate_against_step",
-    "plot_rates_against_skewness",
-    "plot_spectra",
-    "plot_tracking",
-]
+    "FULL_WIDTH", "HALF_WIDTH", "animate_phase_portrait", "new_axes", "plot_distance", "plot_energy_contours",
+    "plot_energy_descent", "plot_numerical_range", "plot_phase_portrait", "plot_rate_against_step",
+    "plot_rates_against_skewness", "plot_spectra", "plot_tracking",
+]  # fmt: skip
