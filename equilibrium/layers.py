@@ -7,6 +7,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from enum import Enum
 from typing import Any, Self, TypedDict, TypeVar, Unpack, cast
 
@@ -20,7 +21,7 @@ from contracting.activations.names import as_activation
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.base import BoundFlow, Flow, as_flow
 from contracting.gradients.implicit import Backward, Implicit
-from contracting.loop.method import Method
+from contracting.loop.method import Method, checked_method
 from contracting.loop.records import LastSolves, Solution, SolveError, Stop, Trace
 from contracting.loop.run import solve
 from contracting.memory import Lineage
@@ -125,7 +126,7 @@ class EquilibriumLayer(WithSettings):
             raise InputError(f"parameterization must be a Parameterization, got {type(parameterization).__name__}")
         self.parameterization = parameterization
         self.activation = ReLU() if activation is None else as_activation(activation)
-        self.solver = _checked("solver", Automatic() if solver is None else solver, Method, "PeacemanRachford()")
+        self.solver = checked_method("solver", Automatic() if solver is None else solver)
         self.stop = _checked("stop", Stop() if stop is None else stop, Stop, "Stop(rtol=1e-6)")
         self.backward: Backward = Implicit() if backward is None else backward
         if not callable(getattr(self.backward, "equilibrium", None)):
@@ -186,19 +187,32 @@ class EquilibriumLayer(WithSettings):
             try:
                 values = solved(rows, start)
             except SolveError as error:
-                solution = error.solution
-                if solution is None or self.failed_rows is FailedRows.RAISE:
-                    raise
-                if self.failed_rows is FailedRows.WARN and not self._warned:
-                    warnings.warn(f"rows that fail are NaN from now on: {error}", RuntimeWarning, stacklevel=3)
-                    self._warned = True
-                # by themselves: a gradient through NaN would not be zero, and so spoil those of all parameters
-                sound = torch.nonzero(solution.converged).flatten()
-                record = seen.forward
-                values = solved(rows[sound], None if start is None else start[sound])
+                sound, record = self._tolerated(error), seen.forward
+                while True:  # mostly once: whether a row at its rounding errors is solved may depend on its company
+                    try:
+                        # by themselves: a gradient through NaN would not be zero, and so spoil those of all parameters
+                        values = solved(rows[sound], None if start is None else start[sound])
+                        break
+                    except SolveError as again:
+                        left = self._tolerated(again)
+                        if record is not None and seen.forward is not None:
+                            status = record.status.index_copy(0, sound, seen.forward.status)
+                            record = replace(record, status=status)
+                        sound = sound[left]
                 values = values.new_full((len(rows), values.shape[-1]), math.nan).index_copy(0, sound, values)
                 seen.forward = record
             return values.reshape(*lead, values.shape[-1])
+
+    def _tolerated(self, error: SolveError) -> Tensor:
+        """The rows that are solved, where the others may be NaN; otherwise the error."""
+        if self._lost():
+            raise self._diverged(error) from error
+        if error.solution is None or self.failed_rows is FailedRows.RAISE:
+            raise error
+        if self.failed_rows is FailedRows.WARN and not self._warned:
+            warnings.warn(f"rows that fail are NaN from now on: {error}", RuntimeWarning, stacklevel=4)
+            self._warned = True
+        return torch.nonzero(error.solution.converged).flatten()
 
     def _starts(self, z0: Tensor | None, lead: tuple[int, ...]) -> Tensor | None:
         if z0 is None:
@@ -235,11 +249,13 @@ class EquilibriumLayer(WithSettings):
         """
         rows, lead = self._rows(x)
         z0 = self._starts(z0, lead)
-        with full_precision(x):
-            problem = self.problem(rows)
+        problem = self.problem(rows)
+        try:
             solution = solve(
                 problem, solver or self.solver, z0=z0, stop=stop or self.stop, trace=trace, throw=throw
             )
+        except SolveError as error:
+            raise self._diverged(error) if self._lost() else error from None
         return solution.reshape(*lead)
 
     def weights(self) -> NetworkWeights:
@@ -251,9 +267,10 @@ class EquilibriumLayer(WithSettings):
         of steps that is expected may be those of a few updates ago, which can cost steps; ``train()`` and ``eval()``
         start anew.
         """
-        checks.with_values("the layer", self.parameterization.example)
+        example = checks.with_values("the layer", self.parameterization.example)
         try:
-            weights = self.parameterization.explicit()
+            with full_precision(example):
+                weights = self.parameterization.explicit()
         except (InputError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             raise self._diverged(error) from error
         if any(t.requires_grad for t in weights.state.tensors()):
@@ -273,9 +290,7 @@ class EquilibriumLayer(WithSettings):
 
     def problem(self, x: Tensor) -> EquilibriumProblem:
         """The equilibrium problem of inputs x, (..., in), its rows flattened."""
-        rows = self._rows(x)[0]
-        with full_precision(x):
-            return self._bound(self.weights(), rows)
+        return self._bound(self.weights(), self._rows(x)[0])
 
     def _bound(self, weights: NetworkWeights, rows: Tensor) -> EquilibriumProblem:
         try:
@@ -283,11 +298,18 @@ class EquilibriumLayer(WithSettings):
         except InputError as error:
             raise error if weights.state.finite else self._diverged(error) from error
 
+    def _sizes(self) -> dict[str, float]:
+        """The largest entry of each parameter."""
+        parameters = self.parameterization.named_parameters()
+        return {name: float(values.detach().abs().max()) for name, values in parameters if values.numel()}
+
+    def _lost(self) -> list[str]:
+        """The parameters that have entries that are NaN or infinite."""
+        return [name for name, size in self._sizes().items() if not math.isfinite(size)]
+
     def _diverged(self, error: Exception) -> InputError:
         """Why there are no weights, by the names of the parameters."""
-        parameters = self.parameterization.named_parameters()
-        sizes = {name: float(values.detach().abs().max()) for name, values in parameters if values.numel()}
-        lost = [name for name, size in sizes.items() if not math.isfinite(size)]
+        sizes, lost = self._sizes(), self._lost()
         largest = ", ".join(f"{name} {sizes[name]:.1e}" for name in sorted(sizes, key=lambda name: -sizes[name]))
         cause = f"{', '.join(lost)}: NaN or infinite entries" if lost else f"{error}; the largest entries are {largest}"
         return InputError(

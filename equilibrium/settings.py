@@ -15,6 +15,7 @@ from contracting.errors import InputError
 class WithSettings(nn.Module):
     """A module whose ``settings`` are an entry of its state dict: a JSON text, as the bytes of a tensor.
 
+    The entry bears what people do to all entries alike: to average those of several models, or to cast them.
     Parameters that belong to other settings are refused before any of them is copied, also with ``strict=False``: they
     would give another map. A state dict without that entry is from an earlier version; it is loaded with a warning.
     """
@@ -26,7 +27,7 @@ class WithSettings(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """The settings as torch saves them."""
-        return torch.frombuffer(bytearray(json.dumps(self.settings).encode()), dtype=torch.uint8).clone()
+        return torch.tensor(list(json.dumps(self.settings).encode()))
 
     def set_extra_state(self, state: Any) -> None:
         """Refuse settings other than those of this module.
@@ -36,7 +37,7 @@ class WithSettings(nn.Module):
         """
         mine = json.loads(json.dumps(self.settings))
         try:
-            found = dict(json.loads(bytes(state.cpu().tolist())))
+            found = dict(json.loads(bytes(map(round, state.tolist()))))
         except Exception as error:  # whatever stands there
             raise InputError(f"the settings in this state dict cannot be read ({type(error).__name__})") from None
         differ = [

@@ -17,6 +17,7 @@ from contracting.errors import InputError
 from contracting.maps.base import LinearMap
 from contracting.maps.dense import Dense
 from contracting.metrics import FullP, WeightedL2
+from contracting.precision import full_precision
 from contracting.problem import EquilibriumProblem
 
 
@@ -89,9 +90,9 @@ class NetworkWeights(ABC):
 
     def problem(self, x: Tensor, activation: Activation) -> EquilibriumProblem:
         """The equilibrium problem of inputs x, (batch, in)."""
-        return EquilibriumProblem(
-            linear=self.state, q=self.input_term(x), activation=activation, metric=self.metric
-        )
+        with full_precision(x):
+            q = self.input_term(x)
+        return EquilibriumProblem(linear=self.state, q=q, activation=activation, metric=self.metric)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

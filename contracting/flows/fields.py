@@ -6,6 +6,7 @@ Flows of an equilibrium problem (``contracting.flows.base``) are vector fields w
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -95,9 +96,13 @@ def refuse_crowds(field: Callable[[Tensor], Tensor], state: Tensor, value: Tenso
     Raises:
         InputError: as where a module normalises over the batch, or draws at random.
     """
+    state = state.detach()
     even = torch.arange(len(state), device=state.device)[:, None] % 2 == 0
-    for kept in (even, ~even) if len(state) > 1 else ():
-        other = field(torch.where(kept, state, state + 0.1 * (1 + state.abs())).detach())
+    shifted = state + 0.1 * (1 + state.abs())
+    # Of two rows, batch normalisation tells which is larger, and nothing else: they must change places.
+    mirrored = 2.1 * state.flip(0) - 1.1 * state
+    for kept, moved in itertools.product((even, ~even) if len(state) > 1 else (even,), (shifted, mirrored)):
+        other = field(torch.where(kept, state, moved))
         was, now = (torch.nan_to_num(found.detach()) for found in (value, other))
         change = (now - was).abs() / torch.maximum(now.abs(), was.abs()).amax(-1, keepdim=True)
         if bool(((change > _STRANGERS) & kept).any()):

@@ -24,7 +24,7 @@ from contracting.errors import ContractingError, InputError, PreconditionError
 from contracting.flows.base import BoundFlow
 from contracting.integrators.base import FlowMethod
 from contracting.integrators.step_control import row_rms
-from contracting.loop.method import Family, Iteration, State, refuse_graph
+from contracting.loop.method import YOUR_OWN, Family, Iteration, State, refuse_graph
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
 
@@ -124,7 +124,9 @@ class TorchDiffEq(FlowMethod):
 
     def __post_init__(self) -> None:
         if not isinstance(self.method, str) or self.method not in KINDS:
-            raise InputError(f"method must be one of {', '.join(map(repr, KINDS))}, got {self.method!r}")
+            raise InputError(
+                f"method must be one of {', '.join(map(repr, KINDS))}, got {self.method!r}; {YOUR_OWN}"
+            )
         super().__post_init__()
         fixed = KINDS[self.method].fixed
         for name, high in (("rtol", 1.0), ("atol", 1.0), ("segment", math.inf), ("step", math.inf)):

@@ -9,12 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contracting.errors import PreconditionError
+from contracting.errors import InputError, PreconditionError
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
 
 State = tuple[Any, ...]
 """Tensors with one leading entry per row, tuples of such, and plain values, which hold for all rows."""
+
+
+YOUR_OWN = (
+    "a solver of your own subclasses contracting.loop.method.Method, and an integrator such as torchdiffeq.odeint "
+    "follows layer.flow(FiringRate, x), a plain f(t, s)"
+)
 
 
 class Family(StrEnum):
@@ -125,6 +131,13 @@ class Method(ABC):
         A method that chooses, or that has another inside, says here what is bound.
         """
         return self
+
+
+def checked_method(name: str, value: Any) -> Method:
+    """Return ``value`` if it is a method, else raise InputError."""
+    if not isinstance(value, Method):
+        raise InputError(f"{name} must be a method such as PeacemanRachford(), got {value!r}; {YOUR_OWN}")
+    return value
 
 
 def rows_of(state: State, index: Tensor) -> State:

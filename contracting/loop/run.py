@@ -12,7 +12,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError, Status
-from contracting.loop.method import Method, State
+from contracting.loop.method import Method, State, checked_method
 from contracting.loop.records import Solution, SolveError, Stop, Trace
 from contracting.loop.rows import Rows
 from contracting.maps.counting import Count, counting, report
@@ -50,8 +50,7 @@ def solve(
         PreconditionError: if the method cannot solve this problem.
         SolveError: if a row failed and ``throw`` is set; carries advice and the partial solution.
     """
-    if not isinstance(method, Method):
-        raise InputError(f"solver must be a method such as PeacemanRachford(), got {method!r}")
+    checked_method("solver", method)
     checked_problem(problem)
     if not (stop is None or isinstance(stop, Stop)):
         raise InputError(f"stop must be a Stop such as Stop(rtol=1e-6), or None, got {stop!r}")

@@ -1,4 +1,4 @@
-"""Products with W counted where they are made, whoever asks for them: no method keeps an account of its own."""
+"""Products with W, counted and kept in full precision where they are made: no method has to think of either."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from contracting.precision import full_precision
 
 
 class Count:
@@ -48,6 +50,9 @@ def counted(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(product)
     def apply(linear: Any, z: Tensor, *args: Any, **options: Any) -> Tensor:
+        if torch.is_autocast_enabled(z.device.type):
+            with full_precision(z):
+                return apply(linear, z, *args, **options)
         count = None if torch.compiler.is_compiling() else _here.count
         if count is None:
             return product(linear, z, *args, **options)

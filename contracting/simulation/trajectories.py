@@ -16,6 +16,7 @@ from contracting.errors import InputError
 from contracting.flows.base import BoundFlow
 from contracting.flows.driven import DrivenFlow, Input
 from contracting.flows.fields import VectorField, refuse_crowds, tracked
+from contracting.loop.method import YOUR_OWN
 from contracting.loop.records import SolveError
 from contracting.metrics import Metric
 from contracting.simulation.time_steps import AdaptiveStep, Integrator, Progress
@@ -130,7 +131,7 @@ def simulate(
     start, grid = _check_start(field, start), time_grid(times, len(start)).to(start.device)
     integrator = AdaptiveStep() if integrator is None else integrator
     if not callable(getattr(integrator, "advance", None)):
-        raise InputError(f"integrator must be AdaptiveStep() or FixedStep(step=...), got {integrator!r}")
+        raise InputError(f"integrator must be AdaptiveStep() or FixedStep(step=...), got {integrator!r}; {YOUR_OWN}")
     moments = grid.expand(-1, len(start))
     followed = _Followed(field, moments[0][:, None], start)
     state, progress, states = start, Progress(start), [start]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
-from contracting.loop.method import Family, Iteration, Method, State
+from contracting.loop.method import Family, Iteration, Method, State, checked_method
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.splitting import PeacemanRachford
@@ -43,8 +43,8 @@ class Anderson(Method):
     window: int = field(default=5, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.method, Method) or isinstance(self.method, Anderson):
-            raise InputError(f"method must be a method such as PeacemanRachford(), got {self.method!r}")
+        if isinstance(checked_method("method", self.method), Anderson):
+            raise InputError(f"method accelerates already: {self.method!r}")
         checks.whole_number("window", self.window)
 
     @property

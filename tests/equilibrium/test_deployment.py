@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from contracting import InputError, PeacemanRachford, PreconditionError, Stop, solve
+from contracting import FiringRate, InputError, PeacemanRachford, PreconditionError, Stop, simulate, solve
 from equilibrium import LBEN, EquilibriumLayer, FixedIterations, LBENConv2d, MonDEQ
 
 
@@ -75,6 +75,26 @@ class Model(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after(self.layer(self.before(x)).relu())
+
+
+def test_what_is_computed_with_a_weight_under_autocast_is_what_it_is_outside() -> None:
+    """Trajectories, bounds, numbers of steps, and the weights themselves."""
+    torch.manual_seed(0)
+    layer, x, times = LBEN(6, 8, 3, lipschitz=1.0), torch.randn(2, 6), torch.tensor([0.0, 1.0])
+
+    def results() -> list[Tensor]:
+        field, weights = layer.flow(FiringRate, x), layer.weights()
+        problem = weights.problem(x, layer.activation)
+        bound = solve(problem, PeacemanRachford()).error_bound
+        assert bound is not None
+        trajectory = simulate(field, torch.zeros(2, 8), times)
+        steps = torch.tensor(FixedIterations(layer, tolerance=1e-3).iterations)
+        return [weights.state.to_dense(), problem.q, bound, trajectory.states, trajectory.steps, steps]
+
+    expected = results()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = results()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own, of its own look at it

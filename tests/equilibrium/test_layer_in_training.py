@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from contracting.errors import InputError, Status
-from contracting.loop.records import SolveError, Stop
+from contracting.loop.method import Method
+from contracting.loop.records import LastSolves, SolveError, Stop
+from contracting.loop.run import solve
+from contracting.problem import EquilibriumProblem
 from equilibrium import LBEN, EquilibriumLayer, FailedRows, Implicit, LBENConv2d, Monotone, TorchDiffEq, Unrolled
 from equilibrium.convolution.parameterization import ConvolutionalMonotone, ConvolutionalOptions
 from equilibrium.layers import LayerOptions
@@ -75,6 +78,43 @@ def test_failed_rows_are_an_error_by_default() -> None:
     assert layer.last_solves.forward is not None and layer.last_solves.forward.status.tolist() == [Status.NONFINITE] * 2
     with pytest.raises(InputError, match=r"\bfailed_rows\b"):
         LBEN(5, 8, 3, failed_rows="mask")  # type: ignore[arg-type]
+
+
+class Moody(Implicit):
+    """Gives up the last row of five, and the first of four: as where rounding decides."""
+
+    def equilibrium(  # type: ignore[override]
+        self, problem: EquilibriumProblem, method: Method, stop: Stop, z0: Tensor | None, seen: LastSolves
+    ) -> Tensor:
+        z = super().equilibrium(problem, method, stop, z0, seen)
+        if problem.batch in (4, 5):
+            assert seen.forward is not None
+            solution = solve(problem.detach(), method, stop=stop)
+            solution.status[4 if problem.batch == 5 else 0] = Status.STALLED
+            seen.forward = solution.record
+            raise SolveError("moody", solution)
+        return z
+
+
+def test_a_row_may_fail_in_other_company_only() -> None:
+    torch.manual_seed(0)
+    layer, x = LBEN(5, 8, 3, dtype=D, failed_rows=FailedRows.MASK, backward=Moody()), torch.randn(5, 5, dtype=D)
+    y = layer(x)
+    assert y.isnan().any(-1).tolist() == [True, False, False, False, True]
+    assert torch.equal(y[1:4], layer(x[1:4]))
+    layer(x)
+    assert layer.last_solves.forward.converged.tolist() == [False, True, True, True, False]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("rule", FailedRows)
+def test_a_lost_parameter_is_no_failure_of_rows(rule: FailedRows) -> None:
+    """Where it reaches no weight, too: masked, a training would go on with no rows at all."""
+    layer, x = LBEN(5, 8, 3, failed_rows=rule), torch.randn(2, 5)
+    with torch.no_grad():
+        layer.parameterization.bias[1] = math.nan  # type: ignore[index, operator]
+    for call in (layer, layer.equilibrium, layer.solve):
+        with pytest.raises(InputError, match="bias"):
+            call(x)
 
 
 @pytest.mark.parametrize("solver", [None, TorchDiffEq("dopri5")], ids=str)

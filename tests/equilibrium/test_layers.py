@@ -215,6 +215,7 @@ def test_a_nan_input_row_is_an_error_that_names_the_row() -> None:
     [
         ({"solver": "PeacemanRachford"}, "solver"),
         ({"solver": PeacemanRachford}, "solver"),
+        ({"solver": torch.nn.functional.relu}, "Method"),  # as an integrator of one's own: the way in is named
         ({"stop": 1e-6}, "stop"),
         ({"backward": "implicit"}, "backward"),
     ],

@@ -203,6 +203,21 @@ def test_the_state_dict_of_another_map_is_refused_before_anything_is_copied() ->
     torch.optim.swa_utils.AveragedModel(same).load_state_dict(averaged.state_dict())
 
 
+def test_state_dicts_can_be_averaged_and_cast_by_hand() -> None:
+    models = [LBEN(3, 5, 2, lipschitz=1.0, epsilon=0.1) for _ in range(3)]
+    entries = [model.state_dict() for model in models]
+    soup = {key: sum(state[key] for state in entries) / 3 for key in entries[0]}
+    moving = {key: 0.9 * entries[0][key] + 0.1 * entries[1][key] for key in entries[0]}
+    half = {key: value.half() for key, value in entries[0].items()}
+    for state in (soup, moving, half):
+        models[0].load_state_dict(state)
+        with pytest.raises(InputError, match="epsilon"):
+            LBEN(3, 5, 2, lipschitz=1.0).load_state_dict(state)
+    other = LBEN(3, 5, 2, lipschitz=1.0, epsilon=0.3).state_dict()
+    with pytest.raises(InputError):
+        models[0].load_state_dict({key: (entries[0][key] + other[key]) / 2 for key in other})
+
+
 def test_a_state_dict_of_an_earlier_version_loads_with_a_warning() -> None:
     layer, other = LBEN(3, 5, 2), LBEN(3, 5, 2)
     old = {key: value for key, value in layer.state_dict().items() if not key.endswith("_extra_state")}

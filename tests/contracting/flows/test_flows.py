@@ -321,6 +321,24 @@ def test_rows_that_see_each_other_have_no_rate(inside: torch.nn.Module | None, m
                 call()
 
 
+@pytest.mark.parametrize(
+    ("inside", "rows"),
+    [
+        (torch.nn.BatchNorm1d(3), 2), (torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.BatchNorm1d(8)), 2),
+        (torch.nn.Dropout(0.5), 1), (None, 2),
+    ],
+    ids=["norm", "inside", "dropout", "detached mean"],
+)  # fmt: skip
+def test_one_or_two_rows_are_a_crowd_too(inside: torch.nn.Module | None, rows: int) -> None:
+    """Batch normalisation maps two rows to −1 and 1, however far apart they are."""
+    torch.manual_seed(0)
+    if isinstance(inside, torch.nn.Sequential):
+        inside = torch.nn.Sequential(*inside, torch.nn.Linear(8, 3))
+    module, states = Crowd(inside).double().train(), torch.randn(rows, 3, dtype=torch.float64)
+    with pytest.raises(InputError, match="rows"):
+        sampled_rate(NeuralFlow(module), states, WeightedL2.identity(3, dtype=torch.float64))
+
+
 def test_layer_normalisation_and_row_parameters_are_no_crowd() -> None:
     states, metric = torch.randn(9, 3, dtype=torch.float64), WeightedL2.identity(3, dtype=torch.float64)
     rates = torch.linspace(1, 2, 9, dtype=torch.float64)[:, None]
