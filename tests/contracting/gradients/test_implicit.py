@@ -59,7 +59,7 @@ def as_function(layer: EquilibriumLayer):  # type: ignore[no-untyped-def]
 @pytest.mark.parametrize("activation", [ReLU(), Tanh(), Softplus()], ids=lambda a: type(a).__name__)
 def test_first_and_second_derivatives_in_every_parameter(activation: Activation, kind: str) -> None:
     function, inputs = as_function(make_layer(activation, kind, SemismoothNewton()))
-    fast = kind != "lipschitz"  # random directions instead of every entry
+    fast = kind != "lipschitz" or activation != Tanh()  # random directions instead of every entry
     assert torch.autograd.gradcheck(function, inputs, fast_mode=fast)
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=fast)
 

@@ -7,16 +7,19 @@ import torch
 
 from contracting.activations.catalogue import Identity, ReLU, Tanh
 from contracting.errors import InputError, Status
+from contracting.integrators import ExplicitEuler
 from contracting.loop.method import Method
 from contracting.loop.records import Stop
 from contracting.loop.run import solve
 from contracting.maps.counting import Count, counting
 from contracting.solvers.anderson import _coefficients
 from equilibrium import Anderson, ForwardBackward, PeacemanRachford
-from tests.methods import ONE_OF_EACH, SELF_ADJOINT_ONLY, name
+from tests.methods import FLOWS, ONE_OF_EACH, SELF_ADJOINT_ONLY, name
 from tests.problems import KNOWN, KnownProblem, monotone_weight, planted
 
-INNER = [method for method in ONE_OF_EACH if not isinstance(method, Anderson)]
+# One of each class, and every flow: diagonal steps and other flows of the same class look alike to Anderson.
+CLASSES = {type(method): method for method in reversed(ONE_OF_EACH) if not isinstance(method, Anderson)}
+INNER = [*CLASSES.values(), *(ExplicitEuler(flow=flow) for flow in FLOWS[1:])]
 
 
 @pytest.mark.slow
