@@ -152,6 +152,7 @@ class PerFrequency(Finder[ImageSystem, Tensor, LipschitzCertificate]):
         """The method in words."""
         return "per frequency"
 
+    @torch.inference_mode(False)  # whatever mode the caller is in: the descent needs gradients
     def find(self, system: ImageSystem) -> Tensor:
         """Λ.
 

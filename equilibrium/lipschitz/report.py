@@ -96,7 +96,7 @@ def attained_lipschitz(
     if x.numel() == 0:
         raise InputError("x must have at least one row to start from")
     rows = checks.finite("x", x).detach().to("cpu", torch.float64).reshape(-1, model.in_features)[:starts]
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():  # in the inference mode of a caller no search had gradients
         network = _pairs_of(model)
         found = []
         for search in searches:

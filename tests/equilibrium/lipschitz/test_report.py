@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from equilibrium import LBEN, EquilibriumLayer, LBENConv2d
 from equilibrium.cli import main
+from equilibrium.lipschitz import PairAscent, lipschitz_report, pairwise_lipschitz, verify_report
 
 
 def test_a_checkpoint_is_reported_and_its_claims_verified(
@@ -62,3 +65,21 @@ def test_bad_arguments_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     ):
         assert main(["lipschitz-report", *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("images", [False, True])
+def test_constants_are_found_in_whatever_mode_a_model_is_evaluated(
+    mode: type[torch.no_grad] | type[torch.inference_mode], images: bool
+) -> None:
+    torch.manual_seed(0)
+    layer: EquilibriumLayer = LBEN(3, 4, 2, lipschitz=1.0, dtype=torch.float64)
+    if images:
+        layer = LBENConv2d(1, 2, 2, image=(4, 4), lipschitz=1.0, dtype=torch.float64)
+    found = []
+    for context in (torch.enable_grad, mode):
+        with context():
+            report = lipschitz_report(layer, searches=[PairAscent(steps=2)], starts=1)
+            assert verify_report(layer, report) > 0
+            found.append((report.certified, report.attained, pairwise_lipschitz(layer).certificates[0].bound))
+    assert found[0] == found[1]
