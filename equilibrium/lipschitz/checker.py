@@ -110,9 +110,7 @@ def _elementwise_margin(certificate: LipschitzCertificate, system: LipschitzSyst
     X, high = certificate.state_gains, certificate.slopes[1]
     if X is None or X.shape != system.U.shape or not bool((X >= 0).all()) or not bool(torch.isfinite(X).all()):
         return _FAIL
-    n = system.size
-    T = -high * system.W.abs()
-    T.diagonal().copy_(1 - high * system.W.diagonal())
+    n, T = system.size, comparison(system.W, high)
     v = positive_vector(T)
     rounding = (n + _ASSEMBLY) * UNIT
     size = sizes(high * system.W) + torch.eye(n, dtype=torch.float64)
@@ -122,7 +120,7 @@ def _elementwise_margin(certificate: LipschitzCertificate, system: LipschitzSyst
     if not bool((T @ X >= target * (1 + 4 * UNIT) + rounding * (size @ sizes(X))).all()):
         return _FAIL
     gains = (sizes(system.C) + system.errors[1]) @ X + system.D.abs() + system.errors[2]
-    needed = _norm(gains, certificate.norm) * (1 + 2 * (n + sum(gains.shape)) * UNIT)
+    needed = norm_of(gains, certificate.norm) * (1 + 2 * (n + sum(gains.shape)) * UNIT)
     if certificate.entrywise is not None:
         claimed = times_power(certificate.entrywise, -sum(certificate.units))
         if claimed.shape != gains.shape or not bool((claimed >= gains * (1 + 4 * n * UNIT)).all()):
@@ -143,7 +141,15 @@ def positive_vector(T: Tensor) -> Tensor | None:
     return v if bool((torch.isfinite(v) & (v > 0)).all()) else None
 
 
-def _norm(gains: Tensor, norm: Norm) -> float:
+def comparison(W: Tensor, high: float) -> Tensor:
+    """T = I − ⌈bW⌉, b the largest slope."""
+    T = -high * W.abs()
+    T.diagonal().copy_(1 - high * W.diagonal())
+    return T
+
+
+def norm_of(gains: Tensor, norm: Norm) -> float:
+    """The operator norm of a matrix that is ≥ 0, not rounded down in ℓ2."""
     if norm is Norm.L1:
         return float(gains.sum(0).max())
     if norm is Norm.LINF:

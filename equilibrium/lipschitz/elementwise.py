@@ -16,7 +16,7 @@ from contracting.certificates.finder import Finder
 from contracting.certificates.records import CertificateError
 from contracting.errors import PreconditionError
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
-from equilibrium.lipschitz.checker import checked, positive_vector
+from equilibrium.lipschitz.checker import checked, comparison, norm_of, positive_vector
 from equilibrium.lipschitz.system import LipschitzSystem, in_power, times_power
 
 
@@ -44,7 +44,7 @@ class Elementwise(Finder[LipschitzSystem, Tensor, LipschitzCertificate]):
             PreconditionError: if α(⌈bW⌉) ≥ 1: use an ℓ2 bound.
         """
         small = system.in_units(system.units)
-        T = _comparison(small)
+        T = comparison(small.W, small.slopes[1])
         if positive_vector(T) is None:
             raise PreconditionError(
                 "the elementwise bound needs the spectral abscissa of |W| (diagonal as it is) to be below 1; "
@@ -56,13 +56,13 @@ class Elementwise(Finder[LipschitzSystem, Tensor, LipschitzCertificate]):
         """The certificate of X, increased as little as the checker asks for."""
         units = system.units
         small = system.in_units(units)
-        T, target = _comparison(small), _target(small)
+        T, target = comparison(small.W, small.slopes[1]), _target(small)
         allowed = sizes(T) @ proposal  # what rounding is relative to, row by row
         for slack in (1e-13, 1e-11, 1e-9, 1e-7):
             X = torch.linalg.solve(T, target * (1 + slack) + slack * allowed).clamp_min(0) + SMALLEST
             gains = (sizes(small.C) + small.errors[1]) @ X + small.D.abs() + small.errors[2]
             gains = gains * (1 + slack)
-            bound = _NORMS[self.norm](gains) * (1 + slack + 1e-12 + 1e-15 * max(gains.shape) ** 1.5)
+            bound = norm_of(gains, self.norm) * (1 + slack + 1e-12)
             entrywise = times_power(gains * (1 + 1e-14 * system.size), sum(units))
             certificate = LipschitzCertificate(
                 bound=in_power(bound, sum(units)),
@@ -81,28 +81,5 @@ class Elementwise(Finder[LipschitzSystem, Tensor, LipschitzCertificate]):
         raise CertificateError("the elementwise bound is lost in rounding: |W| is too close to its limit")
 
 
-def _comparison(system: LipschitzSystem) -> Tensor:
-    """T = I − ⌈bW⌉."""
-    high = system.slopes[1]
-    T = -high * system.W.abs()
-    T.diagonal().copy_(1 - high * system.W.diagonal())
-    return T
-
-
 def _target(system: LipschitzSystem) -> Tensor:
     return system.slopes[1] * (system.U.abs() + system.errors[0])
-
-
-def _spectral(gains: Tensor) -> float:
-    return float(torch.linalg.matrix_norm(gains, 2))
-
-
-def _columns(gains: Tensor) -> float:
-    return float(gains.sum(0).max())
-
-
-def _rows(gains: Tensor) -> float:
-    return float(gains.sum(1).max())
-
-
-_NORMS = {Norm.L1: _columns, Norm.L2: _spectral, Norm.LINF: _rows}
