@@ -27,8 +27,8 @@ class Metric(ABC):
 
     A metric of your own subclasses this and must bring ``size``, ``tensors``, ``vector_norm``, ``induced_norm``,
     ``log_norm``, ``make_dual``, ``rescaled`` and ``to``; what it is given has been checked to be of its size.
-    ``contracting.contracts.metric`` has the tests that each must pass. Flows can then be simulated, tracked and sampled
-    in it; a certificate needs a proof, and the checker knows those of the four metrics of this file.
+    ``contracting.contracts.MetricContract`` has the tests that each must pass. Flows can then be simulated, tracked and
+    sampled in it; a certificate needs a proof, and the checker knows those of the four metrics of this file.
     """
 
     @property

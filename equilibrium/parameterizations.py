@@ -36,7 +36,7 @@ class Parameterization(WithSettings):
     It brings ``explicit``, and an ``__init__`` that hands the sizes to this one and makes the parameters, with
     ``new_parameter`` or as in any module. If the weights depend on anything but parameters and buffers, it brings
     ``settings`` too, which are saved with the parameters. Nothing else is asked for. Whether the promises are kept says
-    ``equilibrium.contracts.parameterization``.
+    ``equilibrium.contracts.ParameterizationContract``.
 
     Args:
         in_features: size of x.

@@ -24,6 +24,8 @@ from contracting.problem import EquilibriumProblem
 class NetworkWeights(ABC):
     """z = σ(Wz + Ux + b), y = W_o z + Dx + b_o, whatever U and W_o are: matrices, convolutions, pooling.
 
+    One of your own is a frozen dataclass whose fields include the attributes.
+
     Attributes:
         state: W as a map on Rⁿ.
         metric: Λ such that 2Λ − ΛW − WᵀΛ ≻ 0 by construction, or None where nothing is certified.

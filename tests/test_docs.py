@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import sys
@@ -13,6 +14,10 @@ from types import ModuleType
 import pytest
 import torch
 
+import contracting
+import equilibrium
+import equilibrium.convolution
+import equilibrium.lipschitz
 from contracting.activations import names as activations
 from contracting.certificates import catalogue as finders
 from contracting.contracts import __all__ as contracts
@@ -74,3 +79,28 @@ def test_an_example_of_an_extension_runs_and_keeps_its_contract(
     case = type(suite.__name__, (suite, unittest.TestCase), {"__module__": module.__name__})
     result = unittest.defaultTestLoader.loadTestsFromTestCase(case).run(unittest.TestResult())
     assert result.testsRun >= 5 and not [*result.failures, *result.errors], (result.failures, result.errors)
+
+
+def _resolves(path: str) -> bool:
+    """Whether a dotted name is a module, or something inside one."""
+    parts = path.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        return all((found := getattr(found, part, None)) is not None for part in parts[length:])
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_names_is_there(page: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.S | re.M)
+    dotted = {name for name in re.findall(r"`((?:contracting|equilibrium)(?:\.\w+)+)", text)}
+    homes = contracting, equilibrium, contracting.certificates, equilibrium.lipschitz, equilibrium.convolution
+    called = set(re.findall(r"`([A-Z]\w+)\(", text))
+    files = {name for name in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in name}
+    assert sorted(name for name in dotted if not _resolves(name)) == []
+    assert sorted(name for name in called if not any(hasattr(home, name) for home in homes)) == []
+    assert sorted(name for name in files if not (page.parent / name).exists()) == []
+    assert not _resolves("contracting.solve.nothing") and not _resolves("contracting.nothing")

@@ -46,7 +46,7 @@ class Activation(metaclass=_Verified):
     or extends ``PiecewiseLinear`` and brings ``slopes``, ``prox_value(x, step)`` and ``prox_slope(x, step)``. One whose
     entries differ also says in ``tensors`` and ``with_tensors`` what it depends on. These hooks are called in every
     iteration and check nothing; the methods that users call (``__call__``, ``derivative``, ``prox`` and
-    ``prox_derivative``) check their arguments. ``contracting.contracts.activation`` tests all that is promised here.
+    ``prox_derivative``) check their arguments. ``contracting.contracts.ActivationContract`` tests all that is promised.
 
     Raises:
         InputError: by every constructor, if on a fine grid σ leaves its slopes or is not the prox that it says.

@@ -100,7 +100,7 @@ class Iteration(ABC):
 class Method(ABC):
     """Settings of a solver: a frozen dataclass without tensors or counters, bound to a problem for each solve.
 
-    To bring: ``family`` and ``bind``. ``contracting.contracts.solver`` tests what is promised.
+    To bring: ``family`` and ``bind``. ``contracting.contracts.SolverContract`` tests what is promised.
     """
 
     @property

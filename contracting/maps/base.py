@@ -82,7 +82,7 @@ class LinearMap(OfTensors, Remembering):
 
     Hooks named ``make_…`` compute; ``adjoint``, ``resolvent``, ``reflection``, ``operator`` and ``estimates`` ask them
     once and remember. A map and its adjoint know each other: what is known of the adjoint is found on the map.
-    ``contracting.contracts.linear_map`` tests all that is promised here.
+    ``contracting.contracts.LinearMapContract`` tests all that is promised here.
     """
 
     _transposed_from: LinearMap | None = None  # the map that this one was made from as its adjoint
