@@ -83,7 +83,7 @@ def is_by_neuron(rows: Tensor) -> bool:
 
 def analysed(z: Tensor, channels: int, grid: Grid, given: Waves | None = None) -> Tensor:
     """ẑ of rows of images, real parts over imaginary: (batch, C · positions) -> (frequencies, 2 · C, batch)."""
-    (height, width), batch = sides(grid), len(z)
+    (height, width), batch = sides(grid), z.shape[0]  # len() would set the number of rows in an export
     images = z.view(batch, channels, height, width).permute(2, 3, 1, 0).contiguous()
     if given is None and max(height, width) > _LONGEST:
         values = torch.fft.rfftn(images, dim=(1, 0)).flatten(0, 1)
