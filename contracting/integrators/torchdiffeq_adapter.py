@@ -62,13 +62,16 @@ KINDS = {
     },
 }
 
-_REDUCTION = 100.0  # by how much a segment is to reduce the residual; the tied tolerance allows little more
-_LONGEST = 32.0  # time constants
-_SLOWER = 0.25  # a segment that converges at less than this fraction of the proved rate was not accurate enough
-_RATE = 0.25  # taken where no rate is proved
-_PATIENCE = 32.0  # a row is given up after so many times 1/rate without progress
-_ROUNDING = 1e4  # the tied tolerance is not below this multiple of accuracy·eps·rms(s)
-_CALLS = 20_000  # evaluations of the field per time constant after which an integrator counts as stuck
+# A segment is to reduce the residual by this factor, because the tied tolerance allows little more.
+_REDUCTION = 100.0
+_LONGEST = 32.0  # A segment lasts at most so many time constants, because its tolerance is that of its start.
+# A segment that converges at less than this share of the proved rate was integrated too inaccurately.
+_SLOWER = 0.25
+_RATE = 0.25  # The rate per time constant that is planned with where none is proved.
+_PATIENCE = 32.0  # A row is given up after so many times 1/rate without progress.
+# The tied tolerance is at least this multiple of accuracy · eps · rms(s), below which steps are lost in rounding.
+_ROUNDING = 1e4
+_CALLS = 20_000  # An integrator counts as stuck after so many evaluations of the field per time constant.
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,10 @@ class TorchDiffEq(FlowMethod):
     equilibrium fast use PeacemanRachford or SemismoothNewton; ``DormandPrince`` and its kin step every row at its own
     pace.
 
-    Steps are counted in segments. Rows that are solved, given up or not finite are left
-    out. A row on which the integrator breaks down (underflow of the step size, 20,000 evaluations per time constant) is
-    found by halving the batch and is given up alone.
+    Steps are counted in segments: the first lasts one time constant of the flow, the others aim at a hundredth of the
+    residual. Rows that are solved, given up or not finite are left out. A row on which the integrator breaks down
+    (underflow of the step size, 20,000 evaluations per time constant) is found by halving the batch and is given up
+    alone.
 
     The tolerance of a time step is set at the start of each segment, for each row, to 1e-4 of the length of the field
     (1e-5 for fehlberg2), and to a tenth of that after a segment that was too inaccurate to converge. The error norm is
@@ -99,8 +103,6 @@ class TorchDiffEq(FlowMethod):
         rtol: relative tolerance of a time step, used as it is given; the residual may then stall above the tolerance of
             the loop. None ties the tolerance to the residual.
         atol: absolute tolerance that goes with ``rtol``; None means rtol/1000.
-        segment: length of a segment in time constants of the flow; None starts with one and then aims at a hundredth of
-            the residual per segment.
         step: time step of a fixed-step method. None computes it from the best Euler step of the flow, which makes it
             stable at the equilibrium.
         per_row: integrate one row at a time. None means True for scipy (whose Jacobian would otherwise be that of the
@@ -117,7 +119,6 @@ class TorchDiffEq(FlowMethod):
     _: KW_ONLY
     rtol: float | None = None
     atol: float | None = None
-    segment: float | None = None
     step: float | None = None
     per_row: bool | None = None
     family: ClassVar[Family] = Family.TORCHDIFFEQ
@@ -129,11 +130,11 @@ class TorchDiffEq(FlowMethod):
             )
         super().__post_init__()
         fixed = KINDS[self.method].fixed
-        for name, high in (("rtol", 1.0), ("atol", 1.0), ("segment", math.inf), ("step", math.inf)):
+        for name, high in (("rtol", 1.0), ("atol", 1.0), ("step", math.inf)):
             value = getattr(self, name)
             if value is not None:
                 checks.number(name, value, low=0, low_open=True, high=high, high_open=high == math.inf)
-                if name != "segment" and fixed != (name == "step"):
+                if fixed != (name == "step"):
                     own = "has a fixed step" if fixed else "chooses its own steps"
                     raise InputError(f"{name} has no use in {self.method!r}, which {own}; leave it out")
         if self.rtol is None and self.atol is not None:
@@ -225,8 +226,7 @@ class Segments(Iteration):
         z = self.flow.read(s).to(z0.dtype)
         residual, tolerance = self._assess(z)
         zero = torch.zeros_like(residual)
-        span = zero + (self.settings.segment or 1.0)
-        return _Rows(s, z, residual, tolerance, span, zero + self.kind.accuracy, zero, residual, zero, zero > 0)
+        return _Rows(s, z, residual, tolerance, zero + 1.0, zero + self.kind.accuracy, zero, residual, zero, zero > 0)
 
     def read(self, state: State) -> Tensor:
         return state[1]
@@ -280,12 +280,10 @@ class Segments(Iteration):
         residual, tolerance = (value[rows] for value in self._assess(z.index_put((rows,), reached)))
         tiny = torch.finfo(residual.dtype).tiny
         gain = (old.residual / residual.clamp_min(tiny)).clamp(1e-3, 1e30).log()
-        span = old.span
-        if self.settings.segment is None:
-            # as long as it takes to reduce the residual by the factor that is wanted, at the rate of this segment
-            wanted = (1.5 * residual / tolerance.clamp_min(tiny)).clamp(1.5, _REDUCTION).log()
-            enough = old.span * (wanted / gain.clamp_min(tiny)).clamp(0.25, 4.0)
-            span = torch.where(gain > math.log(2), enough, 2 * old.span).clamp_max(_LONGEST)
+        # as long as it takes to reduce the residual by the factor that is wanted, at the rate of this segment
+        wanted = (1.5 * residual / tolerance.clamp_min(tiny)).clamp(1.5, _REDUCTION).log()
+        enough = old.span * (wanted / gain.clamp_min(tiny)).clamp(0.25, 4.0)
+        span = torch.where(gain > math.log(2), enough, 2 * old.span).clamp_max(_LONGEST)
         converging = gain >= (_SLOWER * self.rate * old.span).clamp_max(math.log(2))
         accuracy = torch.where(converging, (3 * old.accuracy).clamp_max(self.kind.accuracy), old.accuracy / 10)
         stale = torch.where(residual < (1 - 1e-3) * old.best, 0, old.stale + old.span)

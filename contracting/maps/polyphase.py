@@ -79,15 +79,6 @@ def blocks(table: Sequence[Sequence[Tensor | None]], rows: Sequence[int], column
     )
 
 
-def split(images: Tensor, factor: int, dims: int) -> Tensor:
-    """Phases of images: (..., C, *grid · factor) -> (..., C·factorᵈ, *grid)."""
-    lead, sizes = images.shape[:-dims], [size // factor for size in images.shape[-dims:]]
-    pairs = images.reshape(*lead, *[part for size in sizes for part in (size, factor)])
-    first = len(lead)
-    order = [*range(first), *range(first + 1, first + 2 * dims, 2), *range(first, first + 2 * dims, 2)]
-    return pairs.permute(order).reshape(*lead[:-1], -1, *sizes)
-
-
 def joined(images: Tensor, factor: int, dims: int) -> Tensor:
     """The images of phases: (..., C·factorᵈ, *grid) -> (..., C, *grid · factor)."""
     lead, sizes = images.shape[: -dims - 1], images.shape[-dims:]

@@ -2,12 +2,12 @@
 
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.layer import ConvolutionalLayer, LBENConv2d
-from equilibrium.convolution.parameterization import ConvolutionalMonotone, Initialization, MetricShape
+from equilibrium.convolution.parameterization import ConvolutionalMonotone, MetricShape
 from equilibrium.convolution.readout import ReadoutMonotone
 from equilibrium.convolution.scales import MultiScaleConv2d, MultiScaleMonotone
 from equilibrium.convolution.weights import ConvolutionalWeights
 
 __all__ = [
-    "ConvolutionalLayer", "ConvolutionalMonotone", "ConvolutionalWeights", "Geometry", "Initialization", "LBENConv2d",
+    "ConvolutionalLayer", "ConvolutionalMonotone", "ConvolutionalWeights", "Geometry", "LBENConv2d",
     "MetricShape", "MultiScaleConv2d", "MultiScaleMonotone", "ReadoutMonotone",
 ]  # fmt: skip

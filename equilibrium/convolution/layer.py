@@ -88,7 +88,6 @@ class LBENConv2d(ConvolutionalLayer):
         contraction_rate: c in [0, 1), or None.
         epsilon: ε > 0, strong monotonicity of the parameterisation.
         metric: which entries of the metric are learnt; MetricShape.IDENTITY gives a monDEQ.
-        initialization: where training starts.
         activation: σ, monotone with slopes in [0, 1].
         solver: any splitting method or ODE integrator; changes neither weights nor gradient.
         stop: tolerances and limits of the solve.

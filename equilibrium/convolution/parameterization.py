@@ -75,18 +75,6 @@ class MetricShape(Enum):
         return self in (MetricShape.POSITION, MetricShape.FULL)
 
 
-class Initialization(Enum):
-    """Where training starts.
-
-    DEFAULT draws all kernels at random. IDENTITY starts as a network that treats every pixel alike: A is the identity
-    of each channel, the skew part is almost absent, and the input convolution passes the pixel itself to every channel
-    with a random weight.
-    """
-
-    DEFAULT = "default"
-    IDENTITY = "identity-like"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
     """What the weights are made of, on the grid of the state.
@@ -115,7 +103,6 @@ class ConvolutionalOptions(TypedDict, total=False):
     contraction_rate: float | None
     epsilon: float
     metric: MetricShape
-    initialization: Initialization
     device: torch.device | str | None
     dtype: torch.dtype | None
 
@@ -132,7 +119,6 @@ class ConvolutionalMonotone(Parameterization):
         contraction_rate: c in [0, 1), or None; needs a metric that is constant over the image.
         epsilon: ε > 0. The authors train with 1 (monDEQ) and 0.1 (other convolutional models).
         metric: which entries of ψ are learnt.
-        initialization: where training starts.
         device: device of the parameters.
         dtype: floating-point type of the parameters.
 
@@ -151,7 +137,6 @@ class ConvolutionalMonotone(Parameterization):
         contraction_rate: float | None = None,
         epsilon: float = 1.0,
         metric: MetricShape = MetricShape.CHANNEL,
-        initialization: Initialization = Initialization.DEFAULT,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -166,14 +151,10 @@ class ConvolutionalMonotone(Parameterization):
                 raise InputError(f"{name} must be odd, got {side}")
         if not isinstance(metric, MetricShape):
             raise InputError(f"metric must be one of {', '.join(map(str, MetricShape))}, got {metric!r}")
-        if not isinstance(initialization, Initialization):
-            raise InputError(
-                f"initialization must be one of {', '.join(map(str, Initialization))}, got {initialization!r}"
-            )
         if contraction_rate is not None and metric.varies_over_space:
             raise InputError("contraction_rate needs a metric that is constant over the image: MetricShape.CHANNEL")
         super().__init__(geometry.in_features, geometry.hidden_features, out_features, device=device, dtype=dtype)
-        self.geometry, self.metric, self.initialization = geometry, metric, initialization
+        self.geometry, self.metric = geometry, metric
         self.epsilon, self.lipschitz, self.contraction_rate = epsilon, lipschitz, contraction_rate
         self.kernel_size, self.input_kernel_size = kernel_size, input_kernel_size
         self._make_kernels()
@@ -214,21 +195,16 @@ class ConvolutionalMonotone(Parameterization):
         }
 
     def reset_parameters(self) -> None:
-        """Draw new values as ``initialization`` says; input and output as torch's layers do, smaller for small γ."""
+        """Draw new values, for input and output as torch's layers do, smaller for small γ."""
         with torch.no_grad():
             for weight, bias in ((self.U, self.bias), (self.output, self.output_bias)):
                 bound = 1 / math.sqrt(weight[0].numel())
                 nn.init.uniform_(weight, -bound, bound)
                 nn.init.uniform_(bias, -bound, bound)
             self._reset_kernels()
-            nn.init.zeros_(self.log_g)
-            nn.init.zeros_(self.log_h)
-            if self.psi is not None:
-                nn.init.zeros_(self.psi)
-            if self.initialization is Initialization.IDENTITY:
-                self.A.copy_(_only_centre(torch.eye(len(self.A)).to(self.A).reshape(*self.A.shape[:2], 1), self.A))
-                self.U.copy_(_only_centre(self.U.flatten(2), self.U))
-                nn.init.constant_(self.log_h, math.log(1e-2))
+            for logarithm in (self.log_g, self.log_h, self.psi):
+                if logarithm is not None:
+                    nn.init.zeros_(logarithm)
             if self.lipschitz is not None:
                 # keep Q_γ of the size of the other terms however small γ is
                 scale = min(1.0, math.sqrt(self.lipschitz))
@@ -373,12 +349,6 @@ def _normalised(kernel: Tensor) -> Tensor:
 
 def _taps(kernel: Tensor) -> Tensor:
     return torch.linalg.vector_norm(kernel, dim=(0, 1)).sum()
-
-
-def _only_centre(taps: Tensor, kernel: Tensor) -> Tensor:
-    """A kernel of the shape given with the middle one of these taps, (out, in, taps), and zeros around it."""
-    centre = taps[:, :, taps.shape[2] // 2].reshape(*kernel.shape[:2], *[1] * (kernel.ndim - 2))
-    return centred_sum([centre, torch.zeros_like(kernel)])
 
 
 def as_rows(values: Tensor, dims: int) -> Tensor:

@@ -27,7 +27,6 @@ from equilibrium.convolution.layer import ConvolutionalLayer, ImageOptions
 from equilibrium.convolution.parameterization import (
     ConvolutionalMonotone,
     ConvolutionalOptions,
-    Initialization,
     Kernels,
     MetricShape,
 )
@@ -49,8 +48,7 @@ class MultiScaleMonotone(ConvolutionalMonotone):
             one entry per channel of every resolution.
 
     Raises:
-        InputError: on no channels, a metric that varies over the image, an initialisation other than DEFAULT, or as
-            ``ConvolutionalMonotone``.
+        InputError: on no channels, a metric that varies over the image, or as ``ConvolutionalMonotone``.
     """
 
     def __init__(
@@ -72,8 +70,6 @@ class MultiScaleMonotone(ConvolutionalMonotone):
         metric = options.get("metric", MetricShape.CHANNEL)
         if not isinstance(metric, MetricShape) or metric.varies_over_space:
             raise InputError(f"metric must be constant over the image, such as MetricShape.CHANNEL, got {metric!r}")
-        if options.get("initialization", Initialization.DEFAULT) is not Initialization.DEFAULT:
-            raise InputError("several resolutions have Initialization.DEFAULT only")
         self.channels = tuple(channels)
         self.input_stride = checks.whole_number("stride", stride)
         self.factors = tuple(2 ** (len(channels) - 1 - level) for level in range(len(channels)))

@@ -20,7 +20,7 @@ from contracting.maps.convolution import CircularConvolution
 from contracting.maps.dense import Dense
 from contracting.maps.frequencies import gram, over_space, transposed
 from contracting.solvers.newton import SemismoothNewton
-from equilibrium.convolution import ConvolutionalWeights, Geometry, Initialization, LBENConv2d, MetricShape
+from equilibrium.convolution import ConvolutionalWeights, Geometry, LBENConv2d, MetricShape
 from equilibrium.convolution.parameterization import readout_bound, sampled_gram
 from equilibrium.lipschitz import (
     BuiltIn,
@@ -312,16 +312,6 @@ def test_the_layer_has_the_interface_of_the_dense_one() -> None:
 def _image(layer: LBENConv2d) -> tuple[int, int]:
     height, width = layer.geometry.image
     return height, width
-
-
-def test_initializations_are_options_with_names() -> None:
-    torch.manual_seed(0)
-    layer = LBENConv2d(1, 3, 2, image=(4, 4), initialization=Initialization.IDENTITY, dtype=torch.float64)
-    W, U, _ = applied(layer, layer.weights())
-    # every pixel by itself, but for a skew part of size 1e-2
-    assert float((W - torch.diag(W.diagonal())).abs().max()) <= 0.02
-    assert int((U.abs() > 0).sum(0).max()) == 3
-    assert layer.parameterization.initialization is Initialization.IDENTITY
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -8,15 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import pixel_unshuffle
 
 from contracting.activations.catalogue import Tanh
 from contracting.errors import InputError
 from contracting.gradients.implicit import Implicit
 from contracting.loop.records import Stop
 from contracting.maps.dense import Dense
-from contracting.maps.polyphase import joined, phases, split
+from contracting.maps.polyphase import joined, phases
 from equilibrium import ForwardBackward, PeacemanRachford, SemismoothNewton, Tseng
-from equilibrium.convolution import Initialization, MetricShape, MultiScaleConv2d, MultiScaleMonotone
+from equilibrium.convolution import MetricShape, MultiScaleConv2d
 from equilibrium.lipschitz import certified_lipschitz
 
 
@@ -160,11 +161,11 @@ def test_phases_are_those_of_the_images(out: int, into: int, stride: int, side: 
     kernel = torch.randn(2, 3, side, side, dtype=torch.float64)
     coarse = 8  # wide enough for every kernel not to wrap
     fine = torch.randn(2, 3, *[coarse * (into if into > 1 else out * stride)] * 2, dtype=torch.float64)
-    expected = split(convolved(fine, kernel, stride), out, 2)
+    expected = pixel_unshuffle(convolved(fine, kernel, stride), out)
     K = phases(kernel, out=out, into=into, stride=stride)
-    seen = convolved(split(fine, into, 2), K, 1 if into > 1 else out * stride)
+    seen = convolved(pixel_unshuffle(fine, into), K, 1 if into > 1 else out * stride)
     assert torch.allclose(seen, expected, atol=1e-12)
-    assert torch.equal(joined(split(fine, into, 2), into, 2), fine)
+    assert torch.equal(joined(pixel_unshuffle(fine, into), into, 2), fine)
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -176,5 +177,3 @@ def test_what_does_not_fit_is_refused() -> None:
         make(0, channels=(2, 0))
     with pytest.raises(InputError, match=r"\bstride\b"):
         make(0, image=(5, 4))
-    with pytest.raises(InputError, match=r"\bInitialization\b"):
-        MultiScaleMonotone((1, 1), 1, (4, 4), 2, initialization=Initialization.IDENTITY)
