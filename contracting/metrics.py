@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -126,19 +126,14 @@ class Metric(ABC):
         return self._memory.recall(what, self.tensors(), compute)
 
 
-def _check_weights(weights: Tensor) -> None:
-    checks.floating_tensor("weights", weights)
-    if weights.ndim != 1:
-        raise InputError(f"weights must have shape (n,), got {tuple(weights.shape)}")
-    checks.positive_tensor("weights", weights)
-
-
 @dataclass(frozen=True, eq=False)
 class _Weighted(Metric):
     weights: Tensor
 
     def __post_init__(self) -> None:
-        _check_weights(self.weights)
+        if checks.floating_tensor("weights", self.weights).ndim != 1:
+            raise InputError(f"weights must have shape (n,), got {tuple(self.weights.shape)}")
+        checks.positive_tensor("weights", self.weights)
 
     @property
     def size(self) -> int:
@@ -197,45 +192,52 @@ class WeightedL2(_Weighted):
         return WeightedL2(1.0 / self.weights)
 
 
+class _Sums(_Weighted):
+    """A norm in which the norm and the measure of a matrix are its largest weighted sum along one axis."""
+
+    summed: ClassVar[int]
+
+    def induced_norm(self, matrices: Tensor) -> Tensor:
+        return self._scaled(matrices).abs().sum(self.summed).amax(-1)
+
+    def log_norm(self, matrices: Tensor) -> Tensor:
+        scaled = self._scaled(matrices)
+        diagonal = scaled.diagonal(dim1=-2, dim2=-1)  # which keeps its sign
+        return (scaled.abs().sum(self.summed) - diagonal.abs() + diagonal).amax(-1)
+
+    def _scaled(self, matrices: Tensor) -> Tensor:
+        return matrices * self.weights[:, None] / self.weights[None, :]
+
+
 @dataclass(frozen=True, eq=False)
-class WeightedL1(_Weighted):
+class WeightedL1(_Sums):
     r"""‖x‖ = Σ λᵢ |xᵢ|; the induced norm and the measure are weighted column sums.
 
     Args:
         weights: λ > 0, shape (n,).
     """
 
+    summed: ClassVar[int] = -2
+
     def vector_norm(self, vectors: Tensor) -> Tensor:
         return (vectors.abs() * self.weights).sum(-1)
-
-    def induced_norm(self, matrices: Tensor) -> Tensor:
-        return (matrices.abs() * self.weights[:, None] / self.weights[None, :]).sum(-2).amax(-1)
-
-    def log_norm(self, matrices: Tensor) -> Tensor:
-        scaled = matrices * self.weights[:, None] / self.weights[None, :]
-        return _diagonal_keeping_sum(scaled, dim=-2).amax(-1)
 
     def make_dual(self) -> WeightedLinf:
         return WeightedLinf(1.0 / self.weights)
 
 
 @dataclass(frozen=True, eq=False)
-class WeightedLinf(_Weighted):
+class WeightedLinf(_Sums):
     r"""‖x‖ = max λᵢ |xᵢ|; the induced norm and the measure are weighted row sums.
 
     Args:
         weights: λ > 0, shape (n,).
     """
 
+    summed: ClassVar[int] = -1
+
     def vector_norm(self, vectors: Tensor) -> Tensor:
         return (vectors.abs() * self.weights).amax(-1)
-
-    def induced_norm(self, matrices: Tensor) -> Tensor:
-        return (matrices.abs() * self.weights[:, None] / self.weights[None, :]).sum(-1).amax(-1)
-
-    def log_norm(self, matrices: Tensor) -> Tensor:
-        scaled = matrices * self.weights[:, None] / self.weights[None, :]
-        return _diagonal_keeping_sum(scaled, dim=-1).amax(-1)
 
     def make_dual(self) -> WeightedL1:
         return WeightedL1(1.0 / self.weights)
@@ -318,9 +320,3 @@ def euclidean(vectors: Tensor) -> Tensor:
 
 def _symmetric_measure(matrices: Tensor) -> Tensor:
     return torch.linalg.eigvalsh((matrices + matrices.mT) / 2)[..., -1]
-
-
-def _diagonal_keeping_sum(matrices: Tensor, dim: int) -> Tensor:
-    """Σ of |Mᵢⱼ| over ``dim`` with the diagonal entry kept with its sign."""
-    diagonal = matrices.diagonal(dim1=-2, dim2=-1)
-    return matrices.abs().sum(dim) - diagonal.abs() + diagonal

@@ -320,13 +320,10 @@ class Slope(PiecewiseLinear, Remembering):
 
     def rows(self, index: Tensor | slice) -> Slope:
         """The slopes of some rows; slopes of shape (n,) serve every row."""
-        if self.values.ndim == 1 or (isinstance(index, slice) and index.indices(len(self.values)) == self._all):
+        every_row = (0, len(self.values), 1)
+        if self.values.ndim == 1 or (isinstance(index, slice) and index.indices(len(self.values)) == every_row):
             return self
         return Slope.trusted(self.values[index])
-
-    @property
-    def _all(self) -> tuple[int, int, int]:
-        return 0, len(self.values), 1
 
     def reflection(self, step: Step) -> Reflection:
         return _multiplication(2 * self._ratio(step) - 1)

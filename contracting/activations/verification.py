@@ -86,7 +86,7 @@ def _check_slope(activation: Any, v: Tensor, rounding: float, interval: Slopes) 
                 f"{float(slopes[outside][0]):.6g} at v = {float(at[outside][0]):.6g}: state an interval in [0, 1] that "
                 "contains every slope; a σ with steeper or falling pieces is no proximal operator"
             )
-    _check_derivative(activation, "slope", activation.value, activation.slope, v, rounding)
+    _check_derivative(activation, "slope", activation.value, activation.slope, v)
 
 
 def _check_prox(activation: Any, x: Tensor, step: float, rounding: float) -> None:
@@ -99,23 +99,12 @@ def _check_prox(activation: Any, x: Tensor, step: float, rounding: float) -> Non
             f"{step:g} it gives p = {float(p[wrong][0]):.6g}, which σ(p + (x − p)/step) does not equal; extend Curved, "
             "which finds the prox of value and slope"
         )
-    _check_derivative(
-        activation,
-        "prox_slope",
-        lambda x: activation.prox_value(x, step),
-        lambda x: activation.prox_slope(x, step),
-        x,
-        rounding,
-    )
+    prox, slope = (lambda x: activation.prox_value(x, step)), (lambda x: activation.prox_slope(x, step))
+    _check_derivative(activation, "prox_slope", prox, slope, x)
 
 
 def _check_derivative(
-    activation: Any,
-    name: str,
-    function: Callable[[Tensor], Tensor],
-    derivative: Callable[[Tensor], Tensor],
-    v: Tensor,
-    rounding: float,
+    activation: Any, name: str, function: Callable[[Tensor], Tensor], derivative: Callable[[Tensor], Tensor], v: Tensor
 ) -> None:
     """The derivative lies between the difference quotients to both sides, or as near as these are to each other."""
     middle = function(v)

@@ -22,6 +22,8 @@ from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedL
 from contracting.simulation.trajectories import Trajectory
 from contracting.types import Time
 
+Family = type[FullP] | type[WeightedL2] | type[WeightedL1] | type[WeightedLinf]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SampledRate:
@@ -156,7 +158,7 @@ def fit_metric(
     flow: VectorField,
     points: Tensor,
     *,
-    family: type[Metric] = FullP,
+    family: Family = FullP,
     steps: int = 500,
     learning_rate: float = 0.05,
     t: float = 0.0,
@@ -191,21 +193,21 @@ def fit_metric(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
 
     def make() -> Metric:
-        if family is FullP:
-            factor = torch.tril(lower, -1) + torch.diag(logs.exp())
-            P = factor @ factor.mT
-            return FullP((P + P.mT) / 2)
-        assert issubclass(family, (WeightedL2, WeightedL1, WeightedLinf))
-        return family(logs.exp())
+        if family is not FullP:
+            return family(logs.exp())
+        factor = torch.tril(lower, -1) + torch.diag(logs.exp())
+        P = factor @ factor.mT
+        return FullP((P + P.mT) / 2)
 
-    best, found = float("inf"), make()
+    with torch.no_grad():
+        best, found = float("inf"), make()
     for step in range(steps + 1):
         with torch.enable_grad():
             metric = make()
             measures = metric.matrix_measure(jacobians)
             worst = float(measures.detach().amax())
             if worst < best:
-                best, found = worst, metric
+                best, found = worst, family(*(tensor.detach() for tensor in metric.tensors()))
             if step == steps:
                 break
             # a smooth maximum, within temperature·log(samples) of the real one
@@ -215,10 +217,7 @@ def fit_metric(
             (temperature * torch.logsumexp(measures / temperature, 0)).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
-    metric = FullP(found.matrix.detach()) if isinstance(found, FullP) else _detached(found)
-    with torch.no_grad():
-        measures = metric.matrix_measure(jacobians)
-    return _record(measures, points, metric, [t] * len(points), "metric trained on the samples")
+    return _record(found.matrix_measure(jacobians), points, found, [t] * len(points), "metric trained on the samples")
 
 
 def fit_metric_by_inequalities(
@@ -267,11 +266,6 @@ def _jacobian(flow: VectorField, points: Tensor, t: Time) -> Tensor:
             f"{tuple(jacobian.shape)} in place of {expected}; pass points that fit the flow"
         )
     return checks.finite("the Jacobian", jacobian)
-
-
-def _detached(metric: Metric) -> Metric:
-    assert isinstance(metric, (WeightedL2, WeightedL1, WeightedLinf))
-    return type(metric)(metric.weights.detach())
 
 
 def _check_points(flow: VectorField, points: Tensor, t: Time) -> Tensor:
