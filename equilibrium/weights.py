@@ -59,14 +59,14 @@ class NetworkWeights(ABC):
         """W_o as a matrix on states, with all that comes before the readout: (out, n)."""
 
     @property
-    @abstractmethod
     def firing_rate_metric(self) -> FullP | None:
-        """P, in which the firing-rate flow contracts at ``contraction_rate``."""
+        """P as a matrix, in which the firing-rate flow contracts at ``contraction_rate``; meant for small n."""
+        return self.dense().firing_rate_metric
 
     @property
-    @abstractmethod
     def hopfield_metric(self) -> FullP | None:
-        """ΛP⁻¹Λ, in which the Hopfield flow contracts at the same rate."""
+        """ΛP⁻¹Λ as a matrix, in which the Hopfield flow contracts at the same rate; meant for small n."""
+        return self.dense().hopfield_metric
 
     @abstractmethod
     def input_term(self, x: Tensor) -> Tensor:

@@ -9,8 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from contracting import checks
-from contracting.errors import InputError
 from contracting.flows.base import BoundFlow
 from contracting.flows.fields import VectorField
 from contracting.integrators.base import FlowIteration, FlowMethod, TimeStepping
@@ -100,17 +98,13 @@ def runge_kutta_step(
         first: f at the beginning of the step, or None.
         clock: the time t at a fraction of the step; None for an autonomous flow, to which time 0 is passed.
     """
-    clock = clock or _no_clock
+    clock = clock or (lambda fraction: 0.0)
     slopes = [flow(clock(0.0), state) if first is None else first]
     for node, row in zip(tableau.nodes, tableau.stages, strict=True):
         slopes.append(flow(clock(node), state + step * combine(row, slopes)))
     if tableau.last_stage_is_first:
         return state + step * combine(tableau.weights[:-1], slopes[:-1]), slopes
     return state + step * combine(tableau.weights, slopes), slopes
-
-
-def _no_clock(fraction: float) -> Time:
-    return 0.0
 
 
 def combine(coefficients: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
@@ -125,8 +119,7 @@ class _FixedStep(TimeStepping):
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The integrator on one problem; refuses an automatic step where nothing supports one."""
-        flow = self.flow_on(problem)
-        return _FixedStepIteration(self.tableau, flow, self.step)
+        return _FixedStepIteration(self.tableau, self.flow_on(problem), self.step)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,51 +170,39 @@ class _FixedStepIteration(FlowIteration):
             if choice.factor is not None:
                 self.factor = sum(c * choice.factor**k for k, c in enumerate(_EULER_POWERS[tableau]))
         self.step_size = step
-        # a check costs one map; so does each stage
-        self.check_every = 1 if self.factor is None else _checks_per_solve(self.factor)
+        if self.factor is not None:
+            # about once per halving of the error: a check costs one map, as each stage does
+            self.check_every = max(1, min(50, round(0.5 / max(1e-6, 1 - self.factor))))
 
     def step(self, state: State) -> State:
         assert self.step_size is not None
         return (runge_kutta_step(self.tableau, self.flow, state[0], self.step_size)[0],)
 
 
-def _checks_per_solve(factor: float) -> int:
-    """Check about once per halving of the error, which a slow iteration need not look at in every step."""
-    return max(1, min(50, round(0.5 / max(1e-6, 1 - factor))))
+# The error of a step may be this share of the distance that it travels, as ``BogackiShampine`` explains.
+_STEADY_ACCURACY = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Adaptive(FlowMethod):
-    rtol: float | None = None
-    atol: float | None = None
     tableau: ClassVar[Tableau]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.rtol is None and self.atol is not None:
-            raise InputError("atol needs rtol; leave both out for the control by the residual")
-        for name in ("rtol", "atol"):
-            if getattr(self, name) is not None:
-                checks.number(name, getattr(self, name), low=0, low_open=True, high=1)
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         """The integrator on one problem."""
-        return _AdaptiveIteration(self.tableau, self.flow_on(problem), self.rtol, self.atol)
+        return _AdaptiveIteration(self.tableau, self.flow_on(problem))
 
 
 @dataclass(frozen=True, kw_only=True)
 class BogackiShampine(_Adaptive):
     """The embedded pair 3(2), each row with its own step size.
 
-    Steps are accepted and sized per row (PI controller), so an answer does not depend on the other rows. By default the
-    error of a step is held to a tenth of h‖f(s)‖, the distance the step travels: loose far from the steady state, where
-    accuracy buys nothing, tighter and tighter as the residual falls, and always inside the region of stability, where
-    the error estimate of an unstable component exceeds that tenth.
+    Steps are accepted and sized per row (PI controller), so an answer does not depend on the other rows. The error of a
+    step is held to a tenth of h‖f(s)‖, the distance the step travels: loose far from the steady state, where accuracy
+    buys nothing, tighter and tighter as the residual falls, and always inside the region of stability, where the error
+    estimate of an unstable component exceeds that tenth. For an accurate trajectory see ``simulate``.
 
     Args:
         flow: which flow to integrate.
-        rtol: relative tolerance of a time step, for an accurate trajectory; None (with ``atol`` None) as above.
-        atol: absolute tolerance of a time step; None means rtol/1000 where ``rtol`` is given.
     """
 
     tableau: ClassVar[Tableau] = BOGACKI_SHAMPINE
@@ -229,29 +210,17 @@ class BogackiShampine(_Adaptive):
 
 @dataclass(frozen=True, kw_only=True)
 class DormandPrince(_Adaptive):
-    """The embedded pair 5(4), each row with its own step size; arguments as for ``BogackiShampine``."""
+    """The embedded pair 5(4), each row with its own step size; otherwise as ``BogackiShampine``."""
 
     tableau: ClassVar[Tableau] = DORMAND_PRINCE
 
 
-_STEADY_ACCURACY = 0.1  # allowed error of a step over the distance it travels, as BogackiShampine explains
-
-
 class _AdaptiveIteration(FlowIteration):
     # state: s, f(s), per-row step h, per-row error ratio of the last accepted step
-    def __init__(self, tableau: Tableau, flow: BoundFlow, rtol: float | None, atol: float | None):
+    def __init__(self, tableau: Tableau, flow: BoundFlow):
         super().__init__(flow)
         assert tableau.error is not None
-        self.tableau, self.rtol = tableau, rtol
-        self.atol = atol if atol is not None or rtol is None else 1e-3 * rtol
-        # the error of a step is of this order in h; per unit step it is one less
-        self.order = tableau.order - (1 if rtol is None else 0)
-
-    def _ratio(self, error: Tensor, old: Tensor, new: Tensor, travel: Tensor) -> Tensor:
-        """Error of a step over what is allowed, per row."""
-        if self.rtol is None or self.atol is None:
-            return row_rms(error) / (_STEADY_ACCURACY * row_rms(travel)).clamp_min(torch.finfo(error.dtype).tiny)
-        return row_rms(error / (self.atol + self.rtol * torch.maximum(old.abs(), new.abs())))
+        self.tableau, self.error = tableau, tableau.error
 
     def init(self, z0: Tensor) -> State:
         state = self.flow.init(z0)
@@ -262,13 +231,9 @@ class _AdaptiveIteration(FlowIteration):
     def step(self, state: State) -> State:
         s, slope, h, last = state
         new, slopes = runge_kutta_step(self.tableau, self.flow, s, h[:, None], slope)
-        assert self.tableau.error is not None
-        ratio = self._ratio(h[:, None] * combine(self.tableau.error, slopes), s, new, h[:, None] * slope)
-        accept, growth, last = judge(ratio, last, self.order)
+        error, travel = row_rms(h[:, None] * combine(self.error, slopes)), row_rms(h[:, None] * slope)
+        ratio = error / (_STEADY_ACCURACY * travel).clamp_min(torch.finfo(error.dtype).tiny)
+        # relative to the distance travelled, the error of a step is of one order less
+        accept, growth, last = judge(ratio, last, self.tableau.order - 1)
         chosen = accept[:, None]
-        return (
-            torch.where(chosen, new, s),
-            torch.where(chosen, slopes[-1], slope),
-            h * growth,
-            last,
-        )
+        return torch.where(chosen, new, s), torch.where(chosen, slopes[-1], slope), h * growth, last

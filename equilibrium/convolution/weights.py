@@ -11,7 +11,7 @@ from contracting.maps.base import LinearMap
 from contracting.maps.dense import Dense
 from contracting.maps.frequencies import over_space
 from contracting.maps.per_neuron import Scaled
-from contracting.metrics import FullP, WeightedL2
+from contracting.metrics import WeightedL2
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.weights import NetworkWeights, Weights
 
@@ -66,16 +66,6 @@ class ConvolutionalWeights(NetworkWeights):
     @property
     def output_matrix(self) -> Tensor:
         return self.geometry.average_adjoint(self.output)
-
-    @property
-    def firing_rate_metric(self) -> FullP | None:
-        """P as a matrix, in which the firing-rate flow contracts at ``contraction_rate``; meant for small n."""
-        return self.dense().firing_rate_metric
-
-    @property
-    def hopfield_metric(self) -> FullP | None:
-        """ΛP⁻¹Λ as a matrix, in which the Hopfield flow contracts at that rate; meant for small n."""
-        return self.dense().hopfield_metric
 
     def double(self) -> ConvolutionalWeights:
         """The same numbers in float64 on the CPU, without history."""
