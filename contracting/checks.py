@@ -117,6 +117,11 @@ def number(
     return x
 
 
+def positive_number(name: str, value: Any) -> float:
+    """Return ``value`` as a float if it is finite and > 0, else raise InputError."""
+    return number(name, value, low=0.0, low_open=True, high=math.inf, high_open=True)
+
+
 def whole_number(name: str, value: Any, *, low: int = 1) -> int:
     """Return ``value`` as an int that is at least ``low``, else raise InputError."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < low:

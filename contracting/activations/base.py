@@ -162,7 +162,7 @@ class Activation(metaclass=_Verified):
 
 def _check_step(step: Any, x: Tensor) -> Step:
     if not isinstance(step, Tensor):
-        return checks.number("step", step, low=0.0, low_open=True, high=math.inf, high_open=True)
+        return checks.positive_number("step", step)
     checks.floating_tensor("step", step)
     if step.ndim == 0:
         return step.to(x)

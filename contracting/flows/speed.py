@@ -53,7 +53,7 @@ class TimeScaledForwardBackward:
     step: float
 
     def __post_init__(self) -> None:
-        checks.number("step", self.step, low=0, low_open=True, high=float("inf"), high_open=True)
+        checks.positive_number("step", self.step)
 
     def bind(self, problem: EquilibriumProblem) -> BoundFlow:
         """The flow on a problem."""
@@ -71,7 +71,7 @@ class ScaledFlow(BoundFlow):
     def __init__(self, inner: BoundFlow, speed: float):
         super().__init__(inner.problem)
         self.inner = inner
-        self.speed = checks.number("speed", speed, low=0, low_open=True, high=float("inf"), high_open=True)
+        self.speed = checks.positive_number("speed", speed)
 
     def __call__(self, t: Time, state: Tensor) -> Tensor:
         return self.speed * self.inner(t, state)

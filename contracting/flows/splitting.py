@@ -65,7 +65,7 @@ def _check_step(step: Step | None) -> None:
     if isinstance(step, Tensor):
         checks.positive_tensor("step", checks.floating_tensor("step", step))
     elif step is not None:
-        checks.number("step", step, low=0, low_open=True, high=float("inf"), high_open=True)
+        checks.positive_number("step", step)
 
 
 def _fitting(step: Step, problem: EquilibriumProblem) -> Step:

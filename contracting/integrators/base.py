@@ -47,7 +47,7 @@ class TimeStepping(FlowMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.step is not None:
-            checks.number("step", self.step, low=0, low_open=True, high=float("inf"), high_open=True)
+            checks.positive_number("step", self.step)
 
 
 class FlowIteration(Iteration):

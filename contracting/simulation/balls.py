@@ -90,7 +90,7 @@ def carry_ball(
     Raises:
         InputError: on shapes that do not fit, or numbers that are not finite.
     """
-    checks.number("radius", radius, low=0, low_open=True, high=math.inf, high_open=True)
+    checks.positive_number("radius", radius)
     standing(evidence)
     checks.whole_number("points", points, low=3)
     if checks.floating_tensor("centre", centre).ndim != 1:

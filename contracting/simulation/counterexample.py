@@ -40,7 +40,7 @@ class SwitchingCounterexample:
 
     def __post_init__(self) -> None:
         for name in ("gain", "dwell"):
-            checks.number(name, getattr(self, name), low=0, low_open=True, high=math.inf, high_open=True)
+            checks.positive_number(name, getattr(self, name))
 
     @property
     def drive(self) -> float:

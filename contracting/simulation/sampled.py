@@ -6,7 +6,6 @@ the sampled one. Nothing here is a certificate, and the results are records of a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +14,9 @@ from torch import Tensor
 from contracting import checks
 from contracting.certificates.lmi import common_metric
 from contracting.errors import InputError
-from contracting.flows.base import BoundFlow
-from contracting.flows.driven import DrivenFlow
 from contracting.flows.fields import VectorField
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
-from contracting.simulation.trajectories import Trajectory
+from contracting.simulation.trajectories import Trajectory, checked_states
 from contracting.types import Time
 
 Family = type[FullP] | type[WeightedL2] | type[WeightedL1] | type[WeightedLinf]
@@ -64,7 +61,7 @@ def measure(flow: VectorField, points: Tensor, metric: Metric, *, t: Time = 0.0)
         InputError: on shapes or numbers of rows that do not fit, no points at all, or points or a Jacobian that are not
             finite.
     """
-    checks.last_size("points", _check_points(flow, points, t), metric.size)
+    checks.last_size("points", _check_points(flow, points), metric.size)
     return metric.matrix_measure(_jacobian(flow, points, t))
 
 
@@ -127,10 +124,10 @@ def worst_point(
         InputError: as ``measure``, also where the Jacobian is not finite at a point that the ascent comes to; and on a
             radius, steps or learning rate out of range.
     """
-    checks.number("radius", radius, low=0, low_open=True, high=math.inf, high_open=True)
+    checks.positive_number("radius", radius)
     checks.whole_number("steps", steps)
-    length = _check_length(radius / 10 if learning_rate is None else learning_rate)
-    point = _check_points(flow, start, t).detach().clone().requires_grad_()
+    length = checks.positive_number("learning_rate", radius / 10 if learning_rate is None else learning_rate)
+    point = _check_points(flow, start).detach().clone().requires_grad_()
     best_point, best = start.detach().clone(), start.new_full((len(start),), -float("inf"))
     optimiser = torch.optim.Adam([point], lr=length)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -184,7 +181,7 @@ def fit_metric(
     if family not in families:
         raise InputError(f"family must be one of {', '.join(f.__name__ for f in families)}, got {family!r}")
     checks.whole_number("steps", steps)
-    _check_length(learning_rate)
+    checks.positive_number("learning_rate", learning_rate)
     jacobians = _jacobians(flow, points, t)
     n = jacobians.shape[-1]
     logs = torch.zeros(n, dtype=torch.float64, requires_grad=True)
@@ -253,7 +250,7 @@ def fit_metric_by_inequalities(
 
 def _jacobians(flow: VectorField, points: Tensor, t: float) -> Tensor:
     """At the samples, float64 on the CPU: (batch, n, n)."""
-    _check_points(flow, points, t)
+    _check_points(flow, points)
     with torch.no_grad():
         return _jacobian(flow, points.detach(), t).detach().to("cpu", torch.float64)
 
@@ -268,27 +265,10 @@ def _jacobian(flow: VectorField, points: Tensor, t: Time) -> Tensor:
     return checks.finite("the Jacobian", jacobian)
 
 
-def _check_points(flow: VectorField, points: Tensor, t: Time) -> Tensor:
-    if not isinstance(flow, VectorField):
-        raise InputError(
-            f"flow must be a vector field such as FiringRate().bind(problem) or NeuralFlow(module), got {flow!r}"
-        )
-    if checks.floating_tensor("points", points).ndim != 2 or not len(points):
-        raise InputError(f"points must have shape (batch, n) with at least one row, got {tuple(points.shape)}")
-    moment = flow.at(t) if isinstance(flow, DrivenFlow) else flow
-    if isinstance(moment, BoundFlow):
-        problem = moment.problem
-        checks.last_size("points", checks.same_kind("points", points, "the problem's q", problem.q), problem.size)
-        if problem.batch not in (1, len(points)):
-            raise InputError(
-                f"points must have as many rows as the problem has inputs, {problem.batch}, got {len(points)}; a "
-                "problem of one row serves any number of points"
-            )
-    return checks.finite("points", points)
-
-
-def _check_length(learning_rate: float) -> float:
-    return checks.number("learning_rate", learning_rate, low=0, low_open=True, high=math.inf, high_open=True)
+def _check_points(flow: VectorField, points: Tensor) -> Tensor:
+    if not len(checked_states("points", flow, points)):
+        raise InputError(f"points must have at least one row, got {tuple(points.shape)}")
+    return points
 
 
 def _record(measures: Tensor, points: Tensor, metric: Metric, times: list[float], method: str) -> SampledRate:

@@ -95,7 +95,7 @@ class FixedStep:
     tableau: Tableau = RK4_CLASSIC
 
     def __post_init__(self) -> None:
-        checks.number("step", self.step, low=0, low_open=True, high=float("inf"), high_open=True)
+        checks.positive_number("step", self.step)
 
     def advance(self, flow: VectorField, state: Tensor, start: Tensor, end: Tensor, progress: Progress) -> Tensor:
         """The state at ``end``."""

@@ -128,7 +128,7 @@ def simulate(
         SolveError: if a row failed and ``throw`` is set.
     """
     field = flow if signal is None else DrivenFlow(flow, signal)  # type: ignore[arg-type]
-    start, grid = _check_start(field, start), time_grid(times, len(start)).to(start.device)
+    start, grid = checked_states("start", field, start), time_grid(times, len(start)).to(start.device)
     integrator = AdaptiveStep() if integrator is None else integrator
     if not callable(getattr(integrator, "advance", None)):
         raise InputError(f"integrator must be AdaptiveStep() or FixedStep(step=...), got {integrator!r}; {YOUR_OWN}")
@@ -166,7 +166,7 @@ def simulate_pairs(
     something proportional to that distance, instead of by the tolerance. Arguments as for ``simulate``.
     """
     field = flow if signal is None else DrivenFlow(flow, signal)  # type: ignore[arg-type]
-    checks.shape("second", second, tuple(_check_start(field, first).shape))
+    checks.shape("second", second, tuple(checked_states("first", field, first).shape))
     both = simulate(_Twin(field), torch.cat([first, second], -1), times, integrator=integrator, throw=throw)
     halves = both.states.chunk(2, dim=-1)
     return TrajectoryPair(times=both.times, first=halves[0], second=halves[1])
@@ -181,17 +181,25 @@ def distance(pair: TrajectoryPair, metric: Metric) -> Tensor:
     return metric.norm(pair.first - pair.second)
 
 
-def _check_start(flow: VectorField, start: Tensor) -> Tensor:
+def checked_states(name: str, flow: VectorField, states: Tensor) -> Tensor:
+    """States that a flow can be asked about, (batch, n).
+
+    Raises:
+        InputError: if the flow is no vector field, or the states are not finite or do not fit it.
+    """
     if not isinstance(flow, VectorField):
         raise InputError(
             f"flow must be a vector field such as FiringRate().bind(problem) or NeuralFlow(module), got {flow!r}"
         )
-    if checks.floating_tensor("start", start).ndim != 2:
-        raise InputError(f"start must have shape (batch, n), got {tuple(start.shape)}")
-    if isinstance(flow, BoundFlow):
-        q = flow.problem.q
-        checks.same_kind("start", start, "the problem's q", q)
-        checks.last_size("start", start, flow.problem.size)
-        if len(q) not in (1, len(start)):
-            raise InputError(f"start must have as many rows as the problem has inputs, {len(q)}, got {len(start)}")
-    return checks.finite("start", start)
+    if checks.floating_tensor(name, states).ndim != 2:
+        raise InputError(f"{name} must have shape (batch, n), got {tuple(states.shape)}")
+    bound = flow.flow if isinstance(flow, DrivenFlow) else flow
+    if isinstance(bound, BoundFlow):
+        problem = bound.problem
+        checks.last_size(name, checks.same_kind(name, states, "the problem's q", problem.q), problem.size)
+        if bound is flow and problem.batch not in (1, len(states)):
+            raise InputError(
+                f"{name} must have as many rows as the problem has inputs, {problem.batch}, got {len(states)}; a "
+                "problem of one row serves any number of states"
+            )
+    return checks.finite(name, states)

@@ -144,7 +144,7 @@ class ConvolutionalMonotone(Parameterization):
             checked_lipschitz(lipschitz, dtype)
         if contraction_rate is not None:
             contraction_rate = checks.number("contraction_rate", contraction_rate, low=0, high=1, high_open=True)
-        epsilon = checks.number("epsilon", epsilon, low=0, low_open=True, high=math.inf, high_open=True)
+        epsilon = checks.positive_number("epsilon", epsilon)
         input_kernel_size = kernel_size if input_kernel_size is None else input_kernel_size
         for name, side in (("kernel_size", kernel_size), ("input_kernel_size", input_kernel_size)):
             if checks.whole_number(name, side) % 2 == 0:
