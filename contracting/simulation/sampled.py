@@ -267,7 +267,7 @@ def _jacobian(flow: VectorField, points: Tensor, t: Time) -> Tensor:
 
 def _check_points(flow: VectorField, points: Tensor) -> Tensor:
     if not len(checked_states("points", flow, points)):
-        raise InputError(f"points must have at least one row, got {tuple(points.shape)}")
+        raise InputError(f"points must have shape (batch, n) with at least one row, got {tuple(points.shape)}")
     return points
 
 

@@ -278,7 +278,7 @@ def test_the_rows_of_a_moving_input_count_as_well() -> None:
     problem, _ = planted(Tanh(), W, lam, batch=1, seed=2)
     many = DrivenFlow(FiringRate().bind(problem), lambda t: problem.q.expand(4, -1) * torch.cos(t))
     assert sampled_rate(many, torch.zeros(4, 3, dtype=F64), euclidean(3)).measures.shape == (4,)
-    with pytest.raises(InputError, match=r"\bpoints\b"):
+    with pytest.raises(InputError, match=r"\bsignal\b"):
         sampled_rate(many, torch.zeros(2, 3, dtype=F64), euclidean(3))
 
 
