@@ -306,13 +306,11 @@ class Slope(PiecewiseLinear, Remembering):
         return activation
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The slopes."""
         return (self.values,)
 
     watched = property(tensors)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Slope:
-        """The same activation with other slopes."""
         if len(tensors) != 1:
             raise InputError(f"tensors must hold the slopes alone, got {len(tensors)}")
         return Slope.trusted(tensors[0])

@@ -35,7 +35,6 @@ class DouglasRachfordFlow:
         PeacemanRachfordFlow(step=self.step)
 
     def bind(self, problem: EquilibriumProblem) -> BoundFlow:
-        """The flow on a problem."""
         return ScaledFlow(PeacemanRachfordFlow(step=self.step).bind(problem), 0.5)
 
 
@@ -56,7 +55,6 @@ class TimeScaledForwardBackward:
         checks.positive_number("step", self.step)
 
     def bind(self, problem: EquilibriumProblem) -> BoundFlow:
-        """The flow on a problem."""
         return ScaledFlow(ForwardBackwardFlow(step=self.step).bind(problem), 1 / self.step)
 
 

@@ -169,7 +169,6 @@ class RungeKuttaChebyshev(FlowMethod):
     """
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
-        """The integrator on one problem."""
         flow = self.flow_on(problem)
         return _ChebyshevIteration(flow, *best_scheme(spectral_hull(flow)))
 

@@ -188,7 +188,6 @@ class _Adaptive(FlowMethod):
     tableau: ClassVar[Tableau]
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
-        """The integrator on one problem."""
         return _AdaptiveIteration(self.tableau, self.flow_on(problem))
 
 

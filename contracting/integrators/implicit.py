@@ -37,7 +37,6 @@ class BackwardEuler(TimeStepping):
     """
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
-        """The integrator on one problem."""
         flow = self.flow_on(problem)
         step = self.step
         if step is None:
@@ -93,7 +92,6 @@ class PseudoTransient(TimeStepping):
     """
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
-        """The integrator on one problem."""
         return _PseudoTransientIteration(self.flow_on(problem), self.step or _DEFAULT_STEP)
 
 

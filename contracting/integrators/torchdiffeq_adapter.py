@@ -148,7 +148,6 @@ class TorchDiffEq(FlowMethod):
         return self.method in ("BDF", "Radau", "LSODA")
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
-        """The integrator on one problem."""
         if KINDS[self.method].scipy:
             checks.extra("scipy.integrate", "scipy", f"TorchDiffEq({self.method!r})")
             refuse_graph(problem, f"scipy's {self.method}")

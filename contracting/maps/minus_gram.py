@@ -286,7 +286,6 @@ class MinusGramOperator(BoundedOperator):
 
     @cached_property
     def bounds(self) -> Bounds:
-        """Proved bounds: m from below, the others from above."""
         base = self.base.bounds
         m, L = base.monotonicity, base.lipschitz + self.norm
         return Bounds(
@@ -298,7 +297,6 @@ class MinusGramOperator(BoundedOperator):
         )
 
     def reflected_factor(self, step: float) -> float:
-        """An upper bound of ‖(I − αÃ)(I + αÃ)⁻¹‖₂ for one number α."""
         g = max(self._of_base(step), step * self.norm)
         return min(super().reflected_factor(step), math.sqrt((g - 1) / (g + 1)) if math.isfinite(g) else math.inf)
 

@@ -72,7 +72,6 @@ class Scaled(LinearMap):
 
     @property
     def resolvent_products(self) -> float:
-        """As the inner map."""
         return self.inner.resolvent_products
 
     def make_resolvent(self, step: Step) -> LinearMap:
@@ -209,7 +208,6 @@ class ScaledOperator(BoundedOperator):
 
     @cached_property
     def bounds(self) -> Bounds:
-        """Proved bounds: m from below, the others from above."""
         inner = self.inner.bounds
         m = inner.monotonicity * (self.smallest if inner.monotonicity > 0 else self.largest)
         L = self.largest * inner.lipschitz
@@ -233,7 +231,6 @@ class ScaledOperator(BoundedOperator):
 
     @cached_property
     def usual_reflected(self) -> StepChoice:
-        """The same for usual inputs."""
         return self._per_neuron(self.inner.usual_reflected)
 
     @cached_property

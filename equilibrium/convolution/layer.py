@@ -63,7 +63,6 @@ class ConvolutionalLayer(EquilibriumLayer):
         return (self.geometry.in_channels, *self.geometry.image), (self.in_features,)
 
     def extra_repr(self) -> str:
-        """Geometry, activation and solver."""
         return f"{self.geometry}, {super().extra_repr()}"
 
 

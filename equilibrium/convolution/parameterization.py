@@ -185,7 +185,6 @@ class ConvolutionalMonotone(Parameterization):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the formula of the weights depends on."""
         return {
             **asdict(self.geometry),
             "contraction_rate": self.contraction_rate,
@@ -212,7 +211,6 @@ class ConvolutionalMonotone(Parameterization):
                 self.output.mul_(scale)
 
     def explicit(self) -> ConvolutionalWeights:
-        """The weights and their certificates."""
         geometry, c, free = self.geometry, self.contraction_rate, self._kernels()
         dims = len(geometry.grid)
         weights, per_channel = self._metric_weights(free.psi)
@@ -300,7 +298,6 @@ class ConvolutionalMonotone(Parameterization):
         return [readout / (2 * gamma), seen / (2 * gamma)]
 
     def extra_repr(self) -> str:
-        """Sizes and settings."""
         parts = [super().extra_repr(), f"kernel_size={self.kernel_size}", f"epsilon={self.epsilon:g}"]
         if self.lipschitz is not None:
             parts.append(f"lipschitz={self.lipschitz:.4g}")
