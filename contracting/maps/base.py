@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import Field, fields, replace
+from dataclasses import Field, dataclass, fields, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any, ClassVar, Self
@@ -304,6 +304,20 @@ class LinearMap(OfTensors, Remembering):
     def untransposed(self) -> LinearMap:
         """The map that remembers what W and Wᵀ have in common; this one itself, unless it was made as an adjoint."""
         return (self._transposed_from or self).detached
+
+
+@dataclass(frozen=True, eq=False)
+class Around(LinearMap):
+    """A map that is made of another one, of the same size and with rows laid out as that one likes them."""
+
+    inner: LinearMap
+
+    @property
+    def size(self) -> int:
+        return self.inner.size
+
+    def laid_out(self, rows: Tensor) -> Tensor:
+        return self.inner.laid_out(rows)
 
 
 def _all_finite(tensor: Tensor) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
-from contracting.maps.base import LinearMap, OfTensors
+from contracting.maps.base import Around, LinearMap, OfTensors
 from contracting.maps.bounded import BoundedOperator, gain_bound
 from contracting.maps.estimates import Estimates
 from contracting.maps.operator import Bounds, MonotoneOperator, StepChoice
@@ -106,11 +106,11 @@ def largest_square(matrix: Tensor) -> float:
 
 
 @dataclass(frozen=True, eq=False)
-class MinusGram(LinearMap):
+class MinusGram(Around):
     r"""W = C − TᵀT.
 
     Args:
-        base: C, any map with a resolvent and bounds of its own, such as a convolution.
+        inner: C, any map with a resolvent and bounds of its own, such as a convolution.
         factor: T.
         exact_up_to: the largest n for which the matrix of I − W is formed, so that bounds and factors are exact.
 
@@ -118,7 +118,6 @@ class MinusGram(LinearMap):
         InputError: if T is of another dtype or on another device.
     """
 
-    base: LinearMap
     factor: Factor
     exact_up_to: int = field(default=300, kw_only=True)
 
@@ -126,18 +125,11 @@ class MinusGram(LinearMap):
         if not isinstance(self.factor, Factor):
             raise InputError(f"factor must be a Factor such as Rows(matrix), got {self.factor!r}")
         for tensor in self.factor.tensors():
-            checks.same_kind("factor", checks.floating_tensor("factor", tensor), "base", self.base.tensors()[0])
-
-    @property
-    def size(self) -> int:
-        return self.base.size
+            checks.same_kind("factor", checks.floating_tensor("factor", tensor), "inner", self.inner.tensors()[0])
 
     def apply(self, z: Tensor) -> Tensor:
         rows = z.reshape(-1, self.size) if z.ndim != 2 else z
-        return (self.base.apply(rows) - self.factor.adjoint(self.factor.apply(rows))).reshape(z.shape)
-
-    def laid_out(self, rows: Tensor) -> Tensor:
-        return self.base.laid_out(rows)
+        return (self.inner.apply(rows) - self.factor.adjoint(self.factor.apply(rows))).reshape(z.shape)
 
     def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
         def form(*tensors: Tensor) -> Tensor:  # ⟨cotangent, −TᵀTz⟩
@@ -145,18 +137,18 @@ class MinusGram(LinearMap):
             return -(factor.apply(cotangent) * factor.apply(z)).sum()
 
         value, vjp = torch.func.vjp(form, *self.factor.tensors())  # type: ignore[misc]
-        return (*self.base.pullback(z, cotangent), *vjp(torch.ones_like(value)))
+        return (*self.inner.pullback(z, cotangent), *vjp(torch.ones_like(value)))
 
     def make_adjoint(self) -> MinusGram:
-        return replace(self, base=self.base.adjoint)
+        return replace(self, inner=self.inner.adjoint)
 
     @property
     def resolvent_products(self) -> float:
         """One product with the resolvent of C for each row of T."""
-        return self.base.resolvent_products + self.factor.rank
+        return self.inner.resolvent_products + self.factor.rank
 
     def make_resolvent(self, step: Step) -> LinearMap:
-        K, T = self.base.resolvent(step), self.factor
+        K, T = self.inner.resolvent(step), self.factor
         identity = torch.eye(T.rank, dtype=self.dtype, device=self.device)
         images = [T.apply(K.apply(step * T.adjoint(unit))) for unit in torch.split(identity, _CHUNK)]
         core = identity + torch.cat([identity[:0], *images]).mT
@@ -177,7 +169,7 @@ class MinusGram(LinearMap):
 
     @property
     def block_size(self) -> int:
-        return self.size if self._small else self.base.block_size
+        return self.size if self._small else self.inner.block_size
 
     def blocks(self, metric: Metric) -> Tensor:
         if not self._small:
@@ -200,7 +192,7 @@ class MinusGram(LinearMap):
     def make_operator(self, metric: Metric) -> MonotoneOperator:
         if self._small:
             return super().make_operator(metric)
-        norm, base = self._square_norm(metric), self.base.operator(metric)
+        norm, base = self._square_norm(metric), self.inner.operator(metric)
         return MinusGramOperator(
             blocks=base.blocks, base=base, norm=norm, mean=base.mean + self.factor.square_sum() / self.size
         )
@@ -208,7 +200,7 @@ class MinusGram(LinearMap):
     def make_estimates(self, metric: Metric) -> Estimates | None:
         if self._small:
             return super().make_estimates(metric)
-        norm, found = self._square_norm(metric), self.base.estimates(metric)
+        norm, found = self._square_norm(metric), self.inner.estimates(metric)
         if found is None:
             return None
         mean = found.mean + self.factor.square_sum() / self.size
@@ -216,11 +208,11 @@ class MinusGram(LinearMap):
 
 
 @dataclass(frozen=True, eq=False)
-class Corrected(LinearMap):
+class Corrected(Around):
     """s(K − KDTᵀETK) + tI, the resolvent of C − TᵀT, or its adjoint.
 
     Args:
-        base: K.
+        inner: K.
         factor: T.
         core: E, (r, r).
         step: the diagonal of D, (n,) or a number.
@@ -230,7 +222,6 @@ class Corrected(LinearMap):
         transposed: whether this is the adjoint.
     """
 
-    base: LinearMap
     factor: Factor
     core: Tensor
     step: Tensor
@@ -239,13 +230,9 @@ class Corrected(LinearMap):
     shift: float = 0.0
     transposed: bool = False
 
-    @property
-    def size(self) -> int:
-        return self.base.size
-
     def apply(self, z: Tensor) -> Tensor:
         rows, T = z.reshape(-1, self.size) if z.ndim != 2 else z, self.factor
-        K = (self.base.adjoint if self.transposed else self.base).apply
+        K = (self.inner.adjoint if self.transposed else self.inner).apply
         if self.transposed:
             image = K(rows)
             c = T.apply(self.step * image) @ self.core
@@ -255,9 +242,6 @@ class Corrected(LinearMap):
             image = K(rows - self.step * T.adjoint(c))
         image = image.reshape(z.shape)
         return image if self.scale == 1 and self.shift == 0 else self.scale * image + self.shift * z
-
-    def laid_out(self, rows: Tensor) -> Tensor:
-        return self.base.laid_out(rows)
 
     def make_adjoint(self) -> Corrected:
         return replace(self, transposed=not self.transposed)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import PreconditionError
-from contracting.maps.base import LinearMap
+from contracting.maps.base import Around, LinearMap
 from contracting.maps.bounded import BoundedOperator, gain_bound
 from contracting.maps.estimates import Estimates
 from contracting.maps.operator import Bounds, MonotoneOperator, StepChoice
@@ -33,7 +33,7 @@ from contracting.types import Step
 
 
 @dataclass(frozen=True, eq=False)
-class Scaled(LinearMap):
+class Scaled(Around):
     r"""W = I − diag(left)·(I − V)·diag(right), V any map with bounds of its own, such as a convolution.
 
     Args:
@@ -45,7 +45,6 @@ class Scaled(LinearMap):
         InputError: on wrong shapes, or entries that are not positive.
     """
 
-    inner: LinearMap
     left: Tensor
     right: Tensor
 
@@ -56,16 +55,9 @@ class Scaled(LinearMap):
             checks.same_kind(name, value, "inner", self.inner.tensors()[0])
             checks.positive_tensor(name, value)
 
-    @property
-    def size(self) -> int:
-        return self.inner.size
-
     def apply(self, z: Tensor) -> Tensor:
         scaled = self.right * z
         return z - self.left * (scaled - self.inner.apply(scaled))
-
-    def laid_out(self, rows: Tensor) -> Tensor:
-        return self.inner.laid_out(rows)
 
     def make_adjoint(self) -> Scaled:
         return Scaled(self.inner.adjoint, self.right, self.left)
@@ -147,21 +139,13 @@ class Scaled(LinearMap):
 
 
 @dataclass(frozen=True, eq=False)
-class _Similar(LinearMap):
+class _Similar(Around):
     """R⁻¹KR with a positive diagonal R."""
 
-    inner: LinearMap
     scale: Tensor
-
-    @property
-    def size(self) -> int:
-        return self.inner.size
 
     def apply(self, z: Tensor) -> Tensor:
         return self.inner.apply(self.scale * z) / self.scale
-
-    def laid_out(self, rows: Tensor) -> Tensor:
-        return self.inner.laid_out(rows)
 
     def make_adjoint(self) -> _Similar:
         return _Similar(self.inner.adjoint, 1 / self.scale)
