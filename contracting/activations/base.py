@@ -44,7 +44,8 @@ class Activation(metaclass=_Verified):
     * ``slope(v)``: σ'(v), with autograd's history where σ is curved;
 
     or extends ``PiecewiseLinear`` and brings ``slopes``, ``prox_value(x, step)`` and ``prox_slope(x, step)``. One whose
-    entries differ also says in ``tensors`` and ``with_tensors`` what it depends on. These hooks are called in every
+    entries differ also says in ``tensors`` and ``with_tensors`` what it depends on, and one whose f is known may bring
+    ``potential(z)``, from which energies are made. These hooks are called in every
     iteration and check nothing; the methods that users call (``__call__``, ``derivative``, ``prox`` and
     ``prox_derivative``) check their arguments. ``contracting.contracts.ActivationContract`` tests all that is promised.
 
@@ -142,6 +143,14 @@ class Activation(metaclass=_Verified):
             InputError: if on a fine grid σ leaves its slopes or is not the prox that it says.
         """
         verification.verify(self)
+
+    def potential(self, z: Tensor) -> Tensor:
+        """The convex f with σ = prox_f, entry by entry, +∞ outside its domain: (..., n) -> (..., n).
+
+        Raises:
+            InputError: if no closed form is known for the activation.
+        """
+        raise InputError(f"no potential is known for {self!r}; bring potential(z): f(z) with f'(σ(v)) = v − σ(v)")
 
     @abstractmethod
     def value(self, v: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ A splitting method with step α needs prox_{αf}, which is σ only for α = 1 (o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.activations.base import Activation, Curved, PiecewiseLinear, Reflection
+from contracting.activations.potentials import dilogarithm, inside
 from contracting.errors import InputError
 from contracting.memory import Remembering
 from contracting.types import UNIT_SLOPES, Slopes, Step
@@ -32,6 +34,10 @@ class Tanh(Curved):
     def slope(self, v: Tensor) -> Tensor:
         return 1 - torch.tanh(v) ** 2
 
+    def potential(self, z: Tensor) -> Tensor:
+        # the integral of artanh, written so that the ends ±1 are finite
+        return inside(z, -1.0, 1.0, (torch.xlogy(1 + z, 1 + z) + torch.xlogy(1 - z, 1 - z) - z.square()) / 2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sigmoid(Curved):
@@ -44,6 +50,9 @@ class Sigmoid(Curved):
 
     def slope(self, v: Tensor) -> Tensor:
         return torch.sigmoid(v) * torch.sigmoid(-v)
+
+    def potential(self, z: Tensor) -> Tensor:
+        return inside(z, 0.0, 1.0, torch.xlogy(z, z) + torch.xlogy(1 - z, 1 - z) - z.square() / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +75,11 @@ class Softplus(Curved):
 
     def pull(self, v: Tensor, value: Tensor) -> Tensor:
         return -self.value(-v)
+
+    def potential(self, z: Tensor) -> Tensor:
+        # f' = log(1 − e^{−βz})/β, whose integral from z to ∞ is a dilogarithm
+        beta = self.beta
+        return inside(z, 0.0, math.inf, dilogarithm(torch.exp(-beta * z.clamp(min=0))) / beta**2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +105,11 @@ class ELU(Curved):
         # The clamp keeps e^v finite in the branch that is not taken: its gradient would be 0 · ∞.
         return torch.where(v > 0, torch.ones_like(v), self.alpha * torch.exp(v.clamp(max=0)))
 
+    def potential(self, z: Tensor) -> Tensor:
+        a = self.alpha
+        below = torch.xlogy(a + z, 1 + z / a) - z - z.square() / 2
+        return inside(z, -a, math.inf, torch.where(z < 0, below, torch.zeros_like(z)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Softsign(Curved):
@@ -107,6 +126,9 @@ class Softsign(Curved):
     def pull(self, v: Tensor, value: Tensor) -> Tensor:
         return value * v.abs()
 
+    def potential(self, z: Tensor) -> Tensor:
+        return inside(z, -1.0, 1.0, -z.abs() - torch.log1p(-z.abs()) - z.square() / 2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arctan(Curved):
@@ -119,6 +141,12 @@ class Arctan(Curved):
 
     def slope(self, v: Tensor) -> Tensor:
         return 1 / (1 + v**2)
+
+    def potential(self, z: Tensor) -> Tensor:
+        # The float32 next to π/2 lies beyond it. The clamp is the cosine of σ(v), up to 7 %, for the smallest v that is
+        # rounded there.
+        cosine = torch.cos(z).clamp_min(torch.finfo(z.dtype).eps / 8)
+        return inside(z, -math.pi / 2, math.pi / 2, -torch.log(cosine) - z.square() / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +161,9 @@ class Identity(PiecewiseLinear):
 
     def prox_slope(self, x: Tensor, step: Step) -> Tensor:
         return torch.ones_like(x)
+
+    def potential(self, z: Tensor) -> Tensor:
+        return torch.zeros_like(z)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +196,9 @@ class ReLU(PiecewiseLinear):
     def prox_slope(self, x: Tensor, step: Step) -> Tensor:
         return (x > 0).to(x.dtype)
 
+    def potential(self, z: Tensor) -> Tensor:
+        return inside(z, 0.0, math.inf, torch.zeros_like(z))
+
 
 def _multiplication(factor: Tensor) -> Reflection:
     def multiply(x: Tensor, out: Tensor | None = None) -> Tensor:
@@ -195,6 +229,9 @@ class HardTanh(PiecewiseLinear):
     def prox_slope(self, x: Tensor, step: Step) -> Tensor:
         return ((x > self.low) & (x < self.high)).to(x.dtype)
 
+    def potential(self, z: Tensor) -> Tensor:
+        return inside(z, self.low, self.high, torch.zeros_like(z))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReLU6(PiecewiseLinear):
@@ -207,6 +244,9 @@ class ReLU6(PiecewiseLinear):
 
     def prox_slope(self, x: Tensor, step: Step) -> Tensor:
         return ((x > 0) & (x < 6)).to(x.dtype)
+
+    def potential(self, z: Tensor) -> Tensor:
+        return inside(z, 0.0, 6.0, torch.zeros_like(z))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +261,10 @@ class HardSigmoid(PiecewiseLinear):
     def prox_slope(self, x: Tensor, step: Step) -> Tensor:
         p = self.prox_value(x, step)
         return ((p > 0) & (p < 1)).to(x.dtype) / (1 + 5 * step)
+
+    def potential(self, z: Tensor) -> Tensor:
+        # v = 6z − 3 on the ramp
+        return inside(z, 0.0, 1.0, 2.5 * z.square() - 3 * z)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +283,9 @@ class Softshrink(PiecewiseLinear):
 
     def prox_slope(self, x: Tensor, step: Step) -> Tensor:
         return (x.abs() > self.threshold * step).to(x.dtype)
+
+    def potential(self, z: Tensor) -> Tensor:
+        return self.threshold * z.abs()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,6 +314,12 @@ class LeakyReLU(PiecewiseLinear):
 
     def _ratio(self, step: Step) -> Step:
         return self.negative_slope / (step + (1 - step) * self.negative_slope)
+
+    def potential(self, z: Tensor) -> Tensor:
+        a = self.negative_slope
+        if a == 0:
+            return inside(z, 0.0, math.inf, torch.zeros_like(z))
+        return (1 / a - 1) / 2 * z.clamp(max=0).square()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, init=False)
@@ -341,6 +394,11 @@ class Slope(PiecewiseLinear, Remembering):
         if isinstance(step, Tensor) or self.values.requires_grad:
             return compute()
         return self.remember("ratio", step, compute)  # asked for in every step of a solve
+
+    def potential(self, z: Tensor) -> Tensor:
+        s = self.values
+        quadratic = (1 / torch.where(s > 0, s, 1.0) - 1) / 2 * z.square()
+        return torch.where(s > 0, quadratic, torch.where(z == 0, 0.0, math.inf))
 
 
 ADMISSIBLE: tuple[Activation, ...] = (

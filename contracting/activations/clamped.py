@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -84,6 +85,10 @@ class Clamped(Activation):
         checks.last_size("v", x, len(self.free))
         held = values * self.free.to(x)  # a product keeps NaN where it was; torch.where would hide it
         return held
+
+    def potential(self, z: Tensor) -> Tensor:
+        held = torch.where(z == 0, torch.zeros_like(z), math.inf)
+        return torch.where(self.free.to(z.device), self.inner.potential(z), held)
 
     def value(self, v: Tensor) -> Tensor:
         return self._hold(self.inner.value(v), v)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.activations.potentials import potential
 from contracting.errors import PreconditionError
 from contracting.maps.operator import self_adjoint
 from contracting.metrics import WeightedL2
@@ -51,7 +50,7 @@ class Energy:
         """E(z), +∞ where an entry leaves the range of σ: (batch, n) -> (batch,)."""
         lam, q = self.metric.weights, self.problem.q
         smooth = z * (0.5 * (z - self.problem.linear.apply(z)) - q)
-        return (lam * (smooth + potential(self.problem.activation, z))).sum(-1)
+        return (lam * (smooth + self.problem.activation.potential(z))).sum(-1)
 
     def smooth_gradient(self, z: Tensor) -> Tensor:
         """(I − W)z − q, the gradient in ⟨·,·⟩_Λ of all but the potentials: (batch, n) -> (batch, n)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from contracting.activations.base import Activation, Curved
 from contracting.activations.catalogue import ADMISSIBLE, Arctan, ReLU, Slope, Softplus, Tanh
 from contracting.activations.clamped import Clamped
-from contracting.activations.potentials import dilogarithm, potential
+from contracting.activations.potentials import dilogarithm
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.base import Flow
 from contracting.flows.network import FiringRate, Hopfield
@@ -42,7 +42,7 @@ def test_the_activation_is_the_prox_of_its_potential(activation: Activation) -> 
     for step in (1.0, 0.3, 4.0):
 
         def objective(p: Tensor, step: float = step) -> Tensor:
-            return 0.5 * (p - v[:, None]) ** 2 + step * potential(activation, p)
+            return 0.5 * (p - v[:, None]) ** 2 + step * activation.potential(p)
 
         best = objective(activation.prox(v, step)[:, None])[:, 0]
         assert torch.isfinite(best).all()
@@ -54,17 +54,17 @@ def test_the_slope_of_the_potential_is_v_minus_z(activation: Activation) -> None
     v = torch.tensor([-2.5, -0.8, 0.9, 2.0], dtype=F64)
     z = activation(v).detach().requires_grad_()
     inside = activation.derivative(v) > 0  # elsewhere f has a kink or an end, and v − z is only a subgradient
-    (slope,) = torch.autograd.grad((potential(activation, z) + 0 * z).sum(), z)
+    (slope,) = torch.autograd.grad((activation.potential(z) + 0 * z).sum(), z)
     assert torch.allclose(slope[inside], (v - z)[inside], atol=1e-10)
 
 
 def test_outside_the_range_the_potential_is_infinite() -> None:
     z = torch.tensor([-1.5, 1.5], dtype=F64)
-    assert torch.isinf(potential(Tanh(), z)).all()
-    assert torch.isinf(potential(ReLU(), z)).tolist() == [True, False]
-    assert torch.isinf(potential(Softplus(beta=2.0), z)).tolist() == [True, False]
+    assert torch.isinf(Tanh().potential(z)).all()
+    assert torch.isinf(ReLU().potential(z)).tolist() == [True, False]
+    assert torch.isinf(Softplus(beta=2.0).potential(z)).tolist() == [True, False]
     flat = Slope(slopes=torch.tensor([0.0, 0.5], dtype=F64))
-    assert potential(flat, z).tolist() == [float("inf"), 0.5 * 1.5**2]
+    assert flat.potential(z).tolist() == [float("inf"), 0.5 * 1.5**2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
@@ -73,11 +73,11 @@ def test_the_potential_of_a_saturated_arctan_is_finite(sign: int, dtype: torch.d
     """f(arctan v) = ½log(1 + v²) − ½arctan²v; the float32 nearest to π/2 is larger than π/2, where cos < 0."""
     v = torch.tensor([1.0, 1e3, 1e6, 6.7e7], dtype=F64)
     expected = 0.5 * torch.log1p(v.square()) - 0.5 * v.atan().square()
-    found = potential(Arctan(), Arctan()(sign * v.to(dtype))).to(F64)
+    found = Arctan().potential(Arctan()(sign * v.to(dtype))).to(F64)
     assert torch.all((found - expected).abs() < (torch.tensor([1e-6, 1e-4, 0.1, 0.1]) if dtype != F64 else 1e-7))
     # what is beyond π/2 by more than rounding is outside the range
     beyond = sign * torch.tensor([1.571, 3.0, 6.0], dtype=dtype)
-    assert potential(Arctan(), beyond).tolist() == [float("inf")] * 3
+    assert Arctan().potential(beyond).tolist() == [float("inf")] * 3
 
 
 def test_the_energy_of_a_saturated_state_is_a_number() -> None:
@@ -96,8 +96,8 @@ def test_a_clamped_neuron_has_the_indicator_of_zero(inner: Activation) -> None:
     free = torch.tensor([True, False])
     activation = Clamped(inner=inner, free=free)
     z = torch.tensor([[0.5, 0.0], [0.5, 0.1], [-2.0, 0.0]], dtype=F64)
-    found = potential(activation, z)
-    assert torch.equal(found[:, 0], potential(inner, z[:, 0]))
+    found = activation.potential(z)
+    assert torch.equal(found[:, 0], inner.potential(z[:, 0]))
     assert found[:, 1].tolist() == [0.0, float("inf"), 0.0]
     # the prox of it, and an energy that the equilibrium minimises
     W, lam = monotone_weight(2, seed=1, skew=0.0, monotonicity=0.3)
@@ -127,8 +127,8 @@ def test_an_unknown_activation_is_refused() -> None:
         def slope(self, v: Tensor) -> Tensor:
             return torch.full_like(v, 0.5)
 
-    with pytest.raises(InputError, match=r"\bpotential\.register\b"):
-        potential(Mine(), torch.zeros(1))
+    with pytest.raises(InputError, match="potential"):
+        Mine().potential(torch.zeros(1))
 
 
 def symmetric(activation: Activation, *, spread: float = 0.7) -> tuple[EquilibriumProblem, Tensor]:
