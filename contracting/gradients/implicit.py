@@ -9,9 +9,10 @@ in [0, 1]; at a kink of σ the activation says which element of the Clarke set i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,8 +32,36 @@ _NO_TRANSFORMS = (
 )
 
 
-class Backward(Protocol):
-    """How the equilibrium is differentiated."""
+@dataclass(frozen=True)
+class Asked:
+    """A problem and how it is to be solved; ``seen`` is told what was measured."""
+
+    problem: EquilibriumProblem
+    method: Method
+    stop: Stop
+    z0: Tensor | None = None
+    seen: LastSolves | None = None
+
+    def solved(self) -> Tensor:
+        """z; what was measured is told to ``seen`` also where the solve fails."""
+        solution: Solution | None = None
+        try:
+            solution = solve(self.problem, self.method, z0=self.z0, stop=self.stop)
+        except SolveError as error:
+            solution = error.solution
+            raise
+        finally:
+            if self.seen is not None and solution is not None:
+                self.seen.forward = solution.record
+        return solution.z
+
+    def detached(self) -> Asked:
+        """The same without a graph."""
+        return replace(self, problem=self.problem.detach())
+
+
+class Backward(ABC):
+    """How the equilibrium is differentiated; one of your own brings ``differentiable``."""
 
     def equilibrium(
         self,
@@ -43,11 +72,15 @@ class Backward(Protocol):
         seen: LastSolves | None = None,
     ) -> Tensor:
         """z with z = σ(Wz + q), differentiable in the tensors of the problem; ``seen`` is told what was measured."""
-        ...
+        return self.differentiable(Asked(problem, method, stop, z0, seen))
+
+    @abstractmethod
+    def differentiable(self, asked: Asked) -> Tensor:
+        """z of what is asked, (batch, n), on the graph of its problem."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Implicit:
+class Implicit(Backward):
     """Differentiate through the equilibrium equation, whatever solver found the equilibrium; in reverse mode.
 
     Memory does not depend on the number of iterations, backward may be repeated, derivatives of any order are right.
@@ -67,20 +100,11 @@ class Implicit:
     solver: Method | None = None
     stop: Stop = field(default_factory=Stop)
 
-    def equilibrium(
-        self,
-        problem: EquilibriumProblem,
-        method: Method,
-        stop: Stop,
-        z0: Tensor | None = None,
-        seen: LastSolves | None = None,
-    ) -> Tensor:
-        """z with z = σ(Wz + q), (batch, n), differentiable in the tensors of the problem."""
+    def differentiable(self, asked: Asked) -> Tensor:
         if not torch.is_grad_enabled():
-            return seen_solve(problem.detach(), method, stop, z0, seen)
-        call = _Call(problem, method, stop, z0, seen, self)
+            return asked.detached().solved()
         try:
-            z: Tensor = _Equilibrium.apply(call, *problem.tensors())  # type: ignore[no-untyped-call]
+            z: Tensor = _Equilibrium.apply(self, asked, *asked.problem.tensors())  # type: ignore[no-untyped-call]
         except RuntimeError as error:  # NotImplementedError is one
             if "setup_context" in str(error) or "jvp function" in str(error):
                 raise PreconditionError(_NO_TRANSFORMS) from error
@@ -98,57 +122,23 @@ class Implicit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unrolled:
+class Unrolled(Backward):
     """Differentiate through every iteration of the solver: memory grows with the iterations. For comparison.
 
     The gradient is that of the iterate that is returned, so it is as accurate as the solve is.
     """
 
-    def equilibrium(
-        self,
-        problem: EquilibriumProblem,
-        method: Method,
-        stop: Stop,
-        z0: Tensor | None = None,
-        seen: LastSolves | None = None,
-    ) -> Tensor:
-        """z with z = σ(Wz + q), (batch, n), differentiable through the iterations."""
-        return seen_solve(problem, method, stop, z0, seen)
-
-
-def seen_solve(
-    problem: EquilibriumProblem, method: Method, stop: Stop, z0: Tensor | None, seen: LastSolves | None
-) -> Tensor:
-    """z, and what was measured in ``seen``, also where the solve fails."""
-    solution: Solution | None = None
-    try:
-        solution = solve(problem, method, z0=z0, stop=stop)
-    except SolveError as error:
-        solution = error.solution
-        raise
-    finally:
-        if seen is not None and solution is not None:
-            seen.forward = solution.record
-    return solution.z
-
-
-@dataclass(frozen=True)
-class _Call:
-    problem: EquilibriumProblem
-    method: Method
-    stop: Stop
-    z0: Tensor | None
-    seen: LastSolves | None
-    backward: Implicit
+    def differentiable(self, asked: Asked) -> Tensor:
+        return asked.solved()
 
 
 class _Equilibrium(torch.autograd.Function):
     """(problem tensors) ↦ z; its backward is a differentiable expression in z, the tensors and the cotangent."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> Tensor:
-        z = seen_solve(call.problem.detach(), call.method, call.stop, call.z0, call.seen)
-        ctx.call = call
+    def forward(ctx: Any, backward: Implicit, asked: Asked, *tensors: Tensor) -> Tensor:
+        z = asked.detached().solved()
+        ctx.settings, ctx.asked = backward, asked
         ctx.save_for_backward(z, *tensors)
         return z
 
@@ -156,13 +146,12 @@ class _Equilibrium(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         z = ctx.saved_tensors[0]  # carries this node as its history, so that higher derivatives see z move
         with full_precision(z):
-            return None, *_gradients(ctx.call, z, cotangent)
+            return None, None, *_gradients(ctx.settings, ctx.asked, z, cotangent)
 
 
-def _gradients(call: _Call, z: Tensor, cotangent: Tensor) -> list[Tensor]:
+def _gradients(settings: Implicit, asked: Asked, z: Tensor, cotangent: Tensor) -> list[Tensor]:
     """With respect to the tensors of the problem."""
-    problem = call.problem
-    settings = call.backward
+    problem = asked.problem
     if not torch.is_grad_enabled():
         problem = problem.detach()
     # of unit size, so that tolerances mean the same however small a gradient is
@@ -176,8 +165,8 @@ def _gradients(call: _Call, z: Tensor, cotangent: Tensor) -> list[Tensor]:
     except SolveError as error:
         raise SolveError(f"the adjoint solve of the backward pass failed: {error}", error.solution) from None
     finally:
-        if call.seen is not None:
-            call.seen.backward = seen.forward
+        if asked.seen is not None:
+            asked.seen.backward = seen.forward
     gradients = _activation_gradients(problem, z, adjoint, w, size)
     w = size * w
     return [w, *problem.linear.pullback(z, w), *gradients]

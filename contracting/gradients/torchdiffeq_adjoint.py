@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from contracting.errors import InputError
-from contracting.gradients.implicit import seen_solve
+from contracting.gradients.implicit import Asked, Backward
 from contracting.integrators.step_control import row_rms
 from contracting.integrators.torchdiffeq_adapter import KINDS, Segments, TorchDiffEq
 from contracting.loop.method import Family, Iteration, Method
-from contracting.loop.records import LastSolves, Stop
+from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchDiffEqAdjoint:
+class TorchDiffEqAdjoint(Backward):
     """Differentiate the trajectory instead of the equilibrium equation, for comparison with ``Implicit()``.
 
-    The problem is solved from zero without gradient, which tells how long the trajectory has to be; a second pass over
-    that time is differentiable. The value is that of the solve; the gradient agrees with the implicit one up to the
+    The problem is solved from zero, whatever z0 is, without gradient, which tells how long the trajectory has to be; a
+    second pass over that time is differentiable. The value is that of the solve; the gradient agrees with the implicit one up to the
     tolerances. Every row is integrated as long as the slowest, and for at least log(1/rtol)/rate time constants (with
     the proved rate of the flow, as far as it is in [1/4, 1]): the gradient may converge more slowly than the residual,
     and a row that starts at its equilibrium has a gradient too. A contracting flow expands backwards in time, therefore
@@ -39,22 +39,15 @@ class TorchDiffEqAdjoint:
 
     backprop: bool = False
 
-    def equilibrium(
-        self,
-        problem: EquilibriumProblem,
-        method: Method,
-        stop: Stop,
-        z0: Tensor | None = None,
-        seen: LastSolves | None = None,
-    ) -> Tensor:
-        """z with z = σ(Wz + q), (batch, n), differentiable in the tensors of the problem; ``z0`` is not used."""
+    def differentiable(self, asked: Asked) -> Tensor:
+        problem, method = asked.problem, asked.method
         if not isinstance(method, TorchDiffEq) or KINDS[method.method].scipy:
             raise InputError(
                 "TorchDiffEqAdjoint() differentiates the trajectory of a method of torchdiffeq itself, such as "
                 f"TorchDiffEq('dopri5'), got {method!r}; use Implicit(), which takes any solver"
             )
         recorder = _Recorder(replace(method, per_row=False))
-        z = seen_solve(problem.detach(), recorder, stop, None, seen)
+        z = replace(asked.detached(), method=recorder, z0=None).solved()
         sources = [tensor for tensor in problem.tensors() if tensor.requires_grad]
         if not sources or not torch.is_grad_enabled():
             return z

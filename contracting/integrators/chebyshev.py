@@ -158,9 +158,6 @@ class RungeKuttaChebyshev(FlowMethod):
     Not for the Peaceman–Rachford flow, which is not stiff: the steps are then s steps of Euler. And the predicted
     factor is that of the spectrum of the linearised flow: Jacobians far from normal grow before they decay.
 
-    Args:
-        flow: which flow to integrate.
-
     Raises:
         PreconditionError: on binding, where nothing is known of the spectrum, or it comes too near the imaginary axis.
 

@@ -199,9 +199,6 @@ class BogackiShampine(_Adaptive):
     step is held to a tenth of h‖f(s)‖, the distance the step travels: loose far from the steady state, where accuracy
     buys nothing, tighter and tighter as the residual falls, and always inside the region of stability, where the error
     estimate of an unstable component exceeds that tenth. For an accurate trajectory see ``simulate``.
-
-    Args:
-        flow: which flow to integrate.
     """
 
     tableau: ClassVar[Tableau] = BOGACKI_SHAMPINE

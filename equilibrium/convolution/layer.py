@@ -78,22 +78,11 @@ class LBENConv2d(ConvolutionalLayer):
         channels: channels of the state.
         out_features: size of y, such as the number of classes.
         image: (height, width) of the image.
-        kernel_size: side of the kernels, odd.
-        input_kernel_size: side of the input kernel; None takes ``kernel_size``.
         border: width of the border that is held at zero; 0 leaves a torus.
         stride: of the input convolution.
         pool: side of the cells that the readout averages.
-        lipschitz: γ > 0, or None for no bound.
-        contraction_rate: c in [0, 1), or None.
-        epsilon: ε > 0, strong monotonicity of the parameterisation.
-        metric: which entries of the metric are learnt; MetricShape.IDENTITY gives a monDEQ.
-        activation: σ, monotone with slopes in [0, 1].
-        solver: any splitting method or ODE integrator; changes neither weights nor gradient.
-        stop: tolerances and limits of the solve.
-        backward: as for ``LBEN``.
-        failed_rows: as for ``LBEN``.
-        device: device of the parameters.
-        dtype: floating-point type of the parameters.
+        options: kernel_size, input_kernel_size, lipschitz, contraction_rate, epsilon, metric, device and dtype as for
+            ``ConvolutionalMonotone``; activation, solver, stop, backward and failed_rows as for ``LBEN``.
 
     Raises:
         InputError: on any argument out of range.

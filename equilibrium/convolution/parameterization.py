@@ -118,7 +118,7 @@ class ConvolutionalMonotone(Parameterization):
         lipschitz: γ > 0, or None for no bound.
         contraction_rate: c in [0, 1), or None; needs a metric that is constant over the image.
         epsilon: ε > 0. The authors train with 1 (monDEQ) and 0.1 (other convolutional models).
-        metric: which entries of ψ are learnt.
+        metric: which entries of ψ are learnt; MetricShape.IDENTITY gives a monDEQ.
         device: device of the parameters.
         dtype: floating-point type of the parameters.
 

@@ -39,10 +39,7 @@ from equilibrium.convolution.parameterization import (
 class ReadoutMonotone(ConvolutionalMonotone):
     """The parameterisation of the reference code with a Lipschitz bound: the readout is part of W, exactly.
 
-    Args:
-        geometry: sizes, border, stride, cells of the readout.
-        out_features: size of y.
-        options: as for ``ConvolutionalMonotone``, with a γ and without c.
+    Arguments as for ``ConvolutionalMonotone``, with a γ and without c.
 
     Raises:
         InputError: without γ, with c, or as ``ConvolutionalMonotone``.

@@ -36,16 +36,8 @@ from equilibrium.layers import of_the_layer
 class MultiScaleMonotone(ConvolutionalMonotone):
     """The parameterisation with several resolutions; its weights are those of one convolution of all phases.
 
-    Args:
-        channels: of every resolution, the finest first.
-        in_channels: channels of the image.
-        image: (height, width) or (width,).
-        out_features: size of y.
-        border: of the coarsest grid.
-        stride: of the input convolution, from the image to the finest resolution.
-        pool: side of the cells of the readout, on the coarsest grid.
-        options: as for ``ConvolutionalMonotone``; the metric is constant over the image: IDENTITY, SCALAR, or CHANNEL,
-            one entry per channel of every resolution.
+    Arguments as for ``MultiScaleConv2d``. The metric is constant over the image: IDENTITY, SCALAR, or CHANNEL, which has
+    one entry per channel of every resolution.
 
     Raises:
         InputError: on no channels, a metric that varies over the image, or as ``ConvolutionalMonotone``.
