@@ -36,8 +36,8 @@ from equilibrium.layers import of_the_layer
 class MultiScaleMonotone(ConvolutionalMonotone):
     """The parameterisation with several resolutions; its weights are those of one convolution of all phases.
 
-    Arguments as for ``MultiScaleConv2d``. The metric is constant over the image: IDENTITY, SCALAR, or CHANNEL, which has
-    one entry per channel of every resolution.
+    Arguments as for ``MultiScaleConv2d``. The metric is constant over the image: IDENTITY, SCALAR, or CHANNEL, with one
+    entry per channel of every resolution.
 
     Raises:
         InputError: on no channels, a metric that varies over the image, or as ``ConvolutionalMonotone``.
