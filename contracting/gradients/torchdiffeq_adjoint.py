@@ -25,9 +25,9 @@ class TorchDiffEqAdjoint(Backward):
     second pass over that time is differentiable. The value is that of the solve; the gradient agrees with the implicit
     one up to the tolerances. Every row is integrated as long as the slowest, and for at least log(1/rtol)/rate time
     constants (with the proved rate of the flow, as far as it is in [1/4, 1]), as the gradient may converge more slowly
-    than the residual, and a row that starts at its equilibrium has a gradient too. A contracting flow expands backwards in
-    time, therefore the adjoint pass starts anew from states that are stored about as densely as the forward integrator
-    steps.
+    than the residual, and a row that starts at its equilibrium has a gradient too. A contracting flow expands backwards
+    in time, therefore the adjoint pass starts anew from states that are stored about as densely as the forward
+    integrator steps.
 
     Args:
         backprop: backpropagate through the operations of the integrator, in memory that grows with the time steps,

@@ -51,7 +51,7 @@ def euclidean(linear: LinearMap) -> WeightedL2:
 
 def matrix_of(linear: MinusGram) -> torch.Tensor:
     T = linear.factor.apply(torch.eye(linear.size, dtype=torch.float64)).mT
-    return linear.base.to_dense() - T.mT @ T
+    return linear.inner.to_dense() - T.mT @ T
 
 
 @pytest.mark.parametrize("few", [0, 64], ids=["by its products", "by its rows"])
