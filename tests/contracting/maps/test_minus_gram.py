@@ -128,7 +128,7 @@ def test_bounds_and_factors_are_on_the_safe_side_of_the_matrix(transpose: bool) 
     for seed in range(12):
         linear: LinearMap = make(seed)
         metric = euclidean(linear)
-        base = make(seed).base.operator(metric).bounds
+        base = make(seed).inner.operator(metric).bounds
         exact = Dense(linear.to_dense()).operator(metric)
         found = (linear.adjoint if transpose else linear).operator(metric)
         b, e = found.bounds, exact.bounds
@@ -176,7 +176,7 @@ def test_a_large_readout_does_not_spoil_the_factor_that_is_proved() -> None:
 def test_a_base_that_is_not_monotone_is_not_certified() -> None:
     """Negative control."""
     good = make(3)
-    bad = MinusGram(good.base.combined(3.0, 0.0), good.factor, exact_up_to=0)
+    bad = MinusGram(good.inner.combined(3.0, 0.0), good.factor, exact_up_to=0)
     assert Dense(bad.to_dense()).operator(euclidean(bad)).bounds.monotonicity < 0
     assert not bad.operator(euclidean(bad)).bounds.strongly_monotone
     assert bad.estimates(euclidean(bad)) is None
