@@ -21,8 +21,10 @@ def solve_rows(matrices: Tensor, right: Tensor) -> Tensor:
     return torch.where(usable[:, None], solution, float("nan"))
 
 
-_STALE = 0.9  # a residual that fell by less is a poor new direction, and the last basis vector is taken instead
-_HOPELESS = 0.999  # a row whose residual fell by less within a whole Krylov space is left as it is
+# A residual that is still above this share of the last one is a poor new direction: the last basis vector is taken.
+_STALE = 0.9
+# A row whose residual is still above this share of itself after a whole Krylov space is left as it is.
+_HOPELESS = 0.999
 
 
 def solve_rows_by_products(

@@ -14,13 +14,13 @@ from contracting.loop.method import Iteration, State
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem
 
-_REDUCTION = 0.1  # contraction per backward Euler step that the automatic step aims at
-_NEWTON_STEPS = 12
-_DEFAULT_STEP = 1.0  # one time constant of the flow, where no rate is proved
+_REDUCTION = 0.1  # The automatic step of backward Euler is to contract by this factor.
+_NEWTON_STEPS = 12  # A step of backward Euler that Newton's method has not solved by then is repeated, shorter.
+_DEFAULT_STEP = 1.0  # Where no rate is proved, a step begins with one time constant of the flow.
 # Pseudo-transient steps: half of what is tolerated leaves room for the next step to differ. A step is at most repeated
 # with a tenth of h, and grows at most twentyfold.
 _AIM, _SHRINK, _GROW = 0.5, 0.1, 20.0
-_LONGEST = 1e12  # time constants, at which 1/h is far below the rounding of f'
+_LONGEST = 1e12  # A step lasts at most so many time constants, at which 1/h is far below the rounding of f'.
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from contracting.maps.operator import Bounds, MonotoneOperator, StepChoice
 
-_ITERATIONS = 5  # of four vectors at once, which find a smallest eigenvalue within a few per cent
-_WIDER = (0.05, 0.2, 1.0)  # by which a guess is widened before it is tried, until the proof succeeds
+# So many inverse iterations of four vectors find a smallest eigenvalue within a few per cent; powers take four times as
+# many.
+_ITERATIONS = 5
+# A guess is widened by these shares of itself, one after the other, until a factorisation proves it.
+_WIDER = (0.05, 0.2, 1.0)
 
 
 @dataclass(frozen=True, eq=False)

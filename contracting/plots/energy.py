@@ -11,11 +11,10 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
-from contracting.plots.style import BLUE, CERTIFIED, GREEN, ORANGE, PURPLE, VERMILION, finish, new_axes
+from contracting.plots.style import BLUE, CERTIFIED, GREEN, LEAST, ORANGE, PURPLE, VERMILION, finish, new_axes
 from contracting.simulation.energy import Energy
 
 _COLOURS = (VERMILION, GREEN, PURPLE, ORANGE)
-_LEAST = 1e-14  # of the first gap; less is rounding
 
 
 def plot_energy_descent(
@@ -44,7 +43,7 @@ def plot_energy_descent(
     falling, latest = True, 0.0
     for (name, (times, gap)), colour in zip(everything.items(), _COLOURS * len(everything), strict=False):
         checks.positive_tensor(f"the first gap of {name}", gap[:1])
-        relative = (gap / gap[0]).clamp_min(_LEAST)
+        relative = (gap / gap[0]).clamp_min(LEAST)
         falling &= bool((relative.diff() <= 1e-9).all())
         latest = max(latest, float(times[-1]))
         look = {"marker": "o", "markersize": 3.5, "linestyle": "none"} if name in iterations else {"linewidth": 1.5}

@@ -13,14 +13,13 @@ from torch import Tensor
 from contracting.errors import InputError
 from contracting.flows.base import BoundFlow
 from contracting.flows.fields import LinearFlow, NeuralFlow, VectorField
-from contracting.plots.style import GREEN, SKY, VERMILION, figure_of, finish, look, new_axes, shown
+from contracting.plots.style import GREEN, SKY, SLACK, VERMILION, figure_of, finish, look, new_axes, shown
 from contracting.simulation.balls import CarriedBall, unit_sphere
 from contracting.simulation.evidence import standing
 
 Limits = tuple[float, float]
 
-_GRID = 161  # points along each side, for nullclines and streamlines
-_SLACK = 1e-6
+_GRID = 161  # Nullclines and streamlines are drawn from so many points along each side.
 
 
 def plot_phase_portrait(
@@ -192,7 +191,7 @@ def _named(ball: CarriedBall) -> str:
 
 
 def _verdict(ball: CarriedBall) -> str:
-    if bool((ball.reached <= ball.radius * (1 + _SLACK)).all()):
+    if bool((ball.reached <= ball.radius * (1 + SLACK)).all()):
         shrunk = float(ball.radius[-1] / ball.radius[0])
         return f"Every image stays inside its {standing(ball.evidence)} ball, which shrinks to {shrunk:.0%}"
     return f"An image leaves its {standing(ball.evidence)} ball"

@@ -20,8 +20,8 @@ from matplotlib.text import Annotation
 from contracting.errors import InputError
 from contracting.simulation.evidence import Evidence, standing
 
-FULL_WIDTH, HALF_WIDTH = 6.8, 3.4  # inches
-NARROW = 5.0  # inches; in narrower figures the letters are smaller and the legend stands below the axes
+FULL_WIDTH, HALF_WIDTH = 6.8, 3.4  # The widths of figures for the page and for half of it, in inches.
+NARROW = 5.0  # In figures narrower than so many inches letters are smaller, and the legend stands below the axes.
 BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
 SEEN = "0.45"
 """Grey, for what was measured or simulated."""
@@ -32,7 +32,9 @@ UNPROVED: dict[str, Any] = {"color": PURPLE, "linestyle": (0, (5.0, 1.5, 1.2, 1.
 BOUND: dict[str, Any] = {"color": VERMILION, "linestyle": (0, (1.2, 1.2)), "linewidth": 1.6, "zorder": 3}
 """The line of a bound that no certificate may exceed."""
 
-_GAP = 1.15  # between direct labels, in heights of their letters
+_GAP = 1.15  # Direct labels are so many heights of their letters apart.
+SLACK = 1e-6  # A simulated distance that attains its bound may exceed it by this share, an error of the integrator.
+LEAST = 1e-14  # What has fallen to this share of its start is rounding, and is drawn there.
 
 
 def look(evidence: Evidence | None) -> dict[str, Any]:

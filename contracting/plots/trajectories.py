@@ -8,12 +8,9 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
-from contracting.plots.style import BOUND, SEEN, finish, look, new_axes, shown
+from contracting.plots.style import BOUND, LEAST, SEEN, SLACK, finish, look, new_axes, shown
 from contracting.simulation.evidence import Evidence, standing
 from contracting.simulation.tracking import Tracking
-
-_SLACK = 1e-6  # relative, for distances that attain the bound: they come from a simulation
-_LEAST = 1e-14  # of the first distance; less is rounding
 
 
 def plot_distance(
@@ -54,7 +51,7 @@ def plot_distance(
     axes = new_axes() if axes is None else axes
     shared, limits = bool(axes.lines), axes.get_ylim()  # another flow may be there already
     elapsed = (times - times[0]).detach()
-    relative = (d / d[0]).clamp_min(_LEAST)
+    relative = (d / d[0]).clamp_min(LEAST)
     of = f" ({flow})" if flow else ""
     for index, curve in enumerate(relative.mT):
         label = f"{relative.shape[1]} pairs{of}" if relative.shape[1] > 1 else f"a pair{of}"
@@ -71,11 +68,11 @@ def plot_distance(
         axes.semilogy(ends, [1.0, float(steepest)], label=f"bound {shown(bound)}{of}", **BOUND)
     # not the bound, which would press everything else against the top where it is steep
     heights = torch.cat([relative.flatten().to(proved), proved])
-    low, high = max(_LEAST, float(heights.min())) / 1.5, 1.5 * float(heights.max())
+    low, high = max(LEAST, float(heights.min())) / 1.5, 1.5 * float(heights.max())
     if shared:
         low, high = min(low, limits[0]), max(high, limits[1])
     axes.set_ylim(low, high)
-    kept = bool((relative <= proved[:, None].to(relative) * (1 + _SLACK) + 2 * _LEAST).all())
+    kept = bool((relative <= proved[:, None].to(relative) * (1 + SLACK) + 2 * LEAST).all())
     said = f"Every pair keeps to the {word} rate {shown(rate)}"
     finish(
         axes,

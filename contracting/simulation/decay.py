@@ -12,7 +12,7 @@ from contracting import checks
 from contracting.errors import InputError
 from contracting.simulation.times import elapsed_times, time_grid
 
-_NOISE = 1e4  # units of rounding, relative to the largest distance, below which a distance is not believed
+_NOISE = 1e4  # A distance is not believed below so many units of rounding of the largest one.
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -20,7 +20,7 @@ from contracting.integrators.explicit import DORMAND_PRINCE, RK4_CLASSIC, Tablea
 from contracting.integrators.step_control import first_step, judge, row_rms
 from contracting.types import Time
 
-_FULL = 1 / 1.01  # a step that covers this share of what is left is stretched to the end: no sliver of a step remains
+_FULL = 1 / 1.01  # A step that covers this share of what is left is stretched to the end, so that no sliver remains.
 
 
 class Integrator(Protocol):
