@@ -359,6 +359,7 @@ class Slope(PiecewiseLinear, Remembering):
         return activation
 
     def tensors(self) -> tuple[Tensor, ...]:
+        """The slopes."""
         return (self.values,)
 
     watched = property(tensors)

@@ -17,6 +17,7 @@ class FiringRate:
     """z' = −z + σ(Wz + q), with the rate z as its state."""
 
     def bind(self, problem: EquilibriumProblem) -> BoundFlow:
+        """The flow on a problem."""
         return BoundFiringRate(problem)
 
 
@@ -25,6 +26,7 @@ class Hopfield:
     """v' = −v + Wσ(v) + q with z = σ(v): the membrane potential v as its state."""
 
     def bind(self, problem: EquilibriumProblem) -> BoundFlow:
+        """The flow on a problem."""
         return BoundHopfield(problem)
 
 

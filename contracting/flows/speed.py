@@ -35,6 +35,7 @@ class DouglasRachfordFlow:
         PeacemanRachfordFlow(step=self.step)
 
     def bind(self, problem: EquilibriumProblem) -> BoundFlow:
+        """The flow on a problem."""
         return ScaledFlow(PeacemanRachfordFlow(step=self.step).bind(problem), 0.5)
 
 
@@ -55,6 +56,7 @@ class TimeScaledForwardBackward:
         checks.positive_number("step", self.step)
 
     def bind(self, problem: EquilibriumProblem) -> BoundFlow:
+        """The flow on a problem."""
         return ScaledFlow(ForwardBackwardFlow(step=self.step).bind(problem), 1 / self.step)
 
 

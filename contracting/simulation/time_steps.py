@@ -98,6 +98,7 @@ class FixedStep:
         checks.positive_number("step", self.step)
 
     def advance(self, flow: VectorField, state: Tensor, start: Tensor, end: Tensor, progress: Progress) -> Tensor:
+        """The state at ``end``."""
         segment = Segment(start, end)
         # a length that rounding has pushed just above a whole number of steps needs no extra one
         count = (segment.length / self.step * (1 - 1e-9)).ceil().clamp_min(1) * (segment.length > 0)
@@ -144,6 +145,7 @@ class AdaptiveStep:
             raise InputError("tableau needs an error estimate; use DORMAND_PRINCE or BOGACKI_SHAMPINE, or FixedStep")
 
     def advance(self, flow: VectorField, state: Tensor, start: Tensor, end: Tensor, progress: Progress) -> Tensor:
+        """The state at ``end``."""
         segment = Segment(start, end)
         elapsed = torch.zeros_like(segment.length)
         moving = progress.alive & (segment.length > 0)
