@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -104,7 +104,7 @@ def fast_gradient(
     attack = foolbox.attacks.L2FastGradientAttack()
     fooled, sizes = [], []
     for x, y in batches(inputs, labels, batch_size):
-        with _Attacked(model, temperature) as call:
+        with _attacked(model, temperature) as call:
             # without clipping, x' − x is the direction; foolbox divides by max(‖∇‖, 1e-12), and so it falls short of
             # length one where the class is beyond doubt and the gradient tiny
             direction = attack.run(_wrapped(foolbox, call, (-math.inf, math.inf)), x, y, epsilon=1.0) - x
@@ -176,10 +176,10 @@ def smallest_perturbation(
         torch.manual_seed(seed)
         for x, y in batches(inputs, labels, batch_size):
             start = x.to(kind)
-            with _Attacked(model, temperature) as call:
+            with _attacked(model, temperature) as call:
                 moved = attack.run(_wrapped(foolbox, call, around), start, y).to(x)
             moved = moved.clamp(*bounds)
-            with _Attacked(judge, 1.0) as call:
+            with _attacked(judge, 1.0) as call:
                 wrong, fooled = _classes(call, x) != y, _classes(call, moved) != y
             moved = torch.where((fooled & ~wrong)[:, None], moved, x)
             size = torch.where(fooled, _distance(moved, x), math.inf)
@@ -200,28 +200,31 @@ def _wrapped(foolbox: ModuleType, call: nn.Module, bounds: tuple[float, float]) 
     return foolbox.PyTorchModel(call, bounds=bounds, device=_kind(call, torch.empty(())).device)
 
 
-class _Attacked(nn.Module):
-    """The model in evaluation mode, its parameters without gradient, for as long as the context lasts."""
+class _Tempered(nn.Module):
+    """A model with its outputs divided by a temperature, as foolbox takes it."""
 
     def __init__(self, model: nn.Module, temperature: float):
         super().__init__()
         self.model = model
         self.temperature = checks.number("temperature", temperature, low=0, low_open=True)
-        self._before = contextlib.ExitStack()
 
     def forward(self, x: Tensor) -> Tensor:
         outputs: Tensor = self.model(x)
         return outputs / self.temperature
 
-    def __enter__(self) -> _Attacked:
-        self._before.enter_context(evaluating(self))
-        for parameter in self.model.parameters():
-            self._before.callback(parameter.requires_grad_, parameter.requires_grad)
-            parameter.requires_grad_(False)
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._before.close()
+@contextlib.contextmanager
+def _attacked(model: nn.Module, temperature: float) -> Iterator[nn.Module]:
+    """The model in evaluation mode, its parameters without gradient, for as long as the context lasts."""
+    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with evaluating(model):
+        try:
+            for parameter in learnt:
+                parameter.requires_grad_(False)
+            yield _Tempered(model, temperature)
+        finally:
+            for parameter in learnt:
+                parameter.requires_grad_(True)
 
 
 def _kind(model: nn.Module, otherwise: Tensor) -> Tensor:
@@ -258,7 +261,6 @@ def _widened(x: Tensor, bounds: tuple[float, float]) -> tuple[float, float]:
     return min(low, float(x.min())), max(high, float(x.max()))
 
 
-
 def _checked_bounds(inputs: Tensor, bounds: tuple[float, float]) -> tuple[float, float]:
     if not isinstance(bounds, Sequence) or len(bounds) != 2:
         raise InputError(f"bounds must be the smallest and the largest value of an input, (low, high), got {bounds!r}")
@@ -269,5 +271,3 @@ def _checked_bounds(inputs: Tensor, bounds: tuple[float, float]) -> tuple[float,
             f"({low:g}, {high:g})"
         )
     return low, high
-
-

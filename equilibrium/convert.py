@@ -190,17 +190,6 @@ def from_residual(
     return _feed_forward(weights, None if activation is None else as_activation(activation), len(blocks))
 
 
-def norm_product(network: nn.Sequential) -> float:
-    """Π‖W_k‖₂ of a perceptron: the bound that everyone has, to compare with. Raises as ``from_sequential``."""
-    linears, _, _ = _perceptron(network)
-    return float(torch.stack([_norm(linear) for linear in linears]).prod())
-
-
-def residual_norm_product(blocks: Sequence[tuple[nn.Linear, nn.Linear]]) -> float:
-    """Π(1 + ‖G_k‖₂‖H_k‖₂) of a residual network, to compare with."""
-    return float(torch.stack([1 + _norm(G) * _norm(H) for H, G in blocks]).prod())
-
-
 def _perceptron(network: nn.Sequential) -> tuple[list[nn.Linear], Activation | None, bool]:
     """The linear layers, their activation, and whether it also comes last."""
     if not isinstance(network, nn.Sequential) or len(network) == 0:
@@ -256,7 +245,3 @@ def _graded_metric(W: Tensor, sizes: Sequence[int]) -> Tensor:
 
 def _bias(linear: nn.Linear) -> Tensor:
     return linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
-
-
-def _norm(linear: nn.Linear) -> Tensor:
-    return torch.linalg.matrix_norm(linear.weight.detach().double(), 2)

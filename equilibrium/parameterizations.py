@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,14 @@ class Parameterization(WithSettings):
         return f"{sizes}, out_features={self.out_features}"
 
 
+class DenseOptions(TypedDict, total=False):
+    """The keyword arguments of ``DenseParameterization``, for all that pass them on."""
+
+    feedthrough: bool
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+
+
 class DenseParameterization(Parameterization):
     """Free parameters of a network whose input and output weights are matrices."""
 
@@ -134,13 +142,9 @@ class Unconstrained(DenseParameterization):
         in_features: int,
         hidden_features: int,
         out_features: int,
-        *,
-        feedthrough: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[DenseOptions],
     ):
-        sizes = (in_features, hidden_features, out_features)
-        super().__init__(*sizes, feedthrough=feedthrough, device=device, dtype=dtype)
+        super().__init__(in_features, hidden_features, out_features, **options)
         self.W = self.new_parameter(hidden_features, hidden_features)
         self.reset_parameters()
 
@@ -161,7 +165,7 @@ class Unconstrained(DenseParameterization):
         )
 
 
-class MonotoneOptions(TypedDict, total=False):
+class MonotoneOptions(DenseOptions, total=False):
     """The keyword arguments of ``Monotone``, for all that pass them on."""
 
     lipschitz: float | None
@@ -169,9 +173,6 @@ class MonotoneOptions(TypedDict, total=False):
     contraction_rate: float | None
     epsilon: float
     learn_metric: bool
-    feedthrough: bool
-    device: torch.device | str | None
-    dtype: torch.dtype | None
 
 
 class Monotone(DenseParameterization):
@@ -344,14 +345,10 @@ class MonDEQ(Monotone):
         out_features: int,
         *,
         epsilon: float = 1.0,
-        feedthrough: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[DenseOptions],
     ):
         sizes = (in_features, hidden_features, out_features)
-        super().__init__(
-            *sizes, epsilon=epsilon, learn_metric=False, feedthrough=feedthrough, device=device, dtype=dtype
-        )
+        super().__init__(*sizes, epsilon=epsilon, learn_metric=False, **options)
 
 
 class _Gram(torch.autograd.Function):

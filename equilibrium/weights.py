@@ -99,18 +99,14 @@ class NetworkWeights(ABC):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Weights(NetworkWeights):
-    r"""z = σ(Wz + Ux + b), y = W_o z + Dx + b_o, together with what the parameterisation certifies by construction.
+    r"""Input and output weights that are matrices, and what the parameterisation certifies by construction.
 
-    Attributes:
-        state: W as a map on Rⁿ.
+    Attributes, beside those of ``NetworkWeights``:
         input: U, shape (n, in).
         bias: b, shape (n,).
         output: W_o, shape (out, n).
         output_bias: b_o, shape (out,).
         feedthrough: D, shape (out, in), or None.
-        metric: Λ such that 2Λ − ΛW − WᵀΛ ≻ 0 by construction, or None where nothing is certified.
-        lipschitz: γ, a certified ℓ2 Lipschitz constant of x ↦ y, as a 0-dim tensor (it may be learnt), or None.
-        contraction_rate: c, a certified contraction rate of the firing-rate and Hopfield flows, or None.
         contraction_matrix: the P in which the firing-rate flow contracts, or None.
     """
 
@@ -135,7 +131,6 @@ class Weights(NetworkWeights):
 
     @property
     def firing_rate_metric(self) -> FullP | None:
-        """P, in which the firing-rate flow contracts at ``contraction_rate``."""
         return None if self.contraction_matrix is None else FullP(self.contraction_matrix.detach())
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from contracting.certificates.checker import checked, in_units
+from contracting.certificates.checker import check, in_units
 from contracting.certificates.records import ANY_SLOPE, NO_SLOPE, Certificate, CertificateError
 from contracting.certificates.systems import (
     FiringRateSystem,
@@ -25,7 +25,9 @@ from contracting.errors import InputError
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
 from contracting.types import Slopes
 
-_LEAST = 1e-300  # a rate is lowered by at least this, whose digits are not those of a subnormal number
+_LEAST = 1e-300  # A rate is lowered by at least this much, whose digits are not those of a subnormal number.
+# The rate is lowered by the first of these, in units of what it is made of, that the checker accepts: each costs a
+# factorisation, and what is given away is at most a hundred times what rounding needs.
 _BACK_OFF = (1e-13, 1e-11, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 
 
@@ -77,7 +79,7 @@ def certified(system: System, candidate: Candidate, *, method: str) -> Certifica
             multiplier=candidate.multiplier,
         )
         try:
-            return checked(certificate, system)
+            return replace(certificate, margin=check(certificate, system))
         except CertificateError as error:
             failure = error
     raise CertificateError(f"{method}: {failure}")

@@ -28,9 +28,10 @@ from contracting.certificates.systems import (
 from contracting.errors import InputError
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
 
-LARGEST_BY_VERTICES = 14  # largest n for a proof at all 2ⁿ vertices
 S = TypeVar("S", bound=System)
-_ASSEMBLY = 12  # roundings of one entry beside those of its inner products
+
+LARGEST_BY_VERTICES = 14  # The largest n for a proof at all 2ⁿ vertices, each of which takes a factorisation.
+_ASSEMBLY = 12  # An entry of an inequality is rounded so often at most, beside the roundings of its inner products.
 
 
 def check(certificate: Certificate, system: System) -> float:
@@ -65,15 +66,6 @@ def check(certificate: Certificate, system: System) -> float:
             f"not certified: rate {certificate.rate:.6g} for {system.name} in {type(certificate.metric).__name__}"
         )
     return margin
-
-
-def checked(certificate: Certificate, system: System) -> Certificate:
-    """The certificate with the margin that the checker found.
-
-    Raises:
-        CertificateError: if it does not hold.
-    """
-    return replace(certificate, margin=check(certificate, system))
 
 
 def in_units(system: S, metric: Metric, multiplier: Tensor | None) -> tuple[S, Metric, Tensor | None]:

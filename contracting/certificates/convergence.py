@@ -27,8 +27,8 @@ from contracting.flows.base import BoundFlow
 from contracting.metrics import WeightedL2
 from contracting.types import Slopes
 
-_SAFETY = 1e-9
-_UNITS = 20
+_SAFETY = 1e-9  # Rates and overshoots are given away by this share, so that rounding of the formulas cannot matter.
+_UNITS = 20  # So many units of rounding times n² are left of an inequality; see ``_slack``.
 
 
 def fixed_input_convergence(flow: BoundFlow | System, *, metric: WeightedL2 | None = None) -> Convergence:

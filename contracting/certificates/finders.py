@@ -25,10 +25,11 @@ from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
 from contracting.types import Slopes
 
-_EXACT_BISECTION = 150  # up to this size a general slope interval is bisected by Hamiltonian eigenvalues
-_LARGE = 400  # beyond this size, what the parabola test contains anyway is not worth its time in passing
-_OPTIMISED = ((40, 25), (120, 6))  # up to this size, so many gradients per level of smoothing in passing
-_OPTIMISED_INCLUSION = 150  # the same for the inclusion, whose gradients cost one eigenvalue problem each
+# Sizes n of the state that trade time for the rate.
+_EXACT_BISECTION = 150  # Up to here a general slope interval is bisected by the eigenvalues of matrices of size 2n.
+_IN_PASSING = 400  # Beyond, what the parabola test contains anyway is not worth its time where no method is named.
+_OPTIMISED = ((40, 25), (120, 6))  # Up to each, so many gradients per level of smoothing where no method is named.
+_OPTIMISED_INCLUSION = 150  # The same for the inclusion, whose gradients cost one eigenvalue problem each.
 
 
 class RateFinder(Finder[System, Candidate, Certificate]):
@@ -58,17 +59,14 @@ class ExplicitMetric(RateFinder):
 
     weights: Tensor | None = None
 
-    @property
-    def name(self) -> str:
-        """The method in words."""
-        return "explicit metric"
+    name = "explicit metric"
 
     def applies(self, system: System) -> bool:
         return super().applies(system) and system.slopes.low >= 0
 
     def affordable(self, system: System) -> Self | None:
         view = view_of(system)
-        return replace(self, weights=view.own(view.guess)) if system.size <= _LARGE else None
+        return replace(self, weights=view.own(view.guess)) if system.size <= _IN_PASSING else None
 
     def find(self, system: System) -> Candidate:
         view, seen = slopes_view(system)
@@ -123,7 +121,7 @@ class ParabolaTest(RateFinder):
 
     def affordable(self, system: System) -> Self | None:
         if not self.optimise:
-            return replace(self, tolerance=self.tolerance if system.size <= _LARGE else 1e-4)
+            return replace(self, tolerance=self.tolerance if system.size <= _IN_PASSING else 1e-4)
         gradients = next((count for size, count in _OPTIMISED if system.size <= size), 0)
         return replace(self, optimise=min(gradients, self.optimise)) if gradients and system.slopes.low >= 0 else None
 
@@ -168,13 +166,10 @@ class DiagonalMetric(RateFinder):
 
     weights: Tensor | None = None
 
-    @property
-    def name(self) -> str:
-        """The method in words."""
-        return "diagonal metric"
+    name = "diagonal metric"
 
     def affordable(self, system: System) -> Self | None:
-        return self if system.size <= _LARGE else None
+        return self if system.size <= _IN_PASSING else None
 
     def find(self, system: System) -> Candidate:
         view, seen = slopes_view(system)
@@ -212,30 +207,21 @@ class PolyhedralMetric(RateFinder):
         if self.norm not in (WeightedLinf, WeightedL1):
             raise InputError(f"norm must be WeightedLinf or WeightedL1, got {self.norm!r}")
 
-    @property
-    def name(self) -> str:
-        """The method in words."""
-        return "Perron weights"
+    name = "Perron weights"
 
     def applies(self, system: System) -> bool:
         return not isinstance(system, InclusionSystem)
 
     def find(self, system: System) -> Candidate:
-        if isinstance(system, LinearSystem):
-            view = view_of(system)
-            _, left, right = perron_weights(view.system.W)
-            metric = WeightedLinf(1 / right) if self.norm is WeightedLinf else WeightedL1(left)
-            return view.candidate(Candidate(metric=metric))
-        view, seen = slopes_view(system)
-        low, high = seen.slopes
+        view = view_of(system) if isinstance(system, LinearSystem) else slopes_view(system)[0]
+        matrix, (low, high) = view.system.W, view.system.slopes
         by_rows = (self.norm is WeightedLinf) != view.transposed
-        matrix, diagonal = seen.W, seen.W.diagonal()
-        off = matrix - torch.diag(diagonal)
-        if not by_rows or low < 0:
-            matrix = seen.slopes.largest * off + torch.diag(torch.maximum(low * diagonal, high * diagonal))
+        if not isinstance(system, LinearSystem) and (not by_rows or low < 0):
+            diagonal = matrix.diagonal()
+            worst = torch.maximum(low * diagonal, high * diagonal)
+            matrix = view.system.slopes.largest * (matrix - torch.diag(diagonal)) + torch.diag(worst)
         _, left, right = perron_weights(matrix)
-        candidate = Candidate(metric=WeightedLinf(1 / right) if by_rows else WeightedL1(left))
-        return view.candidate(candidate)
+        return view.candidate(Candidate(metric=WeightedLinf(1 / right) if by_rows else WeightedL1(left)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -248,10 +234,7 @@ class GivenMetric(RateFinder):
 
     metric: FullP | WeightedL2 | WeightedL1 | WeightedLinf
 
-    @property
-    def name(self) -> str:
-        """The method in words."""
-        return "given metric, vertices"
+    name = "given metric, vertices"
 
     def applies(self, system: System) -> bool:
         return True

@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib.util
 import math
 import warnings
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import partial
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,11 +27,13 @@ from contracting.certificates.views import slopes_view
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP, WeightedL2
 
+T = TypeVar("T")
+
 _LIBRARIES = ("cvxpy", "clarabel")
-MOST_VERTICES = 10  # largest n for 2ⁿ inequalities
-_VERTICES = 5  # largest n at which they are solved in passing
-_ADDED = 16  # matrices that enter a program at a time
-_FLOOR = 1e-6  # smallest eigenvalue of P and entry of Q, where their traces are n
+MOST_VERTICES = 10  # The largest n for which 2ⁿ inequalities are written down.
+_VERTICES = 5  # The largest n for which ``certify`` and ``report`` solve them in passing, in seconds.
+_ADDED = 16  # So many matrices enter a program at a time: more make each program slower, fewer need more programs.
+_FLOOR = 1e-6  # P has no smaller eigenvalue and Q no smaller entry, where their traces are n.
 
 
 def available() -> bool:
@@ -55,52 +57,53 @@ def _solve(problem: Any) -> bool:
     return problem.status not in ("infeasible", "unbounded")
 
 
+def _unknown_metric(size: int, *, diagonal: bool) -> tuple[Any, Any, Callable[[], FullP | WeightedL2 | None]]:
+    """P of a program, the constraint that it is positive definite, and what a solver found, None if it is no metric."""
+    cp = _cvxpy()
+    p, full = cp.Variable(size), cp.Variable((size, size), symmetric=True)
+
+    def found() -> FullP | WeightedL2 | None:
+        value = (p if diagonal else full).value
+        if value is None:
+            return None
+        value = torch.as_tensor(value, dtype=torch.float64)
+        try:
+            return WeightedL2(value) if diagonal else FullP((value + value.mT) / 2)
+        except InputError:
+            return None
+
+    if diagonal:
+        return cp.diag(p), p >= _FLOOR, found
+    return full, full - _FLOOR * torch.eye(size).double().numpy() >> 0, found
+
+
+def _bisected(
+    propose: Callable[[float], T | None], rate_of: Callable[[T], float], *, bottom: float, top: float, gap: float
+) -> T | None:
+    """The proposal with the best rate, found by bisection up to ``gap``; None where nothing was proposed.
+
+    Args:
+        propose: what a program finds for a rate; whatever it is, only what it is rated counts.
+        rate_of: the rate that a proposal really has.
+        bottom: a rate that is known to be reached.
+        top: a rate that is known not to be exceeded.
+        gap: where the bisection stops.
+    """
+    best: T | None = None
+    rate = bottom
+    while top - bottom > gap:
+        proposal = propose(rate)
+        reached = -math.inf if proposal is None else rate_of(proposal)
+        if best is None or reached > bottom:
+            best, bottom = proposal, max(bottom, reached)
+        if reached < rate and rate > bottom:
+            top = rate
+        rate = (top + bottom) / 2
+    return best
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Inequality(RateFinder):
-    tolerance: float = 1e-5
-
-    def __post_init__(self) -> None:
-        checks.number("tolerance", self.tolerance, low=0, high=1, low_open=True)
-
-    def find(self, system: System) -> Candidate:
-        view, seen = slopes_view(system)
-        # in these coordinates the multiplier is about 1
-        start = (view.guess if self.fixed is None else view.weights("multiplier", self.fixed)).sqrt()
-        seen = seen.rescaled(start)
-        size = max(1e-3, float(torch.linalg.matrix_norm(seen.W, 2)))
-        low, high = seen.slopes
-        propose = self._program(seen)
-        best: Candidate | None = None
-        # P = I proves 1 − max|slope|·‖W‖; slopes that include 0 leave an undriven neuron, else |α(DW)| ≤ β‖W‖
-        bottom, top = 1 - seen.slopes.largest * size - 1e-3, 1.0 if low <= 0 else 1 + high * size
-        rate = bottom
-        while top - bottom > self.tolerance * max(1.0, size):
-            proposal = propose(rate)
-            achieved = -float("inf") if proposal is None else best_rate(seen, proposal)
-            if best is None or achieved > bottom:
-                best, bottom = proposal, max(bottom, achieved)
-            if achieved < rate and rate > bottom:
-                top = rate
-            rate = (top + bottom) / 2
-        if best is None:
-            raise CertificateError(f"{self.name}: the solver proposed no metric")
-        return view.candidate(best.rescaled(1 / start))
-
-    @property
-    def fixed(self) -> Tensor | None:
-        """The direction of the multiplier in the caller's coordinates, if it is fixed."""
-        return None
-
-    @abstractmethod
-    def _program(self, view: FiringRateSystem) -> Any:
-        """A function from a rate to the candidate that satisfies the inequality best there, or None.
-
-        Its coordinates are those in which a fixed multiplier is 1.
-        """
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SectorInequality(_Inequality):
+class SectorInequality(RateFinder):
     r"""The sector inequality with full or diagonal P, and Q free or given (arXiv 2604.15238 Thm 12).
 
     Args:
@@ -111,42 +114,57 @@ class SectorInequality(_Inequality):
 
     diagonal: bool = False
     multiplier: Tensor | None = None
+    tolerance: float = 1e-5
+
+    def __post_init__(self) -> None:
+        checks.number("tolerance", self.tolerance, low=0, high=1, low_open=True)
 
     @property
     def name(self) -> str:
         """The method in words."""
         return "sector inequality, " + ("diagonal P" if self.diagonal else "full P")
 
-    @property
-    def fixed(self) -> Tensor | None:
-        """The multiplier, if one is given."""
-        return self.multiplier
-
     def affordable(self, system: System) -> None:
         return None
 
-    def _program(self, view: FiringRateSystem) -> Any:
-        cp, n, W = _cvxpy(), view.size, view.W.numpy()
-        low, high = view.slopes
-        width, eye = high - low, torch.eye(view.size, dtype=torch.float64).numpy()
-        p, full = cp.Variable(n), cp.Variable((n, n), symmetric=True)
-        P = cp.diag(p) if self.diagonal else full
+    def find(self, system: System) -> Candidate:
+        view, seen = slopes_view(system)
+        # in these coordinates the multiplier is about 1, and exactly 1 if it is given
+        start = (view.guess if self.multiplier is None else view.weights("multiplier", self.multiplier)).sqrt()
+        seen = seen.rescaled(start)
+        size = max(1e-3, float(torch.linalg.matrix_norm(seen.W, 2)))
+        low, high = seen.slopes
+        best = _bisected(
+            self._program(seen),
+            lambda candidate: best_rate(seen, candidate),
+            # P = I proves 1 − max|slope|·‖W‖; slopes that include 0 leave an undriven neuron, else |α(DW)| ≤ β‖W‖
+            bottom=1 - seen.slopes.largest * size - 1e-3,
+            top=1.0 if low <= 0 else 1 + high * size,
+            gap=self.tolerance * max(1.0, size),
+        )
+        if best is None:
+            raise CertificateError(f"{self.name}: the solver proposed no metric")
+        return view.candidate(best.rescaled(1 / start))
+
+    def _program(self, seen: FiringRateSystem) -> Callable[[float], Candidate | None]:
+        """A function from a rate to the candidate that satisfies the inequality best there, or None."""
+        cp, n, W = _cvxpy(), seen.size, seen.W.numpy()
+        low, width = seen.slopes.low, seen.slopes.width
+        P, positive, found = _unknown_metric(n, diagonal=self.diagonal)
         q = cp.Variable(n) if self.multiplier is None else cp.Variable() * torch.ones(n).numpy()
         Q, s, slack = cp.diag(q), cp.Parameter(), cp.Variable()
         corner = 2 * s * P - low * (P @ W + W.T @ P)
         off = -width * (P + W.T @ Q)
         lmi = cp.bmat([[corner, off], [off.T, 2 * width * Q]])
         lmi = (lmi + lmi.T) / 2
-        positive = p >= _FLOOR if self.diagonal else P - _FLOOR * eye >> 0
         bounds = [positive, q >= _FLOOR, cp.trace(P) + cp.sum(q) == 2 * n]
         problem = cp.Problem(cp.Maximize(slack), [lmi - slack * torch.eye(2 * n).numpy() >> 0, *bounds])
 
         def propose(rate: float) -> Candidate | None:
             s.value = 1 - rate
-            if not _solve(problem) or P.value is None or q.value is None:
+            if not _solve(problem) or q.value is None:
                 return None
-            metric = _metric(P.value)
-            multiplier = torch.as_tensor(q.value, dtype=torch.float64)
+            metric, multiplier = found(), torch.as_tensor(q.value, dtype=torch.float64)
             if metric is None or bool((multiplier <= 0).any()):
                 return None
             return Candidate(metric=metric, multiplier=multiplier)
@@ -155,17 +173,18 @@ class SectorInequality(_Inequality):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class VertexInequalities(_Inequality):
+class VertexInequalities(RateFinder):
     """One inequality for each of the 2ⁿ vertices of the slopes: the best constant quadratic metric there is, n ≤ 10.
 
     Args:
-        tolerance: of the bisection on the rate, relative to max(1, ‖W‖).
+        tolerance: of the rate, relative to the largest norm of a Jacobian, or to 1 if that is larger.
     """
 
-    @property
-    def name(self) -> str:
-        """The method in words."""
-        return "vertex inequalities, full P"
+    tolerance: float = 1e-5
+    name = "vertex inequalities, full P"
+
+    def __post_init__(self) -> None:
+        checks.number("tolerance", self.tolerance, low=0, high=1, low_open=True)
 
     def applies(self, system: System) -> bool:
         return super().applies(system) and system.size <= MOST_VERTICES
@@ -173,17 +192,16 @@ class VertexInequalities(_Inequality):
     def affordable(self, system: System) -> Self | None:
         return self if system.size <= _VERTICES and available() else None
 
-    def _program(self, view: FiringRateSystem) -> Any:
-        if view.size > MOST_VERTICES:
-            limit = f"n ≤ {MOST_VERTICES}, got {view.size}"
+    def find(self, system: System) -> Candidate:
+        view, seen = slopes_view(system)
+        if seen.size > MOST_VERTICES:
+            limit = f"n ≤ {MOST_VERTICES}, got {seen.size}"
             raise PreconditionError(f"2ⁿ inequalities need {limit}; use SectorInequality()")
-        program = _lyapunov_program(torch.cat([view.jacobians(block) for block in vertices(view.slopes, view.size)]))
-
-        def propose(rate: float) -> Candidate | None:
-            metric = program(rate)
-            return None if metric is None else Candidate(metric=metric)
-
-        return propose
+        start = view.guess.sqrt()
+        seen = seen.rescaled(start)
+        jacobians = torch.cat([seen.jacobians(block) for block in vertices(seen.slopes, seen.size)])
+        metric = common_metric(jacobians, tolerance=self.tolerance)
+        return view.candidate(Candidate(metric=metric).rescaled(1 / start))
 
 
 def common_metric(jacobians: Tensor, *, diagonal: bool = False, tolerance: float = 1e-4) -> FullP | WeightedL2:
@@ -193,73 +211,49 @@ def common_metric(jacobians: Tensor, *, diagonal: bool = False, tolerance: float
 
     Args:
         jacobians: (count, n, n), float64.
-        diagonal: restrict P to be diagonal.
+        diagonal: restrict P to be diagonal, which makes it a WeightedL2.
         tolerance: of c, relative to the largest norm of a matrix, or to 1 if that is larger.
     """
     gap = tolerance * max(1.0, float(torch.linalg.matrix_norm(jacobians, 2).max()))
-    best: FullP | WeightedL2 = WeightedL2(torch.ones(jacobians.shape[-1], dtype=torch.float64))
-    measures, active = best.matrix_measure(jacobians), torch.zeros(len(jacobians), dtype=torch.bool)
-    rate = -float(measures.max())
+    ones = torch.ones(jacobians.shape[-1], dtype=torch.float64)
+    euclidean: FullP | WeightedL2 = WeightedL2(ones) if diagonal else FullP(torch.diag(ones))
+    best, measures = euclidean, euclidean.matrix_measure(jacobians)
+    active = torch.zeros(len(jacobians), dtype=torch.bool)
     while not bool(active.all()):
         active[measures.topk(min(_ADDED, len(measures))).indices] = True
-        metric, reached = _bisected(jacobians[active], diagonal=diagonal, gap=gap)
+        deciding = jacobians[active]
+        bottom, top = _rate(euclidean, deciding), -float(eigenvalues(deciding).real.max())
+        program, rate_of = _lyapunov_program(deciding, diagonal=diagonal), partial(_rate, jacobians=deciding)
+        found: FullP | WeightedL2 | None = _bisected(program, rate_of, bottom=bottom, top=top, gap=gap)
+        metric = found or euclidean
         measures = metric.matrix_measure(jacobians)
-        worst = -float(measures.max())
-        if worst > rate:
-            best, rate = metric, worst
-        if worst >= reached - gap:  # the others do not matter
-            break
-        if bool(active[int(measures.argmax())]):
+        if -float(measures.max()) > _rate(best, jacobians):
+            best = metric
+        # done where the others do not matter, or where the worst is one that the program knew
+        if -float(measures.max()) >= _rate(metric, deciding) - gap or bool(active[int(measures.argmax())]):
             break
     return best
 
 
-def _bisected(jacobians: Tensor, *, diagonal: bool, gap: float) -> tuple[FullP | WeightedL2, float]:
-    """The best metric for a few matrices, and its rate for them."""
-    program = _lyapunov_program(jacobians, diagonal=diagonal)
-    best: FullP | WeightedL2 = WeightedL2(torch.ones(jacobians.shape[-1], dtype=torch.float64))
-    bottom = -float(best.matrix_measure(jacobians).max())
-    top = max(bottom, -float(eigenvalues(jacobians).real.max()))
-    while top - bottom > gap:
-        rate = (top + bottom) / 2
-        metric = program(rate)
-        reached = -math.inf if metric is None else -float(metric.matrix_measure(jacobians).max())
-        if metric is not None and reached > bottom:
-            best, bottom = metric, reached
-        if reached < rate:
-            top = rate
-    return best, bottom
+def _rate(metric: FullP | WeightedL2, jacobians: Tensor) -> float:
+    return -float(metric.matrix_measure(jacobians).max())
 
 
-def _lyapunov_program(jacobians: Tensor, *, diagonal: bool = False) -> Callable[[float], FullP | WeightedL2 | None]:
+def _lyapunov_program(jacobians: Tensor, *, diagonal: bool) -> Callable[[float], FullP | WeightedL2 | None]:
     """A function from a rate c to the P with the most room in FᵀP + PF ⪯ −2cP for all given F, or None."""
     cp, n = _cvxpy(), jacobians.shape[-1]
-    p, full = cp.Variable(n), cp.Variable((n, n), symmetric=True)
-    P, slack, rate_parameter = cp.diag(p) if diagonal else full, cp.Variable(), cp.Parameter()
-    eye = torch.eye(n, dtype=torch.float64).numpy()
-    constraints = [p >= _FLOOR if diagonal else P - _FLOOR * eye >> 0, cp.trace(P) == n]
+    P, positive, found = _unknown_metric(n, diagonal=diagonal)
+    slack, rate_parameter, eye = cp.Variable(), cp.Parameter(), torch.eye(n, dtype=torch.float64).numpy()
+    constraints = [positive, cp.trace(P) == n]
     for F in jacobians.numpy():
         constraints.append(-(P @ F + F.T @ P) - 2 * rate_parameter * P - slack * eye >> 0)
     problem = cp.Problem(cp.Maximize(slack), constraints)
 
     def propose(rate: float) -> FullP | WeightedL2 | None:
         rate_parameter.value = rate
-        if not _solve(problem) or P.value is None:
-            return None
-        if not diagonal:
-            return _metric(P.value)
-        weights = torch.as_tensor(p.value, dtype=torch.float64)
-        return WeightedL2(weights) if bool((weights > 0).all()) else None
+        return found() if _solve(problem) else None
 
     return propose
-
-
-def _metric(value: Any) -> FullP | None:
-    matrix = torch.as_tensor(value.todense() if hasattr(value, "todense") else value, dtype=torch.float64)
-    try:
-        return FullP((matrix + matrix.mT) / 2)
-    except InputError:
-        return None
 
 
 def monotone_weights(W: Tensor) -> tuple[Tensor, Tensor]:

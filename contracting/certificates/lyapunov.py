@@ -18,7 +18,7 @@ from contracting.certificates.views import view_of
 from contracting.errors import PreconditionError
 from contracting.metrics import FullP
 
-_MOST_DOUBLINGS = 60
+_MOST_DOUBLINGS = 60  # Convergence is quadratic: where 60 doublings do not suffice, there is no solution.
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -36,10 +36,7 @@ class LyapunovMetric(RateFinder):
     def __post_init__(self) -> None:
         checks.number("gap", self.gap, low=0, high=1, low_open=True)
 
-    @property
-    def name(self) -> str:
-        """The method in words."""
-        return "Lyapunov equation"
+    name = "Lyapunov equation"
 
     def applies(self, system: System) -> bool:
         return isinstance(system, LinearSystem)

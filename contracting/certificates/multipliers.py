@@ -16,10 +16,12 @@ from torch import Tensor
 from contracting.certificates.numerical_range import reach, support
 from contracting.certificates.spectra import eigenvectors
 
-_LEVELS = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)  # smoothing, relative to the size of M
-_ROUNDS = 3
-_DENSE_PERRON = 150
-_MOST_ANGLES = 40
+# The maximum is smoothed on these levels, one after the other, relative to ‖M‖: a coarse one leads the search over
+# kinks, a fine one makes it accurate.
+_LEVELS = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
+_ROUNDS = 3  # On one level the search starts so often at most, each time with the angles that were found missing.
+_MOST_ANGLES = 40  # So many angles are kept: each costs an eigenvalue problem per gradient.
+_DENSE_PERRON = 150  # Up to this n, Perron vectors are eigenvectors; beyond, 500 products are cheaper.
 
 _Angles = tuple[float, ...]
 _Judge = Callable[[Tensor], tuple[float, _Angles]]
@@ -31,18 +33,17 @@ def scaled(W: Tensor, multiplier: Tensor) -> Tensor:
     return W * root[:, None] / root[None, :]
 
 
-def parabola_multiplier(W: Tensor, start: Tensor, *, evaluations: int = 25, tolerance: float = 1e-9) -> Tensor:
+def parabola_multiplier(W: Tensor, start: Tensor, *, evaluations: int) -> Tensor:
     """The Q with the best parabola rate found from ``start``; never worse than it.
 
     Args:
         W: (n, n), float64.
         start: Q > 0, (n,).
         evaluations: gradients at most on each level of smoothing.
-        tolerance: of the cutting planes that judge a Q.
     """
 
     def judge(multiplier: Tensor) -> tuple[float, _Angles]:
-        found = reach(scaled(W, multiplier), tolerance=tolerance)
+        found = reach(scaled(W, multiplier))
         return found.upper, found.angles
 
     return _minimise(W, start, judge, evaluations)

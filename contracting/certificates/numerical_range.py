@@ -17,7 +17,8 @@ from torch import Tensor
 from contracting import checks
 from contracting.certificates.definite import UNIT
 
-_ROUNDING = 16 * UNIT  # times n‖M‖_F: eigenvalues of a Hermitian matrix and its assembly
+# What an eigenvalue of the Hermitian part and its assembly are charged for rounding, in units of n‖M‖_F.
+_ROUNDING = 16 * UNIT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,13 +28,11 @@ class Reach:
     Attributes:
         upper: an upper bound, rounding included; 1 − upper is a certified rate.
         lower: a lower bound up to rounding.
-        angle: θ of the lower bound.
         angles: every θ that was looked at.
     """
 
     upper: float
     lower: float
-    angle: float
     angles: tuple[float, ...]
 
 
@@ -80,11 +79,10 @@ def reach(M: Tensor, *, tolerance: float = 1e-9, most_cuts: int = 60) -> Reach:
     lines = {angle: support(M, angle) for angle in (0.0, math.pi / 4, math.pi / 2)}
     while True:
         upper, angle = _worst_vertex(lines)
-        best = max(lines, key=lambda a: math.cos(a) * lines[a])
-        lower = max(math.cos(best) * lines[best], 0.0)
+        lower = max(0.0, *(math.cos(known) * lines[known] for known in lines))
         done = upper - lower <= tolerance * scale or len(lines) >= most_cuts
         if done or min(abs(angle - known) for known in lines) < 1e-12:
-            return Reach(upper=upper + _allowance(M), lower=lower, angle=best, angles=tuple(sorted(lines)))
+            return Reach(upper=upper + _ROUNDING * len(M) * scale, lower=lower, angles=tuple(sorted(lines)))
         lines[angle] = support(M, angle)
 
 
@@ -99,7 +97,3 @@ def _worst_vertex(lines: dict[float, float]) -> tuple[float, float]:
         if value > upper:
             upper, worst = value, math.atan2(y, x) / 2
     return upper, min(max(worst, 0.0), math.pi / 2)
-
-
-def _allowance(M: Tensor) -> float:
-    return _ROUNDING * M.shape[0] * float(torch.linalg.matrix_norm(M))

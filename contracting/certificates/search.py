@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-_SHARE = (5**0.5 - 1) / 2
+_SHARE = (5**0.5 - 1) / 2  # Of the interval, kept in each step: then one of its two points serves the next step.
 
 
 def golden_section(cost: Callable[[float], float], low: float, high: float, *, steps: int = 40) -> float:

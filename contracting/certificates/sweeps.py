@@ -18,7 +18,7 @@ from contracting.errors import InputError
 from contracting.maps.operator import self_adjoint
 from contracting.metrics import WeightedL2
 
-_ROUNDING = 100  # units of rounding by which two entries may differ that would be equal in exact arithmetic
+_ROUNDING = 100  # Entries that would be equal in exact arithmetic may differ by so many units of rounding.
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

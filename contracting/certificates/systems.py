@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeGuard, TypeVar
@@ -36,8 +35,8 @@ from contracting.flows.splitting import BoundForwardBackward, BoundPeacemanRachf
 from contracting.metrics import Metric, WeightedL2
 from contracting.types import UNIT_SLOPES, Slopes, Step
 
-_BLOCK = 2048
-_NARROWEST = 1e-3  # a narrower interval of slopes is widened to this: a superset, so still certified
+_BLOCK = 2048  # So many vertices are made at a time, which bounds the memory that 2ⁿ matrices take.
+_NARROWEST = 1e-3  # A narrower interval of slopes is widened to this width: a superset, so still certified.
 
 
 def as_matrix(name: str, value: Tensor) -> Tensor:
@@ -60,20 +59,22 @@ def vertices(slopes: Slopes, size: int) -> Iterator[Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class System(ABC):
-    """A flow given by explicit matrices.
+class System:
+    """A flow given by explicit matrices: what the kinds of flows below have in common.
 
     Attributes:
         W: weight, (n, n), float64 on the CPU after construction.
         slopes: interval [a, β] that holds every slope of the activation.
         hint: a diagonal metric λ > 0 that may be a good start for searches, (n,); trusted by nobody.
         speed: a > 0; the field is a times that of the matrices, and so is every rate.
+        label: the flow in words, whatever its speed.
     """
 
     W: Tensor
     slopes: Slopes = UNIT_SLOPES
     hint: Tensor | None = None
     speed: float = 1.0
+    label: str = ""
 
     def __post_init__(self) -> None:
         checks.number("speed", self.speed, low=0, low_open=True, high=math.inf, high_open=True)
@@ -91,14 +92,9 @@ class System(ABC):
         return self.W.shape[0]
 
     @property
-    @abstractmethod
-    def kind(self) -> str:
-        """The flow in words, whatever its speed."""
-
-    @property
     def name(self) -> str:
-        """The flow in words."""
-        return self.kind if self.speed == 1 else f"{self.kind}, at speed {self.speed:.4g}"
+        """The flow in words, with its speed."""
+        return self.label if self.speed == 1 else f"{self.label}, at speed {self.speed:.4g}"
 
     def with_slopes(self, slopes: Slopes) -> Self:
         """The same system under another assumption on the slopes."""
@@ -120,11 +116,6 @@ class FiringRateSystem(System):
 
     label: str = "firing rate"
 
-    @property
-    def kind(self) -> str:
-        """The flow in words, whatever its speed."""
-        return self.label
-
     def jacobians(self, slopes: Tensor) -> Tensor:
         """Jacobians at diagonal slopes: (..., n) -> (..., n, n)."""
         return self.speed * (slopes[..., :, None] * self.W - torch.eye(self.size, dtype=torch.float64))
@@ -135,11 +126,6 @@ class HopfieldSystem(System):
     """Jacobians −I + WD with diagonal D, entries in ``slopes``, times the speed."""
 
     label: str = "Hopfield"
-
-    @property
-    def kind(self) -> str:
-        """The flow in words, whatever its speed."""
-        return self.label
 
     def jacobians(self, slopes: Tensor) -> Tensor:
         """Jacobians at diagonal slopes: (..., n) -> (..., n, n)."""
@@ -157,20 +143,14 @@ class HopfieldSystem(System):
 class InclusionSystem(System):
     """z' ∈ −(I − W)z + q − ∂f(z): the limit of the forward–backward flow as α → 0, with time measured in α."""
 
-    @property
-    def kind(self) -> str:
-        """The flow in words, whatever its speed."""
-        return "inclusion"
+    label: str = "inclusion"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LinearSystem(System):
     """s' = As + b, with A in the place of ``W``: contracts in a norm at exactly −μ(A). Slopes mean nothing here."""
 
-    @property
-    def kind(self) -> str:
-        """The flow in words, whatever its speed."""
-        return "linear"
+    label: str = "linear"
 
 
 SlopeSystem = FiringRateSystem | HopfieldSystem

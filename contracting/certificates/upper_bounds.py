@@ -22,12 +22,14 @@ from contracting.certificates.views import slopes_view, view_of
 from contracting.metrics import FullP, Metric, WeightedL2
 from contracting.types import UNIT_SLOPES, Slopes
 
-_MOST_VERTICES = 10
-_MOST_PAIRS = 3
-_LARGE = 200
-_MOST_TRIALS = 300
-_PROVED = 8  # patterns of slopes whose eigenvalues are enclosed; the first is nearly always enough
-_EXPONENTIAL = 64  # roundings of a matrix exponential, each of the size of its norm times n
+# Sizes n of the state up to which a search is affordable.
+_MOST_VERTICES = 10  # All 2ⁿ vertices are tried.
+_MOST_PAIRS = 3  # All pairs of vertices are tried as words.
+_SWITCHING = 200  # Words are searched at all, and slopes climb from five starts for 20 steps instead of one for two.
+
+_MOST_TRIALS = 300  # So many dwell times are tried for one word, at a monodromy matrix each.
+_PROVED = 8  # So many patterns of slopes have their eigenvalues enclosed; the first is nearly always enough.
+_EXPONENTIAL = 64  # A matrix exponential is charged so many roundings, each of the size of its norm times n.
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,7 +55,7 @@ class UpperBound:
 def upper_bound(system: System, metric: Metric | None = None) -> UpperBound:
     """The smaller of the two bounds, switching for n ≤ 200; its search looks for words in ``metric`` if given."""
     constant = abscissa_bound(system)
-    if isinstance(system, InclusionSystem | LinearSystem) or not 1 < system.size <= _LARGE:
+    if isinstance(system, InclusionSystem | LinearSystem) or not 1 < system.size <= _SWITCHING:
         return constant
     switching = switching_bound(system, metric)
     return min(constant, switching, key=lambda bound: bound.rate)
@@ -80,7 +82,7 @@ def abscissa_bound(system: System) -> UpperBound:
         ones = torch.ones(n, dtype=torch.bool)
         starts = [ones, seen.W.diagonal() > 0]
         starts += [torch.rand(n, generator=generator) < 0.5 for _ in range(3 if n <= 60 else 0)]
-        found = [_climb(seen, slopes.vertex(start), slopes) for start in starts[: 5 if n <= _LARGE else 1]]
+        found = [_climb(seen, slopes.vertex(start), slopes) for start in starts[: 5 if n <= _SWITCHING else 1]]
         ends = slopes.low + slopes.high
         climbed, pattern = _flipped(seen, *max(found, key=lambda pair: pair[0]), ends)
         values = torch.tensor([climbed, -math.inf], dtype=torch.float64)
@@ -127,7 +129,7 @@ def _abscissae(system: System, slopes: Tensor) -> Tensor:
 def _climb(system: System, pattern: Tensor, slopes: Slopes) -> tuple[float, Tensor]:
     """Jump to the vertex that the derivative of the leading eigenvalue points to, while that helps."""
     value = float(_abscissae(system, pattern[None])[0])
-    for _ in range(20 if system.size <= _LARGE else 2):
+    for _ in range(20 if system.size <= _SWITCHING else 2):
         matrix = pattern[:, None] * system.W
         try:
             (values, right), (left_values, left) = eigenvectors(matrix), eigenvectors(matrix.mT)

@@ -21,7 +21,7 @@ from contracting.certificates.systems import FiringRateSystem, HopfieldSystem, I
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import Metric
 
-_LARGE = 400  # up to this size the starts are compared, at up to a dozen eigenvalue problems each
+_COMPARED = 400  # Up to this n the starts are compared, at up to a dozen eigenvalue problems each.
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,7 +85,7 @@ class View:
         guesses = [torch.ones(n, dtype=torch.float64)]
         if system.hint is not None:
             guesses.insert(0, system.hint)
-        if n > _LARGE:
+        if n > _COMPARED:
             return guesses[0]
         _, left, right = perron_weights(system.W)
         guesses.append(left / right)

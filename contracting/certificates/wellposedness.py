@@ -26,7 +26,7 @@ from contracting.certificates.views import view_of
 from contracting.errors import MissingExtraError
 from contracting.metrics import WeightedL2
 
-_LARGEST_PROGRAM = 80
+_LARGEST_PROGRAM = 80  # The largest n for the semidefinite program, which grows slow fastest of all that is tried.
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

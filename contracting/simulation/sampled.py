@@ -242,8 +242,6 @@ def fit_metric_by_inequalities(
     checks.number("tolerance", tolerance, low=0, high=1, low_open=True)
     jacobians = _jacobians(flow, points, t)
     metric = common_metric(jacobians, diagonal=family is WeightedL2, tolerance=tolerance)
-    if family is FullP and isinstance(metric, WeightedL2):
-        metric = FullP(torch.diag(metric.weights))
     measures = metric.matrix_measure(jacobians)
     return _record(measures, points, metric, [t] * len(points), "metric by matrix inequalities on the samples")
 

@@ -32,10 +32,7 @@ class Elementwise(Finder[LipschitzSystem, Tensor, LipschitzCertificate]):
 
     norm: Norm = Norm.L2
 
-    @property
-    def name(self) -> str:
-        """The method in words."""
-        return "elementwise"
+    name = "elementwise"
 
     def find(self, system: LipschitzSystem) -> Tensor:
         """X up to rounding.

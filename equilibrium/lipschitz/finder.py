@@ -79,10 +79,7 @@ def _grown(value: float) -> Iterator[float]:
 class BuiltIn(LipschitzFinder):
     """The γ that a parameterisation promises, with its own Λ: nothing is searched."""
 
-    @property
-    def name(self) -> str:
-        """The method in words."""
-        return "built-in"
+    name = "built-in"
 
     def find(self, system: LipschitzSystem) -> Tensor:
         if system.claimed is None or system.metric is None:

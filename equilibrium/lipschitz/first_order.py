@@ -48,10 +48,7 @@ class FirstOrder(LipschitzFinder):
         checks.whole_number("steps", self.steps, low=0)
         checks.number("tolerance", self.tolerance, low=1e-5, high=1)
 
-    @property
-    def name(self) -> str:
-        """The method in words."""
-        return "first-order descent on Λ"
+    name = "first-order descent on Λ"
 
     def find(self, system: LipschitzSystem) -> Tensor:
         """The best Λ found, and the one it started from: (2, n)."""

@@ -147,10 +147,7 @@ class PerFrequency(Finder[ImageSystem, Tensor, LipschitzCertificate]):
 
     steps: int = 30
 
-    @property
-    def name(self) -> str:
-        """The method in words."""
-        return "per frequency"
+    name = "per frequency"
 
     @torch.inference_mode(False)  # whatever mode the caller is in: the descent needs gradients
     def find(self, system: ImageSystem) -> Tensor:

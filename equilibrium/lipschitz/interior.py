@@ -38,10 +38,7 @@ class InteriorPoint(LipschitzFinder):
     def __post_init__(self) -> None:
         checks.number("tolerance", self.tolerance, low=1e-10, high=1)
 
-    @property
-    def name(self) -> str:
-        """The method in words."""
-        return "interior point on Λ"
+    name = "interior point on Λ"
 
     def find(self, system: LipschitzSystem) -> Tensor:
         """The optimal Λ and, because rounding may hide the optimum, the one it started from: (2, n)."""

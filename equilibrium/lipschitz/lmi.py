@@ -33,10 +33,7 @@ class MatrixInequality(LipschitzFinder):
 
     start: Tensor | None = field(default=None, repr=False)
 
-    @property
-    def name(self) -> str:
-        """The method in words."""
-        return "matrix inequality"
+    name = "matrix inequality"
 
     def find(self, system: LipschitzSystem) -> Tensor:
         """The optimal Λ, moved towards the start by more and more, and the start: (k, n), by what they prove.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -11,13 +12,27 @@ from torch import nn
 
 from contracting.errors import InputError, PreconditionError
 from equilibrium import EquilibriumLayer
-from equilibrium.convert import from_residual, from_sequential, from_weights, norm_product, residual_norm_product
+from equilibrium.convert import from_residual, from_sequential, from_weights
 from equilibrium.lipschitz import MatrixInequality, attained_lipschitz, certified_lipschitz, lipschitz_system
 from equilibrium.lipschitz.lower import PatternSearch
 from equilibrium.weights import explicit_weights
 
 ACTIVATIONS = [nn.ReLU(), nn.Tanh(), nn.LeakyReLU(0.1)]
 ACTIVATIONS += [nn.Softplus(threshold=40), nn.ELU(), nn.Hardtanh(), nn.Sigmoid()]
+
+
+def norm(linear: nn.Linear) -> float:
+    return float(torch.linalg.matrix_norm(linear.weight.detach().double(), 2))
+
+
+def norm_product(network: nn.Sequential) -> float:
+    """Π‖W_k‖₂: the bound that everyone has."""
+    return math.prod(norm(module) for module in network if isinstance(module, nn.Linear))
+
+
+def residual_norm_product(blocks: list[tuple[nn.Linear, nn.Linear]]) -> float:
+    """Π(1 + ‖G_k‖₂‖H_k‖₂)."""
+    return math.prod(1 + norm(G) * norm(H) for H, G in blocks)
 
 
 def perceptron(sizes: list[int], activation: nn.Module, *, end: bool = False, scale: float = 1.0) -> nn.Sequential:
