@@ -172,6 +172,11 @@ class WeightedL2(_Weighted):
             return self.weights.sqrt()
         return self._once("root", self.weights.sqrt)
 
+    @property
+    def matrix(self) -> Tensor:
+        """Λ, so that ‖x‖² = xᵀΛx as in a ``FullP``: (n, n)."""
+        return torch.diag(self.weights)
+
     def whiten(self, matrices: Tensor) -> Tensor:
         """Λ^½ M Λ^−½: the matrix in coordinates where this metric is Euclidean. (..., n, n) -> (..., n, n)."""
         return self._fitting(matrices) * self.root[:, None] / self.root[None, :]

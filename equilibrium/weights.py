@@ -256,25 +256,26 @@ def explicit_weights(
     linear = Dense(W)
     checks.finite("W", W)
     n = linear.size
-    for name, value, dims in (("U", U, 2), ("output", output, 2)):
-        checks.finite(name, checks.same_kind(name, checks.floating_tensor(name, value), "W", W))
-        if value.ndim != dims:
+    for name, value in (("U", U), ("output", output)):
+        if checks.floating_tensor(name, value).ndim != 2:
             raise InputError(f"{name} must be a matrix, got shape {tuple(value.shape)}")
-    checks.shape("U", U, (n, U.shape[1]))
-    checks.last_size("output", output, n)
-    bias = W.new_zeros(n) if bias is None else checks.shape("bias", checks.same_kind("bias", bias, "W", W), (n,))
-    m = output.shape[0]
-    if output_bias is None:
-        output_bias = W.new_zeros(m)
-    checks.shape("output_bias", checks.same_kind("output_bias", output_bias, "W", W), (m,))
-    if feedthrough is not None:
-        checks.shape("feedthrough", checks.same_kind("feedthrough", feedthrough, "W", W), (m, U.shape[1]))
+    inputs, outputs = U.shape[1], len(output)
+    given: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
+        "U": (U, (n, inputs)),
+        "output": (output, (outputs, n)),
+        "bias": (bias, (n,)),
+        "output_bias": (output_bias, (outputs,)),
+        "feedthrough": (feedthrough, (outputs, inputs)),
+    }
+    for name, (tensor, shape) in given.items():
+        if tensor is not None:
+            checks.finite(name, checks.shape(name, checks.same_kind(name, tensor, "W", W), shape))
     return Weights(
         state=linear,
         input=U,
-        bias=bias,
+        bias=W.new_zeros(n) if bias is None else bias,
         output=output,
-        output_bias=output_bias,
+        output_bias=W.new_zeros(outputs) if output_bias is None else output_bias,
         feedthrough=feedthrough,
         metric=None if metric is None else WeightedL2(checks.same_kind("metric", metric, "W", W)),
     )

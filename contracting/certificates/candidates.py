@@ -105,7 +105,9 @@ def best_rate(system: System, candidate: Candidate) -> float:
         raise InputError(f"no rate is known for {type(system).__name__}")
     if isinstance(metric, WeightedL1 | WeightedLinf):
         return _polyhedral_rate(system, metric)
-    P = metric.matrix if isinstance(metric, FullP) else torch.diag(metric.weights)  # type: ignore[attr-defined]
+    if not isinstance(metric, WeightedL2 | FullP):
+        raise InputError(f"no rate is known in {type(metric).__name__}")
+    P = metric.matrix
     if Q is None:
         blocks = vertices(system.slopes, system.size)
         return -max(float(metric.matrix_measure(system.jacobians(block)).max()) for block in blocks)

@@ -105,11 +105,9 @@ def _margin(system: System, metric: Metric, multiplier: Tensor | None, rate: flo
 
 
 def _matrix_of(metric: Metric) -> Tensor:
-    if isinstance(metric, FullP):
-        return (metric.matrix + metric.matrix.mT) / 2  # the same norm; a Cholesky factorisation reads one half
-    if isinstance(metric, WeightedL2):
-        return torch.diag(metric.weights)
-    raise CertificateError(f"no check is known in {type(metric).__name__}")
+    if not isinstance(metric, FullP | WeightedL2):
+        raise CertificateError(f"no check is known in {type(metric).__name__}")
+    return (metric.matrix + metric.matrix.mT) / 2  # the same norm; a Cholesky factorisation reads one half
 
 
 def _sector_margin(system: SlopeSystem, P: Tensor, multiplier: Tensor, rate: float) -> float:

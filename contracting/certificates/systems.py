@@ -32,7 +32,7 @@ from contracting.flows.fields import LinearFlow, NeuralFlow, VectorField
 from contracting.flows.network import BoundFiringRate, BoundHopfield
 from contracting.flows.speed import ScaledFlow
 from contracting.flows.splitting import BoundForwardBackward, BoundPeacemanRachford
-from contracting.metrics import Metric, WeightedL2
+from contracting.metrics import WeightedL2
 from contracting.types import UNIT_SLOPES, Slopes, Step
 
 _BLOCK = 2048  # So many vertices are made at a time, which bounds the memory that 2ⁿ matrices take.
@@ -193,7 +193,8 @@ def system_of(flow: VectorField | System) -> System:
     # in double precision before it becomes a matrix, which for a convolution takes a transform
     exact = problem.linear.with_tensors([t.detach().to("cpu", torch.float64) for t in problem.linear.tensors()])
     W = as_matrix("W", exact.to_dense())
-    slopes, hint = problem.activation.slopes, _hint(problem.metric)
+    slopes, metric = problem.activation.slopes, problem.metric
+    hint = metric.weights.detach() if isinstance(metric, WeightedL2) else None
     if _is(flow, BoundHopfield):
         return HopfieldSystem(W=W, slopes=slopes, hint=hint)
     if _is(flow, BoundFiringRate):
@@ -223,16 +224,9 @@ def forward_backward_system(
         InputError: if W is not a finite square matrix, the step is not positive or does not fit W, or the slopes are no
             interval.
     """
-    W = as_matrix("W", W)
-    step = _checked_step(step, W.shape[0])
-    label = f"forward–backward, α = {_step_text(step)}"
-    identity = torch.eye(W.shape[0], dtype=torch.float64)
-    return FiringRateSystem(
-        W=identity - _rows(step) * (identity - W),
-        slopes=_prox_slopes(slopes, step),
-        hint=_splitting_hint(hint, step),
-        label=label,
-    )
+    scaled, slopes, hint, words = _splitting(W, step, slopes, hint)
+    identity = torch.eye(len(scaled), dtype=torch.float64)
+    return FiringRateSystem(W=identity - scaled, slopes=slopes, hint=hint, label=f"forward–backward, {words}")
 
 
 def peaceman_rachford_system(
@@ -240,69 +234,46 @@ def peaceman_rachford_system(
 ) -> HopfieldSystem:
     """The Peaceman–Rachford flow as a Hopfield system: weight 2(I + αA)⁻¹ − I, slopes those of 2prox_{αf} − 1.
 
-    The certificate is about the resolvent as computed in float64.
-
-    Args:
-        W: (n, n).
-        step: α > 0, a number or one per neuron.
-        slopes: interval of σ.
-        hint: Λ, a diagonal metric in which I − W may be monotone, to start searches from.
+    The certificate is about the resolvent as computed in float64. Arguments as for ``forward_backward_system``.
 
     Raises:
         InputError: as ``forward_backward_system``.
         PreconditionError: if I + αA is singular.
     """
-    W = as_matrix("W", W)
-    step = _checked_step(step, W.shape[0])
-    identity = torch.eye(W.shape[0], dtype=torch.float64)
-    resolvent, info = torch.linalg.inv_ex(identity + _rows(step) * (identity - W))
+    scaled, (low, high), hint, words = _splitting(W, step, slopes, hint)
+    identity = torch.eye(len(scaled), dtype=torch.float64)
+    resolvent, info = torch.linalg.inv_ex(identity + scaled)
     if int(info):
-        raise PreconditionError(f"I + step·(I − W) is singular for step = {_step_text(step)}: take another step")
-    low, high = _prox_slopes(slopes, step)
-    label = f"Peaceman–Rachford, α = {_step_text(step)}"
-    return HopfieldSystem(
-        W=2 * resolvent - identity,
-        slopes=Slopes(2 * low - 1, 2 * high - 1),
-        hint=_splitting_hint(hint, step),
-        label=label,
-    )
+        raise PreconditionError(f"I + step·(I − W) is singular for {words}: take another step")
+    slopes = Slopes(2 * low - 1, 2 * high - 1)
+    return HopfieldSystem(W=2 * resolvent - identity, slopes=slopes, hint=hint, label=f"Peaceman–Rachford, {words}")
 
 
-def _checked_step(step: Step, size: int) -> Step:
-    """A number, or (n,) in float64 on the CPU."""
-    if not isinstance(step, Tensor):
-        return checks.number("step", step, low=0, low_open=True, high=math.inf, high_open=True)
-    checks.positive_tensor("step", checks.floating_tensor("step", step))
-    if not step.ndim:
-        return float(step)
-    return checks.shape("step", step, (size,)).detach().to("cpu", torch.float64)
+def _splitting(
+    W: Tensor, step: Step, slopes: Slopes, hint: Tensor | None
+) -> tuple[Tensor, Slopes, Tensor | None, str]:
+    """αA, slopes of prox_{αf}, the metric in which the splitting lives, and the step in words.
 
-
-def _rows(step: Step) -> Step:
-    return step[:, None] if isinstance(step, Tensor) else step
-
-
-def _splitting_hint(hint: Tensor | None, step: Step) -> Tensor | None:
-    """Λ, or ΛD⁻¹ for a step D per neuron, in which a splitting with such a step lives."""
-    if hint is None or not isinstance(step, Tensor):
-        return hint
-    return checks.shape("hint", hint, tuple(step.shape)).detach().to("cpu", torch.float64) / step
-
-
-def _step_text(step: Step) -> str:
+    The metric is ΛD⁻¹ for a step D per neuron. The slopes are s/(α + (1 − α)s), increasing in s; their hull over the
+    neurons where α has one per neuron.
+    """
+    W = as_matrix("W", W)
     if isinstance(step, Tensor):
-        return f"{float(step.min()):.3g}…{float(step.max()):.3g} per neuron"
-    return f"{step:.4g}"
-
-
-def _prox_slopes(slopes: Slopes, step: Step) -> Slopes:
-    """Slopes of prox_{αf}: s ↦ s/(α + (1 − α)s), increasing in s; the hull over neurons where α has one per neuron."""
-    slopes, steps = Slopes.checked(slopes), step.tolist() if isinstance(step, Tensor) else [step]
-    low = min(slopes[0] / (a + (1 - a) * slopes[0]) for a in steps)
-    high = max(slopes[1] / (a + (1 - a) * slopes[1]) for a in steps)
+        step = checks.positive_tensor("step", checks.floating_tensor("step", step))
+        checks.shape("step", step, (len(W),) if step.ndim else ())
+        steps = step.detach().to("cpu", torch.float64)
+    else:
+        number = checks.number("step", step, low=0, low_open=True, high=math.inf, high_open=True)
+        steps = torch.tensor(number, dtype=torch.float64)
+    if steps.ndim:
+        words = f"α = {float(steps.min()):.3g}…{float(steps.max()):.3g} per neuron"
+        if hint is not None:
+            hint = checks.shape("hint", hint, (len(W),)).detach().to("cpu", torch.float64) / steps
+    else:
+        words = f"α = {float(steps):.4g}"
+    slopes, values = Slopes.checked(slopes), steps.reshape(-1).tolist()
+    low = min(slopes[0] / (a + (1 - a) * slopes[0]) for a in values)
+    high = max(slopes[1] / (a + (1 - a) * slopes[1]) for a in values)
     # outward, so that rounding cannot exclude a slope
-    return Slopes(low * (1 - 1e-15) if low > 0 else 0.0, min(1.0, high * (1 + 1e-15)))
-
-
-def _hint(metric: Metric | None) -> Tensor | None:
-    return metric.weights.detach() if isinstance(metric, WeightedL2) else None
+    slopes = Slopes(low * (1 - 1e-15) if low > 0 else 0.0, min(1.0, high * (1 + 1e-15)))
+    return steps[..., None] * (torch.eye(len(W), dtype=torch.float64) - W), slopes, hint, words

@@ -181,8 +181,7 @@ def switching_bound(system: System, metric: Metric | None = None) -> UpperBound:
             words.append((corners[[i, j]], torch.full((2,), 3 * speed, dtype=torch.float64)))
     metrics = [torch.eye(seen.size, dtype=torch.float64)]
     if isinstance(metric, FullP | WeightedL2):
-        own = view.metric(metric.to(seen.W))
-        metrics.append(own.matrix if isinstance(own, FullP) else torch.diag(own.weights))  # type: ignore[attr-defined]
+        metrics.append(view.metric(metric.to(seen.W)).matrix)  # type: ignore[attr-defined]
     for P in metrics:
         words += _greedy_words(seen, P)
     scored = sorted(words, key=lambda word: -_exponent(seen, *word))[:3]

@@ -7,7 +7,7 @@ eigenvalue has real part ≤ 0, in particular every failure of I − W to be a P
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,11 +41,11 @@ class Wellposedness:
         method: where the metric or the proof comes from.
     """
 
-    metric: WeightedL2 | None
     monotonicity: float
-    margin: float
-    witness: Tensor | None
     method: str
+    metric: WeightedL2 | None = None
+    margin: float = 0.0
+    witness: Tensor | None = None
 
     @property
     def impossible(self) -> bool:
@@ -78,14 +78,14 @@ def find_metric(W: Tensor, *, start: Tensor | None = None) -> Wellposedness:
     W = view.system.W
     if bool((W.diagonal() >= 1).any()):
         Y = torch.eye(W.shape[0], dtype=torch.float64)[:, [int(W.diagonal().argmax())]]
-        return _impossible(system, Y, "Wᵢᵢ ≥ 1", 1 - support(scaled(W, view.guess), 0.0))
+        return _ruled_out(system, Y, "Wᵢᵢ ≥ 1", 1 - support(scaled(W, view.guess), 0.0))
     found = _checked(system, view.own(monotone_metric(W, view.guess)), "gradient on log Λ")
     if found.metric is not None:
         return found
     bound = abscissa_bound(system)
     if bound.rate <= 0:
         Y = _eigenvector(W, bound.slopes[0]) / view.scale[:, None]
-        proof = _impossible(system, Y, "an unstable principal submatrix", found.monotonicity)
+        proof = _ruled_out(system, Y, "an unstable principal submatrix", found.monotonicity)
         if proof.impossible:
             return proof
     if W.shape[0] <= _LARGEST_PROGRAM and available():
@@ -99,7 +99,7 @@ def find_metric(W: Tensor, *, start: Tensor | None = None) -> Wellposedness:
         values, vectors = torch.linalg.eigh((X + X.mT) / 2)
         found = max(found, programmed, key=lambda seen: seen.monotonicity)
         Y = vectors * values.clamp_min(0).sqrt() / (view.guess.sqrt() * view.scale)[:, None]
-        proof = _impossible(system, Y, "dual of the semidefinite program", found.monotonicity)
+        proof = _ruled_out(system, Y, "dual of the semidefinite program", found.monotonicity)
         if proof.impossible:
             return proof
     return found
@@ -128,26 +128,25 @@ def rules_out(witness: Tensor, W: Tensor) -> bool:
 
 
 def _checked(system: InclusionSystem, lam: Tensor, method: str) -> Wellposedness:
-    candidate = Candidate(metric=WeightedL2(lam))
+    """What is proved in a metric that was found."""
+    metric = WeightedL2(lam)
     try:
-        certificate = certified(system, candidate, method=method)
+        certificate = certified(system, Candidate(metric=metric), method=method)
     except CertificateError:
-        return _open(best_rate(system, candidate), method)
-    if not certificate.contracting:
-        return _open(certificate.rate, method)
-    metric = certificate.metric
-    assert isinstance(metric, WeightedL2)
+        seen = best_rate(system, Candidate(metric=metric))
+        return Wellposedness(monotonicity=min(0.0, seen), method=method)
+    m, margin = certificate.rate, certificate.margin
+    if m <= 0:
+        return Wellposedness(monotonicity=m, method=method)
+    return Wellposedness(metric=metric, monotonicity=m, margin=margin, method=method)
+
+
+def _ruled_out(system: InclusionSystem, Y: Tensor, method: str, seen: float) -> Wellposedness:
+    """What a witness proves, where ``seen`` is the best value of m that was found."""
+    proved = rules_out(Y, system.W)
     return Wellposedness(
-        metric=metric, monotonicity=certificate.rate, margin=certificate.margin, witness=None, method=method
+        monotonicity=min(0.0, seen), witness=Y if proved else None, method=method if proved else ""
     )
-
-
-def _open(seen: float, method: str) -> Wellposedness:
-    return Wellposedness(metric=None, monotonicity=min(0.0, seen), margin=0.0, witness=None, method=method)
-
-
-def _impossible(system: InclusionSystem, Y: Tensor, method: str, seen: float) -> Wellposedness:
-    return replace(_open(seen, method), witness=Y) if rules_out(Y, system.W) else _open(seen, "")
 
 
 def _eigenvector(W: Tensor, slopes: Tensor) -> Tensor:
