@@ -216,12 +216,13 @@ class _Tempered(nn.Module):
 @contextlib.contextmanager
 def _attacked(model: nn.Module, temperature: float) -> Iterator[nn.Module]:
     """The model in evaluation mode, its parameters without gradient, for as long as the context lasts."""
+    tempered = _Tempered(model, temperature)
     learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with evaluating(model):
+    with evaluating(tempered):
         try:
             for parameter in learnt:
                 parameter.requires_grad_(False)
-            yield _Tempered(model, temperature)
+            yield tempered
         finally:
             for parameter in learnt:
                 parameter.requires_grad_(True)

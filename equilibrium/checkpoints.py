@@ -23,8 +23,7 @@ from equilibrium.parameterizations import DenseParameterization, Monotone, Uncon
 _PREFIX = "mon.linear_module."
 _HEAD = {"Wout.weight": "output", "Wout.bias": "output_bias"}
 _INPUT = {"U.weight": "U", "U.bias": "bias"}
-
-_SPELLINGS = {"psi", "Lambda"}
+_SPELLINGS = {"psi", "Lambda"}  # of Ψ, by its logarithm and by itself
 
 # reference key → our parameter, for each dense layout of the reference code
 _LAYOUTS: dict[str, dict[str, str]] = {
@@ -62,9 +61,9 @@ def load_reference(
         lipschitz: γ the model was trained with; needed exactly for the layouts with a Lipschitz bound, dense or
             convolutional, because the reference code does not store it; files of ``save_reference`` say it themselves.
         epsilon: ε the model was trained with, which the reference code does not store either; None takes what the file
-            says, or 1. It is 1 for the authors' dense models, for
-            the convolutional ones of their ``conv_experiment_v2`` with identity, channel, image or full metric, and for
-            files whose gains g and h are exactly 1; it is 0.1 for their later convolutional ones.
+            says, or 1. It is 1 for the authors' dense models, for the convolutional ones of their
+            ``conv_experiment_v2`` with identity, channel, image or full metric, and for files whose gains g and h are
+            exactly 1; it is 0.1 for their later convolutional ones.
         image: (height, width) of the images of a convolutional model, which the file does not store; not used
             otherwise.
         pool: side of the cells that a convolutional readout averages; None finds it from the shape of the readout, and
@@ -83,24 +82,23 @@ def load_reference(
     lipschitz = _agreed("lipschitz", lipschitz, notes, path)
     epsilon = _agreed("epsilon", epsilon, notes, path) or 1.0
     short = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
-    if is_convolutional(short):
+    convolutional = is_convolutional(short)
+    if convolutional:
+        layout, parameters = "convolutional", short
         # the place of the readout is all that tells one from the other where the gains have the same names
         bounded = _PREFIX + "Wout.weight" in tensors or "u" in short
-        if bounded and lipschitz is None:
-            raise InputError(
-                f"{path} holds a Lipschitz-bounded convolutional model, whose γ is not stored: pass lipschitz=…"
-            )
-        if not bounded and lipschitz is not None:
-            raise InputError(f"{path} holds a convolutional model, which has no Lipschitz bound: leave lipschitz out")
-        return convolutional_layer(
-            str(path), short, image=image, epsilon=epsilon, lipschitz=lipschitz, pool=pool, dtype=dtype
-        )
-    layout, tensors = _recognise(Path(path), tensors)
-    if layout == "lipschitz" and lipschitz is None:
-        raise InputError(f"{path} holds a Lipschitz-bounded model, whose γ is not stored: pass lipschitz=…")
-    if layout != "lipschitz" and lipschitz is not None:
+    else:
+        layout, parameters = _recognise(Path(path), short)
+        bounded = layout == "lipschitz"
+    if bounded and lipschitz is None:
+        kind = " convolutional" if convolutional else ""
+        raise InputError(f"{path} holds a Lipschitz-bounded{kind} model, whose γ is not stored: pass lipschitz=…")
+    if not bounded and lipschitz is not None:
         raise InputError(f"{path} holds a {layout} model, which has no Lipschitz bound: leave lipschitz out")
-    parameters = {_LAYOUTS[layout][theirs]: value for theirs, value in tensors.items()}
+    if convolutional:
+        return convolutional_layer(
+            str(path), parameters, image=image, epsilon=epsilon, lipschitz=lipschitz, pool=pool, dtype=dtype
+        )
     for name in ("U", "output"):
         if parameters[name].ndim != 2:
             raise InputError(f"{name} in {path} must be a matrix, got shape {tuple(parameters[name].shape)}")
@@ -210,22 +208,20 @@ def _plain_tensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     return dict(content), found if isinstance(found, Mapping) else {}
 
 
-def _recognise(path: Path, tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """The dense layout, and its tensors by their names there; Ψ may be written as Lambda, or as its logarithm psi."""
-    short = {name.removeprefix(_PREFIX): value for name, value in tensors.items()}
+def _recognise(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """The dense layout, and its tensors by our names; Ψ may be written as Lambda, or as its logarithm psi."""
+    found = _SPELLINGS & tensors.keys()
+    matrices = all(value.is_floating_point() and value.ndim <= 2 for value in tensors.values())
     for layout, names in _LAYOUTS.items():
         spelt = {theirs for theirs, ours in names.items() if ours == "psi"}
-        found = {name for name in short if name in _SPELLINGS}
-        if set(short) - found != set(names) - spelt or len(found) != len(spelt):
+        if not matrices or tensors.keys() - found != names.keys() - spelt or len(found) != len(spelt):
             continue
-        if not all(value.is_floating_point() and value.ndim <= 2 for value in short.values()):
-            continue
-        for ours, theirs in zip(spelt, found, strict=True):
-            value = short.pop(theirs)
-            if theirs == "Lambda":  # in double precision: the layer's may be finer than the file's
-                value = checks.positive_tensor(f"Lambda in {path}", value.double()).log()
-            short[ours] = value
-        return layout, short
+        parameters = {names[theirs]: value for theirs, value in tensors.items() if theirs not in found}
+        if "Lambda" in found:  # in double precision: the layer's may be finer than the file's
+            parameters["psi"] = checks.positive_tensor(f"Lambda in {path}", tensors["Lambda"].double()).log()
+        elif found:
+            parameters["psi"] = tensors["psi"]
+        return layout, parameters
     raise InputError(
         f"{path} has an unknown layout with the keys {', '.join(sorted(tensors)) or '(none)'}; "
         f"known are those of the reference code, a single convolution and the dense ones: {', '.join(_LAYOUTS)}"

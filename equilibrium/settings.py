@@ -52,14 +52,7 @@ class WithSettings(nn.Module):
             )
 
     def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *others: Any
     ) -> None:
         key = f"{prefix}_extra_state"
         if key in state_dict:
@@ -69,8 +62,6 @@ class WithSettings(nn.Module):
                 f"the state dict has no entry {key}, as of an earlier version: {self.settings} are taken for granted",
                 stacklevel=2,
             )
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if key in missing_keys:
-            missing_keys.remove(key)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *others)
+        if key in missing:
+            missing.remove(key)

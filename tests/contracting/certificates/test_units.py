@@ -25,7 +25,6 @@ from contracting.certificates import (
     fixed_input_convergence,
     report,
     rules_out,
-    sweep_skewness,
     switching_bound,
     upper_bound,
 )
@@ -33,6 +32,7 @@ from contracting.certificates.balance import balancing, rescale
 from contracting.certificates.definite import definite_margin, definite_margins, sizes
 from contracting.certificates.search import golden_section
 from contracting.certificates.spectra import abscissa_from_below, eigenvalues, radius_from_below
+from contracting.certificates.sweeps import sweep_skewness
 from contracting.errors import InputError
 from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
 from tests.contracting.certificates.instances import gaussian
