@@ -18,7 +18,6 @@ from contracting.activations.base import Activation
 from contracting.activations.names import as_activation
 from contracting.errors import InputError, PreconditionError
 from contracting.loop.records import Stop
-from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
 from contracting.solvers.splitting import ForwardBackward
 from equilibrium.layers import EquilibriumLayer, LayerOptions
@@ -79,14 +78,8 @@ class Explicit(DenseParameterization):
     def explicit(self) -> Weights:
         """The weights with their metric."""
         # copies of what is analysed: a layer compares values to know whether the weights are those of before
-        return Weights(
-            state=Dense(self.W.clone()),
-            input=self.U,
-            bias=self.bias,
-            output=self.output,
-            output_bias=self.output_bias,
-            feedthrough=self.D,
-            metric=None if self.lam is None else WeightedL2(self.lam.clone()),
+        return self.with_state(
+            self.W.clone(), metric=None if self.lam is None else WeightedL2(self.lam.clone())
         )
 
 

@@ -115,6 +115,11 @@ class DenseParameterization(Parameterization):
     @abstractmethod
     def explicit(self) -> Weights: ...
 
+    def with_state(self, W: Tensor, **claims: Any) -> Weights:
+        """The weights with this W, (n, n), and what is certified of them by the names of ``Weights``."""
+        own = {"bias": self.bias, "output": self.output, "output_bias": self.output_bias, "feedthrough": self.D}
+        return Weights(state=Dense(W), input=self.U, **{**own, **claims})
+
     def reset_parameters(self) -> None:
         """Draw new values: inputs and outputs as torch.nn.Linear does, no feedthrough."""
         for weight, bias in ((self.U, self.bias), (self.output, self.output_bias)):
@@ -155,14 +160,7 @@ class Unconstrained(DenseParameterization):
 
     def explicit(self) -> Weights:
         """The weights; no metric is claimed."""
-        return Weights(
-            state=Dense(self.W),
-            input=self.U,
-            bias=self.bias,
-            output=self.output,
-            output_bias=self.output_bias,
-            feedthrough=self.D,
-        )
+        return self.with_state(self.W)
 
 
 class MonotoneOptions(DenseOptions, total=False):
@@ -284,12 +282,8 @@ class Monotone(DenseParameterization):
         if c is not None:
             scaled = skew / lam.sqrt()[:, None]
             symmetric = symmetric + torch.diag(c * lam) + scaled.mT @ scaled / (4 * (1 - c))
-        weights = Weights(
-            state=Dense(identity - (symmetric + skew) / lam[:, None]),
-            input=self.U,
-            bias=self.bias,
-            output=self.output,
-            output_bias=self.output_bias,
+        weights = self.with_state(
+            identity - (symmetric + skew) / lam[:, None],
             feedthrough=D,
             metric=metric,
             lipschitz=gamma,

@@ -25,12 +25,12 @@ from contracting.certificates.finders import (
     ExplicitMetric,
     GivenMetric,
     InclusionMetric,
+    LyapunovMetric,
     ParabolaTest,
     PolyhedralMetric,
     RateFinder,
 )
 from contracting.certificates.lmi import SectorInequality, VertexInequalities
-from contracting.certificates.lyapunov import LyapunovMetric
 from contracting.certificates.records import Certificate, CertificateError, Convergence
 from contracting.certificates.sweeps import SkewnessSweep, StepSweep, sweep_skewness, sweep_steps
 from contracting.certificates.systems import (

@@ -6,12 +6,12 @@ from contracting.certificates.finders import (
     DiagonalMetric,
     ExplicitMetric,
     InclusionMetric,
+    LyapunovMetric,
     ParabolaTest,
     PolyhedralMetric,
     RateFinder,
 )
 from contracting.certificates.lmi import SectorInequality, VertexInequalities
-from contracting.certificates.lyapunov import LyapunovMetric
 from contracting.errors import InputError
 from contracting.metrics import WeightedL1, WeightedLinf
 

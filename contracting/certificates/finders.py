@@ -16,7 +16,7 @@ from contracting.certificates.finder import Finder
 from contracting.certificates.multipliers import monotone_metric, parabola_multiplier, perron_weights, scaled
 from contracting.certificates.numerical_range import reach
 from contracting.certificates.records import Certificate, CertificateError
-from contracting.certificates.riccati import hamiltonian_rate, riccati_metric
+from contracting.certificates.riccati import hamiltonian_rate, lyapunov_metric, riccati_metric
 from contracting.certificates.search import golden_section
 from contracting.certificates.spectra import eigenvalues
 from contracting.certificates.systems import FiringRateSystem, HopfieldSystem, InclusionSystem, LinearSystem, System
@@ -280,6 +280,43 @@ class InclusionMetric(RateFinder):
         if self.optimise:
             lam = monotone_metric(view.system.W, lam, evaluations=self.optimise)
         return view.candidate(Candidate(metric=WeightedL2(lam)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LyapunovMetric(RateFinder):
+    r"""P from (A + cI)ᵀP + P(A + cI) = −I with c just below −α(A), the best rate of any norm.
+
+    The rate −α(A) itself need not be attained (Jordan blocks), and comes with an ill-conditioned P.
+
+    Args:
+        gap: how far c stays below −α(A), relative to ‖A‖.
+    """
+
+    gap: float = 1e-6
+
+    def __post_init__(self) -> None:
+        checks.number("gap", self.gap, low=0, high=1, low_open=True)
+
+    name = "Lyapunov equation"
+
+    def applies(self, system: System) -> bool:
+        return isinstance(system, LinearSystem)
+
+    def find(self, system: System) -> Candidate:
+        if not isinstance(system, LinearSystem):
+            raise PreconditionError("LyapunovMetric() is for linear flows; use ParabolaTest() for flows with slopes")
+        view = view_of(system)
+        A = view.system.W
+        abscissa, size = float(eigenvalues(A).real.max()), float(torch.linalg.matrix_norm(A, 2))
+        identity = torch.eye(system.size, dtype=torch.float64)
+        for gap in (self.gap, 10 * self.gap, 1e-3, 1e-2, 0.1):
+            P = lyapunov_metric(A - (abscissa + gap * max(size, math.ulp(1.0))) * identity)
+            try:
+                if P is not None:
+                    return view.candidate(Candidate(metric=_full(P)))
+            except CertificateError:
+                continue
+        raise CertificateError("Lyapunov equation: no positive definite solution in float64")
 
 
 def _full(P: Tensor) -> FullP:

@@ -1,8 +1,9 @@
-r"""The metric of a parabola test from one algebraic Riccati equation, without a solver for matrix inequalities.
+r"""Metrics from one matrix equation, solved by doubling, without a solver for matrix inequalities.
 
-For Jacobians −I + DW with slopes in [a, β], s = 1 − c, M = Q^½WQ^−½, N = 2sI − (a + β)M and δ = β − a, the sector
-inequality is NᵀP + PN − δP² − δMᵀM ⪰ 0. Its solutions lie between the two extreme solutions of the *equation*;
-halfway the inequality is strict.
+Of a linear flow it is Lyapunov's, of the parabola test an algebraic Riccati equation: for Jacobians −I + DW with slopes
+in [a, β], s = 1 − c, M = Q^½WQ^−½, N = 2sI − (a + β)M and δ = β − a, the sector inequality is
+NᵀP + PN − δP² − δMᵀM ⪰ 0. Its solutions lie between the two extreme solutions of the *equation*; halfway the inequality
+is strict.
 """
 
 from __future__ import annotations
@@ -86,9 +87,29 @@ def riccati_metric(M: Tensor, slopes: Slopes, rate: float) -> Tensor | None:
     largest, info = torch.linalg.inv_ex(-G)
     if int(info):
         return None
-    P = _symmetric(H + largest) / 2
-    usable = bool(torch.isfinite(P).all()) and int(torch.linalg.cholesky_ex(P)[1]) == 0
-    return P if usable else None
+    return _positive_definite(_symmetric(H + largest) / 2)
+
+
+def lyapunov_metric(F: Tensor) -> Tensor | None:
+    """P ≻ 0 with FᵀP + PF = −I, scaled to unit trace, by the doubling of Smith (1968); None if it is not found."""
+    identity = torch.eye(F.shape[0], dtype=F.dtype)
+    shift = float(torch.linalg.matrix_norm(F)) / F.shape[0] ** 0.5
+    resolvent, info = torch.linalg.inv_ex(shift * identity - F)
+    if int(info):
+        return None
+    power, P = resolvent @ (shift * identity + F), 2 * shift * resolvent.mT @ resolvent
+    for _ in range(_MOST_DOUBLINGS):
+        step = power.mT @ P @ power
+        P, power = P + step, power @ power
+        if not bool(torch.isfinite(P).all()):
+            return None
+        if float(step.abs().max()) <= 1e-15 * float(P.abs().max()):
+            break
+    return _positive_definite(_symmetric(P) / P.trace())
+
+
+def _positive_definite(P: Tensor) -> Tensor | None:
+    return P if bool(torch.isfinite(P).all()) and int(torch.linalg.cholesky_ex(P)[1]) == 0 else None
 
 
 def _symmetric(matrix: Tensor) -> Tensor:
