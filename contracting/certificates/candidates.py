@@ -15,9 +15,9 @@ from contracting.certificates.checker import check, in_units
 from contracting.certificates.records import ANY_SLOPE, NO_SLOPE, Certificate, CertificateError
 from contracting.certificates.systems import (
     FiringRateSystem,
-    HopfieldSystem,
     InclusionSystem,
     LinearSystem,
+    SlopeSystem,
     System,
     vertices,
 )
@@ -101,7 +101,7 @@ def best_rate(system: System, candidate: Candidate) -> float:
         if not isinstance(metric, WeightedL2):
             raise InputError(f"the inclusion is certified in WeightedL2 only, got {type(metric).__name__}")
         return 1 - float(metric.matrix_measure(W))
-    if not isinstance(system, FiringRateSystem | HopfieldSystem):
+    if not isinstance(system, SlopeSystem):
         raise InputError(f"no rate is known for {type(system).__name__}")
     if isinstance(metric, WeightedL1 | WeightedLinf):
         return _polyhedral_rate(system, metric)
@@ -121,7 +121,7 @@ def best_rate(system: System, candidate: Candidate) -> float:
     return float(torch.linalg.eigvalsh((whitened + whitened.mT) / 2)[0]) / 2
 
 
-def _polyhedral_rate(system: FiringRateSystem | HopfieldSystem, metric: WeightedL1 | WeightedLinf) -> float:
+def _polyhedral_rate(system: SlopeSystem, metric: WeightedL1 | WeightedLinf) -> float:
     """1 − the worst measure: that of a·W or β·W where slopes go by rows, else that of their worst mix."""
     (low, high), W = system.slopes, system.W
     if isinstance(metric, WeightedLinf) == isinstance(system, FiringRateSystem):

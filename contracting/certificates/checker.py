@@ -18,7 +18,6 @@ from contracting.certificates.definite import UNIT, definite_margin, definite_ma
 from contracting.certificates.records import Certificate, CertificateError
 from contracting.certificates.systems import (
     FiringRateSystem,
-    HopfieldSystem,
     InclusionSystem,
     LinearSystem,
     SlopeSystem,
@@ -95,7 +94,7 @@ def _margin(system: System, metric: Metric, multiplier: Tensor | None, rate: flo
         power = -math.frexp(max(float(system.W.abs().max()), abs(rate)))[1]
         first, second = math.ldexp(1.0, power // 2), math.ldexp(1.0, power - power // 2)
         return _linear_margin(system.W * first * second, metric, rate * first * second)
-    assert isinstance(system, FiringRateSystem | HopfieldSystem)
+    assert isinstance(system, SlopeSystem)
     if isinstance(metric, WeightedL1 | WeightedLinf):
         return _polyhedral_margin(system, metric, rate)
     P = _matrix_of(metric)

@@ -20,7 +20,7 @@ from torch import Tensor
 from contracting.certificates.checker import in_units, inclusion_margin
 from contracting.certificates.definite import SMALLEST, UNIT, definite_margin, sizes
 from contracting.certificates.records import CertificateError, Convergence
-from contracting.certificates.systems import FiringRateSystem, HopfieldSystem, System, system_of
+from contracting.certificates.systems import FiringRateSystem, SlopeSystem, System, system_of
 from contracting.certificates.wellposedness import find_metric
 from contracting.errors import PreconditionError
 from contracting.flows.base import BoundFlow
@@ -44,7 +44,7 @@ def fixed_input_convergence(flow: BoundFlow | System, *, metric: WeightedL2 | No
         CertificateError: if Condition 1 fails in the metric that was given.
     """
     system = system_of(flow)
-    if not isinstance(system, FiringRateSystem | HopfieldSystem) or system.slopes[0] < 0:
+    if not isinstance(system, SlopeSystem) or system.slopes[0] < 0:
         raise PreconditionError(f"this bound is about slopes in [0, 1]; certify() covers the {system.name} flow")
     W = system.slopes[1] * system.W
     if system.speed != 1:
@@ -88,7 +88,7 @@ def check_convergence(certificate: Convergence, system: System) -> float:
     Raises:
         CertificateError: if it does not follow.
     """
-    if not isinstance(system, FiringRateSystem | HopfieldSystem) or system.slopes[0] < 0:
+    if not isinstance(system, SlopeSystem) or system.slopes[0] < 0:
         raise CertificateError(f"nothing is proved for the {system.name} flow")
     if system.speed != 1:
         unit_rate = math.nextafter(certificate.rate / system.speed, math.inf)

@@ -19,7 +19,7 @@ from contracting.certificates.records import Certificate, CertificateError
 from contracting.certificates.riccati import hamiltonian_rate, lyapunov_metric, riccati_metric
 from contracting.certificates.search import golden_section
 from contracting.certificates.spectra import eigenvalues
-from contracting.certificates.systems import FiringRateSystem, HopfieldSystem, InclusionSystem, LinearSystem, System
+from contracting.certificates.systems import FiringRateSystem, InclusionSystem, LinearSystem, SlopeSystem, System
 from contracting.certificates.views import slopes_view, view_of
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
@@ -39,7 +39,7 @@ class RateFinder(Finder[System, Candidate, Certificate]):
     """
 
     def applies(self, system: System) -> bool:
-        return isinstance(system, FiringRateSystem | HopfieldSystem)
+        return isinstance(system, SlopeSystem)
 
     def judge(self, system: System, proposal: Candidate) -> Certificate:
         """The certificate with the best rate that the checker accepts for a candidate."""
@@ -220,7 +220,7 @@ class PolyhedralMetric(RateFinder):
             diagonal = matrix.diagonal()
             worst = torch.maximum(low * diagonal, high * diagonal)
             matrix = view.system.slopes.largest * (matrix - torch.diag(diagonal)) + torch.diag(worst)
-        _, left, right = perron_weights(matrix)
+        left, right = perron_weights(matrix)
         return view.candidate(Candidate(metric=WeightedLinf(1 / right) if by_rows else WeightedL1(left)))
 
 

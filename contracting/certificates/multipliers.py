@@ -128,35 +128,32 @@ def normalised(W: Tensor) -> Tensor:
     return W / size if bool(size > 0) else W
 
 
-def perron_weights(W: Tensor) -> tuple[float, Tensor, Tensor]:
-    """α(⌈W⌉) with left and right Perron vectors > 0 of ⌈W⌉, ⌈W⌉ᵢᵢ = Wᵢᵢ, ⌈W⌉ᵢⱼ = |Wᵢⱼ|: (n,), (n,).
+def perron_weights(W: Tensor) -> tuple[Tensor, Tensor]:
+    """Left and right Perron vectors > 0 of ⌈W⌉, ⌈W⌉ᵢᵢ = Wᵢᵢ, ⌈W⌉ᵢⱼ = |Wᵢⱼ|: (n,), (n,).
 
     A reducible ⌈W⌉ is connected by entries too small to matter, so that both vectors are positive; W should be in
     balanced coordinates, in which it is clear what is small.
     """
-    n, size = W.shape[0], float(W.abs().max())
+    n = W.shape[0]
     metzler = normalised(W.abs() - torch.diag(W.diagonal().abs() - W.diagonal())) + 1e-9 / n
     if n <= _DENSE_PERRON:
         try:
-            (root, right), (_, left) = _leading(metzler), _leading(metzler.mT)
-            return size * root, left, right
+            return _leading(metzler.mT), _leading(metzler)
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             pass
-    (root, right), (_, left) = _power_iteration(metzler), _power_iteration(metzler.mT)
-    return size * root, left, right
+    return _power_iteration(metzler.mT), _power_iteration(metzler)
 
 
-def _leading(metzler: Tensor) -> tuple[float, Tensor]:
+def _leading(metzler: Tensor) -> Tensor:
     values, vectors = eigenvectors(metzler)
     at = int(values.real.argmax())
-    return float(values[at].real), vectors[:, at].abs().clamp_min(math.sqrt(torch.finfo(torch.float64).tiny))
+    return vectors[:, at].abs().clamp_min(math.sqrt(torch.finfo(torch.float64).tiny))
 
 
-def _power_iteration(metzler: Tensor) -> tuple[float, Tensor]:
-    """An upper bound of the Perron root, max (Mx)ᵢ/xᵢ (Collatz–Wielandt), and the positive x it comes from."""
+def _power_iteration(metzler: Tensor) -> Tensor:
     shift = float(metzler.diagonal().abs().max())
     x = torch.ones(metzler.shape[0], dtype=torch.float64)
     for _ in range(500):
         x = metzler @ x + shift * x
         x = x / x.max()
-    return float((metzler @ x / x).max()), x
+    return x

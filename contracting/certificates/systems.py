@@ -153,7 +153,7 @@ class LinearSystem(System):
     label: str = "linear"
 
 
-SlopeSystem = FiringRateSystem | HopfieldSystem
+SlopeSystem = FiringRateSystem | HopfieldSystem  # those with slopes, which a certificate is about
 
 
 F = TypeVar("F", bound=VectorField)

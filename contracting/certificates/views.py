@@ -87,7 +87,7 @@ class View:
             guesses.insert(0, system.hint)
         if n > _COMPARED:
             return guesses[0]
-        _, left, right = perron_weights(system.W)
+        left, right = perron_weights(system.W)
         guesses.append(left / right)
         return min(guesses, key=self._cost)
 

@@ -135,7 +135,7 @@ def positive_vector(T: Tensor) -> Tensor | None:
     """
     scale = balancing(T)
     balanced = rescale(T, scale)
-    right = perron_weights(-balanced)[2]
+    _, right = perron_weights(-balanced)
     scaled = balanced * right / right[:, None]
     v = right / scale * torch.linalg.lstsq(scaled, torch.ones(len(T), 1, dtype=torch.float64)).solution[:, 0]
     return v if bool((torch.isfinite(v) & (v > 0)).all()) else None
