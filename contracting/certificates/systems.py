@@ -244,7 +244,7 @@ def peaceman_rachford_system(
     identity = torch.eye(len(scaled), dtype=torch.float64)
     resolvent, info = torch.linalg.inv_ex(identity + scaled)
     if int(info):
-        raise PreconditionError(f"I + step·(I − W) is singular for {words}: take another step")
+        raise PreconditionError(f"I + step·(I − W) is singular for a step {words}: take another step")
     slopes = Slopes(2 * low - 1, 2 * high - 1)
     return HopfieldSystem(W=2 * resolvent - identity, slopes=slopes, hint=hint, label=f"Peaceman–Rachford, {words}")
 

@@ -156,7 +156,7 @@ def test_a_step_that_cannot_be_is_refused(build, step) -> None:  # type: ignore[
 
 
 def test_a_step_without_resolvent_is_refused() -> None:
-    with pytest.raises(PreconditionError, match=r"\bstep\b"):
+    with pytest.raises(PreconditionError, match="step"):
         peaceman_rachford_system(2 * torch.eye(2, dtype=torch.float64), step=1.0)
 
 
