@@ -42,7 +42,8 @@ class Memory:
             tensors: what every value in this memory depends on.
             compute: the value.
             owner: what else this value depends on: a number, by value; a tensor or an object with ``tensors()``, such
-                as a metric, by identity and as long as it is not changed in place; or None.
+                as a metric, by identity and as long as it is not changed in place; None; or a tuple that begins with
+                one of these and goes on with plain values.
         """
         present, seen = versions(tensors), () if owner is None else versions(_tensors_of(owner))
         if present != self._present:
@@ -196,13 +197,19 @@ def versions(tensors: Sequence[Tensor]) -> tuple[int, ...]:
 
 
 def _same(known: Any, owner: Any) -> bool:
-    return known is owner or (isinstance(known, float) and isinstance(owner, float) and known == owner)
+    if known is owner or type(known) is not type(owner):
+        return known is owner
+    if isinstance(known, tuple):
+        return _same(known[0], owner[0]) and bool(known[1:] == owner[1:])
+    return isinstance(known, float) and bool(known == owner)
 
 
 def _tensors_of(owner: Any) -> Sequence[Tensor]:
+    if isinstance(owner, tuple):
+        owner = owner[0]
     if isinstance(owner, Tensor):
         return (owner,)
-    if isinstance(owner, float):
+    if owner is None or isinstance(owner, float):
         return ()
     found: Sequence[Tensor] = owner.tensors() if hasattr(owner, "tensors") else ()
     return found

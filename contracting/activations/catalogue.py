@@ -175,7 +175,7 @@ class ReLU(PiecewiseLinear):
     homogeneous = True
 
     def reflection(self, step: Step) -> Reflection:
-        return _absolute
+        return torch.abs  # 2 max(x, 0) − x
 
     def reflection_from(self, base: Tensor, size: Tensor | None, step: Step, dtype: torch.dtype) -> Reflection:
         # with e = ±d, the sign that of x: |x + d| − |x| is e as long as x + d has that sign, and −2|x| − e beyond
@@ -205,10 +205,6 @@ def _multiplication(factor: Tensor) -> Reflection:
         return torch.mul(factor, x, out=out)
 
     return multiply
-
-
-def _absolute(x: Tensor, out: Tensor | None = None) -> Tensor:
-    return torch.abs(x, out=out)  # 2 max(x, 0) − x
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,7 +111,7 @@ def reflected_steps(
     """
     u, offset = reflection.laid_out(u), reflection.laid_out(offset)
     reflected, out = torch.empty_like(u), None
-    report(steps * len(u))
+    report(steps * u.shape[0])
     with counting(None):  # each product is one of those that were reported
         if relaxation != 1:
             for _ in range(steps):

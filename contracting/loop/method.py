@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from contracting.errors import InputError, PreconditionError
@@ -84,6 +85,14 @@ class Iteration(ABC):
         """How many steps after ``taken`` the residual is looked at again; may depend on no row of the state."""
         return self.check_every
 
+    def planned(self, reduction: NDArray[Any]) -> NDArray[Any] | None:
+        """After how many steps each row of a given start is to be judged, (batch,); None where nothing is predicted.
+
+        Args:
+            reduction: (batch,), the residual that is wanted over that of the start.
+        """
+        return None
+
     def resume(self, state: State, preactivation: Tensor, taken: int) -> State:
         """The state after a check, which has computed Wz + q at the z of this state; a method may make use of it."""
         return state
@@ -112,6 +121,11 @@ class Method(ABC):
     def solves_systems(self) -> bool:
         """Whether a step solves a linear system per row, which no count of products shows."""
         return False
+
+    @property
+    def switch(self) -> tuple[int, Method] | None:
+        """After how many steps the loop goes on with which other method, from the z that was reached; None for never."""
+        return None
 
     @abstractmethod
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:

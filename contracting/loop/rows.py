@@ -26,6 +26,7 @@ from contracting.problem import EquilibriumProblem
 _SMALL = 20_000  # entries of a state below which a smaller batch saves nothing
 _SHARE = 0.5  # of the rows at work may be running when the others leave
 _GROWN = 1e3  # times its smallest value so far, a residual is not one that rounding keeps from falling
+_CONVERGED = int(Status.CONVERGED)  # an enumerator takes numpy ten times as long
 
 Flags = NDArray[np.bool_]
 Numbers = NDArray[Any]
@@ -54,9 +55,7 @@ class Rows:
 
     def __init__(self, problem: EquilibriumProblem, stop: Stop, method: Method, z0: Tensor | None):
         self.whole, self.problem, self.stop = problem, problem, stop
-        self.method = method.chosen(problem, stop)  # once: for fewer rows it might choose one with other states
-        with counting(None):  # what depends on the weights alone is no part of the iteration
-            self.iteration: Iteration = self.method.bind(problem, stop)
+        self._take(method.chosen(problem, stop))  # once: for fewer rows it might choose one with other states
         cold = self.iteration.cold() if z0 is None else None
         self.state: State = cold or (_expanded(problem, 0.0) if z0 is None else z0,)
         self.place: Numbers | None = None  # of each row at work in the whole batch; None: all are there, in order
@@ -71,26 +70,40 @@ class Rows:
         self.residual: Numbers = np.full(problem.batch, np.nan)  # never had an answer
         self.scale = self.residual
         self.z: Tensor | None = None  # no answer yet
+        self.due: Numbers | None = None  # the step before which a row of a given start is not judged
         if cold is None:
             self.check(self.state, 0, start=True)
         elif stop.max_steps == 0:
             self.check(self.state, 0)
 
-    @torch.no_grad()
+    def _take(self, method: Method) -> None:
+        """Go on with a method, bound to the problem of the rows at work."""
+        self.method, self.switch = method, method.switch
+        with counting(None):  # what depends on the weights alone is no part of the iteration
+            self.iteration: Iteration = method.bind(self.problem, self.stop)
+
+    def steps_to_next_check(self, taken: int) -> int:
+        """How many steps follow those taken before the residual is looked at again."""
+        steps = self.stop.check_every or self.iteration.check_after(self.state, taken)
+        if self.due is not None:
+            steps = int(self.due[self.running].min()) - taken
+        return min(steps, self.stop.max_steps - taken, self.switch[0] - taken if self.switch else steps)
+
     def assess(self, z: Tensor) -> tuple[Numbers, Numbers, Tensor]:
         """Residual norm and its scale ‖σ(Wz + q)‖ of the rows at work, each (rows,), and Wz + q."""
-        preactivation = self.problem.preactivation(z)
-        image = self.problem.activation(preactivation)
         norm = self.stop.size_of
-        scale = norm(image)
-        shared = image.data_ptr() == preactivation.data_ptr()  # as where σ is the identity
-        error = image - z if shared else image.sub_(z)  # in place, while it is in cache
-        sizes = torch.stack((norm(error), scale)).cpu().numpy()
-        if self.stop.norm is not None:  # a metric takes care of the range by itself
-            return sizes[0], sizes[1], preactivation
-        lowest, highest = np.minimum.reduce(sizes, None, initial=np.inf), np.maximum.reduce(sizes, None, initial=0.0)
-        if not (lowest > self.least and highest < np.inf):
-            self._with_care(sizes, error, preactivation)
+        with torch.no_grad():
+            preactivation = self.problem.preactivation(z)
+            image = self.problem.activation(preactivation)
+            scale = norm(image)
+            shared = image.data_ptr() == preactivation.data_ptr()  # as where σ is the identity
+            error = image - z if shared else image.sub_(z)  # in place, while it is in cache
+            sizes = torch.stack((norm(error), scale)).cpu().numpy()
+            if self.stop.norm is None:  # a metric takes care of the range by itself
+                lowest = np.minimum.reduce(sizes, None, initial=np.inf)
+                highest = np.maximum.reduce(sizes, None, initial=0.0)
+                if not (lowest > self.least and highest < np.inf):
+                    self._with_care(sizes, error, preactivation)
         return sizes[0], sizes[1], preactivation
 
     def _with_care(self, sizes: Numbers, error: Tensor, preactivation: Tensor) -> None:
@@ -113,7 +126,10 @@ class Rows:
         self.checks += 1
         # of an iteration that blows up either may overflow first, and an infinite scale tolerates every residual
         finite = (residual < np.inf) & (scale < np.inf)
-        converged = (residual <= self.stop.tolerance(scale)) & finite
+        tolerance = self.stop.tolerance(scale)
+        converged = (residual <= tolerance) & finite
+        if self.due is not None and taken < self.stop.max_steps:
+            converged &= self.due <= taken
         if self.answers is None and converged.all():  # as mostly at the first look: nothing else is to be found out
             self._finish(z, residual, scale, taken)
             self.state, self.z, self.residual, self.scale = state, z, residual, scale
@@ -135,28 +151,38 @@ class Rows:
             self.any_running = bool(self.running.any())
         self.state, self.z, self.residual, self.scale = state, z, residual, scale
         if self.any_running:
+            if self.due is not None:  # who was judged in vain is judged again after the usual number of steps
+                later = taken + self.iteration.check_after(self.state, taken)
+                self.due = np.where(self.due <= taken, later, self.due)
+            elif start and not self.stop.check_every:
+                with np.errstate(all="ignore"):  # of rows that are lost
+                    self.due = self.iteration.planned(tolerance / residual)
             staying = self._compact()
             if staying is not None:
                 preactivation = preactivation[staying]
-            if start:
+            if self.switch and taken >= self.switch[0]:
+                self._take(self.switch[1])
+                self.state, self.due = self.iteration.warm(self._last_z(), preactivation), None
+            elif start:
                 self.state = self.iteration.warm(self.state[0], preactivation)
             else:
                 self.state = self.iteration.resume(self.state, preactivation, taken)
 
     def _finish(self, z: Tensor, residual: Numbers, scale: Numbers, taken: int) -> None:
         """All rows have converged, and none had before."""
-        code = int(Status.CONVERGED)  # an enumerator takes numpy ten times as long
-        status = np.full(len(residual), code, dtype=np.int8)
+        status = np.full(len(residual), _CONVERGED, dtype=np.int8)
         steps = np.full(len(residual), taken)
         self.answers = _Answers(z=z, residual=residual.copy(), scale=scale.copy(), status=status, steps=steps)
         self.running, self.any_running = np.zeros(len(residual), dtype=np.bool_), False
 
     def _stalled(self, given_up: Tensor | None, residual: Numbers, taken: int) -> Flags | None:
         if self.best is None:
-            self.best, self.best_step = np.full(len(residual), np.inf), np.zeros(len(residual), dtype=np.int64)
-        better = residual < self.best
-        self.best = np.where(better, residual, self.best)
-        self.best_step[better] = taken
+            self.best = np.fmin(residual, np.inf, dtype=np.float64)
+            self.best_step = np.full(len(residual), taken)
+        else:
+            better = residual < self.best
+            self.best = np.where(better, residual, self.best)
+            self.best_step[better] = taken
         rows: Flags | None = None if given_up is None else given_up.cpu().numpy()
         if taken < self.stop.patience:  # no row can have waited so long
             return rows
@@ -203,11 +229,11 @@ class Rows:
         self.place = index if self.place is None else self.place[index]
         on_device = self._on_device(index)
         self.problem = self.problem.rows(on_device)
-        with counting(None):
-            self.iteration = self.method.bind(self.problem, self.stop)
+        self._take(self.method)
         self.state, self.z = rows_of(self.state, on_device), self._last_z()[on_device]
-        for name in ("residual", "scale", "best", "best_step", "running"):
-            setattr(self, name, getattr(self, name)[index])
+        for name in ("residual", "scale", "best", "best_step", "running", "due"):
+            if getattr(self, name) is not None:
+                setattr(self, name, getattr(self, name)[index])
         return on_device
 
     def _on_device(self, entries: Numbers) -> Tensor:
@@ -237,7 +263,7 @@ class Rows:
     @property
     def solved(self) -> bool:
         """Whether every row of the whole batch has converged."""
-        return self.answers is None or bool((self.answers.status == Status.CONVERGED).all())
+        return self.answers is None or bool((self.answers.status == _CONVERGED).all())
 
     def solution(self, count: Count, seconds: float, trace: Trace | None) -> Solution:
         """The record of the whole batch."""
@@ -246,7 +272,7 @@ class Rows:
             none, z = np.zeros(0), self._last_z()
             answers = _Answers(z=z, residual=none, scale=none, status=none.astype(np.int8), steps=self.best_step)
         dtype = answers.z.dtype
-        with np.errstate(invalid="ignore", over="ignore"):  # of rows that are lost
+        with np.errstate(all="ignore"):  # of rows that are lost
             relative = answers.residual / np.maximum(answers.scale, torch.finfo(dtype).tiny)
         return Solution(
             z=answers.z,

@@ -83,7 +83,7 @@ def _iterated(
     taken = 0
     while rows.any_running and taken < stop.max_steps:
         state = rows.state
-        block = min(stop.check_every or rows.iteration.check_after(state, taken), stop.max_steps - taken)
+        block = rows.steps_to_next_check(taken)
         if watch.trace is None:
             state = rows.iteration.advance(state, taken, block)
         else:

@@ -95,6 +95,14 @@ class Automatic(Method):
 
     def chosen(self, problem: EquilibriumProblem, stop: Stop) -> Method:
         """The method that ``choose`` names, followed by Newton's for rows that it is not done with in time."""
+        linear = problem.linear
+        if linear.changing or in_graph(problem):
+            return self._chosen(problem, stop)
+        batch = problem.batch if linear.resolvent_products > _SMALL else None  # elsewhere it makes no difference
+        owner = problem.metric, type(problem.activation), batch, stop.rtol, stop.patience, stop.max_steps
+        return linear.remember("choice", owner, lambda: self._chosen(problem, stop))
+
+    def _chosen(self, problem: EquilibriumProblem, stop: Stop) -> Method:
         method = self.choose(problem, stop).method
         if isinstance(method, SemismoothNewton | NewtonKrylov) or in_graph(problem):
             return method

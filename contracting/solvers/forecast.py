@@ -47,8 +47,12 @@ class Forecast:
 
     def steps(self, residual: float) -> float:
         """After how many steps all rows of a batch are usually below a relative residual."""
-        share, more = self.margin
-        return share * max(0.0, math.log(residual / self.start) / math.log(max(self.decay, _FASTEST))) + more
+        return max(0.0, math.log(residual / self.start) * self.steps_per_digit) + self.margin[1]
+
+    @property
+    def steps_per_digit(self) -> float:
+        """How many steps all rows of a batch usually take for each factor e, times −1."""
+        return self.margin[0] / math.log(max(self.decay, _FASTEST))
 
 
 @torch.no_grad()

@@ -48,12 +48,11 @@ class Phase(NamedTuple):
     """The state u = ū + s·d between two moves of ū."""
 
     base: Tensor  # ū, float64
-    size: Tensor  # s, (rows, 1)
+    size: Tensor | None  # s, (rows, 1); None where every row has one, as nearly always
     change: Tensor  # d, float32
     drive: Tensor  # r, float32, times θ
     moved: int  # the step at which ū moved last
     at_zero: bool  # whether ū is zero, where the first phase of a cold start begins
-    scaled: bool  # whether some row has a size other than one
     cold: bool
 
 
@@ -73,7 +72,6 @@ class RefinedIteration(FoldedIteration):
             steps = self._steps_to(wanted * math.sqrt(1 - rounding**2))
             self._first_check = min(MOST, math.ceil(steps or 0.0))
         else:
-            self._warm_check = 0  # ū moves soon anyway, which costs what a look does
             planned = 1.0 if self.forecast is None else self.forecast.steps(floor)
             self._phase = max(1, min(MOST, math.ceil(_SHARE * planned)))
         self._single = _single(flow.reflection)
@@ -81,7 +79,7 @@ class RefinedIteration(FoldedIteration):
         self._zero = flow.problem.q.new_zeros((1, 1), dtype=torch.float32)
 
     def read(self, state: State) -> Tensor:
-        if isinstance(state, Phase) and state.at_zero and not state.scaled and self._activation.homogeneous:
+        if isinstance(state, Phase) and state.at_zero and state.size is None and self._activation.homogeneous:
             # converted after the prox, which costs less
             small = self._single_activation(slice(None)).prox(state.change, self._single_step)
             return small.to(self.flow.problem.q.dtype)
@@ -92,7 +90,7 @@ class RefinedIteration(FoldedIteration):
             u: Tensor = state[0]
             return u
         u = state.change.to(state.base.dtype)
-        if state.scaled:
+        if state.size is not None:
             u = u * state.size
         return u if state.at_zero else u.add_(state.base)
 
@@ -127,18 +125,18 @@ class RefinedIteration(FoldedIteration):
         phase = self._exactly_from(zero, cold) if self._exact_start else None
         if phase is None:
             phase = self._phase_from(zero, self.flow.problem.q, 0, at_zero=True, cold=cold)
-            if phase.scaled and not self._activation.homogeneous:
+            if phase.size is not None and not self._activation.homogeneous:
                 return self._moved_to(state, None, 0)
         if not cold:  # d is known already, as if ū had moved a step before
-            phase = phase._replace(change=(u / phase.size if phase.scaled else u).to(torch.float32), moved=-1)
+            phase = phase._replace(change=(u if phase.size is None else u / phase.size).to(torch.float32), moved=-1)
         return phase
 
     def _exactly_from(self, zero: Tensor, cold: bool) -> Phase | None:
         """The state at ū = 0 with r from float64; None where rows would have to be scaled."""
         offset = self.flow.offset if self.relaxation == 1 else self.relaxation * self.flow.offset
         drive = offset.to(torch.float32)
-        size, scaled = _sizes(drive, self.flow.problem.q)
-        return None if scaled else Phase(zero, size, self._unchanged(drive), drive, 0, True, False, cold)
+        scaled = _sizes(drive, self.flow.problem.q) is not None
+        return None if scaled else Phase(zero, None, self._unchanged(drive), drive, 0, True, cold)
 
     @torch.no_grad()
     def _moved_to(self, state: State, preactivation: Tensor | None, taken: int) -> Phase:
@@ -156,13 +154,13 @@ class RefinedIteration(FoldedIteration):
     def _phase_from(self, base: Tensor, error: Tensor, taken: int, *, at_zero: bool, cold: bool) -> Phase:
         """The state at ū, from Wz̄ + q − v̄."""
         single = error.to(torch.float32)
-        size, scaled = _sizes(single, error)
-        if scaled:
+        size = _sizes(single, error)
+        if size is not None:
             single = (error / size).to(torch.float32)
         kick = single.mul_(self._single_step)
         drive = driven(self._single, kick)
         drive = drive if self.relaxation == 1 else drive.mul_(self.relaxation)
-        return Phase(base, size, self._unchanged(drive), drive, taken, at_zero, scaled, cold)
+        return Phase(base, size, self._unchanged(drive), drive, taken, at_zero, cold)
 
     def _unchanged(self, drive: Tensor) -> Tensor:
         """d = 0."""
@@ -183,7 +181,7 @@ class RefinedIteration(FoldedIteration):
     def _reflection(self, phase: Phase, rows: slice) -> Reflection:
         if phase.at_zero:  # either no row is scaled, or σ is homogeneous
             return self._single_activation(rows).reflection(self._single_step)
-        sizes = phase.size[rows] if phase.scaled else None
+        sizes = None if phase.size is None else phase.size[rows]
         return self._activation.rows(rows).reflection_from(phase.base[rows], sizes, self.flow.step, torch.float32)
 
     @property
@@ -205,14 +203,14 @@ def _single(reflection: LinearMap) -> LinearMap:
     return reflection.remember("single precision", None, lambda: reflection.to(torch.float32))
 
 
-def _sizes(single: Tensor, values: Tensor) -> tuple[Tensor, bool]:
-    """A power of two for each row, (rows, 1), and whether any is not one: only rows near the limits of float32 are."""
+def _sizes(single: Tensor, values: Tensor) -> Tensor | None:
+    """A power of two for each row, (rows, 1); None where all are one: only rows near the limits of float32 are not."""
     norms = torch.linalg.vector_norm(single, dim=-1, keepdim=True)
-    size = torch.ones_like(norms, dtype=values.dtype)
     low, high = norms.aminmax()
     if 2.0**-_EXPONENT < float(low) and float(high) < 2.0**_EXPONENT:
-        return size, False
+        return None
     largest = values.abs().amax(-1, keepdim=True)
     exponent = torch.frexp(largest).exponent
     far = torch.isfinite(largest) & (largest > 0) & (exponent.abs() > _EXPONENT)
-    return torch.where(far, torch.ldexp(size, exponent), size), bool(far.any())
+    size = torch.ones_like(norms, dtype=values.dtype)
+    return torch.where(far, torch.ldexp(size, exponent), size) if bool(far.any()) else None

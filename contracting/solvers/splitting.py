@@ -6,12 +6,13 @@ with half a step for Douglas–Rachford. The step α is chosen by its exact cont
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
 from contracting import checks
+from contracting.activations.catalogue import Identity
 from contracting.flows.splitting import (
     BoundPeacemanRachford,
     BoundSplitting,
@@ -59,7 +60,19 @@ class _ReflectedSplitting(_Splitting):
     mixed_precision: bool = True
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
-        """The iteration on one problem."""
+        """The iteration on one problem; what depends on no row of it is remembered on weights that stay."""
+        linear, step = problem.linear, self.step
+        if linear.changing or not (step is None or isinstance(step, float)):
+            return self._iteration(problem, stop)
+        owner = problem.metric, type(self), step, self.share, self.mixed_precision, stop.rtol
+
+        def without_rows() -> FoldedIteration:  # so that what is remembered keeps no batch alive
+            empty = replace(problem, q=problem.q.new_empty(0, problem.size), activation=Identity())
+            return self._iteration(empty, stop)
+
+        return linear.remember("iteration", owner, without_rows).on(problem)
+
+    def _iteration(self, problem: EquilibriumProblem, stop: Stop) -> FoldedIteration:
         if self.step is None:
             choice = problem.reflected_step(BoundPeacemanRachford.name, usual=True)
             flow: BoundSplitting = BoundPeacemanRachford(problem, choice.step, choice)
