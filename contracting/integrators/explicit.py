@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -35,12 +36,12 @@ class Tableau:
     weights: tuple[float, ...]
     error: tuple[float, ...] | None = None
 
-    @property
+    @cached_property
     def nodes(self) -> tuple[float, ...]:
         """cᵢ, the times of the stages after the first as fractions of the step."""
         return tuple(sum(row) for row in self.stages)
 
-    @property
+    @cached_property
     def last_stage_is_first(self) -> bool:
         """Whether the last stage is evaluated at the new state, so that the next step can reuse it."""
         return bool(self.stages) and self.stages[-1] == self.weights[:-1] and self.weights[-1] == 0

@@ -62,8 +62,8 @@ class Segment:
 
     def __init__(self, start: Tensor, end: Tensor):
         self.start, self.length, self.direction = start, (end - start).abs(), (end - start).sign()
-        self._low = torch.minimum(start, end)
-        self._last = torch.nextafter(torch.maximum(start, end), self._low - 1)
+        low = torch.minimum(start, end)
+        self._low, self._last = low[:, None], torch.nextafter(torch.maximum(start, end), low - 1)[:, None]
 
     def clock(self, elapsed: Tensor, step: Tensor) -> Callable[[float], Time]:
         """Times inside a step that starts so long after the start, by the fraction of the step: each (batch, 1).
@@ -71,8 +71,8 @@ class Segment:
         A segment is half open: the latest of its times is kept below its upper end by one rounding unit. So an input
         that jumps at a requested time, continuous from the right, is seen by no stage of the segment before the jump.
         """
-        begin, way = self.start + self.direction * elapsed, self.direction * step
-        return lambda fraction: torch.add(begin, way, alpha=fraction).clamp(self._low, self._last)[:, None]
+        begin, way = (self.start + self.direction * elapsed)[:, None], (self.direction * step)[:, None]
+        return lambda fraction: torch.add(begin, way, alpha=fraction).clamp_(self._low, self._last)
 
     def signed(self, step: Tensor, state: Tensor) -> Tensor:
         """A step in the direction of its row, in the dtype of the states: (batch,) -> (batch, 1)."""
@@ -102,14 +102,15 @@ class FixedStep:
         segment = Segment(start, end)
         # a length that rounding has pushed just above a whole number of steps needs no extra one
         count = (segment.length / self.step * (1 - 1e-9)).ceil().clamp_min(1) * (segment.length > 0)
-        step = segment.length / count.clamp_min(1)
-        for k in range(int(count.max()) if len(count) else 0):
-            going = k < count
-            h = torch.where(going, step, 0.0)
-            new = runge_kutta_step(
-                self.tableau, flow, state, segment.signed(h, state), clock=segment.clock(k * step, h)
-            )[0]
-            state = torch.where(going[:, None], new, state)
+        h = step = segment.length / count.clamp_min(1)
+        least, most = (int(number) for number in count.aminmax()) if len(count) else (0, 0)
+        signed = segment.signed(h, state)
+        for k in range(most):
+            if k >= least:  # some rows have arrived
+                h = torch.where(k < count, step, 0.0)
+                signed = segment.signed(h, state)
+            new = runge_kutta_step(self.tableau, flow, state, signed, clock=segment.clock(k * step, h))[0]
+            state = new if k < least else torch.where((k < count)[:, None], new, state)
         progress.taken += count.to(torch.int64)
         return state
 

@@ -29,6 +29,10 @@ _LEAST_STEPS = 100  # of the chosen method before rows change to Newton's, howev
 _KRYLOV = 2_000  # products that an inexact Newton solve may cost, over all its steps
 _INVERSE_FREE_KRYLOV = 300  # the same for a moderate condition number, where splitting would be fast too
 
+# made once: settings are checked whenever they are made
+_SPLITTING, _NEWTON, _KRYLOV_NEWTON = PeacemanRachford(), SemismoothNewton(), NewtonKrylov()
+_PRODUCTS = NewtonKrylov(flow=FiringRate())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
@@ -77,9 +81,9 @@ class Automatic(Method):
         if not problem.well_posed:
             reason = "no metric certifies Condition 1 for this weight, and Newton's method needs none"
             if n <= _SMALL:
-                return Choice(method=SemismoothNewton(), reason=f"{reason}; n = {n} allows one n×n system per row")
+                return Choice(method=_NEWTON, reason=f"{reason}; n = {n} allows one n×n system per row")
             return Choice(
-                method=NewtonKrylov(flow=FiringRate()), reason=f"{reason}; n = {n} is too large for one system per row"
+                method=_PRODUCTS, reason=f"{reason}; n = {n} is too large for one system per row"
             )
         steps, factor = _predicted_steps(problem, stop)
         predicted = f"Peaceman–Rachford's {factor} predicts {steps:.0f} steps to {stop.rtol:.0e}"
@@ -91,7 +95,7 @@ class Automatic(Method):
             inverse_free = _inverse_free(problem, stop, steps)
             if inverse_free is not None:
                 return inverse_free
-        return Choice(method=PeacemanRachford(), reason=f"{predicted}, one product each after one factorisation")
+        return Choice(method=_SPLITTING, reason=f"{predicted}, one product each after one factorisation")
 
     def chosen(self, problem: EquilibriumProblem, stop: Stop) -> Method:
         """The method that ``choose`` names, followed by Newton's for rows that it is not done with in time."""
@@ -109,9 +113,7 @@ class Automatic(Method):
         # Nearly every row takes fewer steps than are predicted for the worst case. Who needs more has mostly met the
         # rounding errors of the resolvent, long before the loop's patience is at an end.
         steps = max(_LEAST_STEPS, round(_predicted_steps(problem, stop)[0]))
-        newton: Method = NewtonKrylov(flow=FiringRate()) if isinstance(method, Tseng) else NewtonKrylov()
-        if problem.size <= _SMALL:
-            newton = SemismoothNewton()
+        newton = _NEWTON if problem.size <= _SMALL else _PRODUCTS if isinstance(method, Tseng) else _KRYLOV_NEWTON
         return Relay(first=method, after=min(steps, -(-stop.patience // 2), stop.max_steps), then=newton)
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
@@ -131,7 +133,7 @@ def _newton(problem: EquilibriumProblem, steps: float, predicted: str) -> Choice
     if n > _SMALL:
         if steps <= _KRYLOV:
             return None
-        return Choice(method=NewtonKrylov(), reason=f"{predicted}, more than a Newton–Krylov solve costs")
+        return Choice(method=_KRYLOV_NEWTON, reason=f"{predicted}, more than a Newton–Krylov solve costs")
     limit: float = _SYSTEM * (n + _OVERHEAD)
     weighted, why = steps, ""
     if isinstance(problem.activation, Identity | Slope):
@@ -141,7 +143,7 @@ def _newton(problem: EquilibriumProblem, steps: float, predicted: str) -> Choice
         why = f", and the prox of a curved σ makes each as dear as {1 + _CURVED / n:.1f}"
     if weighted <= limit:
         return None
-    return Choice(method=SemismoothNewton(), reason=f"{predicted}, more than Newton's method costs at n = {n}{why}")
+    return Choice(method=_NEWTON, reason=f"{predicted}, more than Newton's method costs at n = {n}{why}")
 
 
 def _inverse_free(problem: EquilibriumProblem, stop: Stop, steps: float) -> Choice | None:
@@ -158,4 +160,4 @@ def _inverse_free(problem: EquilibriumProblem, stop: Stop, steps: float) -> Choi
         return Choice(method=Tseng(), reason=f"{saved}; Tseng needs about {2 * tseng:.0f} products")
     if batch * _INVERSE_FREE_KRYLOV >= cost + batch * steps:
         return None
-    return Choice(method=NewtonKrylov(flow=FiringRate()), reason=f"{saved}; Newton–Krylov needs products only")
+    return Choice(method=_PRODUCTS, reason=f"{saved}; Newton–Krylov needs products only")
