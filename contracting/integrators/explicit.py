@@ -102,16 +102,26 @@ def runge_kutta_step(
     clock = clock or (lambda fraction: 0.0)
     slopes = [flow(clock(0.0), state) if first is None else first]
     for node, row in zip(tableau.nodes, tableau.stages, strict=True):
-        slopes.append(flow(clock(node), state + step * combine(row, slopes)))
+        slopes.append(flow(clock(node), _along(state, step, combine(row, slopes))))
     if tableau.last_stage_is_first:
-        return state + step * combine(tableau.weights[:-1], slopes[:-1]), slopes
-    return state + step * combine(tableau.weights, slopes), slopes
+        return _along(state, step, combine(tableau.weights[:-1], slopes[:-1])), slopes
+    return _along(state, step, combine(tableau.weights, slopes)), slopes
+
+
+def _along(state: Tensor, step: Tensor | float, slope: Tensor) -> Tensor:
+    """s + h·k in one pass."""
+    if isinstance(step, Tensor):
+        return torch.addcmul(state, step, slope)
+    return torch.add(state, slope, alpha=step)
 
 
 def combine(coefficients: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
     """Σ cᵢkᵢ over the stage derivatives kᵢ."""
-    terms = [c * slope for c, slope in zip(coefficients, slopes, strict=True) if c != 0]
-    return torch.stack(terms).sum(0) if len(terms) > 1 else terms[0]
+    (c, slope), *others = [(c, slope) for c, slope in zip(coefficients, slopes, strict=True) if c != 0]
+    total = c * slope
+    for c, slope in others:
+        total = torch.add(total, slope, alpha=c)
+    return total
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,7 +124,7 @@ class Method(ABC):
 
     @property
     def switch(self) -> tuple[int, Method] | None:
-        """After how many steps the loop goes on with which other method, from the z that was reached; None for never."""
+        """After how many steps the loop goes on with which other method, from the z it has; None for never."""
         return None
 
     @abstractmethod

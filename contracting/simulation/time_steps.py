@@ -66,12 +66,15 @@ class Segment:
         self._low, self._last = low[:, None], torch.nextafter(torch.maximum(start, end), low - 1)[:, None]
 
     def clock(self, elapsed: Tensor, step: Tensor) -> Callable[[float], Time]:
-        """Times inside a step that starts so long after the start, by the fraction of the step: each (batch, 1).
+        """Times inside a step that starts so long after the start, by the fraction of the step: each (batch, 1)."""
+        return self.times((self.start + self.direction * elapsed)[:, None], (self.direction * step)[:, None])
+
+    def times(self, begin: Tensor, way: Tensor) -> Callable[[float], Time]:
+        """Times on the way of each row from where it begins a step, (batch, 1), by the fraction of the way.
 
         A segment is half open: the latest of its times is kept below its upper end by one rounding unit. So an input
         that jumps at a requested time, continuous from the right, is seen by no stage of the segment before the jump.
         """
-        begin, way = (self.start + self.direction * elapsed)[:, None], (self.direction * step)[:, None]
         return lambda fraction: torch.add(begin, way, alpha=fraction).clamp_(self._low, self._last)
 
     def signed(self, step: Tensor, state: Tensor) -> Tensor:
@@ -102,14 +105,16 @@ class FixedStep:
         segment = Segment(start, end)
         # a length that rounding has pushed just above a whole number of steps needs no extra one
         count = (segment.length / self.step * (1 - 1e-9)).ceil().clamp_min(1) * (segment.length > 0)
-        h = step = segment.length / count.clamp_min(1)
         least, most = (int(number) for number in count.aminmax()) if len(count) else (0, 0)
-        signed = segment.signed(h, state)
+        begin, step = start[:, None], (segment.direction * segment.length / count.clamp_min(1))[:, None]
+        way = step
+        signed = way.to(state.dtype)
         for k in range(most):
-            if k >= least:  # some rows have arrived
-                h = torch.where(k < count, step, 0.0)
-                signed = segment.signed(h, state)
-            new = runge_kutta_step(self.tableau, flow, state, signed, clock=segment.clock(k * step, h))[0]
+            if k >= least:  # some rows have arrived, and rest
+                way = torch.where((k < count)[:, None], step, 0.0)
+                signed = way.to(state.dtype)
+            clock = segment.times(torch.add(begin, step, alpha=k), way)
+            new = runge_kutta_step(self.tableau, flow, state, signed, clock=clock)[0]
             state = new if k < least else torch.where((k < count)[:, None], new, state)
         progress.taken += count.to(torch.int64)
         return state

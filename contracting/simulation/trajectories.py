@@ -91,7 +91,10 @@ class _Followed(VectorField):
 
     def __call__(self, t: Time, state: Tensor) -> Tensor:
         if not self.differentiates:
-            return checks.shape("f(t, s)", self.flow(t, state), tuple(state.shape)).to(state.dtype)
+            value = self.flow(t, state)
+            if value.shape != state.shape:  # asked first, as this is the work of every stage
+                checks.shape("f(t, s)", value, tuple(state.shape))
+            return value if value.dtype == state.dtype else value.to(state.dtype)
         graph = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             value = checks.shape("f(t, s)", self.flow(t, tracked(state)), tuple(state.shape)).to(state.dtype)

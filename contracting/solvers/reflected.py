@@ -28,8 +28,8 @@ from contracting.solvers.relaxed import Relaxed, RelaxedIteration, interval, rel
 
 _BLOCK_BYTES = 640_000  # of the state of a block of rows; three such arrays are at work
 MOST = 100  # steps before the first check, however many are predicted
-# Of the steps that a solve from zero takes for as many digits, nine rows in ten that begin near their solution take less
-# than this share (measured on four trained networks, from starts perturbed by 1e-5 to 0.1).
+# Of the steps that a solve from zero takes for as many digits, nine rows in ten that begin near their solution take
+# less than this share (measured on four trained networks, from starts perturbed by 1e-5 to 0.1).
 _GIVEN = 0.85
 # Steps by which rows of a given start must differ to be judged apart: a look at 1,000 rows costs as much as six steps.
 _TOGETHER = 4

@@ -176,3 +176,24 @@ def test_a_number_beyond_the_dtype_is_still_lost() -> None:
     )
     solution = solve(problem, ForwardBackward(step=1.0), throw=False)
     assert solution.status.tolist() == [Status.NONFINITE, Status.NONFINITE, Status.CONVERGED]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_nearer_start_takes_fewer_steps_whatever_its_neighbours_are(dtype: torch.dtype) -> None:
+    W, lam = monotone_weight(30, seed=4, skew=2.0, spread=0.5)
+    generator = torch.Generator().manual_seed(4)
+    q = torch.randn(6, 30, generator=generator, dtype=torch.float64)
+    problem = EquilibriumProblem(linear=Dense(W), q=q, activation=ReLU(), metric=WeightedL2(lam))
+    exact = solve(problem, PeacemanRachford(), stop=Stop(rtol=1e-13)).z
+    distance = torch.tensor([1e-1, 1e-2, 1e-3, 1e-4, 3e-5, 0.0], dtype=torch.float64)[:, None]
+    start = (exact + distance * torch.randn(6, 30, generator=generator, dtype=torch.float64)).to(dtype)
+    single = Dense(W.to(dtype))
+    problem = EquilibriumProblem(linear=single, q=q.to(dtype), activation=ReLU(), metric=WeightedL2(lam.to(dtype)))
+    stop = Stop(rtol=1e-5)
+    together = solve(problem, PeacemanRachford(), z0=start, stop=stop).steps.tolist()
+    cold = solve(problem, PeacemanRachford(), stop=stop).steps.tolist()
+    assert together == sorted(together, reverse=True) and together[-1] == 0 and len(set(together)) >= 4
+    assert together[3] <= cold[3] / 2
+    for row in range(6):
+        alone = solve(problem.rows(slice(row, row + 1)), PeacemanRachford(), z0=start[row : row + 1], stop=stop)
+        assert int(alone.steps) == together[row]
