@@ -17,11 +17,11 @@ from torch import nn
 from contracting.activations.names import as_activation
 from equilibrium.files import environment, output_directory, write_json, write_text
 from equilibrium.lipschitz import (
+    BuiltIn,
     FirstOrder,
     InteriorPoint,
     LipschitzSystem,
     MatrixInequality,
-    built_in_bound,
     lipschitz_system,
 )
 from equilibrium.parameterizations import Monotone
@@ -118,7 +118,7 @@ def random_networks(count: int) -> RandomNetworks:
             size=10 ** float(1.3 * exponents[2] - 1),  # 0.1 … 2
             activation=list(ACTIVATIONS)[seed % 4],
         )
-        built_in_bound(system)
+        BuiltIn().certify(system)
         ratios.append(InteriorPoint(tolerance=1e-4).certify(system).bound / gamma)
     found = torch.tensor(ratios)
     return RandomNetworks(

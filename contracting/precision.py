@@ -11,10 +11,15 @@ from torch import Tensor
 from contracting import checks
 
 
+def under_autocast(device: str) -> bool:
+    """Whether an autocast region is open for this kind of device; there is none for tensors without values."""
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
     """Autocast switched off where it is on: half precision would take the certificates along with the digits."""
     device = x.device.type
-    return torch.autocast(device_type=device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(device_type=device, enabled=False) if under_autocast(device) else nullcontext()
 
 
 def as_computed(name: str, x: Any, owner: str, like: Tensor) -> Tensor:
@@ -31,6 +36,6 @@ def as_computed(name: str, x: Any, owner: str, like: Tensor) -> Tensor:
     """
     device = checks.with_values(owner, like).device.type
     x = checks.floating_tensor(name, x)
-    if torch.is_autocast_enabled(device) and x.dtype == torch.get_autocast_dtype(device):
+    if under_autocast(device) and x.dtype == torch.get_autocast_dtype(device):
         x = x.to(like.dtype)
     return checks.same_kind(name, x, owner, like)

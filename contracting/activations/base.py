@@ -88,7 +88,7 @@ class Activation(metaclass=_Verified):
         return self.prox_slope(checks.floating_tensor("x", x), _check_step(step, x))
 
     def reflection(self, step: Step) -> Reflection:
-        """R_f = 2prox_{αf} − I as a function (x, out): (..., n) -> (..., n) of its own, for many calls.
+        """R_f = 2prox_{αf} − I as a function (x, *, out): (..., n) -> (..., n) of its own, for many calls.
 
         With an ``out`` other than x the result is written there, and nothing is differentiated.
         """

@@ -60,7 +60,7 @@ class ActivationContract(ABC):
         d, size = 0.1 * x.flip(0), torch.full((len(x), 1), 0.5, dtype=DOUBLE)
         for step in (0.3, 1.0, 5.0):
             reflect, expected, out = activation.reflection(step), 2 * activation.prox(x, step) - x, torch.empty_like(x)
-            reflect(x, out)
+            reflect(x, out=out)
             for found in (reflect(x), out):
                 close(found, expected, "reflection(x) and reflection(x, out) must be 2prox − I", 1e-12)
             change = activation.reflection_from(x, size, step, torch.float32)(d.float(), torch.empty_like(d).float())

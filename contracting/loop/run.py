@@ -16,7 +16,7 @@ from contracting.loop.method import Method, State, checked_method
 from contracting.loop.records import Solution, SolveError, Stop, Trace
 from contracting.loop.rows import Rows
 from contracting.maps.counting import Count, counting, report
-from contracting.precision import full_precision
+from contracting.precision import full_precision, under_autocast
 from contracting.problem import EquilibriumProblem, checked_problem
 
 
@@ -56,7 +56,7 @@ def solve(
         raise InputError(f"stop must be a Stop such as Stop(rtol=1e-6), or None, got {stop!r}")
     if not (trace is None or isinstance(trace, Trace)):
         raise InputError(f"trace must be a Trace, which is read after the solve: trace=Trace(), got {trace!r}")
-    if torch.is_autocast_enabled(problem.q.device.type):
+    if under_autocast(problem.q.device.type):
         with full_precision(problem.q):
             return solve(problem, method, z0=z0, stop=stop, trace=trace, throw=throw)
     watch = _Watch(trace)

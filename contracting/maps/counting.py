@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contracting.precision import full_precision
+from contracting.precision import full_precision, under_autocast
 
 
 class Count:
@@ -50,7 +50,7 @@ def counted(product: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(product)
     def apply(linear: Any, z: Tensor, *args: Any, **options: Any) -> Tensor:
-        if torch.is_autocast_enabled(z.device.type):
+        if under_autocast(z.device.type):
             with full_precision(z):
                 return apply(linear, z, *args, **options)
         count = None if torch.compiler.is_compiling() else _here.count
