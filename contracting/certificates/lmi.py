@@ -213,6 +213,9 @@ def common_metric(jacobians: Tensor, *, diagonal: bool = False, tolerance: float
         jacobians: (count, n, n), float64.
         diagonal: restrict P to be diagonal, which makes it a WeightedL2.
         tolerance: of c, relative to the largest norm of a matrix, or to 1 if that is larger.
+
+    Raises:
+        CertificateError: if the solver fails at every rate.
     """
     gap = tolerance * max(1.0, float(torch.linalg.matrix_norm(jacobians, 2).max()))
     ones = torch.ones(jacobians.shape[-1], dtype=torch.float64)
@@ -225,6 +228,8 @@ def common_metric(jacobians: Tensor, *, diagonal: bool = False, tolerance: float
         bottom, top = _rate(euclidean, deciding), -float(eigenvalues(deciding).real.max())
         program, rate_of = _lyapunov_program(deciding, diagonal=diagonal), partial(_rate, jacobians=deciding)
         found: FullP | WeightedL2 | None = _bisected(program, rate_of, bottom=bottom, top=top, gap=gap)
+        if found is None and top - bottom > gap:
+            raise CertificateError("the semidefinite programs for a common metric were not solved")
         metric = found or euclidean
         measures = metric.matrix_measure(jacobians)
         if -float(measures.max()) > _rate(best, jacobians):

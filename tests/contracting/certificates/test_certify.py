@@ -196,3 +196,9 @@ def test_a_metric_of_your_own_is_judged_where_it_applies() -> None:
     for system in (inclusion, FiringRateSystem(W=W), LinearSystem(W=W)):
         with pytest.raises(InputError, match=r"\bmetric\b"):
             GivenMetric(metric=WeightedL2(lam[1:])).certify(system)
+
+
+def test_a_solver_that_always_fails_is_no_best_metric(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("contracting.certificates.lmi._solve", lambda problem: False)
+    with pytest.raises(CertificateError):
+        VertexInequalities().certify(FiringRateSystem(W=gaussian(3, seed=0)))
