@@ -20,7 +20,10 @@ PACKAGES = (contracting, equilibrium)
 MODULES = sorted(
     info.name for package in PACKAGES for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
 )
-OPTIONAL = {"foolbox", "scipy", "sklearn", "pooch", "tqdm", "typer", "cvxpy", "clarabel", "mpmath", "rich", "click"}
+OPTIONAL = {
+    "foolbox", "onnx", "onnxscript", "scipy", "sklearn", "pooch", "tqdm", "typer", "cvxpy", "clarabel", "mpmath",
+    "rich", "click",
+}  # fmt: skip
 
 # Who may import whom: each line only what stands above it, and files of its own folder. Later lines win, so that the
 # face of a package, its __init__, stands after all of its folders but those that use it as anybody does.

@@ -26,7 +26,8 @@ from contracting.certificates.views import view_of
 from contracting.errors import MissingExtraError
 from contracting.metrics import WeightedL2
 
-_LARGEST_PROGRAM = 80  # The largest n for the semidefinite program, which grows slow fastest of all that is tried.
+# The largest n for the semidefinite program: of all that is tried, its time grows fastest with n.
+_LARGEST_PROGRAM = 80
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
