@@ -155,7 +155,7 @@ def test_killed_at_random_moments_the_experiment_gives_the_same_bits(tmp_path):
     rng = random.Random(0)
     kills = 0
     # each attempt is allowed a few more files than the one before left, and then a moment
-    while kills < 3:
+    while kills < 2:
         limit = state(killed) + rng.randint(2, 6)
         process = start(killed, 2)
         while process.poll() is None and state(killed) < limit:
