@@ -6,6 +6,7 @@ Flows of an equilibrium problem (``contracting.flows.base``) are vector fields w
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -141,6 +142,9 @@ class NeuralFlow(VectorField):
             ``t * s``, ``torch.sin(t)`` and ``t.expand(len(s), 1)`` work in both cases.
         time_dtype: of t; None means that of s, as networks need. Late times of a float32 flow are then rounded (at
             t = 1e4 to 1e-3); a function that computes with t itself may ask for float64.
+
+    Raises:
+        InputError: if it cannot be called, or not with two arguments.
     """
 
     def __init__(
@@ -148,6 +152,11 @@ class NeuralFlow(VectorField):
     ):
         if not callable(module):
             raise InputError(f"module must be an nn.Module or a function f(t, s), got {type(module).__name__}")
+        if not _takes_two(module):
+            raise InputError(
+                "module must take two arguments, f(t, s), and this one does not: for a field without time pass "
+                "lambda t, s: module(s)"
+            )
         self.module, self.time_dtype = module, time_dtype
 
     def __call__(self, t: Time, state: Tensor) -> Tensor:
@@ -156,6 +165,18 @@ class NeuralFlow(VectorField):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.module!r})"
+
+
+def _takes_two(module: Callable[..., Any]) -> bool:
+    try:
+        signature = inspect.signature(module.forward if isinstance(module, nn.Module) else module)
+    except (TypeError, ValueError):  # as of functions compiled in C, which say nothing
+        return True
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        return False
+    return True
 
 
 def _rounded_down(t: Time, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -439,3 +439,13 @@ def test_a_held_flow_can_be_trained_through() -> None:
         optimiser.step()
         losses.append(loss.item())
     assert losses[0] > losses[1] > losses[2]
+
+
+@pytest.mark.parametrize("module", [torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2)), lambda s: -s])
+def test_a_module_without_time_is_refused_when_the_flow_is_made(module) -> None:
+    with pytest.raises(InputError, match=r"\bmodule\b.*lambda t, s"):
+        NeuralFlow(module)
+    state = torch.randn(3, 2)
+    assert torch.equal(NeuralFlow(lambda t, s: module(s))(0.0, state), module(state))
+    assert torch.equal(NeuralFlow(lambda t, s, scale=2.0: scale * s)(0.0, state), 2 * state)
+    assert torch.equal(NeuralFlow(torch.mul)(2.0, state), 2 * state)  # compiled in C, says nothing of its arguments
