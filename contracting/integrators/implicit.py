@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class BackwardEuler(TimeStepping):
         step: h in units of the flow's time constant; None takes the step with factor 1/(1 + ch) = 0.1 from the proved
             rate c of the flow, or h = 1 where no rate is proved.
     """
+
+    solves_systems: ClassVar[bool] = True
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         flow = self.flow_on(problem)
@@ -90,6 +93,8 @@ class PseudoTransient(TimeStepping):
         flow: which flow to integrate.
         step: first h in units of the flow's time constant; None takes h = 1.
     """
+
+    solves_systems: ClassVar[bool] = True
 
     def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
         return _PseudoTransientIteration(self.flow_on(problem), self.step or _DEFAULT_STEP)

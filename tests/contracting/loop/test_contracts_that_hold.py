@@ -10,7 +10,7 @@ from torch import Tensor
 
 from contracting.activations.catalogue import ReLU
 from contracting.errors import Status
-from contracting.integrators import TorchDiffEq
+from contracting.integrators import BackwardEuler, TorchDiffEq
 from contracting.loop.method import Family, Iteration, Method, State, rows_of
 from contracting.loop.records import SolveError, Stop
 from contracting.loop.run import solve
@@ -20,6 +20,7 @@ from contracting.metrics import WeightedL2, WeightedLinf
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.anderson import Anderson
 from contracting.solvers.automatic import Automatic
+from contracting.solvers.catalogue import default_solvers
 from contracting.solvers.splitting import ForwardBackward, PeacemanRachford
 from tests.problems import monotone_weight, planted
 
@@ -215,3 +216,10 @@ def test_seconds_count_the_binding(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().bind(problem, stop)
 
     assert solve(zero_problem(), Slow()).seconds == 3.0
+
+
+def test_methods_that_solve_a_system_in_every_step_say_so() -> None:
+    """Products alone would make them look cheap: the comparison leaves them out where products are counted."""
+    solving = {name for name, method in default_solvers().items() if method.solves_systems}
+    assert solving == {"SemismoothNewton", "BackwardEuler", "PseudoTransient", "torchdiffeq-BDF"}
+    assert Anderson(BackwardEuler()).solves_systems and not Anderson(PeacemanRachford()).solves_systems
