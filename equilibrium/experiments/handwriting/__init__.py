@@ -1,0 +1,1 @@
+"""Handwritten motions learnt by a contracting neural ODE: models, study, figures and command."""
