@@ -136,6 +136,21 @@ class Activation(metaclass=_Verified):
         """The activation of some rows of the batch only."""
         return self
 
+    def neurons(self, start: int, stop: int) -> Activation:
+        """The activation of the neurons start … stop − 1 only; brought by one whose entries differ.
+
+        Raises:
+            InputError: if the entries may differ, and nothing is known of some alone.
+        """
+        if self.tensors():
+            raise InputError(f"{type(self).__name__} must bring neurons(start, stop) to serve a part of the neurons")
+        return self
+
+    def slope_intervals(self, size: int) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest slope of each of so many neurons, float64, (size,) and (size,)."""
+        low, high = (torch.full((size,), end, dtype=torch.float64) for end in self.slopes)
+        return low, high
+
     def verify(self) -> None:
         """Refuse an activation that is not what it says; asked by every constructor, and once for equal settings.
 

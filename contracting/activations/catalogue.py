@@ -372,6 +372,14 @@ class Slope(PiecewiseLinear, Remembering):
             return self
         return Slope.trusted(self.values[index])
 
+    def neurons(self, start: int, stop: int) -> Slope:
+        return Slope.trusted(self.values[..., start:stop])
+
+    def slope_intervals(self, size: int) -> tuple[Tensor, Tensor]:
+        """The slopes of each neuron, over all rows."""
+        values = self.values.detach().to("cpu", torch.float64).reshape(-1, size)
+        return values.amin(0), values.amax(0)
+
     def reflection(self, step: Step) -> Reflection:
         return _multiplication(2 * self._ratio(step) - 1)
 

@@ -61,6 +61,13 @@ class Clamped(Activation):
     def rows(self, index: Tensor | slice) -> Clamped:
         return Clamped(inner=self.inner.rows(index), free=self.free)
 
+    def neurons(self, start: int, stop: int) -> Clamped:
+        return Clamped(inner=self.inner.neurons(start, stop), free=self.free[start:stop])
+
+    def slope_intervals(self, size: int) -> tuple[Tensor, Tensor]:
+        low, high = (end * checks.shape("free", self.free, (size,)).cpu() for end in self.inner.slope_intervals(size))
+        return low, high
+
     def reflection(self, step: Step) -> Reflection:
         return self._holding(self.inner.reflection(step))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from contracting.activations.base import Curved
 from contracting.activations.catalogue import Identity, Slope
 from contracting.flows.network import FiringRate
 from contracting.loop.method import Family, Iteration, Method, in_graph
@@ -138,7 +137,7 @@ def _newton(problem: EquilibriumProblem, steps: float, predicted: str) -> Choice
     weighted, why = steps, ""
     if isinstance(problem.activation, Identity | Slope):
         limit, why = limit * _LINEAR_SHARE, ", where σ is linear and one step exact"
-    elif isinstance(problem.activation, Curved):
+    elif not problem.activation.piecewise_linear:
         weighted, limit = steps * (1 + _CURVED / n), limit * _CURVED_SHARE
         why = f", and the prox of a curved σ makes each as dear as {1 + _CURVED / n:.1f}"
     if weighted <= limit:

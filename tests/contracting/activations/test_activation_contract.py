@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from contracting.activations import names, verification
 from contracting.activations.base import Activation, Curved, PiecewiseLinear
-from contracting.activations.catalogue import ADMISSIBLE, ELU, LeakyReLU, Slope, Softplus, Tanh
+from contracting.activations.blockwise import Blockwise, joined
+from contracting.activations.catalogue import ADMISSIBLE, ELU, HardTanh, LeakyReLU, ReLU, Slope, Softplus, Tanh
 from contracting.activations.clamped import Clamped
 from contracting.activations.names import activation_named, as_activation, register_activation
 from contracting.contracts import ActivationContract
@@ -61,6 +62,7 @@ EVERY = (
     *ADMISSIBLE, LeakyReLU(negative_slope=0.3), Softplus(beta=4.0), ELU(alpha=0.3), Half(), OWN,
     Slope(slopes=torch.tensor([0.0, 0.2, 0.7, 1.0], dtype=torch.float64)),
     Clamped(inner=Tanh(), free=torch.tensor([True, False, True, True])),
+    Blockwise(parts=(Tanh(), ReLU()), sizes=(1, 3)), Blockwise(parts=(HardTanh(), ReLU()), sizes=(2, 2)),
 )  # fmt: skip
 for _number, _activation in enumerate(EVERY):
     globals()[f"Test{type(_activation).__name__}{_number}"] = suite(_activation)
@@ -189,3 +191,23 @@ def test_an_own_activation_is_taken_by_its_class_and_once_registered_by_its_name
     assert activation_named("celu") is as_activation(nn.CELU()) is own
     with pytest.raises(InputError, match=r"\bPerNeuron\b"):
         as_activation(PerNeuron)
+
+
+def test_blocks_of_neurons_know_their_slopes_and_their_parts() -> None:
+    leaky, half = LeakyReLU(negative_slope=0.3), Slope(slopes=torch.full((2,), 0.5, dtype=torch.float64))
+    clamped = Clamped(inner=leaky, free=torch.tensor([True, False]))
+    activation = joined([(leaky, 1), (leaky, 1), (half, 2), (clamped, 2)])
+    assert isinstance(activation, Blockwise) and activation.sizes == (2, 2, 2)
+    low, high = activation.slope_intervals(6)
+    assert low.tolist() == [0.3, 0.3, 0.5, 0.5, 0.3, 0.0] and high.tolist() == [1.0, 1.0, 0.5, 0.5, 1.0, 0.0]
+    v = torch.linspace(-3, 2, 6, dtype=torch.float64)[None]
+    for start, stop in ((0, 2), (1, 3), (1, 6), (4, 5), (0, 6)):
+        assert torch.equal(activation.neurons(start, stop)(v[:, start:stop]), activation(v)[:, start:stop])
+    assert activation.neurons(0, 2) == leaky and joined([(leaky, 3), (leaky, 2)]) == leaky
+    with pytest.raises(InputError, match="neurons"):
+        OWN.neurons(0, 2)
+    for parts, sizes in (((), ()), ((leaky,), (1, 2)), ((leaky,), (0,)), ((torch.tanh,), (1,))):
+        with pytest.raises(InputError, match="sizes|parts"):
+            Blockwise(parts=parts, sizes=sizes)
+    with pytest.raises(InputError, match="v"):
+        activation(v[:, :5])
