@@ -1,6 +1,7 @@
 """Contracting flows and their steady states: problems, flows, solvers, gradients, certificates and simulations."""
 
 from contracting.activations.base import Activation, Curved, PiecewiseLinear
+from contracting.activations.blockwise import Blockwise
 from contracting.activations.catalogue import (
     ADMISSIBLE,
     ELU,
@@ -59,6 +60,8 @@ from contracting.integrators import (
 from contracting.loop.method import Family, Iteration, Method, State
 from contracting.loop.records import Solution, SolveError, Stop, Trace
 from contracting.loop.run import solve
+from contracting.lure.flow import LureFlow
+from contracting.lure.system import LureSystem
 from contracting.maps.base import LinearMap
 from contracting.maps.convolution import CircularConvolution
 from contracting.maps.dense import Dense
@@ -91,18 +94,18 @@ from contracting.solvers.tseng import Tseng
 from contracting.types import Slopes
 
 __all__ = [
-    "ADMISSIBLE", "Activation", "AdaptiveStep", "Anderson", "Arctan", "Automatic", "BackwardEuler", "BogackiShampine",
-    "BoundFlow", "Candidate", "CarriedBall", "Certificate", "CertificateError", "Choice", "CircularConvolution",
-    "Claim", "Clamped", "ContractingError", "Convergence", "Curved", "DecayFit", "Dense", "DiagonalStep",
-    "DormandPrince", "DouglasRachford", "DouglasRachfordFlow", "DrivenFlow", "ELU", "Energy", "EquilibriumProblem",
-    "ExplicitEuler", "FISTA", "Family", "FiringRate", "FixedStep", "Flow", "ForwardBackward", "ForwardBackwardFlow",
-    "FullP", "HardSigmoid", "HardTanh", "Heun", "Hopfield", "Identity", "Implicit", "InputError", "InputFlow",
-    "Iteration", "LeakyReLU", "LinearFlow", "LinearMap", "Method", "Metric", "MissingExtraError", "NeuralFlow",
-    "NewtonKrylov", "PeacemanRachford", "PeacemanRachfordFlow", "PiecewiseLinear", "PreconditionError",
-    "PseudoTransient", "RK4", "RateFinder", "ReLU", "ReLU6", "Report", "RungeKuttaChebyshev", "SampledRate",
-    "SemismoothNewton", "Sigmoid", "Slope", "Slopes", "Softplus", "Softshrink", "Softsign", "Solution", "SolveError",
-    "State", "Status", "Stop", "Tanh", "TimeScaledForwardBackward", "TorchDiffEq", "TorchDiffEqAdjoint", "Trace",
-    "Tracking", "Trajectory", "TrajectoryPair", "Tseng", "Unrolled", "UpperBound", "VectorField", "WeightedL1",
+    "ADMISSIBLE", "Activation", "AdaptiveStep", "Anderson", "Arctan", "Automatic", "BackwardEuler", "Blockwise",
+    "BogackiShampine", "BoundFlow", "Candidate", "CarriedBall", "Certificate", "CertificateError", "Choice",
+    "CircularConvolution", "Claim", "Clamped", "ContractingError", "Convergence", "Curved", "DecayFit", "Dense",
+    "DiagonalStep", "DormandPrince", "DouglasRachford", "DouglasRachfordFlow", "DrivenFlow", "ELU", "Energy",
+    "EquilibriumProblem", "ExplicitEuler", "FISTA", "Family", "FiringRate", "FixedStep", "Flow", "ForwardBackward",
+    "ForwardBackwardFlow", "FullP", "HardSigmoid", "HardTanh", "Heun", "Hopfield", "Identity", "Implicit", "InputError",
+    "InputFlow", "Iteration", "LeakyReLU", "LinearFlow", "LinearMap", "LureFlow", "LureSystem", "Method", "Metric",
+    "MissingExtraError", "NeuralFlow", "NewtonKrylov", "PeacemanRachford", "PeacemanRachfordFlow", "PiecewiseLinear",
+    "PreconditionError", "PseudoTransient", "RK4", "RateFinder", "ReLU", "ReLU6", "Report", "RungeKuttaChebyshev",
+    "SampledRate", "SemismoothNewton", "Sigmoid", "Slope", "Slopes", "Softplus", "Softshrink", "Softsign", "Solution",
+    "SolveError", "State", "Status", "Stop", "Tanh", "TimeScaledForwardBackward", "TorchDiffEq", "TorchDiffEqAdjoint",
+    "Trace", "Tracking", "Trajectory", "TrajectoryPair", "Tseng", "Unrolled", "UpperBound", "VectorField", "WeightedL1",
     "WeightedL2", "WeightedLinf", "Wellposedness", "activation_named", "as_activation", "carry_ball", "certify",
     "check", "decay_rate", "default_solvers", "distance", "find_metric", "fit_metric", "fit_metric_by_inequalities",
     "fixed_input_convergence", "register_activation", "register_finder", "register_solver", "report", "sampled_rate",

@@ -17,6 +17,25 @@ Input = Callable[[Tensor], Tensor]
 """q(t): a float64 time of shape () or (batch, 1) to an input of shape (n,), (1, n) or (batch, n)."""
 
 
+def input_at(signal: Input, t: Time, *, size: int, like: Tensor, name: str, rows: int | None = None) -> Tensor:
+    """The input of one moment, (1, size) or (batch, size), in the dtype of ``like``.
+
+    Raises:
+        InputError: if it is of another kind, shape or number of rows; the message calls the signal ``name``.
+    """
+    value = checks.floating_tensor(f"{name}(t)", signal(torch.as_tensor(t, dtype=torch.float64, device=like.device)))
+    if value.dtype == torch.float64:
+        value = value.to(like.dtype)
+    checks.same_kind(f"{name}(t)", checks.last_size(f"{name}(t)", value, size), "the flow", like)
+    value = value[None] if value.ndim == 1 else value
+    if value.ndim != 2 or (rows is not None and len(value) not in (1, rows)):
+        raise InputError(
+            f"{name}(t) must have shape ({size},), (1, {size}) or (batch, {size})"
+            f"{'' if rows is None else f' with batch = {rows}, the rows of the state'}, got {tuple(value.shape)}"
+        )
+    return value
+
+
 class DrivenFlow(VectorField):
     """A flow of a problem whose input moves: s' = f(s; q(t)).
 
@@ -46,17 +65,7 @@ class DrivenFlow(VectorField):
             InputError: if the signal is of another kind, shape or number of rows than the problem and the states need.
         """
         problem = self.flow.problem
-        moment = torch.as_tensor(t, dtype=torch.float64, device=problem.q.device)
-        value = checks.floating_tensor("signal(t)", self.signal(moment))
-        if value.dtype == torch.float64:
-            value = value.to(problem.q.dtype)
-        checks.same_kind("signal(t)", checks.last_size("signal(t)", value, problem.size), "the problem's q", problem.q)
-        signal = value[None] if value.ndim == 1 else value
-        if signal.ndim != 2 or (rows is not None and len(signal) not in (1, rows)):
-            raise InputError(
-                f"signal(t) must have shape ({problem.size},), (1, {problem.size}) or (batch, {problem.size})"
-                f"{'' if rows is None else f' with batch = {rows}, the rows of the state'}, got {tuple(value.shape)}"
-            )
+        signal = input_at(self.signal, t, size=problem.size, like=problem.q, name="signal", rows=rows)
         return self.flow.with_input(signal)
 
     def __call__(self, t: Time, state: Tensor) -> Tensor:

@@ -119,10 +119,7 @@ class LureSystem:
         Raises:
             PreconditionError: if A is singular, so that a constant input need not have one steady state.
         """
-        try:
-            return self.D - self.C @ torch.linalg.solve(self.A, self.B)
-        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            raise PreconditionError("A is singular, so a constant input has no single steady state") from error
+        return self.D + self.C @ steady_gain(self.A, self.B)
 
     def jacobians(self, slopes: Tensor) -> Tensor:
         """∂s'/∂s = A + BJ(I − DJ)⁻¹C at diagonal slopes J: (..., m) -> (..., n, n)."""
@@ -130,6 +127,20 @@ class LureSystem:
         return self.A + (self.B * slopes[..., None, :]) @ torch.linalg.solve(
             loop, self.C.expand(loop.shape[:-1] + (-1,))
         )
+
+
+def steady_gain(A: Tensor, right: Tensor) -> Tensor:
+    """−A⁻¹R: what a constant drive does to the state at rest, (n, n), (n, k) -> (n, k), differentiable.
+
+    Raises:
+        PreconditionError: if A is singular up to rounding, so that a constant input need not have one steady state.
+    """
+    inverse, info = torch.linalg.inv_ex(A.detach())
+    # the norms bound the condition number, and rounding makes its reciprocal about as large where A is singular
+    condition = A.detach().abs().sum(0).amax() * inverse.abs().sum(0).amax() if len(A) else A.new_ones(())
+    if bool(info) or not bool(condition * len(A) * torch.finfo(A.dtype).eps < 0.01):  # two digits are left
+        raise PreconditionError("A is singular up to rounding, so a constant input has no single steady state")
+    return -torch.linalg.solve(A, right)
 
 
 def _matrix(name: str, value: Any, shape: tuple[int, int]) -> Tensor:
