@@ -10,6 +10,9 @@ OUT ?= out
 DEMO_ARGS ?=
 TEST_ARGS ?=
 
+# The types are checked for the oldest Python that is supported (pyproject.toml) and for this one.
+NEWEST := 3.14
+
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install -qq --disable-pip-version-check --no-input -c constraints.txt
@@ -17,7 +20,7 @@ INSTALL := $(RUN) -m pip install -qq --disable-pip-version-check --no-input -c c
 # There is no display to draw on, and none is needed.
 export MPLBACKEND := Agg
 
-.PHONY: demo test lint typecheck clean
+.PHONY: demo test lint typecheck docs clean
 .DELETE_ON_ERROR:
 # Two pips at work in one .venv would spoil it.
 .NOTPARALLEL:
@@ -34,10 +37,17 @@ lint: $(VENV)/.stamp-dev
 
 typecheck: $(VENV)/.stamp-dev
 	$(RUN) -m mypy
+	$(RUN) -m mypy --python-version $(NEWEST)
+
+# The site, built from scratch where it was not built before, and walked through.
+docs: $(VENV)/.stamp-docs
+	$(RUN) -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	SITE=docs/_build/html $(RUN) -m pytest -q tests/test_site.py
 
 clean:
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
-	find contracting equilibrium tests demos -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf docs/_build docs/_demos docs/gallery docs/reference docs/commands.rst
+	find contracting equilibrium tests demos docs -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.stamp-python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

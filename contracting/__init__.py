@@ -93,6 +93,8 @@ from contracting.solvers.splitting import DouglasRachford, ForwardBackward, Peac
 from contracting.solvers.tseng import Tseng
 from contracting.types import Slopes
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ADMISSIBLE", "Activation", "AdaptiveStep", "Anderson", "Arctan", "Automatic", "BackwardEuler", "Blockwise",
     "BogackiShampine", "BoundFlow", "Candidate", "CarriedBall", "Certificate", "CertificateError", "Choice",

@@ -25,6 +25,7 @@ from contracting import (
     Tseng,
     Unrolled,
 )
+from contracting import __version__ as __version__
 from equilibrium.checkpoints import load_reference, save_reference
 from equilibrium.convert import from_residual, from_sequential, from_weights
 from equilibrium.convolution import LBENConv2d, MultiScaleConv2d

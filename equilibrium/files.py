@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from contracting import __version__
 from contracting.errors import InputError
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ def write_animation(
 def environment() -> dict[str, str | int]:
     """Versions, with the revision of a checkout, and threads: what results depend on, without host names or paths."""
     return {
-        "contracting-equilibria": " ".join([_version("contracting-equilibria"), *_revision()]),
+        "contracting-equilibria": " ".join([__version__, *_revision()]),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count() or 1,

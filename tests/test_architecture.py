@@ -68,7 +68,7 @@ equilibrium.attacks           perturbations that fool
 equilibrium.contracts         what an extension must keep
 equilibrium                   the face
 equilibrium.experiments       studies with their figures and commands
-equilibrium.cli               the command line
+equilibrium.__main__          the command line
 """
 FOLDERS = [line.split()[0] for line in ORDER.strip().splitlines()]
 ROOT_FILES = 12

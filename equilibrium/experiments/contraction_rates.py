@@ -80,9 +80,9 @@ def contraction_rates(
     lipschitz: Annotated[float, "Certified Lipschitz constant of the trained network."] = 1.0,
     hidden: Annotated[int | None, "Neurons (default 40)."] = None,
     epochs: Annotated[int | None, "Passes over the training images (default 15)."] = None,
-    checkpoint: Annotated[Path | None, "Reference checkpoint to examine beside it."] = None,
+    checkpoint: Annotated[Path | None, "Reference checkpoint to examine beside it (default none)."] = None,
     checkpoint_lipschitz: Annotated[
-        float | None, "Lipschitz constant that the checkpoint was trained with, if it was."
+        float | None, "Lipschitz constant that the checkpoint was trained with (default none)."
     ] = None,
     epsilon: Annotated[float, "Strong monotonicity that the checkpoint was trained with."] = 1.0,
     seed: Seed = 0,

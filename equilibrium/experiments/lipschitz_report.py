@@ -36,14 +36,16 @@ _COLUMNS = (
 
 def lipschitz_report(
     checkpoint: Annotated[
-        Path | None, "Reference checkpoint, or a folder of them; else a network is trained on digits."
+        Path | None, "Reference checkpoint, or a folder of them (default: a network is trained on digits)."
     ] = None,
     lipschitz: Annotated[
         float | None, "γ of training (default 1), or of a checkpoint that does not say it in its name."
     ] = None,
     epsilon: Annotated[float, "Strong monotonicity of the parameterisation."] = 1.0,
     thorough: Annotated[bool, "Also search by walks and by ascent over pairs."] = False,
-    verify: Annotated[Path | None, "Prove the bounds and repeat the pairs of this results.json instead."] = None,
+    verify: Annotated[
+        Path | None, "Prove the bounds and repeat the pairs of this results.json (default: find new ones)."
+    ] = None,
     seed: Annotated[int, "Of the searches, and of the training."] = 0,
     threads: Threads = 1,
     out: Out = Path("out/lipschitz-report"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from contracting.integrators.torchdiffeq_adapter import KINDS
 from equilibrium import EquilibriumLayer, PeacemanRachford, Stop, TorchDiffEq, train
 from equilibrium.experiments.networks import digits_for, new_layer
 from equilibrium.experiments.options import Seed, Small, Threads
@@ -15,7 +16,7 @@ from equilibrium.experiments.publishing import on_threads
 
 
 def ode_layer(
-    method: Annotated[str, "Integrator of torchdiffeq (dopri5, bosh3, rk4, ...)."] = "dopri5",
+    method: Annotated[str, f"Integrator of torchdiffeq: {', '.join(KINDS)}."] = "dopri5",
     hidden: Annotated[int, "Neurons."] = 40,
     epochs: Annotated[int, "Passes over the training images."] = 2,
     seed: Seed = 0,

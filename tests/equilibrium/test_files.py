@@ -18,6 +18,7 @@ from matplotlib import animation
 from matplotlib.figure import Figure
 from PIL import Image
 
+import contracting
 from contracting.errors import InputError, Status
 from equilibrium import files
 
@@ -253,7 +254,9 @@ def test_environment_without_an_install(monkeypatch):
 
     monkeypatch.setattr(files.metadata, "version", version)
     monkeypatch.setattr(files, "_revision", list)
-    assert files.environment()["contracting-equilibria"] == "not installed"
+    environment = files.environment()
+    assert environment["torchdiffeq"] == "not installed"
+    assert environment["contracting-equilibria"] == contracting.__version__
 
 
 def test_environment_names_the_commit_of_a_checkout_and_of_no_other(monkeypatch, tmp_path):

@@ -19,6 +19,8 @@ from equilibrium.experiments.tables import Column, aligned
 from equilibrium.training.classifier import TrainingRecord, error_percent
 from equilibrium.training.data import Dataset, mnist, subset
 
+_TOLERANCES = ",".join(f"{tolerance:g}" for tolerance in TOLERANCES)
+
 
 class _Data(StrEnum):
     DIGITS = "digits"
@@ -27,14 +29,16 @@ class _Data(StrEnum):
 
 def compare_solvers(
     data: Annotated[_Data, "Images to classify."] = _Data.DIGITS,
-    data_dir: Annotated[Path | None, "Folder with the MNIST files; downloaded if absent."] = None,
-    checkpoint: Annotated[Path | None, "Reference checkpoint to use instead of training."] = None,
+    data_dir: Annotated[Path | None, "Folder with the MNIST files (default: downloaded)."] = None,
+    checkpoint: Annotated[Path | None, "Reference checkpoint to use (default: train a network)."] = None,
     lipschitz: Annotated[
-        float | None, "Certified Lipschitz constant, of training (default 1) or of the checkpoint."
+        float | None, "Certified Lipschitz constant, of training (default 1) or of the checkpoint (default none)."
     ] = None,
     epsilon: Annotated[float, "Strong monotonicity of the parameterisation."] = 1.0,
-    solvers: Annotated[str | None, "Names separated by commas; default all."] = None,
-    tolerances: Annotated[str | None, "Relative residuals separated by commas."] = None,
+    solvers: Annotated[
+        str | None, f"Names separated by commas (default all): {', '.join(default_solvers())}."
+    ] = None,
+    tolerances: Annotated[str | None, f"Relative residuals separated by commas (default {_TOLERANCES})."] = None,
     rows: Annotated[int | None, "Test images to solve for (default 200)."] = None,
     hidden: Annotated[int | None, "Neurons (default 64)."] = None,
     epochs: Annotated[int | None, "Passes over the training images (default 15, MNIST 2)."] = None,

@@ -48,9 +48,9 @@ _METHODS: dict[str, Method] = {
 
 
 def convolution(
-    mnist: Annotated[Path | None, "Folder with the MNIST files; downloaded if absent."] = None,
-    cifar: Annotated[Path | None, "Folder with CIFAR-10's binary files, instead of MNIST."] = None,
-    models: Annotated[str | None, "Of lipschitz-1, lben, mondeq, separated by commas."] = None,
+    mnist: Annotated[Path | None, "Folder with the MNIST files (default: downloaded)."] = None,
+    cifar: Annotated[Path | None, "Folder with CIFAR-10's binary files, to take these images (default: MNIST)."] = None,
+    models: Annotated[str | None, "Of lipschitz-1, lben, mondeq, separated by commas (default all)."] = None,
     epochs: Annotated[int | None, f"Passes over the training images (default {_EPOCHS})."] = None,
     seed: Seed = 0,
     jobs: Jobs = 2,

@@ -18,21 +18,22 @@ from equilibrium.experiments.robustness.figures import (
     plot_tightness,
 )
 from equilibrium.experiments.robustness.models import Images
-from equilibrium.experiments.robustness.study import CHECKPOINTS, PAPER_ERROR, Plan, run_experiment
+from equilibrium.experiments.robustness.study import CHECKPOINTS, PAPER_ERROR, Plan, catalogue, run_experiment
 from equilibrium.experiments.tables import Column, aligned
 from equilibrium.files import output_directory, plain
 
 _SHOWN_SIZES = (1.5, 3.0, 5.0, 8.0)  # of the fast-gradient columns, the nearest of those that were tried
 _RADIUS = 1.58  # Certified and attacked accuracy stand in the table for the attack size nearest to this one.
 _EPOCHS = 20
+_MODELS = ", ".join(catalogue(Plan(images=Images.MNIST, epochs=_EPOCHS, seed=0, small=False)))
 
 
 def mnist_robustness(
-    data_dir: Annotated[Path | None, "Folder with the MNIST files; downloaded if absent."] = None,
+    data_dir: Annotated[Path | None, "Folder with the MNIST files (default: downloaded)."] = None,
     checkpoints: Annotated[
-        Path | None, "Folder with the authors' checkpoints and reported.json, to compare with."
+        Path | None, "Folder with the authors' checkpoints and reported.json, to compare with (default none)."
     ] = None,
-    models: Annotated[str | None, "Names separated by commas; default all."] = None,
+    models: Annotated[str | None, f"Names separated by commas (default all): {_MODELS}."] = None,
     epochs: Annotated[int | None, f"Passes over the training images (default {_EPOCHS})."] = None,
     seed: Seed = 0,
     jobs: Jobs = 2,

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from contracting.solvers.catalogue import default_solvers
-from equilibrium import LBEN, EquilibriumLayer, Unconstrained, cli, save_reference
+from equilibrium import LBEN, EquilibriumLayer, Unconstrained, save_reference
+from equilibrium import __main__ as cli
 from equilibrium.experiments.compare_solvers import command as compare_solvers
 
 REFUSES = {"FISTA"}  # the trained weight is not self-adjoint

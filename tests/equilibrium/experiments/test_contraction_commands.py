@@ -8,7 +8,7 @@ import pytest
 from matplotlib import animation
 from PIL import Image
 
-from equilibrium import cli
+from equilibrium import __main__ as cli
 from equilibrium.experiments.catalogue import COMMANDS
 from equilibrium.experiments.publishing import on_axes, write_figures
 from equilibrium.experiments.tables import Column, aligned, markdown

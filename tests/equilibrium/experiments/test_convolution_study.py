@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from equilibrium import cli
+from equilibrium import __main__ as cli
 from equilibrium.convolution import LBENConv2d, MetricShape
 from equilibrium.experiments.robustness.models import Images, Kind, load_images, new_model
 from equilibrium.experiments.robustness.study import Plan, catalogue

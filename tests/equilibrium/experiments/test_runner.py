@@ -131,7 +131,7 @@ def test_damaged_files_and_double_names_are_refused(tmp_path):
 
 
 def start(out: Path, jobs: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "equilibrium.cli", "mnist-robustness", "--small", "--jobs", str(jobs)]
+    command = [sys.executable, "-m", "equilibrium", "mnist-robustness", "--small", "--jobs", str(jobs)]
     command += ["--models", "lipschitz-1,perceptron", "--epochs", "1", "--out", str(out)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     # a session of its own, so that the workers can be killed with their parent

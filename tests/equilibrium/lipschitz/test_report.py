@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from equilibrium import LBEN, EquilibriumLayer, LBENConv2d
-from equilibrium.cli import main
+from equilibrium.__main__ import main
 from equilibrium.lipschitz import PairAscent, lipschitz_report, pairwise_lipschitz, verify_report
 
 

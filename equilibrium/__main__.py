@@ -1,4 +1,4 @@
-"""The command line ``contracting-equilibria``: every demonstration of the two packages by name.
+"""The command line ``contracting-equilibria``, or ``python -m equilibrium``: every study of the documentation by name.
 
 Whatever goes wrong on purpose is one sentence on standard error and exit code 2. Results appear complete or not at all.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Annotated, Any, get_args, get_type_hints
 
-from contracting import checks
+from contracting import __version__, checks
 from contracting.errors import ContractingError, InputError
 from equilibrium.experiments.catalogue import COMMANDS
 
@@ -54,14 +54,20 @@ def _refuse(message: str, code: int = _BAD_INPUT) -> int:
 def _application(typer: ModuleType) -> Any:
     """The typer application with all commands."""
     application = typer.Typer(
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         help="Contracting flows and equilibrium networks: solved, certified, compared and drawn.",
     )
+    application.callback(invoke_without_command=True)(_with_options(_version, typer))
     for name, command in COMMANDS.items():
         application.command(name)(_with_options(command, typer))
     return application
+
+
+def _version(version: Annotated[bool, "Print the version and exit."] = False) -> None:
+    if version:
+        print(f"{PROGRAM} {__version__}")
+        sys.exit()
 
 
 def _with_options(command: Callable[..., None], typer: ModuleType) -> Callable[..., None]:
