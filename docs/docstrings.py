@@ -1,0 +1,74 @@
+"""How docstrings become pages: their mathematics is not markup, and what they refer to exists or is other people's."""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import importlib
+import inspect
+import pkgutil
+import re
+from typing import Any
+
+import torch
+from docutils.nodes import Element
+from sphinx.ext.napoleon import Config, GoogleDocstring
+
+import contracting
+import equilibrium
+
+OTHERS = {"collections", "enum", "functools", "matplotlib", "numpy", "os", "pathlib", "torch", "typing", "types"}
+_SETTINGS = Config(napoleon_use_ivar=True, napoleon_use_rtype=False)
+_LITERAL = re.compile(r"(``.+?``)", re.S)
+# a star that opens no emphasis: nothing in its paragraph closes it
+_STAR = re.compile(r"(?<![\w*\\])\*(?=[\w,])(?!(?:[^*\n]|\n(?!\n))*[^\s*]\*(?!\w))")
+
+
+def plain(text: str) -> str:
+    """Bars are absolute values, and a lone star is a star: outside of literals neither is markup."""
+    parts = _LITERAL.split(text)
+    parts[::2] = [_STAR.sub(r"\*", part.replace("|", r"\|")) for part in parts[::2]]
+    return "".join(parts)
+
+
+def process(app: Any, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+    """A docstring in Google's style as reStructuredText. A property is read as a method: "m: the rate" has no type."""
+    kind = "method" if what in ("property", "attribute", "data") else what
+    docstring = GoogleDocstring(plain("\n".join(lines)), _SETTINGS, app, kind, name, obj, options)
+    lines[:] = docstring.lines()
+
+
+@functools.cache
+def _inside() -> set[str]:
+    """Every name in a module of the two packages."""
+    names: set[str] = set()
+    for package in (contracting, equilibrium):
+        for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            names |= set(vars(importlib.import_module(info.name)))
+    return names
+
+
+def _exists(target: str) -> bool:
+    """Whether it names something of ours, of Python or torch, or of another known library."""
+    first, _, rest = target.partition(".")
+    if first in OTHERS or first in _inside() or hasattr(builtins, target) or hasattr(torch, target):
+        return True
+    parts = target.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            found: object = importlib.import_module(".".join(parts[:length]))
+        except ImportError:
+            continue
+        return all((found := inspect.getattr_static(found, part, None)) is not None for part in parts[length:])
+    return False
+
+
+def unresolved(app: Any, env: Any, node: Element, content: Element) -> Element | None:
+    """What Sphinx found no page for stays words if it exists, since nothing is fetched; else Sphinx warns."""
+    return content if node.get("refdomain") == "py" and _exists(node.get("reftarget", "")) else None
+
+
+def setup(app: Any) -> None:
+    """Called by conf.py."""
+    app.connect("autodoc-process-docstring", process)
+    app.connect("missing-reference", unresolved)
