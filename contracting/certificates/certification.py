@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch import Tensor
 from contracting.certificates.catalogue import FINDERS
 from contracting.certificates.finders import RateFinder
 from contracting.certificates.lmi import VertexInequalities
-from contracting.certificates.records import Certificate, CertificateError
+from contracting.certificates.records import PER_TIME, Certificate, CertificateError
 from contracting.certificates.search import golden_section
 from contracting.certificates.systems import (
     InclusionSystem,
@@ -18,6 +20,7 @@ from contracting.certificates.systems import (
     system_of,
 )
 from contracting.certificates.upper_bounds import UpperBound, upper_bound
+from contracting.display import Row, Tabular
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.fields import NeuralFlow, VectorField
 from contracting.maps.operator import MonotoneOperator, StepChoice
@@ -87,8 +90,8 @@ def applicable(flow: VectorField | System) -> tuple[RateFinder, ...]:
     return tuple(finder for finder in FINDERS if finder.applies(system))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Report:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Report(Tabular):
     """Certified ≤ true ≤ bound, for one flow.
 
     Attributes:
@@ -102,6 +105,20 @@ class Report:
     all: tuple[Certificate, ...]
     quadratic: Certificate | None
     bound: UpperBound
+
+    def shown(self) -> Sequence[Row]:
+        return [
+            Row("flow", self.best.flow),
+            Row("assumption", self.best.assumption),
+            Row("certified rate", self.best.rate, PER_TIME),
+            Row("upper bound", self.bound.rate, PER_TIME),
+            Row("certificates", len(self.all)),
+        ]
+
+    def _each(self) -> Iterator[dict[str, Any]]:
+        for c in self.all:
+            yield {"what": "certified", "rate": c.rate, "norm": type(c.metric).__name__, "method": c.method}
+        yield {"what": "upper bound", "rate": self.bound.rate, "norm": "any", "method": self.bound.method}
 
     @property
     def gap(self) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from contracting import checks
+from contracting.display import Displayed
 from contracting.errors import ContractingError, PreconditionError
 from contracting.metrics import Metric
 from contracting.types import Slopes
@@ -15,6 +16,8 @@ from contracting.types import Slopes
 if TYPE_CHECKING:
     from contracting.flows.base import BoundFlow
 
+PER_TIME = "per unit of the flow's time"
+"""The unit of every rate."""
 ANY_SLOPE = Slopes(0.0, float("inf"))  # the inclusion: any monotone activation
 NO_SLOPE = Slopes(1.0, 1.0)  # a linear flow: no activation at all
 
@@ -23,8 +26,8 @@ class CertificateError(ContractingError, ArithmeticError):
     """A certificate does not hold for the system it is said to be about, or rounding hides whether it does."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Certificate:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Certificate(Displayed):
     r"""Contraction: any two trajectories under the *same* input q(t), constant or not, approach each other.
 
     ‖z₁(t) − z₂(t)‖ ≤ e^{−ct}‖z₁(0) − z₂(0)‖ in the norm ``metric``.
@@ -39,6 +42,8 @@ class Certificate:
             inequality: its smallest eigenvalue when scaled to unit diagonal; for ℓ1 and ℓ∞: in units of the rate.
         multiplier: diagonal Q > 0 of the sector inequality, (n,), or None where the proof needs none.
     """
+
+    _units = {"rate": PER_TIME}
 
     rate: float
     metric: Metric
@@ -83,8 +88,8 @@ class Certificate:
         )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Convergence:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Convergence(Displayed):
     r"""Convergence for *constant* input only: ‖s(t) − s*‖ ≤ C e^{−ct}‖s(0) − s*‖ in the norm ``metric``.
 
     It is weaker than contraction: nothing is said of two trajectories under a time-varying input, which may diverge.
@@ -98,6 +103,8 @@ class Convergence:
         flow: the flow it is about, in words.
         margin: lower bound of m = λmin(sym Ã) after the allowance for rounding, which the proof rests on.
     """
+
+    _units = {"rate": PER_TIME}
 
     rate: float
     overshoot: float

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from contracting.certificates.finders import DiagonalMetric, InclusionMetric
 from contracting.certificates.records import Certificate
 from contracting.certificates.systems import FiringRateSystem, InclusionSystem, forward_backward_system
 from contracting.certificates.upper_bounds import upper_bound
+from contracting.display import Tabular
 from contracting.errors import InputError
 from contracting.maps.operator import self_adjoint
 from contracting.metrics import WeightedL2
@@ -21,8 +23,8 @@ from contracting.metrics import WeightedL2
 _ROUNDING = 100  # Entries that would be equal in exact arithmetic may differ by so many units of rounding.
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SkewnessSweep:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SkewnessSweep(Tabular):
     """The firing-rate flow of I − Λ^−½(H + sK)Λ^½ with ‖K‖ = 1, over sizes s of its skew part.
 
     Attributes:
@@ -32,6 +34,11 @@ class SkewnessSweep:
 
     skewness: Tensor
     reports: tuple[Report, ...]
+
+    def _each(self) -> Iterator[dict[str, Any]]:
+        for size, found in zip(self.skewness.tolist(), self.reports, strict=True):
+            best = found.best
+            yield {"skewness": size, "certified": best.rate, "upper_bound": found.bound.rate, "method": best.method}
 
 
 def sweep_skewness(W: Tensor, metric: WeightedL2, skewness: Tensor) -> SkewnessSweep:
@@ -68,8 +75,8 @@ def sweep_skewness(W: Tensor, metric: WeightedL2, skewness: Tensor) -> SkewnessS
     return SkewnessSweep(skewness=skewness, reports=tuple(reports))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class StepSweep:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class StepSweep(Tabular):
     r"""Rates of z' = (prox_{αf}(z − α(Az − q)) − z)/α from the firing-rate flow, α = 1, to the inclusion, α → 0.
 
     Attributes:
@@ -87,6 +94,11 @@ class StepSweep:
     bound: Tensor
     inclusion: Certificate
     monotonicity: float
+
+    def _each(self) -> Iterator[dict[str, Any]]:
+        columns = (self.steps, self.certified, self.diagonal, self.bound)
+        for values in zip(*(column.tolist() for column in columns), strict=True):
+            yield dict(zip(("step", "certified", "in_the_metric", "upper_bound"), values, strict=True))
 
 
 def sweep_steps(W: Tensor, metric: WeightedL2, steps: Tensor | Sequence[float]) -> StepSweep:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.certificates.balance import rescale
+from contracting.display import Displayed
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.base import BoundFlow
 from contracting.flows.fields import LinearFlow, NeuralFlow, VectorField
@@ -58,8 +59,8 @@ def vertices(slopes: Slopes, size: int) -> Iterator[Tensor]:
         yield torch.tensor(block, dtype=torch.float64)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class System:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class System(Displayed):
     """A flow given by explicit matrices: what the kinds of flows below have in common.
 
     Attributes:
@@ -110,7 +111,7 @@ class System:
         return replace(self, W=rescale(self.W, scale), hint=hint)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FiringRateSystem(System):
     """Jacobians −I + DW with diagonal D, entries in ``slopes``, times the speed."""
 
@@ -121,7 +122,7 @@ class FiringRateSystem(System):
         return self.speed * (slopes[..., :, None] * self.W - torch.eye(self.size, dtype=torch.float64))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class HopfieldSystem(System):
     """Jacobians −I + WD with diagonal D, entries in ``slopes``, times the speed."""
 
@@ -139,14 +140,14 @@ class HopfieldSystem(System):
         )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class InclusionSystem(System):
     """z' ∈ −(I − W)z + q − ∂f(z): the limit of the forward–backward flow as α → 0, with time measured in α."""
 
     label: str = "inclusion"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LinearSystem(System):
     """s' = As + b, with A in the place of ``W``: contracts in a norm at exactly −μ(A). Slopes mean nothing here."""
 

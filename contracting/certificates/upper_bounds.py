@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from contracting.certificates.definite import UNIT
+from contracting.certificates.records import PER_TIME
 from contracting.certificates.spectra import abscissa_from_below, eigenvalues, eigenvectors, radius_from_below
 from contracting.certificates.systems import FiringRateSystem, InclusionSystem, LinearSystem, System, vertices
 from contracting.certificates.views import slopes_view, view_of
+from contracting.display import Displayed
 from contracting.metrics import FullP, Metric, WeightedL2
 from contracting.types import UNIT_SLOPES, Slopes
 
@@ -32,8 +34,8 @@ _PROVED = 8  # So many patterns of slopes have their eigenvalues enclosed; the f
 _EXPONENTIAL = 64  # A matrix exponential is charged so many roundings, each of the size of its norm times n.
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class UpperBound:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class UpperBound(Displayed):
     """No norm exists in which the flow contracts faster than ``rate``.
 
     Attributes:
@@ -42,6 +44,8 @@ class UpperBound:
         slopes: the slopes that show it, one row per piece of the word, (pieces, n), in the order of time.
         dwell: time spent on each piece, (pieces,); infinite for constant slopes.
     """
+
+    _units = {"rate": PER_TIME, "dwell": "units of the flow's time"}
 
     rate: float
     method: str

@@ -23,6 +23,7 @@ from contracting.certificates.spectra import eigenvectors
 from contracting.certificates.systems import InclusionSystem, as_matrix
 from contracting.certificates.upper_bounds import abscissa_bound
 from contracting.certificates.views import view_of
+from contracting.display import Displayed
 from contracting.errors import MissingExtraError
 from contracting.metrics import WeightedL2
 
@@ -30,8 +31,8 @@ from contracting.metrics import WeightedL2
 _LARGEST_PROGRAM = 80
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Wellposedness:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Wellposedness(Displayed):
     r"""What is known of Condition 1 for a weight.
 
     Attributes:

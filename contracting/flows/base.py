@@ -12,12 +12,14 @@ Hopfield flows contract: that is a separate property with its own certificates.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
+from contracting.display import Row
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.fields import VectorField
 from contracting.maps.operator import StepChoice
@@ -48,6 +50,9 @@ class BoundFlow(VectorField):
         if kind.map is BoundFlow.map and kind.__call__ is BoundFlow.__call__:
             raise InputError(f"{kind.__name__} must bring map(state) or __call__(t, state)")
         self.problem = checked_problem(problem)
+
+    def shown(self) -> Sequence[Row]:
+        return self.problem.shown()
 
     @classmethod
     def bind(cls, problem: EquilibriumProblem) -> Self:

@@ -2,12 +2,13 @@ r"""Flows whose input moves: s' = f(s; q(t))."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.display import Row
 from contracting.errors import InputError
 from contracting.flows.base import BoundFlow
 from contracting.flows.fields import VectorField
@@ -57,6 +58,9 @@ class DrivenFlow(VectorField):
                 "for a constant input, the q of the problem"
             )
         self.flow, self.signal = flow, signal
+
+    def shown(self) -> Sequence[Row]:
+        return [Row("flow", self.flow), Row("signal", self.signal)]
 
     def at(self, t: Time, rows: int | None = None) -> BoundFlow:
         """The flow with the input of one moment, for states of so many rows.

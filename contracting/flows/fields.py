@@ -9,13 +9,14 @@ from __future__ import annotations
 import inspect
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from contracting import checks
+from contracting.display import Displayed, Row
 from contracting.errors import InputError
 from contracting.types import Time
 
@@ -24,7 +25,7 @@ from contracting.types import Time
 _STRANGERS = 1e-3
 
 
-class VectorField(ABC):
+class VectorField(Displayed, ABC):
     """A right-hand side f(t, s) on states (batch, n), in which every row moves on its own.
 
     A field of one's own brings ``__call__``; the rest has defaults.
@@ -163,8 +164,8 @@ class NeuralFlow(VectorField):
         moment = _rounded_down(t, self.time_dtype or state.dtype, state.device)
         return _checked(self.module(moment, state), state)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.module!r})"
+    def shown(self) -> Sequence[Row]:
+        return [Row("module", self.module)]
 
 
 def _takes_two(module: Callable[..., Any]) -> bool:
@@ -204,6 +205,9 @@ class InputFlow(NeuralFlow):
             raise InputError(f"x must have shape (m,), (1, m) or (batch, m), got {tuple(x.shape)}")
         self.x, self.leak = x[None] if x.ndim == 1 else x, checks.number("leak", leak)
 
+    def shown(self) -> Sequence[Row]:
+        return [*super().shown(), Row("x", self.x), Row("leak", self.leak)]
+
     def __call__(self, t: Time, state: Tensor) -> Tensor:
         if len(self.x) not in (1, len(state)):
             raise InputError(f"x has {len(self.x)} rows for {len(state)} states; give one row, or one for each state")
@@ -232,6 +236,9 @@ class LinearFlow(VectorField):
         if offset.ndim > 2:
             raise InputError(f"offset must have shape (n,) or (batch, n), got {tuple(offset.shape)}")
         self.matrix, self.offset = A, offset
+
+    def shown(self) -> Sequence[Row]:
+        return [Row("matrix", self.matrix), Row("offset", self.offset)]
 
     def __call__(self, t: Time, state: Tensor) -> Tensor:
         return state @ self.matrix.mT + self.offset

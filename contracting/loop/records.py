@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from contracting import checks
+from contracting.display import Displayed, Row, Tabular
 from contracting.errors import ContractingError, InputError, PreconditionError, Status
 from contracting.metrics import Metric
 from contracting.problem import EquilibriumProblem
@@ -105,8 +107,8 @@ def _with_tolerances(stop: Stop, rtol: float, atol: float) -> Stop:
     return replace(stop, rtol=rtol, atol=atol)  # whose checks take as long as five steps of a single row
 
 
-@dataclass(kw_only=True)
-class Trace:
+@dataclass(kw_only=True, repr=False)
+class Trace(Tabular):
     """Watches a solve without touching it: residuals and times at every ``every``-th step, real entries only.
 
     After the solve, ``steps`` (records,), ``seconds`` (records,), ``residual`` (records, batch) and ``active``
@@ -120,6 +122,14 @@ class Trace:
 
     def __post_init__(self) -> None:
         checks.whole_number("Trace.every", self.every)
+
+    def shown(self) -> Sequence[Row]:
+        return [Row("records", len(self)), Row("every", self.every, "steps"), Row("keep_z", self.keep_z)]
+
+    def _each(self) -> Iterator[dict[str, Any]]:
+        for step, seconds, residual, active, _ in self._records:
+            worst = float(residual.max()) if residual.numel() else 0.0
+            yield {"step": step, "seconds": seconds, "worst_residual": worst, "active": int(active.sum())}
 
     def start(self) -> None:
         """Forget what an earlier solve recorded."""
@@ -161,8 +171,8 @@ class Trace:
         return torch.stack([record[4] for record in self._records if record[4] is not None])
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SolveRecord:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SolveRecord(Tabular):
     r"""What a solve measured, one entry per row.
 
     Attributes:
@@ -181,6 +191,23 @@ class SolveRecord:
     steps: Tensor
     map_evals: int
     seconds: float
+
+    def shown(self) -> Sequence[Row]:
+        said = self.numbers()
+        return [
+            Row("rows", self.status.numel(), self._ends()),
+            Row("steps", said["steps"], f"of the slowest row, {said['mean_steps']:.4g} in the mean"),
+            Row("map_evals", self.map_evals, "applications of W"),
+            Row("relative_residual", said["relative_residual"], "of the worst row"),
+            Row("seconds", self.seconds, "s"),
+        ]
+
+    def _each(self) -> Iterator[dict[str, Any]]:
+        columns = (self.status, self.steps, self.relative_residual, self.residual)
+        for row, values in enumerate(zip(*(column.flatten().tolist() for column in columns), strict=True)):
+            status, steps, relative, residual = values
+            ended = {"row": row, "status": Status(status).name, "steps": steps}
+            yield ended | {"relative_residual": relative, "residual": residual}
 
     @property
     def converged(self) -> Tensor:
@@ -202,20 +229,22 @@ class SolveRecord:
 
     def summary(self) -> str:
         """One line: how many rows ended how, and the worst relative residual."""
+        return f"{self._ends()}; worst relative residual {self.numbers()['relative_residual']:.2e}"
+
+    def _ends(self) -> str:
         counts = Counter(Status(int(code)).name for code in self.status.flatten())
-        ends = ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
-        return f"{ends}; worst relative residual {self.numbers()['relative_residual']:.2e}"
+        return ", ".join(f"{n} {name}" for name, n in sorted(counts.items()))
 
 
-@dataclass(kw_only=True)
-class LastSolves:
+@dataclass(kw_only=True, repr=False)
+class LastSolves(Displayed):
     """What the last solve forward and the last one backward measured, also where it failed; None before the first."""
 
     forward: SolveRecord | None = None
     backward: SolveRecord | None = None
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Solution(SolveRecord):
     r"""What a solve returns, one entry per row.
 
@@ -228,6 +257,9 @@ class Solution(SolveRecord):
     z: Tensor
     problem: EquilibriumProblem = field(repr=False)  # weights are not what one prints a solution for
     trace: Trace | None = field(default=None, repr=False)
+
+    def shown(self) -> Sequence[Row]:
+        return [Row("z", self.z), *super().shown()]
 
     @property
     def record(self) -> SolveRecord:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.display import Displayed
 from contracting.errors import InputError, PreconditionError
 from contracting.types import UNIT_SLOPES, Slopes
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LureSystem:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LureSystem(Displayed):
     """The matrices of a Lur'e system, float64 on the CPU after construction.
 
     Constant terms (biases) are left out, as no rate or gain depends on them.

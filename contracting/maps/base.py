@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from contracting.display import Displayed
 from contracting.errors import PreconditionError
 from contracting.maps.bounded import FactoredOperator
 from contracting.maps.counting import counted
@@ -59,7 +60,7 @@ class OfTensors:
         return {name: part for name, part in parts.items() if isinstance(part, (Tensor, OfTensors))}
 
 
-class LinearMap(OfTensors, Remembering):
+class LinearMap(Displayed, OfTensors, Remembering):
     r"""A linear map W on Rⁿ acting on rows: (batch, n) ↦ (batch, n).
 
     A map of one's own *must* bring
@@ -306,7 +307,7 @@ class LinearMap(OfTensors, Remembering):
         return (self._transposed_from or self).detached
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Around(LinearMap):
     """A map that is made of another one, of the same size and with rows laid out as that one likes them."""
 

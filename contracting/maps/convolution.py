@@ -37,7 +37,7 @@ from contracting.metrics import Metric
 from contracting.types import Step
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class TranslationInvariant(LinearMap):
     """A map on images, (batch, channels · positions), that commutes with circular shifts."""
 
@@ -129,7 +129,7 @@ class TranslationInvariant(LinearMap):
         return self.symbol.detach().to("cpu", torch.complex128)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class CircularConvolution(TranslationInvariant):
     r"""W z = k ∗ z on a torus, as torch's convolution with circular padding, in one or two dimensions.
 
@@ -195,7 +195,7 @@ class CircularConvolution(TranslationInvariant):
         return super().apply(z)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Spectral(TranslationInvariant):
     """A map given by its symbol, such as the resolvent of a convolution, which has no small kernel.
 

@@ -14,7 +14,7 @@ from contracting.maps.base import LinearMap
 from contracting.types import Step
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dense(LinearMap):
     """A dense weight W.
 

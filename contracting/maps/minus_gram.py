@@ -105,7 +105,7 @@ def largest_square(matrix: Tensor) -> float:
     return max(0.0, float(torch.linalg.eigvalsh(exact @ exact.mT)[-1])) * (1 + ROUNDING * exact.shape[1])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MinusGram(Around):
     r"""W = C − TᵀT.
 
@@ -207,7 +207,7 @@ class MinusGram(Around):
         return Estimates(monotonicity=min(found.monotonicity, mean), lipschitz=found.lipschitz + norm, mean=mean)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Corrected(Around):
     """s(K − KDTᵀETK) + tI, the resolvent of C − TᵀT, or its adjoint.
 

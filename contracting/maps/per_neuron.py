@@ -32,7 +32,7 @@ from contracting.metrics import Metric, WeightedL2
 from contracting.types import Step
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scaled(Around):
     r"""W = I − diag(left)·(I − V)·diag(right), V any map with bounds of its own, such as a convolution.
 
@@ -138,7 +138,7 @@ class Scaled(Around):
         return ratio * right.square() / weights, (1 / (left * right)).to(self.left.detach())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class _Similar(Around):
     """R⁻¹KR with a positive diagonal R."""
 

@@ -11,7 +11,18 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
-from contracting.plots.style import BLUE, CERTIFIED, GREEN, LEAST, ORANGE, PURPLE, VERMILION, finish, new_axes
+from contracting.plots.style import (
+    BLUE,
+    CERTIFIED,
+    GREEN,
+    LEAST,
+    ORANGE,
+    PURPLE,
+    VERMILION,
+    finish,
+    new_axes,
+    pair_of_names,
+)
 from contracting.simulation.energy import Energy
 
 _COLOURS = (VERMILION, GREEN, PURPLE, ORANGE)
@@ -70,6 +81,7 @@ def plot_energy_contours(
     flow: Tensor | None = None,
     iterates: Tensor | None = None,
     step: float | None = None,
+    names: tuple[str, str] | None = None,
 ) -> Axes:
     """Level lines of the energy in the plane, with a flow and the two halves of proximal-gradient steps.
 
@@ -85,12 +97,14 @@ def plot_energy_contours(
         flow: a trajectory z(t), (T, 2).
         iterates: iterates of forward–backward splitting, (K, 2), with their ``step``.
         step: α of the iterates.
+        names: of the two coordinates, for the axes; None numbers the units.
 
     Raises:
         InputError: for iterates without a step.
     """
     if (iterates is None) != (step is None):
         raise InputError("give both iterates and step, which belong together, or neither")
+    first, second = pair_of_names(names, ("activation of unit 1", "activation of unit 2"))
     axes = new_axes(height=4.4) if axes is None else axes
     grid_x, grid_y = (torch.linspace(*side, 201, dtype=torch.float64) for side in (x, y))
     points = torch.cartesian_prod(grid_y, grid_x).flip(-1)
@@ -114,8 +128,8 @@ def plot_energy_contours(
     axes.set_aspect("equal")
     finish(
         axes,
-        x="activation of unit 1",
-        y="activation of unit 2",
+        x=first,
+        y=second,
         title="Forward–backward splitting is the proximal-gradient method on the energy",
     )
     return axes

@@ -13,7 +13,18 @@ from torch import Tensor
 from contracting.errors import InputError
 from contracting.flows.base import BoundFlow
 from contracting.flows.fields import LinearFlow, NeuralFlow, VectorField
-from contracting.plots.style import GREEN, SKY, SLACK, VERMILION, figure_of, finish, look, new_axes, shown
+from contracting.plots.style import (
+    GREEN,
+    SKY,
+    SLACK,
+    VERMILION,
+    figure_of,
+    finish,
+    look,
+    new_axes,
+    pair_of_names,
+    shown,
+)
 from contracting.simulation.balls import CarriedBall, unit_sphere
 from contracting.simulation.evidence import standing
 
@@ -33,6 +44,7 @@ def plot_phase_portrait(
     ball: CarriedBall | None = None,
     balls: int = 5,
     title: str | None = None,
+    names: tuple[str, str] | None = None,
 ) -> Axes:
     """Where a flow in the plane goes, and how it shrinks a ball of the metric.
 
@@ -49,12 +61,14 @@ def plot_phase_portrait(
         ball: what ``carry_ball`` returned.
         balls: at how many times it is drawn.
         title: None says whether the balls contain the images.
+        names: of the two coordinates, for the axes; None numbers the units.
 
     Raises:
         InputError: if something is not in the plane.
     """
+    units = pair_of_names(names, ("unit 1", "unit 2"))
     axes = new_axes(height=4.4) if axes is None else axes
-    _draw_field(axes, flow, x, y, _like(flow, ball))
+    _draw_field(axes, flow, x, y, _like(flow, ball), units)
     if trajectories is not None:
         _require_plane("trajectories", trajectories)
         for index, path in enumerate(trajectories.detach().reshape(len(trajectories), -1, 2).unbind(1)):
@@ -73,7 +87,8 @@ def plot_phase_portrait(
     _frame(axes, x, y)
     if title is None:
         title = "Phase portrait" if ball is None else _verdict(ball)
-    finish(axes, x="state of unit 1", y="state of unit 2", title=title)
+    first, second = pair_of_names(names, ("state of unit 1", "state of unit 2"))
+    finish(axes, x=first, y=second, title=title)
     return axes
 
 
@@ -87,6 +102,7 @@ def animate_phase_portrait(
     frames: int = 40,
     seconds: float = 4.0,
     title: str | None = None,
+    names: tuple[str, str] | None = None,
 ) -> matplotlib.animation.FuncAnimation:
     """The same as a film: the image of a ball, and the ball of its rate around it, moving with the flow.
 
@@ -99,6 +115,7 @@ def animate_phase_portrait(
         frames: how many pictures; they are taken at times of the ball.
         seconds: length of the film.
         title: as for ``plot_phase_portrait``.
+        names: the same.
 
     Returns:
         The animation; ``equilibrium.artifacts.write_animation`` writes it as GIF or MP4.
@@ -107,13 +124,15 @@ def animate_phase_portrait(
         InputError: if something is not in the plane.
     """
     _require_plane("ball", ball.centre)
+    units = pair_of_names(names, ("unit 1", "unit 2"))
     axes = new_axes(4.2, 4.2) if axes is None else axes
-    _draw_field(axes, flow, x, y, _like(flow, ball))
+    _draw_field(axes, flow, x, y, _like(flow, ball), units)
     (image,) = axes.fill([], [], facecolor=SKY, edgecolor=SKY, alpha=0.55, label="image of the ball")
     (ring,) = axes.plot([], [], label=_named(ball), **look(ball.evidence))
     (path,) = axes.plot([], [], color="black", linewidth=1.0, label="centre of the ball")
     _frame(axes, x, y)
-    finish(axes, x="state of unit 1", y="state of unit 2", title=title or _verdict(ball))
+    first, second = pair_of_names(names, ("state of unit 1", "state of unit 2"))
+    finish(axes, x=first, y=second, title=title or _verdict(ball))
     moments = _moments(ball, frames, by_time=True)
 
     def draw(frame: int) -> tuple[Any, ...]:
@@ -142,7 +161,9 @@ def _like(flow: VectorField, ball: CarriedBall | None) -> Tensor:
     return next(iter(own), known)
 
 
-def _draw_field(axes: Axes, flow: VectorField, x: Limits, y: Limits, like: Tensor) -> None:
+def _draw_field(
+    axes: Axes, flow: VectorField, x: Limits, y: Limits, like: Tensor, names: tuple[str, str]
+) -> None:
     grid_x = torch.linspace(*x, _GRID, dtype=torch.float64)
     grid_y = torch.linspace(*y, _GRID, dtype=torch.float64)
     points = torch.cartesian_prod(grid_y, grid_x).flip(-1)
@@ -152,10 +173,10 @@ def _draw_field(axes: Axes, flow: VectorField, x: Limits, y: Limits, like: Tenso
     axes.streamplot(
         grid_x.numpy(), grid_y.numpy(), u, v, color="0.8", linewidth=0.6, arrowsize=0.7, density=0.9, zorder=1
     )
-    for component, colour, unit in ((u, VERMILION, 1), (v, GREEN, 2)):
+    for component, colour, name in ((u, VERMILION, names[0]), (v, GREEN, names[1])):
         if component.min() < 0 < component.max():
             axes.contour(grid_x.numpy(), grid_y.numpy(), component, levels=[0.0], colors=[colour], linewidths=1.0)
-        axes.plot([], [], color=colour, linewidth=1.0, label=f"unit {unit} at rest")
+        axes.plot([], [], color=colour, linewidth=1.0, label=f"{name} at rest")
 
 
 def _frame(axes: Axes, x: Limits, y: Limits) -> None:

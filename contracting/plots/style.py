@@ -6,12 +6,15 @@ told apart by the colour-blind; what is proved, seen and bounded from above has 
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
+import sys
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib
 import matplotlib.ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -43,9 +46,35 @@ def look(evidence: Evidence | None) -> dict[str, Any]:
 
 
 def new_axes(width: float = FULL_WIDTH, height: float | None = None) -> Axes:
-    """The axes of a new figure, sizes in inches."""
-    figure = Figure(figsize=(width, height or 0.6 * width), layout="constrained")
-    return figure.subplots()
+    """The axes of a new figure, sizes in inches; where somebody is looking it is pyplot's, which shows it.
+
+    That is in a notebook, in IPython, and wherever pyplot is in interactive mode (``plt.ion()``). A script gets a
+    figure that belongs to nobody, needs no display and goes when nobody holds it.
+    """
+    return (_shown_figure if _watched() else Figure)(**_layout(width, height)).subplots()
+
+
+def axes_for_a_file(width: float = FULL_WIDTH, height: float | None = None) -> Axes:
+    """The axes of a new figure that is written to a file and shown nowhere, sizes in inches."""
+    return Figure(**_layout(width, height)).subplots()
+
+
+def _layout(width: float, height: float | None) -> dict[str, Any]:
+    return {"figsize": (width, height or 0.6 * width), "layout": "constrained"}
+
+
+def _watched() -> bool:
+    """Whether somebody looks at figures as they are made."""
+    shell = sys.modules.get("IPython")  # it is there already if it runs this
+    return (shell is not None and shell.get_ipython() is not None) or (
+        "matplotlib.pyplot" in sys.modules and matplotlib.is_interactive()
+    )
+
+
+def _shown_figure(**options: Any) -> Figure:
+    pyplot = importlib.import_module("matplotlib.pyplot")
+    figure: Figure = pyplot.figure(**options)
+    return figure
 
 
 def figure_of(axes: Axes) -> Figure:
@@ -125,6 +154,19 @@ def _apart(places: Sequence[float], spacing: float) -> list[float]:
             blocks.append([(a * k + b * m) / (k + m), k + m])
     spread = [[middle + spacing * (i - (count - 1) / 2) for i in range(int(count))] for middle, count in blocks]
     return list(itertools.chain.from_iterable(spread))
+
+
+def pair_of_names(names: Sequence[str] | None, usual: tuple[str, str]) -> tuple[str, str]:
+    """The names of two coordinates that somebody gave, or the usual ones.
+
+    Raises:
+        InputError: if they are not two texts.
+    """
+    if names is None:
+        return usual
+    if isinstance(names, str) or len(names) != 2 or not all(isinstance(name, str) for name in names):
+        raise InputError(f"names must be two texts, one for each coordinate, got {names!r}")
+    return names[0], names[1]
 
 
 def power_of_ten(value: float) -> str:

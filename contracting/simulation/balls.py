@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.display import Displayed
 from contracting.errors import InputError
 from contracting.flows.driven import Input
 from contracting.flows.fields import VectorField
@@ -23,8 +24,8 @@ from contracting.simulation.times import elapsed_times, time_grid
 from contracting.simulation.trajectories import simulate
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CarriedBall:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class CarriedBall(Displayed):
     """A ball and what a flow made of it.
 
     Attributes:

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.display import Displayed
 from contracting.errors import InputError
 from contracting.simulation.times import elapsed_times, time_grid
 
 _NOISE = 1e4  # A distance is not believed below so many units of rounding of the largest one.
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class DecayFit:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class DecayFit(Displayed):
     r"""d(t) ≈ d₀e^{−ct}, fitted by least squares to log d; one entry per row.
 
     Attributes:

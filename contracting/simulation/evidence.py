@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from contracting import checks
 from contracting.certificates.records import Certificate
+from contracting.display import Displayed
 from contracting.errors import InputError
 from contracting.metrics import Metric
 from contracting.simulation.sampled import SampledRate
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Claim:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Claim(Displayed):
     """A contraction rate in a metric that nobody has proved or sampled; it is drawn as claimed.
 
     Raises:

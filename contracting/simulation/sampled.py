@@ -13,6 +13,8 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.certificates.lmi import common_metric
+from contracting.certificates.records import PER_TIME
+from contracting.display import Displayed
 from contracting.errors import InputError
 from contracting.flows.fields import VectorField
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
@@ -22,8 +24,8 @@ from contracting.types import Time
 Family = type[FullP] | type[WeightedL2] | type[WeightedL1] | type[WeightedLinf]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SampledRate:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SampledRate(Displayed):
     r"""A contraction rate seen on samples: an upper bound of the true rate in this metric, and no certificate.
 
     Attributes:
@@ -34,6 +36,8 @@ class SampledRate:
         worst_time: the time at which it was looked at.
         method: how the samples were chosen.
     """
+
+    _units = {"rate": PER_TIME}
 
     rate: float
     metric: Metric

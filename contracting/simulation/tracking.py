@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.display import Displayed
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.base import BoundFlow
 from contracting.flows.driven import DrivenFlow, Input
@@ -30,8 +31,8 @@ from contracting.simulation.times import elapsed_times, time_grid
 from contracting.simulation.trajectories import Trajectory, simulate
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Tracking:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Tracking(Displayed):
     """How a flow followed its moving equilibrium.
 
     Attributes:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.display import Displayed
 from contracting.errors import InputError
 from contracting.flows.base import BoundFlow
 from contracting.flows.driven import DrivenFlow, Input
@@ -24,8 +25,8 @@ from contracting.simulation.times import time_grid
 from contracting.types import Time
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Trajectory:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Trajectory(Displayed):
     """States at given times.
 
     Attributes:
@@ -44,8 +45,8 @@ class Trajectory:
         return torch.isfinite(self.states).all(-1).all(0)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TrajectoryPair:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class TrajectoryPair(Displayed):
     """Two trajectories per row under the same input, integrated with the same time steps.
 
     Attributes:

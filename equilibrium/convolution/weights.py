@@ -16,7 +16,7 @@ from equilibrium.convolution.geometry import Geometry
 from equilibrium.weights import NetworkWeights, Weights
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ConvolutionalWeights(NetworkWeights):
     r"""z = σ(Wz + Ux + b), y = W_o P z + b_o on images, as rows (batch, channels · positions).
 

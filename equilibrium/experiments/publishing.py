@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from contracting import checks
-from contracting.plots import FULL_WIDTH, HALF_WIDTH, new_axes
-from contracting.plots.style import NARROW, figure_of
+from contracting.plots import FULL_WIDTH, HALF_WIDTH
+from contracting.plots.style import NARROW, axes_for_a_file, figure_of
 from equilibrium.files import (
     environment,
     output_directory,
@@ -75,7 +75,7 @@ def on_axes(
     """
 
     def draw(width: float) -> Figure:
-        axes = new_axes(width, heights[width < NARROW] * width)
+        axes = axes_for_a_file(width, heights[width < NARROW] * width)
         return figure_of(plot(*arguments, axes=axes, **options))
 
     return draw

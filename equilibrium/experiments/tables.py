@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from contracting.display import text_table
+
 
 @dataclass(frozen=True)
 class Column:
@@ -37,14 +39,7 @@ def aligned(columns: Sequence[Column], rows: Sequence[Any]) -> str:
     """A table for the terminal: text is aligned to the left, numbers to the right."""
     texts = [any(isinstance(column.of(row), str) for row in rows) for column in columns]
     lines = [[column.head for column in columns], *([column.cell(row) for column in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    head, *body = (
-        "  ".join(
-            cell.ljust(width) if text else cell.rjust(width)
-            for cell, width, text in zip(line, widths, texts, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    head, *body = text_table(lines, [not text for text in texts])
     return "\n".join([head, "-" * len(head), *body])
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from contracting.activations.base import Activation
 from contracting.certificates.finder import Finder
 from contracting.certificates.records import CertificateError
+from contracting.display import Row, Tabular
 from contracting.errors import InputError, PreconditionError
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
 from equilibrium.lipschitz.composite import Model
@@ -94,8 +96,8 @@ def _certified_by(
     return found, refusals
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PairwiseLipschitz:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class PairwiseLipschitz(Tabular):
     """One ℓ2 constant for every difference yᵢ − yⱼ of outputs: what a classification margin needs.
 
     Attributes:
@@ -105,6 +107,15 @@ class PairwiseLipschitz:
 
     certificates: tuple[LipschitzCertificate, ...]
     whole: LipschitzCertificate
+
+    def shown(self) -> Sequence[Row]:
+        largest = max((certificate.bound for certificate in self.certificates), default=0.0)
+        whole = Row("of all together", self.whole.bound)
+        return [Row("outputs", self.outputs), Row("largest of a pair", largest), whole]
+
+    def _each(self) -> Iterator[dict[str, Any]]:
+        for (i, j), certificate in zip(self.pairs, self.certificates, strict=True):
+            yield {"first": i, "second": j, "bound": certificate.bound, "method": certificate.method}
 
     @property
     def outputs(self) -> int:

@@ -7,6 +7,8 @@ from enum import Enum
 
 from torch import Tensor
 
+from contracting.display import Displayed
+
 
 class Norm(Enum):
     """The vector norm, the same for inputs and outputs."""
@@ -16,8 +18,8 @@ class Norm(Enum):
     LINF = "ℓ∞"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LipschitzCertificate:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LipschitzCertificate(Displayed):
     r"""‖y(x) − y(x')‖ ≤ bound · ‖x − x'‖ for all inputs x, x', with the data that proves it.
 
     Attributes:

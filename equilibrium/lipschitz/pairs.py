@@ -9,6 +9,7 @@ from torch import Tensor
 
 from contracting.activations.base import Activation
 from contracting.certificates.definite import UNIT
+from contracting.display import Displayed
 from contracting.errors import Status
 from contracting.loop.method import Method
 from contracting.loop.records import Solution, Stop
@@ -22,8 +23,8 @@ from equilibrium.weights import NetworkWeights, Weights, explicit_weights
 _TIGHT = Stop(rtol=1e-12, atol=0.0, max_steps=5_000, patience=100)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class AttainedRatio:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class AttainedRatio(Displayed):
     """Two inputs and the ratio ‖y(x₁) − y(x₂)‖₂/‖x₁ − x₂‖₂ they attain: a lower bound of the Lipschitz constant.
 
     Attributes:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.certificates.records import CertificateError
+from contracting.display import Displayed, Row
 from contracting.errors import InputError
 from equilibrium.convolution.weights import ConvolutionalWeights
 from equilibrium.layers import EquilibriumLayer
@@ -23,8 +24,8 @@ from equilibrium.lipschitz.pairs import AttainedRatio, ImageNetwork, Network, Pa
 from equilibrium.lipschitz.system import lipschitz_system
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LipschitzReport:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LipschitzReport(Displayed):
     """Upper and lower bound of one ℓ2 Lipschitz constant.
 
     Attributes:
@@ -34,6 +35,14 @@ class LipschitzReport:
 
     certificate: LipschitzCertificate
     witness: AttainedRatio
+
+    def shown(self) -> Sequence[Row]:
+        return [
+            Row("certified", self.certified, f"at most, {self.certificate.method}"),
+            Row("attained", self.attained, f"at least, {self.witness.method}"),
+            Row("ratio", self.ratio),
+            Row("norm", self.certificate.norm.value),
+        ]
 
     @property
     def certified(self) -> float:

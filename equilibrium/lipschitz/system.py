@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from contracting import checks
 from contracting.activations.base import Activation
 from contracting.certificates.definite import SMALLEST, UNIT
+from contracting.display import Displayed
 from contracting.errors import InputError
 from contracting.types import UNIT_SLOPES, Slopes
 from equilibrium.layers import EquilibriumLayer
@@ -26,8 +27,8 @@ from equilibrium.lipschitz.composite import Model, matrix_of, parts
 Units = tuple[int, int]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LipschitzSystem:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LipschitzSystem(Displayed):
     """One map x ↦ y as matrices, float64 on the CPU.
 
     Attributes:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from contracting import checks
+from contracting.display import Tabular
 from contracting.errors import ContractingError, InputError
 from equilibrium.files import write_tensors
 from equilibrium.layers import EquilibriumLayer
@@ -52,8 +53,8 @@ class Epoch:
     solver_steps: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingRecord:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TrainingRecord(Tabular):
     """How a model was trained, and what every epoch brought."""
 
     dataset: str
@@ -64,6 +65,9 @@ class TrainingRecord:
     shift: int
     seed: int
     epochs: tuple[Epoch, ...]
+
+    def _each(self) -> Iterator[dict[str, Any]]:
+        return (asdict(epoch) for epoch in self.epochs)
 
     @property
     def seconds(self) -> float:

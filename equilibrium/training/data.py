@@ -7,6 +7,7 @@ import hashlib
 import math
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.display import Displayed, Row
 from contracting.errors import ContractingError, InputError
 
 
@@ -42,8 +44,8 @@ class Normalization:
         return checks.floating_tensor("inputs", inputs).mul(self.std).add_(self.mean).mul_(self.scale)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Dataset:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Dataset(Displayed):
     """Images to classify, flattened and normalised, with a fixed division into training and test.
 
     Inputs are (count, features) floating-point tensors, labels are (count,) int64 tensors in 0 … classes − 1.
@@ -64,6 +66,16 @@ class Dataset:
             inputs, labels = getattr(self, f"{part}_inputs"), getattr(self, f"{part}_labels")
             checks.shape(f"{part}_inputs", inputs, (len(inputs), math.prod(self.image_shape)))
             checks.shape(f"{part}_labels", labels, (len(inputs),))
+
+    def shown(self) -> Sequence[Row]:
+        shape = " × ".join(map(str, self.image_shape))
+        return [
+            Row("name", self.name),
+            Row("training", len(self.train_labels), "images"),
+            Row("test", len(self.test_labels), "images"),
+            Row("image", shape, "channels × height × width"),
+            Row("classes", self.classes),
+        ]
 
     @property
     def features(self) -> int:

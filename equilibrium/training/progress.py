@@ -1,14 +1,16 @@
-"""Progress bars: tqdm's on a terminal, silent everywhere else."""
+"""Progress bars: tqdm's on a terminal and in a notebook, silent everywhere else."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Any
 
 from contracting import checks
 
 
 def progress_bar(total: int, description: str, *, show: bool, place: int = 0, start: int = 0) -> Any:
-    """A tqdm bar on standard error, silent where that is no terminal or ``show`` is off.
+    """A tqdm bar on standard error or in a notebook, silent where there is neither or ``show`` is off.
 
     Args:
         total: number of updates.
@@ -22,11 +24,10 @@ def progress_bar(total: int, description: str, *, show: bool, place: int = 0, st
     """
     if not show:
         return _Silent()
-    tqdm = checks.extra("tqdm", "cli", "the progress bar").tqdm
-    return tqdm(
+    return _bars()(
         total=total,
         desc=description,
-        disable=None,
+        disable=False if _in_notebook() else None,  # None: where standard error is no terminal
         leave=False,
         dynamic_ncols=True,
         position=place,
@@ -37,10 +38,21 @@ def progress_bar(total: int, description: str, *, show: bool, place: int = 0, st
 def share_terminal(lock: Any) -> None:
     """Draw the bars of this process only while it holds ``lock``, which other processes share; nothing without tqdm."""
     try:
-        tqdm = checks.extra("tqdm", "cli", "the progress bar").tqdm
+        _bars().set_lock(lock)
     except ImportError:
         return
-    tqdm.set_lock(lock)
+
+
+def _bars() -> Any:
+    with warnings.catch_warnings():
+        # without ipywidgets a notebook has bars of text, which is no reason to warn
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        return checks.extra("tqdm.auto", "cli", "the progress bar").tqdm
+
+
+def _in_notebook() -> bool:
+    shell = sys.modules.get("IPython")  # it is there already if it runs this
+    return shell is not None and "IPKernelApp" in getattr(shell.get_ipython(), "config", {})
 
 
 class _Silent:

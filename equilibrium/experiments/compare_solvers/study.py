@@ -6,8 +6,9 @@ import copy
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from contracting import (
     checks,
     solve,
 )
+from contracting.display import Row, Tabular
 from contracting.solvers.catalogue import ROW_LIMITS
 from equilibrium import EquilibriumLayer
 from equilibrium.training.progress import progress_bar
@@ -126,8 +128,8 @@ class Curve:
     worst: tuple[float | None, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Comparison(Tabular):
     """Everything that ``compare`` measured, in types that JSON can say."""
 
     rows: int
@@ -140,6 +142,29 @@ class Comparison:
     solvers: tuple[SolverRecord, ...]
     measurements: tuple[Measurement, ...]
     curves: tuple[Curve, ...]
+
+    def shown(self) -> Sequence[Row]:
+        return [
+            Row("rows", self.rows, f"equilibria of {self.hidden_features} neurons, {self.activation}"),
+            Row("solvers", len(self.solvers), f"{sum(s.refused is not None for s in self.solvers)} of them refused"),
+            Row("tolerances", self.tolerances),
+            Row("reference", self.reference.error_bound, "certified relative distance to the true equilibria"),
+        ]
+
+    def _each(self) -> Iterator[dict[str, Any]]:
+        """Tightest tolerance first, and there the fastest solver that converged."""
+        for m in sorted(self.measurements, key=lambda m: (m.tolerance, not m.converged, m.seconds / m.rows)):
+            yield {
+                "solver": m.solver,
+                "family": self.solver(m.solver).family,
+                "tolerance": m.tolerance,
+                "converged": m.converged,
+                "steps": m.steps_max,
+                "maps": m.map_evals,
+                "ms_per_input": 1e3 * m.seconds / m.rows,
+                "residual": m.relative_residual,
+                "distance": m.distance,
+            }
 
     @property
     def tightest(self) -> float:
