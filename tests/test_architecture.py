@@ -46,7 +46,6 @@ contracting.solvers           methods: splittings, Newton, the default
 contracting.gradients         implicit, adjoint
 contracting.lure              Lur'e systems, read off modules
 contracting.certificates      certified rates
-contracting.certificates.lure certified rates and gains of Lur'e systems
 contracting.steady_states     f(s) = 0 for any field
 contracting.regions           what is proved inside a region
 contracting.modules           nn.Modules that contract by construction

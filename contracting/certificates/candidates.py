@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from contracting.certificates.checker import check, in_units
+from contracting.certificates.lure.checker import dissipated_rate
 from contracting.certificates.records import ANY_SLOPE, NO_SLOPE, Certificate, CertificateError
 from contracting.certificates.systems import (
     FiringRateSystem,
@@ -20,9 +21,11 @@ from contracting.certificates.systems import (
     SlopeSystem,
     System,
     vertices,
+    with_slopes,
 )
 from contracting.display import Displayed
 from contracting.errors import InputError
+from contracting.lure.system import LureSystem
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
 from contracting.types import Slopes
 
@@ -64,11 +67,10 @@ def certified(system: System, candidate: Candidate, *, method: str) -> Certifica
         CertificateError: if it accepts none.
     """
     slopes = candidate.slopes or system.slopes
-    rate = best_rate(system.with_slopes(slopes), candidate)
+    rate = best_rate(with_slopes(system, slopes), candidate)
     if isinstance(system, InclusionSystem | LinearSystem):
         slopes = ANY_SLOPE if isinstance(system, InclusionSystem) else NO_SLOPE
-    leak = 0.0 if isinstance(system, LinearSystem) else 1.0
-    scale = abs(rate) + system.speed * (leak + float(candidate.metric.operator_norm(system.W)))
+    scale = abs(rate) + _size(system, candidate.metric)
     for back_off in _BACK_OFF:
         certificate = Certificate(
             rate=rate - max(back_off * scale, _LEAST),
@@ -86,12 +88,22 @@ def certified(system: System, candidate: Candidate, *, method: str) -> Certifica
     raise CertificateError(f"{method}: {failure}")
 
 
+def _size(system: System, metric: Metric) -> float:
+    """Of what rates are made of, in the metric."""
+    if isinstance(system, LureSystem):
+        return float(metric.operator_norm(system.A))
+    leak = 0.0 if isinstance(system, LinearSystem) else 1.0
+    return system.speed * (leak + float(metric.operator_norm(system.W)))
+
+
 def best_rate(system: System, candidate: Candidate) -> float:
     """The largest rate that a candidate proves, up to rounding.
 
     Raises:
         InputError: for a system and metric that do not go together.
     """
+    if isinstance(system, LureSystem):
+        return _lure_rate(system, candidate)
     if system.speed != 1:
         return system.speed * best_rate(system.at_speed(1.0), candidate)
     system, metric, Q = in_units(system, candidate.metric, candidate.multiplier)
@@ -120,6 +132,13 @@ def best_rate(system: System, candidate: Candidate) -> float:
     half = torch.linalg.solve_triangular(root, gap, upper=False)
     whitened = torch.linalg.solve_triangular(root, half.mT, upper=False)
     return float(torch.linalg.eigvalsh((whitened + whitened.mT) / 2)[0]) / 2
+
+
+def _lure_rate(system: LureSystem, candidate: Candidate) -> float:
+    metric, multiplier = candidate.metric, candidate.multiplier
+    if isinstance(metric, WeightedL2 | FullP) and multiplier is not None:
+        return dissipated_rate(system, metric.matrix, multiplier)
+    raise InputError(f"no rate is known in {type(metric).__name__}")
 
 
 def _polyhedral_rate(system: SlopeSystem, metric: WeightedL1 | WeightedLinf) -> float:

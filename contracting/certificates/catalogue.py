@@ -12,6 +12,7 @@ from contracting.certificates.finders import (
     RateFinder,
 )
 from contracting.certificates.lmi import SectorInequality, VertexInequalities
+from contracting.certificates.lure.circle import CircleCriterion
 from contracting.errors import InputError
 from contracting.metrics import WeightedL1, WeightedLinf
 
@@ -27,6 +28,7 @@ FINDERS: list[RateFinder] = [
     SectorInequality(),
     ExplicitMetric(),
     VertexInequalities(),
+    CircleCriterion(),
 ]
 
 

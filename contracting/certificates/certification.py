@@ -14,11 +14,7 @@ from contracting.certificates.finders import RateFinder
 from contracting.certificates.lmi import VertexInequalities
 from contracting.certificates.records import PER_TIME, Certificate, CertificateError
 from contracting.certificates.search import golden_section
-from contracting.certificates.systems import (
-    InclusionSystem,
-    System,
-    system_of,
-)
+from contracting.certificates.systems import InclusionSystem, System, system_of, with_slopes
 from contracting.certificates.upper_bounds import UpperBound, upper_bound
 from contracting.display import Row, Tabular
 from contracting.errors import InputError, PreconditionError
@@ -29,7 +25,10 @@ from contracting.types import Slopes
 
 
 def certify(
-    flow: VectorField | System, method: RateFinder | None = None, *, slopes: Slopes | None = None
+    flow: VectorField | System,
+    method: RateFinder | None = None,
+    *,
+    slopes: Slopes | tuple[Tensor, Tensor] | None = None,
 ) -> Certificate:
     r"""A certified contraction rate of a flow, for every input, constant or not, and every state.
 
@@ -37,7 +36,8 @@ def certify(
         flow: a flow on a problem, such as ``layer.flow(FiringRate)``, or explicit matrices.
         method: how to look for the metric, such as ``ParabolaTest(optimise=25)``; None tries what is affordable for the
             size and keeps the largest rate, whatever its norm; ``Certificate.method`` says which it was.
-        slopes: interval of slopes to assume in place of the activation's own.
+        slopes: interval of slopes to assume in place of the activation's own; of a Lur'e system also (low, high), (m,)
+            each.
 
     Raises:
         InputError: if there is no certificate for such a flow.
@@ -46,7 +46,7 @@ def certify(
     """
     system = system_of(flow)
     if slopes is not None:
-        system = system.with_slopes(slopes)
+        system = with_slopes(system, slopes)
     if method is not None:
         if not isinstance(method, RateFinder):
             raise InputError(f"method must be a finder such as ParabolaTest(), got {method!r}")

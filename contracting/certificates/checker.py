@@ -15,6 +15,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.certificates.definite import UNIT, definite_margin, definite_margins, sizes
+from contracting.certificates.lure.checker import covered, dissipation_margin
 from contracting.certificates.records import Certificate, CertificateError
 from contracting.certificates.systems import (
     FiringRateSystem,
@@ -22,12 +23,15 @@ from contracting.certificates.systems import (
     LinearSystem,
     SlopeSystem,
     System,
+    WeightSystem,
     vertices,
 )
 from contracting.errors import InputError
+from contracting.lure.system import LureSystem
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
+from contracting.types import Slopes
 
-S = TypeVar("S", bound=System)
+S = TypeVar("S", bound=WeightSystem)
 
 LARGEST_BY_VERTICES = 14  # The largest n for a proof at all 2ⁿ vertices, each of which takes a factorisation.
 _ASSEMBLY = 12  # An entry of an inequality is rounded so often at most, beside the roundings of its inner products.
@@ -48,23 +52,41 @@ def check(certificate: Certificate, system: System) -> float:
     """
     if certificate.metric.size != system.size:
         raise CertificateError(f"the metric acts on {certificate.metric.size} entries, the flow on {system.size}")
+    if isinstance(system, LureSystem):
+        margin = _lure_margin(certificate, covered(certificate.slopes, system))
+        return _accepted(margin, certificate, system)
     if not isinstance(system, InclusionSystem | LinearSystem):
         low, high = certificate.slopes
+        if not isinstance(low, float) or not isinstance(high, float):
+            raise CertificateError("the certificate is about slopes of a Lur'e system, neuron by neuron")
         if not -1 <= low <= system.slopes[0] <= system.slopes[1] <= high <= 1:
             about = f"the {certificate.flow or 'given'} flow with {certificate.assumption}"
             raise CertificateError(f"the certificate is about {about}; the system, {system.name}, has {system.slopes}")
-        system = system.with_slopes(certificate.slopes)
+        system = system.with_slopes(Slopes(low, high))
     # a field a·f contracts in a norm at rate c iff f does at c/a; the quotient is rounded up, against the certificate
     rate = certificate.rate if system.speed == 1 else math.nextafter(certificate.rate / system.speed, math.inf)
     try:
         margin = _margin(*in_units(system.at_speed(1.0), certificate.metric, certificate.multiplier), rate)
     except InputError as error:
         raise CertificateError(f"not certified, or beyond the range of float64: {error}") from error
+    return _accepted(margin, certificate, system)
+
+
+def _accepted(margin: float, certificate: Certificate, system: System) -> float:
     if not margin > 0:
         raise CertificateError(
             f"not certified: rate {certificate.rate:.6g} for {system.name} in {type(certificate.metric).__name__}"
         )
     return margin
+
+
+def _lure_margin(certificate: Certificate, system: LureSystem) -> float:
+    if isinstance(certificate.metric, WeightedL1 | WeightedLinf):
+        raise CertificateError("soon")
+    P = _matrix_of(certificate.metric)
+    if certificate.multiplier is None:
+        raise CertificateError("soon")
+    return dissipation_margin(system, P, certificate.multiplier, certificate.rate)
 
 
 def in_units(system: S, metric: Metric, multiplier: Tensor | None) -> tuple[S, Metric, Tensor | None]:
@@ -84,7 +106,7 @@ def in_units(system: S, metric: Metric, multiplier: Tensor | None) -> tuple[S, M
     return replace(system, hint=None).rescaled(scale), metric.rescaled(scale), multiplier
 
 
-def _margin(system: System, metric: Metric, multiplier: Tensor | None, rate: float) -> float:
+def _margin(system: WeightSystem, metric: Metric, multiplier: Tensor | None, rate: float) -> float:
     if isinstance(system, InclusionSystem):
         if not isinstance(metric, WeightedL2):
             raise CertificateError(f"the inclusion is certified in WeightedL2 only, got {type(metric).__name__}")

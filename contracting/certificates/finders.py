@@ -19,7 +19,13 @@ from contracting.certificates.records import Certificate, CertificateError
 from contracting.certificates.riccati import hamiltonian_rate, lyapunov_metric, riccati_metric
 from contracting.certificates.search import golden_section
 from contracting.certificates.spectra import eigenvalues
-from contracting.certificates.systems import FiringRateSystem, InclusionSystem, LinearSystem, SlopeSystem, System
+from contracting.certificates.systems import (
+    FiringRateSystem,
+    InclusionSystem,
+    LinearSystem,
+    SlopeSystem,
+    System,
+)
 from contracting.certificates.views import slopes_view, view_of
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
@@ -62,10 +68,10 @@ class ExplicitMetric(RateFinder):
     name = "explicit metric"
 
     def applies(self, system: System) -> bool:
-        return super().applies(system) and system.slopes.low >= 0
+        return isinstance(system, SlopeSystem) and system.slopes.low >= 0
 
     def affordable(self, system: System) -> Self | None:
-        view = view_of(system)
+        view, _ = slopes_view(system)
         return replace(self, weights=view.own(view.guess)) if system.size <= _IN_PASSING else None
 
     def find(self, system: System) -> Candidate:
@@ -123,7 +129,8 @@ class ParabolaTest(RateFinder):
         if not self.optimise:
             return replace(self, tolerance=self.tolerance if system.size <= _IN_PASSING else 1e-4)
         gradients = next((count for size, count in _OPTIMISED if system.size <= size), 0)
-        return replace(self, optimise=min(gradients, self.optimise)) if gradients and system.slopes.low >= 0 else None
+        wanted = gradients and isinstance(system, SlopeSystem) and system.slopes.low >= 0
+        return replace(self, optimise=min(gradients, self.optimise)) if wanted else None
 
     def find(self, system: System) -> Candidate:
         view, seen = slopes_view(system)
@@ -210,7 +217,7 @@ class PolyhedralMetric(RateFinder):
     name = "Perron weights"
 
     def applies(self, system: System) -> bool:
-        return not isinstance(system, InclusionSystem)
+        return isinstance(system, SlopeSystem | LinearSystem)
 
     def find(self, system: System) -> Candidate:
         view = view_of(system) if isinstance(system, LinearSystem) else slopes_view(system)[0]
@@ -246,7 +253,7 @@ class GivenMetric(RateFinder):
         if isinstance(self.metric, FullP | WeightedL2) and not without and system.size > LARGEST_BY_VERTICES:
             limit = f"n ≤ {LARGEST_BY_VERTICES}, got {system.size}"
             raise PreconditionError(f"vertex enumeration needs {limit}; use ParabolaTest()")
-        return Candidate(metric=self.metric.to(system.W))
+        return Candidate(metric=self.metric.to(torch.zeros((), dtype=torch.float64)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -26,6 +26,19 @@ class CertificateError(ContractingError, ArithmeticError):
     """A certificate does not hold for the system it is said to be about, or rounding hides whether it does."""
 
 
+def assumption(slopes: Slopes | tuple[Tensor, Tensor]) -> str:
+    """What is assumed of the activation, in words."""
+    low, high = slopes
+    if isinstance(low, Tensor) and isinstance(high, Tensor):
+        if not low.numel():
+            return "no activation"
+        each = "" if bool((low == low[0]).all() & (high == high[0]).all()) else ", one interval for each neuron"
+        return f"slopes in [{float(low.min()):g}, {float(high.max()):g}]{each}"
+    if slopes == ANY_SLOPE:
+        return "any monotone activation, slopes in [0, 1]"
+    return "no activation" if slopes == NO_SLOPE else f"slopes in [{low:g}, {high:g}]"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Certificate(Displayed):
     r"""Contraction: any two trajectories under the *same* input q(t), constant or not, approach each other.
@@ -35,19 +48,19 @@ class Certificate(Displayed):
     Attributes:
         rate: c, per unit of the flow's time. A negative rate bounds how fast trajectories can separate.
         metric: the norm, float64 on the CPU.
-        slopes: the slopes [a, β] of the activation for which it holds.
+        slopes: the slopes [a, β] of the activation for which it holds, of a Lur'e system (low, high) of each neuron.
         method: how the metric was found.
         flow: the flow it is about, in words.
         margin: by how much the inequality that proves it holds, after the allowance for rounding; > 0. For a matrix
             inequality: its smallest eigenvalue when scaled to unit diagonal; for ℓ1 and ℓ∞: in units of the rate.
-        multiplier: diagonal Q > 0 of the sector inequality, (n,), or None where the proof needs none.
+        multiplier: diagonal Q > 0 of the sector inequality, one entry per neuron, or None where the proof needs none.
     """
 
     _units = {"rate": PER_TIME}
 
     rate: float
     metric: Metric
-    slopes: Slopes
+    slopes: Slopes | tuple[Tensor, Tensor]
     method: str
     flow: str
     margin: float
@@ -56,11 +69,7 @@ class Certificate(Displayed):
     @property
     def assumption(self) -> str:
         """What is assumed of the activation, in words."""
-        if self.slopes == ANY_SLOPE:
-            return "any monotone activation, slopes in [0, 1]"
-        if self.slopes == NO_SLOPE:
-            return "no activation"
-        return f"slopes in [{self.slopes[0]:g}, {self.slopes[1]:g}]"
+        return assumption(self.slopes)
 
     @property
     def contracting(self) -> bool:

@@ -58,20 +58,33 @@ def riccati_metric(M: Tensor, slopes: Slopes, rate: float) -> Tensor | None:
     Structure-preserving doubling (Chu, Fan, Lin 2005): quadratically convergent, matrix products only, O(n²) memory.
     """
     low, high = slopes
-    width, n = high - low, M.shape[0]
-    identity = torch.eye(n, dtype=M.dtype)
-    A = (low + high) * M - 2 * (1 - rate) * identity
-    H0 = width * (M.mT @ M)
-    shift = max(float(torch.linalg.matrix_norm(A)) / n**0.5, 1e-8)
-    shifted = A - shift * identity
+    identity = torch.eye(M.shape[0], dtype=M.dtype)
+    return riccati_inequality(
+        (low + high) * M - 2 * (1 - rate) * identity, (high - low) * identity, (high - low) * (M.mT @ M)
+    )
+
+
+def riccati_inequality(F: Tensor, G: Tensor, H0: Tensor) -> Tensor | None:
+    """A P ≻ 0 with FᵀP + PF + PGP + H ⪯ 0, the mean of the two extreme solutions of the equation, or None.
+
+    Args:
+        F: (n, n).
+        G: (n, n), positive definite, without which there may be no largest solution.
+        H0: H, (n, n), positive semidefinite.
+    """
+    n = F.shape[0]
+    identity = torch.eye(n, dtype=F.dtype)
+    shift = max(float(torch.linalg.matrix_norm(F)) / n**0.5, 1e-8)
+    shifted = F - shift * identity
     inverse, info = torch.linalg.inv_ex(shifted)
     if int(info):
         return None
-    coupled, info = torch.linalg.inv_ex(shifted.mT - width * (H0 @ inverse))
+    driven = inverse @ G
+    coupled, info = torch.linalg.inv_ex(shifted.mT - H0 @ driven)
     if int(info):
         return None
     E = identity + 2 * shift * coupled.mT
-    G = -2 * shift * width * (inverse @ coupled)
+    G = -2 * shift * (driven @ coupled)
     H = 2 * shift * (coupled @ H0 @ inverse)
     for _ in range(_MOST_DOUBLINGS):
         solved, info = torch.linalg.solve_ex(identity + G @ H, torch.cat([E, G @ E.mT], 1))

@@ -42,11 +42,16 @@ def eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors
 
 
-def abscissa_from_below(M: Tensor) -> float:
-    """A number that the largest real part of an eigenvalue is proved to reach, the rounding of all steps included."""
+def abscissa_from_below(M: Tensor, error: float = 0.0) -> float:
+    """A number that the largest real part of an eigenvalue is proved to reach, the rounding of all steps included.
+
+    Args:
+        M: (n, n).
+        error: by how much the norm of the matrix that is meant may differ.
+    """
     n, diagonal = M.shape[-1], M.diagonal()
-    mean = float(diagonal.mean()) - 2 * n * UNIT * float(diagonal.abs().mean())
-    values, radius = _enclosure(M, 0.0)
+    mean = float(diagonal.mean()) - 2 * n * UNIT * float(diagonal.abs().mean()) - error
+    values, radius = _enclosure(M, error)
     return max(mean, float(values.real.max()) - 2 * n * radius)
 
 

@@ -33,6 +33,7 @@ from contracting.flows.fields import LinearFlow, NeuralFlow, VectorField
 from contracting.flows.network import BoundFiringRate, BoundHopfield
 from contracting.flows.speed import ScaledFlow
 from contracting.flows.splitting import BoundForwardBackward, BoundPeacemanRachford
+from contracting.lure.system import LureSystem
 from contracting.metrics import WeightedL2
 from contracting.types import UNIT_SLOPES, Slopes, Step
 
@@ -52,16 +53,17 @@ def as_matrix(name: str, value: Tensor) -> Tensor:
     return matrix
 
 
-def vertices(slopes: Slopes, size: int) -> Iterator[Tensor]:
+def vertices(slopes: Slopes | tuple[Tensor, Tensor], size: int) -> Iterator[Tensor]:
     """All 2ⁿ vertices of the box of slopes, highest first, in blocks: (block, n)."""
-    corners = itertools.product(reversed(slopes), repeat=size)
+    low, high = (torch.as_tensor(end, dtype=torch.float64) for end in slopes)
+    corners = itertools.product((True, False), repeat=size)
     while block := list(itertools.islice(corners, _BLOCK)):
-        yield torch.tensor(block, dtype=torch.float64)
+        yield torch.where(torch.tensor(block, dtype=torch.bool).reshape(-1, size), high, low)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class System(Displayed):
-    """A flow given by explicit matrices: what the kinds of flows below have in common.
+class WeightSystem(Displayed):
+    """A flow given by one weight: what the kinds of flows below have in common.
 
     Attributes:
         W: weight, (n, n), float64 on the CPU after construction.
@@ -112,7 +114,7 @@ class System(Displayed):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class FiringRateSystem(System):
+class FiringRateSystem(WeightSystem):
     """Jacobians −I + DW with diagonal D, entries in ``slopes``, times the speed."""
 
     label: str = "firing rate"
@@ -123,7 +125,7 @@ class FiringRateSystem(System):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class HopfieldSystem(System):
+class HopfieldSystem(WeightSystem):
     """Jacobians −I + WD with diagonal D, entries in ``slopes``, times the speed."""
 
     label: str = "Hopfield"
@@ -141,20 +143,30 @@ class HopfieldSystem(System):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class InclusionSystem(System):
+class InclusionSystem(WeightSystem):
     """z' ∈ −(I − W)z + q − ∂f(z): the limit of the forward–backward flow as α → 0, with time measured in α."""
 
     label: str = "inclusion"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class LinearSystem(System):
+class LinearSystem(WeightSystem):
     """s' = As + b, with A in the place of ``W``: contracts in a norm at exactly −μ(A). Slopes mean nothing here."""
 
     label: str = "linear"
 
 
-SlopeSystem = FiringRateSystem | HopfieldSystem  # those with slopes, which a certificate is about
+SlopeSystem = FiringRateSystem | HopfieldSystem  # those with one slope for each entry of the state
+System = WeightSystem | LureSystem  # whatever a certificate can be about
+
+
+def with_slopes(system: System, slopes: Slopes | tuple[Tensor, Tensor]) -> System:
+    """The same system under another assumption on the slopes.
+
+    Raises:
+        InputError: if they are no interval, or one for each neuron and the system is no Lur'e system.
+    """
+    return system.with_slopes(slopes) if isinstance(system, LureSystem) else system.with_slopes(Slopes.checked(slopes))
 
 
 F = TypeVar("F", bound=VectorField)
@@ -177,6 +189,8 @@ def system_of(flow: VectorField | System) -> System:
         return flow
     if _is(flow, ScaledFlow):
         inner = system_of(flow.inner)
+        if isinstance(inner, LureSystem):
+            raise InputError("a Lur'e system has no other speed: multiply A, B and B2 by it")
         return inner.at_speed(inner.speed * flow.speed)
     if _is(flow, LinearFlow):
         return LinearSystem(W=flow.matrix)
@@ -250,9 +264,7 @@ def peaceman_rachford_system(
     return HopfieldSystem(W=2 * resolvent - identity, slopes=slopes, hint=hint, label=f"Peaceman–Rachford, {words}")
 
 
-def _splitting(
-    W: Tensor, step: Step, slopes: Slopes, hint: Tensor | None
-) -> tuple[Tensor, Slopes, Tensor | None, str]:
+def _splitting(W: Tensor, step: Step, slopes: Slopes, hint: Tensor | None) -> tuple[Tensor, Slopes, Tensor | None, str]:
     """αA, slopes of prox_{αf}, the metric in which the splitting lives, and the step in words.
 
     The metric is ΛD⁻¹ for a step D per neuron. The slopes are s/(α + (1 − α)s), increasing in s; their hull over the

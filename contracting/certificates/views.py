@@ -17,8 +17,16 @@ from contracting.certificates.candidates import Candidate
 from contracting.certificates.multipliers import perron_weights, scaled
 from contracting.certificates.numerical_range import reach, support
 from contracting.certificates.records import CertificateError
-from contracting.certificates.systems import FiringRateSystem, HopfieldSystem, InclusionSystem, LinearSystem, System
+from contracting.certificates.systems import (
+    FiringRateSystem,
+    HopfieldSystem,
+    InclusionSystem,
+    LinearSystem,
+    System,
+    WeightSystem,
+)
 from contracting.errors import InputError, PreconditionError
+from contracting.lure.system import LureSystem
 from contracting.metrics import Metric
 
 _COMPARED = 400  # Up to this n the starts are compared, at up to a dozen eigenvalue problems each.
@@ -34,7 +42,7 @@ class View:
         scale: t > 0, (n,).
     """
 
-    system: System
+    system: WeightSystem
     transposed: bool
     scale: Tensor
 
@@ -103,7 +111,7 @@ class View:
         return reach(M, tolerance=1e-3, most_cuts=12).lower
 
 
-def view_of(system: System) -> View:
+def view_of(system: WeightSystem) -> View:
     """The view of a system, made once."""
     view: View | None = system.__dict__.get("_view")
     if view is None:
@@ -122,6 +130,8 @@ def slopes_view(system: System) -> tuple[View, FiringRateSystem]:
     Raises:
         PreconditionError: for the inclusion, whose slopes are unbounded, and for linear flows, which have none.
     """
+    if isinstance(system, LureSystem):
+        raise PreconditionError("this certificate is about one weight; for a Lur'e system use CircleCriterion()")
     if isinstance(system, LinearSystem):
         raise PreconditionError("this certificate is about slopes; for a linear flow use LyapunovMetric()")
     if isinstance(system, InclusionSystem):

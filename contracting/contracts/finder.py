@@ -7,15 +7,24 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from contracting.certificates.candidates import Candidate, best_rate
 from contracting.certificates.checker import check
 from contracting.certificates.finders import RateFinder
 from contracting.certificates.records import Certificate
-from contracting.certificates.systems import FiringRateSystem, HopfieldSystem, InclusionSystem, LinearSystem, System
+from contracting.certificates.systems import (
+    FiringRateSystem,
+    HopfieldSystem,
+    InclusionSystem,
+    LinearSystem,
+    System,
+    with_slopes,
+)
 from contracting.certificates.upper_bounds import upper_bound
 from contracting.contracts.base import DOUBLE, draw, refused, require
 from contracting.errors import PreconditionError
+from contracting.lure.system import LureSystem
 from contracting.types import Slopes
 
 _SAMPLES = 200  # Jacobians at random slopes
@@ -53,7 +62,7 @@ class FinderContract(ABC):
             require(isinstance(proposal, Candidate), "find must return a Candidate")
             require(proposal.metric.size == system.size, "the metric must be one of the system's own coordinates")
             rate = self.finder().judge(system, proposal).rate
-            seen = best_rate(system if proposal.slopes is None else system.with_slopes(proposal.slopes), proposal)
+            seen = best_rate(with_slopes(system, proposal.slopes or system.slopes), proposal)
             best = seen - 1e-3 * (1 + abs(seen)) <= rate <= seen + 1e-9
             require(best, f"the certificate must be the candidate's best: {rate}, not {seen}")
 
@@ -64,9 +73,11 @@ class FinderContract(ABC):
             require(rate <= upper_bound(system, certificate.metric).rate, "no rate exceeds the bound in any norm")
             if isinstance(system, LinearSystem):
                 require(measure(system.W) <= -rate, "the rate exceeds −μ(A)")
-            if isinstance(system, FiringRateSystem | HopfieldSystem):
-                draws = torch.rand(_SAMPLES, system.size, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
-                jacobians = system.jacobians(system.slopes.low + system.slopes.width * draws)
+            if isinstance(system, FiringRateSystem | HopfieldSystem | LureSystem):
+                neurons = system.neurons if isinstance(system, LureSystem) else system.size
+                draws = torch.rand(_SAMPLES, neurons, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
+                low, high = system.slopes
+                jacobians = system.jacobians(low + (high - low) * draws)
                 require(measure(jacobians) <= -rate, "no Jacobian may be slower than certified")
 
     def test_the_coordinates_do_not_matter(self) -> None:
@@ -80,10 +91,11 @@ class FinderContract(ABC):
     def test_it_keeps_nothing(self) -> None:
         finder = self.finder()
         for system in self.systems():
-            before, settings = system.W.clone(), repr(finder)
+            before, settings = [matrix.clone() for matrix in _matrices(system)], repr(finder)
             rates = {of.certify(system).rate for of in (finder, finder, self.finder())}
             require(len(rates) == 1, "a finder must keep nothing from one call to the next")
-            require(torch.equal(system.W, before) and repr(finder) == settings, "nothing may be written to")
+            same = all(map(torch.equal, _matrices(system), before))
+            require(same and repr(finder) == settings, "nothing may be written to")
 
     def test_it_says_what_it_is_about(self) -> None:
         finder, W = self.finder(), 0.5 * torch.eye(3, dtype=DOUBLE)
@@ -94,3 +106,8 @@ class FinderContract(ABC):
                 require(isinstance(affordable, type(finder) | None), "affordable must keep the kind of finder")
             else:
                 refused(PreconditionError, partial(finder.find, system), "find must refuse what it does not apply to")
+
+
+def _matrices(system: System) -> list[Tensor]:
+    """What must stay as it is."""
+    return [value for value in vars(system).values() if isinstance(value, Tensor)]

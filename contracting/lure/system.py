@@ -122,12 +122,46 @@ class LureSystem(Displayed):
         """
         return self.D + self.C @ steady_gain(self.A, self.B)
 
+    def rescaled(self, states: Tensor, neurons: Tensor | None = None) -> Self:
+        """The same system in the coordinates s' = states∘s, v' = neurons∘v and w' = neurons∘w; slopes stay as they are.
+
+        Exact for powers of two.
+
+        Args:
+            states: > 0, (n,).
+            neurons: > 0, (m,); None leaves them as they are.
+        """
+        assert self.B2 is not None and self.D12 is not None and self.C2 is not None and self.D21 is not None
+        if neurons is None:
+            neurons = torch.ones(self.neurons, dtype=torch.float64)
+        rows, columns = states[:, None], neurons[:, None]
+        return replace(
+            self,
+            A=self.A * rows / states,
+            B=self.B * rows / neurons,
+            C=self.C * columns / states,
+            D=self.D * columns / neurons,
+            B2=self.B2 * rows,
+            D12=self.D12 * columns,
+            C2=self.C2 / states,
+            D21=self.D21 / neurons,
+            hint=None if self.hint is None else self.hint / neurons / neurons,
+        )
+
     def jacobians(self, slopes: Tensor) -> Tensor:
         """∂s'/∂s = A + BJ(I − DJ)⁻¹C at diagonal slopes J: (..., m) -> (..., n, n)."""
         loop = torch.eye(self.neurons, dtype=torch.float64) - self.D * slopes[..., None, :]
         return self.A + (self.B * slopes[..., None, :]) @ torch.linalg.solve(
             loop, self.C.expand(loop.shape[:-1] + (-1,))
         )
+
+    def slope_gradient(self, slopes: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """The derivative of leftᵀ(∂s'/∂s)right in each slope, real or complex: (m,), (n,), (n,) -> (m,)."""
+        loop = torch.eye(self.neurons, dtype=torch.float64) - self.D * slopes
+        into, out = torch.linalg.solve(loop, self.C), torch.linalg.solve(loop.mT, (self.B * slopes).mT)
+        # with X = (I − DJ)⁻¹: dF = B(I + JXD) dJ XC
+        left = left @ self.B.to(left.dtype) + (left @ out.mT.to(left.dtype)) @ self.D.to(left.dtype)
+        return left * (into.to(right.dtype) @ right)
 
 
 def steady_gain(A: Tensor, right: Tensor) -> Tensor:

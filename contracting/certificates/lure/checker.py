@@ -1,0 +1,172 @@
+r"""The one judge of every certificate of a Lur'e system: explicit matrices in, a margin out, in float64.
+
+A rate, a gain and passivity are one inequality. With V = ΔsᵀPΔs, rate c, multiplier λ > 0 and a quadratic supply rate
+q(u, y) it says for all (s, w, u) ≠ 0
+
+    2sᵀP(As + Bw + B₂u) + 2c sᵀPs + 2Σλᵢ(wᵢ − lᵢvᵢ)(hᵢvᵢ − wᵢ) − q(u, y) < 0,   v = Cs + Dw + D₁₂u,
+
+for differences of any two solutions, whose slopes make the sum ≥ 0. Hence dV/dt ≤ −2cV + q(Δu, Δy). The block of w
+alone makes the loop v = Cs + Dσ(v) well-posed, so that this too is proved.
+
+It is written in w' = w − K(Ṽ of s, w', u) with the middles K of the slopes and any computed Ṽ ≈ v, because narrow
+intervals of slopes would lose all digits in w. A congruence that makes it definite is regular, whatever Ṽ is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.certificates.definite import UNIT, definite_margin, sizes
+from contracting.certificates.enclosures import Enclosure, solved
+from contracting.certificates.records import CertificateError, assumption
+from contracting.errors import InputError
+from contracting.lure.system import LureSystem
+from contracting.types import Slopes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Supply:
+    """q(u, y) = output·|y|² + 2·cross·yᵀu + input·|u|²: what may flow into a system.
+
+    The gain γ is (−1/γ, 0, γ); passivity with indices ν of the input and ρ of the output is (−2ρ, 1, −2ν).
+    """
+
+    output: float
+    cross: float
+    input: float
+
+
+def middle(system: LureSystem) -> tuple[Tensor, Tensor]:
+    """Middles and half-widths of the intervals of slopes, the latter rounded up: (m,), (m,)."""
+    K = (system.low + system.high) / 2
+    return K, torch.maximum(system.high - K, K - system.low) * (1 + 4 * UNIT)
+
+
+def dissipation_margin(
+    system: LureSystem, P: Tensor | None, multiplier: Tensor, rate: float, supply: Supply | None = None
+) -> float:
+    """How much is left of the inequality after the allowance for rounding; it holds where that is > 0.
+
+    Args:
+        system: explicit matrices and slopes.
+        P: (n, n), or None without a state.
+        multiplier: λ, (m,).
+        rate: c.
+        supply: q, or None to leave out inputs and outputs.
+    """
+    if P is not None and not bool(torch.isfinite(P).all() & (P.diagonal() > 0).all()):
+        return -math.inf
+    if not bool((torch.isfinite(multiplier) & (multiplier > 0)).all()):
+        return -math.inf
+    P, inequality = dissipation(system, P, multiplier, rate, supply)
+    positive = definite_margin(P, UNIT * sizes(P)) if system.size else math.inf
+    return min(positive, definite_margin(inequality.value, inequality.radius)) if len(inequality.value) else positive
+
+
+def dissipation(
+    system: LureSystem, P: Tensor | None, multiplier: Tensor, rate: float, supply: Supply | None = None
+) -> tuple[Tensor, Enclosure]:
+    """P and minus the form above as a matrix of (s, w', u), in units in which P and λ are about 1, by powers of two.
+
+    Raises:
+        InputError: if P or the multiplier are of another size.
+    """
+    n, m = system.size, system.neurons
+    lam = checks.shape("multiplier", multiplier, (m,)).detach().to("cpu", torch.float64)
+    if P is None:
+        P = lam.new_zeros(0, 0)
+    P = checks.shape("metric", P, (n, n)).detach().to("cpu", torch.float64)
+    states, neurons = _power_of_two(P.diagonal().sqrt()), _power_of_two(lam.sqrt())
+    P, lam = (P + P.mT) / 2 / states[:, None] / states, lam / neurons.square()
+    system = system.rescaled(states, neurons)
+    assert system.B2 is not None and system.D12 is not None and system.C2 is not None
+    assert system.D21 is not None and system.D22 is not None
+    k = 0 if supply is None else system.D22.shape[1]
+    identity = torch.eye(n + m + k, dtype=torch.float64)
+    state, neuron, inputs = identity[:n], identity[n : n + m], identity[n + m :]
+    K, half = middle(system)
+
+    def row(of_state: Tensor, of_input: Tensor) -> Enclosure:
+        nothing = of_state.new_zeros(len(of_state), m)
+        return Enclosure.exact(torch.cat([of_state, nothing, of_input[:, :k]], 1))
+
+    pre = torch.cat([system.C, system.D, system.D12[:, :k]], 1)
+    guess, _ = torch.linalg.solve_ex(torch.eye(m, dtype=torch.float64) - system.D * K, pre)
+    w = Enclosure.exact(K[:, None] * torch.nan_to_num(guess) + neuron)
+    v = row(system.C, system.D12) + Enclosure.exact(system.D) @ w
+    deviation = w - v * K[:, None]  # w − Kv, which is w' up to rounding
+    field = row(system.A, system.B2) + Enclosure.exact(system.B) @ w
+    energy = Enclosure.exact(state.mT) @ (Enclosure.exact(P) @ field)
+    form = energy + energy.mT
+    form = form + Enclosure.exact(state.mT) @ (Enclosure.exact(2 * P) * rate) @ Enclosure.exact(state)
+    # λ(w − lv)(hv − w) = λ(half²v² − (w − Kv)²); the factor covers the roundings of λ·half²
+    form = form + v.mT @ (v * (2 * lam * half.square() * (1 + 4 * UNIT))[:, None])
+    form = form - deviation.mT @ (deviation * (2 * lam)[:, None])
+    if supply is not None:
+        y = row(system.C2, system.D22) + Enclosure.exact(system.D21) @ w
+        u = Enclosure.exact(inputs)
+        cross = y.mT @ (u * supply.cross) if supply.cross else None
+        form = form - y.mT @ (y * supply.output) - u.mT @ (u * supply.input)
+        if cross is not None:
+            form = form - cross - cross.mT
+    return P, -form
+
+
+def dissipated_rate(system: LureSystem, P: Tensor, multiplier: Tensor) -> float:
+    """The largest rate for which P and λ fulfil the inequality, up to rounding; −∞ if there is none."""
+    n = system.size
+    P, inequality = dissipation(system, P, multiplier, 0.0)
+    whole = (inequality.value + inequality.value.mT) / 2
+    root, info = torch.linalg.cholesky_ex(whole[n:, n:])
+    if int(info):
+        return -math.inf
+    half = torch.linalg.solve_triangular(root, whole[n:, :n], upper=False)
+    gap, root = whole[:n, :n] - half.mT @ half, torch.linalg.cholesky(P)
+    half = torch.linalg.solve_triangular(root, gap, upper=False)
+    whitened = torch.linalg.solve_triangular(root, half.mT, upper=False)
+    if not bool(torch.isfinite(whitened).all()):
+        return -math.inf
+    return float(torch.linalg.eigvalsh((whitened + whitened.mT) / 2)[0]) / 2
+
+
+def jacobians_enclosed(system: LureSystem, slopes: Tensor) -> Enclosure | None:
+    """A + BJ(I − DJ)⁻¹C at diagonal slopes J, or None where I − DJ may be singular: (batch, m) -> (batch, n, n)."""
+    loop = Enclosure.exact(torch.eye(system.neurons, dtype=torch.float64))
+    loop = loop - Enclosure.exact(system.D) * slopes[..., None, :]
+    pre = solved(loop, system.C.expand(*slopes.shape[:-1], -1, -1))
+    return None if pre is None else Enclosure.exact(system.A) + Enclosure.exact(system.B) * slopes[..., None, :] @ pre
+
+
+def jacobian_error(system: LureSystem, slopes: Tensor) -> float:
+    """By how much the norm of a Jacobian as it is computed may differ from the true one: (m,) -> a number."""
+    found = jacobians_enclosed(system, slopes)
+    if found is None:
+        return math.inf
+    return float(torch.linalg.matrix_norm(found.radius + (found.value - system.jacobians(slopes)).abs()))
+
+
+def _power_of_two(values: Tensor) -> Tensor:
+    return torch.ldexp(torch.ones_like(values), torch.frexp(values)[1] - 1)
+
+
+def covered(slopes: Slopes | tuple[Tensor, Tensor], system: LureSystem) -> LureSystem:
+    """The system with the slopes that a certificate speaks of, which must contain the system's own.
+
+    Raises:
+        CertificateError: if they do not.
+    """
+    try:
+        claimed = system.with_slopes(slopes)
+    except InputError as error:
+        raise CertificateError(f"the certificate is about other neurons: {error}") from error
+    if not bool(((claimed.low <= system.low) & (system.high <= claimed.high)).all()):
+        raise CertificateError(
+            f"the certificate is about {assumption(slopes)}; the system, {system.name}, has "
+            f"{assumption((system.low, system.high))}"
+        )
+    return claimed

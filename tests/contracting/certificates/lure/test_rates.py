@@ -1,0 +1,100 @@
+"""Rates of Lur'e systems: special cases, exactness for a multiplier, coordinates, and what the checker refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from contracting.certificates import (
+    CertificateError,
+    CircleCriterion,
+    FiringRateSystem,
+    HopfieldSystem,
+    ParabolaTest,
+    certify,
+    check,
+    report,
+)
+from contracting.errors import InputError, PreconditionError
+from contracting.lure.system import LureSystem
+from contracting.metrics import FullP
+from tests.contracting.certificates.instances import gaussian
+from tests.contracting.certificates.lure.lure_instances import corners, firing_rate, hopfield, random_system
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_firing_rate_and_hopfield_flows_have_the_rate_of_the_parabola_test(seed: int) -> None:
+    W = gaussian(3 + seed % 3, seed, size=1.5)
+    Q = torch.rand(len(W), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.5
+    circle, parabola = CircleCriterion(multiplier=Q), ParabolaTest(multiplier=Q)
+    for lure, system in ((firing_rate(W), FiringRateSystem(W=W)), (hopfield(W), HopfieldSystem(W=W))):
+        assert abs(circle.certify(lure).rate - parabola.certify(system).rate) < 1e-6
+
+
+@pytest.mark.parametrize("intervals", ["unit", "random", "points"])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_slopes_are_faster_than_certified(seed: int, intervals: str) -> None:
+    system = random_system(seed, intervals=intervals)
+    certificate = certify(system)
+    measure = float(certificate.metric.matrix_measure(system.jacobians(corners(system))).max())
+    assert certificate.rate <= -measure + 1e-9 and check(certificate, system) == certificate.margin > 0
+    assert certificate.rate <= report(system).bound.rate
+
+
+def test_a_single_slope_is_a_linear_flow_with_its_exact_rate() -> None:
+    system = random_system(1, intervals="points")
+    abscissa = float(torch.linalg.eigvals(system.jacobians(system.low)).real.max())
+    assert abs(CircleCriterion(multiplier=1e3 * torch.ones(4).double()).certify(system).rate + abscissa) < 1e-4
+
+
+def test_the_coordinates_do_not_matter() -> None:
+    system = random_system(2, intervals="random")
+    rate = certify(system).rate
+    states, neurons = torch.tensor([1e-6, 1.0, 1e6]).double(), torch.tensor([1e5, 1e-5, 1.0, 10.0]).double()
+    assert abs(certify(system.rescaled(states, neurons)).rate - rate) < 1e-6 * abs(rate)
+
+
+def test_what_is_spoilt_is_refused() -> None:
+    system = random_system(0, intervals="random")
+    good = CircleCriterion().certify(system)
+    assert isinstance(good.metric, FullP) and good.multiplier is not None
+    P = good.metric.matrix
+    spoilt = [
+        replace(good, rate=good.rate + 1e-5),
+        replace(good, metric=FullP(1.3 * P)),
+        replace(good, metric=FullP(P + 0.1 * float(P.diagonal().max()) * torch.eye(3).double())),
+        replace(good, multiplier=good.multiplier * torch.tensor([2.0, 0.5, 1.0, 1.0])),
+        replace(good, multiplier=-good.multiplier),
+        replace(good, multiplier=None),
+        replace(good, slopes=(system.low - 0.05, system.high)),
+    ]
+    for certificate in spoilt:
+        with pytest.raises(CertificateError):
+            check(certificate, system)
+    # made for smaller slopes, used on larger ones: refused both as it stands and when its slopes are forged
+    smaller = system.with_slopes((0.95 * system.low, 0.95 * system.high))
+    made = CircleCriterion().certify(smaller)
+    for certificate in (made, replace(made, slopes=(system.low, system.high))):
+        with pytest.raises(CertificateError):
+            check(certificate, system)
+    for changed in (replace(system, A=system.A + 0.05 * torch.eye(3).double()), replace(system, B=1.05 * system.B)):
+        with pytest.raises(CertificateError):
+            check(good, changed)
+
+
+def test_what_has_no_certificate_is_refused_by_a_sentence() -> None:
+    system = random_system(0)
+    with pytest.raises(CertificateError, match="D"):
+        certify(replace(system, D=3 * torch.eye(4).double()))
+    ill_posed = replace(system, D=torch.eye(4).double(), slopes=(torch.ones(4).double(), torch.ones(4).double()))
+    with pytest.raises((CertificateError, PreconditionError), match="D"):
+        certify(ill_posed)
+    with pytest.raises(InputError, match="multiplier"):
+        CircleCriterion(multiplier=torch.ones(3)).certify(system)
+    with pytest.raises(PreconditionError, match="CircleCriterion"):
+        ParabolaTest().certify(system)
+    nothing = torch.zeros(0, 0).double()
+    with pytest.raises(PreconditionError, match="state"):
+        CircleCriterion().certify(LureSystem(A=nothing, B=torch.zeros(0, 4).double(), C=torch.zeros(4, 0), D=system.D))
