@@ -19,7 +19,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Self, TypeGuard, TypeVar
+from typing import Any, Self, TypeGuard, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -179,6 +179,14 @@ def _is(flow: Any, kind: type[F]) -> TypeGuard[F]:
     )
 
 
+@overload
+def system_of(flow: BoundFlow) -> WeightSystem: ...
+
+
+@overload
+def system_of(flow: VectorField | System) -> System: ...
+
+
 def system_of(flow: VectorField | System) -> System:
     """The explicit matrices of a flow; a system is returned as it is.
 
@@ -189,8 +197,6 @@ def system_of(flow: VectorField | System) -> System:
         return flow
     if _is(flow, ScaledFlow):
         inner = system_of(flow.inner)
-        if isinstance(inner, LureSystem):
-            raise InputError("a Lur'e system has no other speed: multiply A, B and B2 by it")
         return inner.at_speed(inner.speed * flow.speed)
     if _is(flow, LinearFlow):
         return LinearSystem(W=flow.matrix)
