@@ -21,6 +21,7 @@ from contracting.activations.catalogue import (
 )
 from contracting.activations.clamped import Clamped
 from contracting.activations.names import activation_named, as_activation, register_activation
+from contracting.activations.sheared import Sheared
 from contracting.certificates import (
     Candidate,
     Certificate,
@@ -61,6 +62,8 @@ from contracting.loop.method import Family, Iteration, Method, State
 from contracting.loop.records import Solution, SolveError, Stop, Trace
 from contracting.loop.run import solve
 from contracting.lure.flow import LureFlow
+from contracting.lure.operations import register_reader
+from contracting.lure.reading import lure_of
 from contracting.lure.system import LureSystem
 from contracting.maps.base import LinearMap
 from contracting.maps.convolution import CircularConvolution
@@ -105,11 +108,12 @@ __all__ = [
     "InputFlow", "Iteration", "LeakyReLU", "LinearFlow", "LinearMap", "LureFlow", "LureSystem", "Method", "Metric",
     "MissingExtraError", "NeuralFlow", "NewtonKrylov", "PeacemanRachford", "PeacemanRachfordFlow", "PiecewiseLinear",
     "PreconditionError", "PseudoTransient", "RK4", "RateFinder", "ReLU", "ReLU6", "Report", "RungeKuttaChebyshev",
-    "SampledRate", "SemismoothNewton", "Sigmoid", "Slope", "Slopes", "Softplus", "Softshrink", "Softsign", "Solution",
-    "SolveError", "State", "Status", "Stop", "Tanh", "TimeScaledForwardBackward", "TorchDiffEq", "TorchDiffEqAdjoint",
-    "Trace", "Tracking", "Trajectory", "TrajectoryPair", "Tseng", "Unrolled", "UpperBound", "VectorField", "WeightedL1",
-    "WeightedL2", "WeightedLinf", "Wellposedness", "activation_named", "as_activation", "carry_ball", "certify",
-    "check", "decay_rate", "default_solvers", "distance", "find_metric", "fit_metric", "fit_metric_by_inequalities",
-    "fixed_input_convergence", "register_activation", "register_finder", "register_solver", "report", "sampled_rate",
-    "sampled_rate_along", "simulate", "simulate_pairs", "solve", "track", "tracking_bound", "worst_point",
+    "SampledRate", "SemismoothNewton", "Sheared", "Sigmoid", "Slope", "Slopes", "Softplus", "Softshrink", "Softsign",
+    "Solution", "SolveError", "State", "Status", "Stop", "Tanh", "TimeScaledForwardBackward", "TorchDiffEq",
+    "TorchDiffEqAdjoint", "Trace", "Tracking", "Trajectory", "TrajectoryPair", "Tseng", "Unrolled", "UpperBound",
+    "VectorField", "WeightedL1", "WeightedL2", "WeightedLinf", "Wellposedness", "activation_named", "as_activation",
+    "carry_ball", "certify", "check", "decay_rate", "default_solvers", "distance", "find_metric", "fit_metric",
+    "fit_metric_by_inequalities", "fixed_input_convergence", "lure_of", "register_activation", "register_finder",
+    "register_reader", "register_solver", "report", "sampled_rate", "sampled_rate_along", "simulate", "simulate_pairs",
+    "solve", "track", "tracking_bound", "worst_point",
 ]  # fmt: skip

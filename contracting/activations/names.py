@@ -14,14 +14,15 @@ from contracting.activations.catalogue import ADMISSIBLE, ELU, HardTanh, LeakyRe
 from contracting.errors import InputError
 
 _NAMED = {type(activation).__name__.lower(): activation for activation in ADMISSIBLE}
-# Torch activations that no f has as prox, by the extremes of their slope, and admissible ones that have no class here.
-_INADMISSIBLE = {
+# Torch activations that no f has as prox, by the extremes of their slope, rounded outward to four digits.
+INADMISSIBLE = {
     "gelu": (-0.129, 1.129),
-    "silu": (-0.0998, 1.0998),
-    "mish": (-0.113, 1.088),
+    "silu": (-0.0999, 1.0999),
+    "mish": (-0.1126, 1.0885),
     "hardswish": (-0.5, 1.5),
-    "selu": (0.0, 1.758),
+    "selu": (0.0, 1.7581),
 }
+# Admissible ones that have no class here.
 _UNAVAILABLE = ("celu", "logsigmoid", "tanhshrink")
 
 
@@ -50,8 +51,8 @@ def activation_named(name: str) -> Activation:
         InputError: if the name is unknown or means no proximal operator; the message gives the mathematical reason.
     """
     key = name.lower().replace("_", "").replace("-", "")
-    if key in _INADMISSIBLE:
-        low, high = _INADMISSIBLE[key]
+    if key in INADMISSIBLE:
+        low, high = INADMISSIBLE[key]
         reason = f"monotone: its slope falls to {low:g}" if low < 0 else f"nonexpansive: its slope reaches {high:g}"
         raise InputError(f"{name} is not {reason}, so it is no proximal operator; use ReLU, Softplus or Tanh")
     if key not in _NAMED:
@@ -69,7 +70,7 @@ def register_activation(activation: Activation) -> Activation:
         InputError: if it is no Activation, or its name is taken.
     """
     name = type(activation).__name__.lower()
-    if not isinstance(activation, Activation) or name in {*_NAMED, *_INADMISSIBLE}:
+    if not isinstance(activation, Activation) or name in {*_NAMED, *INADMISSIBLE}:
         raise InputError(f"activation must be an Activation of a new name, got {activation!r}")
     _NAMED[name] = activation
     return activation

@@ -15,6 +15,7 @@ from contracting.activations.blockwise import Blockwise, joined
 from contracting.activations.catalogue import ADMISSIBLE, ELU, HardTanh, LeakyReLU, ReLU, Slope, Softplus, Tanh
 from contracting.activations.clamped import Clamped
 from contracting.activations.names import activation_named, as_activation, register_activation
+from contracting.activations.sheared import _FUNCTIONS, Sheared
 from contracting.contracts import ActivationContract
 from contracting.errors import InputError
 from contracting.types import Slopes, Step
@@ -62,6 +63,7 @@ EVERY = (
     *ADMISSIBLE, LeakyReLU(negative_slope=0.3), Softplus(beta=4.0), ELU(alpha=0.3), Half(), OWN,
     Slope(slopes=torch.tensor([0.0, 0.2, 0.7, 1.0], dtype=torch.float64)),
     Clamped(inner=Tanh(), free=torch.tensor([True, False, True, True])),
+    *(Sheared(function=name) for name in _FUNCTIONS),
     Blockwise(parts=(Tanh(), ReLU()), sizes=(1, 3)), Blockwise(parts=(HardTanh(), ReLU()), sizes=(2, 2)),
 )  # fmt: skip
 for _number, _activation in enumerate(EVERY):

@@ -597,7 +597,7 @@ def test_inadmissible_activations_are_refused_for_a_true_reason(module: nn.Modul
         low, high = slope_range(module)
         assert low < 0 if found[1] == "monotone" else high > 1
         assert float(found[2]) == pytest.approx(low if found[1] == "monotone" else high, rel=5e-3)
-    assert names._INADMISSIBLE[name.lower()] == pytest.approx((low, high), rel=5e-3, abs=1e-4)
+    assert names.INADMISSIBLE[name.lower()] == pytest.approx((low, high), rel=5e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("module", [nn.CELU(0.5), nn.LogSigmoid(), nn.Tanhshrink()], ids=label)
