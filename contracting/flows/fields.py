@@ -161,7 +161,7 @@ class NeuralFlow(VectorField):
         self.module, self.time_dtype = module, time_dtype
 
     def __call__(self, t: Time, state: Tensor) -> Tensor:
-        moment = _rounded_down(t, self.time_dtype or state.dtype, state.device)
+        moment = rounded_down(t, self.time_dtype or state.dtype, state.device)
         return _checked(self.module(moment, state), state)
 
     def shown(self) -> Sequence[Row]:
@@ -180,7 +180,7 @@ def _takes_two(module: Callable[..., Any]) -> bool:
     return True
 
 
-def _rounded_down(t: Time, dtype: torch.dtype, device: torch.device) -> Tensor:
+def rounded_down(t: Time, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A time in another dtype, not later than it was: what jumps at t is not seen before t."""
     if not isinstance(t, Tensor):
         return torch.tensor(t, dtype=dtype, device=device)
