@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.certificates.fitting import Family, fitted_metric
 from contracting.certificates.lmi import common_metric
 from contracting.certificates.records import PER_TIME
 from contracting.display import Displayed
@@ -20,8 +21,6 @@ from contracting.flows.fields import VectorField
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
 from contracting.simulation.trajectories import Trajectory, checked_states
 from contracting.types import Time
-
-Family = type[FullP] | type[WeightedL2] | type[WeightedL1] | type[WeightedLinf]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -154,7 +153,6 @@ def worst_point(
     return _record(best, best_point, metric, [t] * len(start), "gradient ascent")
 
 
-@torch.inference_mode(False)  # the training needs a graph
 def fit_metric(
     flow: VectorField,
     points: Tensor,
@@ -187,37 +185,7 @@ def fit_metric(
     checks.whole_number("steps", steps)
     checks.positive_number("learning_rate", learning_rate)
     jacobians = _jacobians(flow, points, t)
-    n = jacobians.shape[-1]
-    logs = torch.zeros(n, dtype=torch.float64, requires_grad=True)
-    lower = torch.zeros(n, n, dtype=torch.float64, requires_grad=family is FullP)
-    optimiser = torch.optim.Adam([logs, lower] if family is FullP else [logs], lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-
-    def make() -> Metric:
-        if family is not FullP:
-            return family(logs.exp())
-        factor = torch.tril(lower, -1) + torch.diag(logs.exp())
-        P = factor @ factor.mT
-        return FullP((P + P.mT) / 2)
-
-    with torch.no_grad():
-        best, found = float("inf"), make()
-    for step in range(steps + 1):
-        with torch.enable_grad():
-            metric = make()
-            measures = metric.matrix_measure(jacobians)
-            worst = float(measures.detach().amax())
-            if worst < best:
-                best, found = worst, family(*(tensor.detach() for tensor in metric.tensors()))
-            if step == steps:
-                break
-            # a smooth maximum, within temperature·log(samples) of the real one
-            spread = float(measures.detach().amax() - measures.detach().amin())
-            temperature = max(1e-3, 0.1 * (1 - step / steps)) * max(spread, 1e-3)
-            optimiser.zero_grad()
-            (temperature * torch.logsumexp(measures / temperature, 0)).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
+    found = fitted_metric(jacobians, family=family, steps=steps, learning_rate=learning_rate)
     return _record(found.matrix_measure(jacobians), points, found, [t] * len(points), "metric trained on the samples")
 
 

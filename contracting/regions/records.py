@@ -1,0 +1,107 @@
+"""What was proved of a region, as a record that says it in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from contracting.metrics import Metric
+from contracting.regions.sets import Ball, Region
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RegionCertificate:
+    r"""Contraction inside a region: ‖s₁(t) − s₂(t)‖ ≤ e^{−ct}‖s₁(0) − s₂(0)‖ as long as both trajectories stay inside.
+
+    Inside ``invariant``, if there is one, they stay for ever and come to the one equilibrium.
+
+    Attributes:
+        rate: c, proved. A negative rate bounds how fast trajectories can separate; −∞ says nothing.
+        metric: the norm, float64 on the CPU.
+        region: over which the rate is proved. It is convex.
+        invariant: a part of the region that no trajectory leaves, or all of it; None where nothing is proved.
+        equilibrium: a ball that holds exactly one steady state of the flow, and every trajectory from ``invariant``
+            comes to it; None where nothing is proved, and for a field that depends on time, whose trajectories from
+            ``invariant`` stay there and come together.
+        sampled: the rate at the worst point that was looked at: no larger rate is true.
+        method: how it was proved.
+        flow: the field in words.
+        boxes: how many boxes were bounded.
+        complete: whether ``rate`` is as close to ``sampled`` as was asked; if not, the budget was spent before.
+        times: the interval of time for which it is proved; None for all times, of a field without time.
+    """
+
+    rate: float
+    metric: Metric
+    region: Region
+    invariant: Region | None
+    equilibrium: Ball | None
+    sampled: float
+    method: str
+    flow: str
+    boxes: int
+    complete: bool
+    times: tuple[float, float] | None = None
+
+    @property
+    def contracting(self) -> bool:
+        """Whether the rate is positive."""
+        return self.rate > 0
+
+    @property
+    def gap(self) -> float:
+        """sampled − rate: how much of the rate is unknown."""
+        return self.sampled - self.rate
+
+    @property
+    def claim(self) -> str:
+        """What was proved of trajectories, in words."""
+        during = "" if self.times is None else f" during t = {self.times[0]:g} … {self.times[1]:g}"
+        if self.invariant is None:
+            return f"as long as both trajectories stay inside{during}"
+        where = "the region" if self.invariant is self.region else str(self.invariant)
+        if self.equilibrium is None:
+            return f"no trajectory leaves {where}{during}"
+        return f"every trajectory from {where} converges to the equilibrium in it"
+
+    def __str__(self) -> str:
+        kept = "" if self.complete else f"; budget of {self.boxes} boxes spent, sampled rate {self.sampled:.6g}"
+        return (
+            f"{self.flow}: contracts at rate ≥ {self.rate:.6g} in {type(self.metric).__name__} over {self.region}, "
+            f"{self.claim} ({self.method}{kept})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LargestBall:
+    """The largest ball that could be proved, and how much larger it might be.
+
+    Attributes:
+        certificate: of the ball.
+        radius: of the ball, in its metric.
+        broken: the smallest radius at which a point was seen where the field does not contract at the rate asked for in
+            this metric; no ball that large can be proved. It is the radius searched where none was seen.
+        at: that point, (n,); None where none was seen.
+    """
+
+    certificate: RegionCertificate
+    radius: float
+    broken: float
+    at: Tensor | None
+
+    @property
+    def ball(self) -> Ball:
+        """The ball."""
+        region = self.certificate.region
+        assert isinstance(region, Ball)
+        return region
+
+    @property
+    def share(self) -> float:
+        """radius/broken: 1 where nothing is unknown."""
+        return self.radius / self.broken
+
+    def __str__(self) -> str:
+        seen = "no point that does not contract was seen" if self.at is None else "a point does not contract"
+        return f"{self.certificate}; {seen} up to radius {self.broken:.6g} ({self.share:.1%})"
