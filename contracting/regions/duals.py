@@ -1,4 +1,4 @@
-r"""Values with their derivatives over boxes: one rule for each operation of torch that a field may be made of.
+r"""Values with their derivatives over boxes: what the operations that a field is made of do to both.
 
 A ``Dual`` holds an interval for a tensor and, for each coordinate of the state, one for its derivative by that
 coordinate. The derivative is taken by the chain rule here, so that the range of σ′ is that of the function σ′ and
@@ -23,10 +23,7 @@ from contracting.regions.functions import (
     FUNCTIONS,
     ScalarFunction,
     clamp,
-    elu,
-    leaky_relu,
     real_power,
-    softplus,
     whole_power,
 )
 from contracting.regions.intervals import Interval
@@ -362,70 +359,3 @@ def _zipped(lo: Any, hi: Any, slope_lo: Any, slope_hi: Any) -> Any:
         slopes = [(None, None)] * count if slope_lo is None else list(zip(slope_lo, slope_hi, strict=True))
         return tuple(_zipped(a, b, *s) for a, b, s in zip(lo, hi, slopes, strict=True))
     return Dual(Interval(lo, hi), None if slope_lo is None else Interval(slope_lo, slope_hi))
-
-
-def _scalar(name: str) -> Rule:
-    return lambda a: apply(FUNCTIONS[name], a)
-
-
-_STRUCTURAL = (
-    "_reshape_alias _unsafe_view alias as_strided as_strided_scatter broadcast_in_dim cat clone collapse_view "
-    "constant_pad_nd contiguous detach diag_embed diagonal diagonal_scatter expand flip gather index index_select "
-    "lift_fresh lift_fresh_copy movedim narrow permute repeat reshape roll select select_scatter slice "
-    "slice_scatter split split_with_sizes squeeze stack t transpose tril triu unbind unflatten unfold unsqueeze "
-    "view"
-).split()
-
-RULES: dict[str, Rule] = {
-    **{name: _scalar(name) for name in FUNCTIONS},
-    "_to_copy": convert,
-    "add": add,
-    "addmm": add_matmul,
-    "amax": largest,
-    "amin": smallest,
-    "baddbmm": add_matmul,
-    "bitwise_and": lambda a, b: Truth(a.surely & b.surely, a.perhaps & b.perhaps),
-    "bitwise_not": opposite,
-    "bitwise_or": lambda a, b: Truth(a.surely | b.surely, a.perhaps | b.perhaps),
-    "bmm": matmul,
-    "ceil": step(torch.ceil),
-    "clamp": clamped,
-    "clamp_max": lambda a, high: clamped(a, None, high),
-    "clamp_min": lambda a, low: clamped(a, low, None),
-    "convert_element_type": lambda a, dtype: convert(a, dtype=dtype),
-    "copy": overwritten,
-    "div": divide,
-    "dot": inner,
-    "elu": lambda a, alpha=1.0, scale=1.0, input_scale=1.0: apply(elu(alpha, scale, input_scale), a),
-    "eq": equal,
-    "floor": step(torch.floor),
-    "ge": at_least,
-    "gt": greater,
-    "hardtanh": lambda a, low=-1.0, high=1.0: clamped(a, low, high),
-    "le": lambda a, b: at_least(b, a),
-    "leaky_relu": lambda a, slope=0.01: apply(leaky_relu(slope), a),
-    "logical_and": lambda a, b: Truth(a.surely & b.surely, a.perhaps & b.perhaps),
-    "logical_not": opposite,
-    "logical_or": lambda a, b: Truth(a.surely | b.surely, a.perhaps | b.perhaps),
-    "lt": lambda a, b: greater(b, a),
-    "maximum": larger,
-    "mean": mean,
-    "minimum": smaller,
-    "mm": matmul,
-    "mul": multiply,
-    "mv": matrix_vector,
-    "ne": lambda a, b: opposite(equal(a, b)),
-    "pow": power,
-    "round": step(torch.round),
-    "rsub": lambda a, b, alpha=1: subtract(b, a, alpha=alpha),
-    "sgn": step(torch.sign),
-    "sign": step(torch.sign),
-    "softplus": lambda a, beta=1.0, threshold=20.0: apply(softplus(beta, threshold), a),
-    "sub": subtract,
-    "sum": total,
-    "trunc": step(torch.trunc),
-    "var": variance,
-    "where": select,
-}
-"""By the name of the operation in ATen, without its overload."""
-RULES |= {name: structural for name in _STRUCTURAL}

@@ -19,8 +19,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from contracting.errors import ContractingError, InputError
-from contracting.regions.duals import RULES, Dual, Truth, known, structural
+from contracting.regions.duals import Dual, Truth, known, structural
 from contracting.regions.intervals import Interval, exactly
+from contracting.regions.rules import RULES
 
 _ROWS = (16, 1024)  # A list is traced for so many boxes: few waste no time on one box, many cost no time per operation.
 _MOST_ENTRIES = 2**18  # Of n coordinates and so many boxes, at most so many derivatives of one number at a time.
@@ -189,7 +190,7 @@ def _unknown(name: str) -> InputError:
     return InputError(
         f"the operation {name!r} in f(t, s) has no inclusion function, so nothing can be proved over a region; write "
         "the field with sums, products, quotients, powers, exp, log, sin, cos, tanh and the like, or give the "
-        "operation a rule: contracting.regions.duals.RULES[name]"
+        "operation a rule: contracting.regions.rules.RULES[name]"
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from contracting import InputError
-from contracting.regions import duals, functions
+from contracting.regions import duals, functions, rules
 from contracting.regions import intervals as iv
 from contracting.regions.functions import FUNCTIONS, ScalarFunction
 from contracting.regions.intervals import Interval
@@ -273,6 +273,6 @@ def test_what_has_no_inclusion_is_refused_by_name() -> None:
 
 def test_a_rule_of_ones_own_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     rule = ScalarFunction(value=functions.rising(torch.digamma), derivative=lambda x, y: iv.everything(x.lo))
-    monkeypatch.setitem(duals.RULES, "digamma", lambda a: duals.apply(rule, a))
+    monkeypatch.setitem(rules.RULES, "digamma", lambda a: duals.apply(rule, a))
     found = Inclusion(lambda t, s: torch.digamma(s + 1), torch.empty(0).double(), 2)
     assert "digamma" in found.operations
