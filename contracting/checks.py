@@ -136,6 +136,13 @@ def seed(name: str, value: Any) -> int:
     return int(value)
 
 
+def floating_dtype(name: str, dtype: torch.dtype | None) -> torch.dtype | None:
+    """Return ``dtype`` if it is a floating-point type, or None for the default one, else raise InputError."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise InputError(f"{name} must be a floating-point type, got {dtype}; use torch.float32 or torch.float64")
+    return dtype
+
+
 def extra(module: str, extra_name: str, purpose: str) -> ModuleType:
     """Import an optional module, or raise MissingExtraError naming the extra that brings it."""
     try:

@@ -25,11 +25,11 @@ from contracting.loop.method import Method, checked_method
 from contracting.loop.records import LastSolves, Solution, SolveError, Stop, Trace
 from contracting.loop.run import solve
 from contracting.memory import Lineage
+from contracting.modules.settings import WithSettings
 from contracting.precision import as_computed, full_precision
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.automatic import Automatic
 from equilibrium.parameterizations import Monotone, MonotoneOptions, Parameterization
-from equilibrium.settings import WithSettings
 from equilibrium.weights import NetworkWeights, Weights
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -26,7 +26,8 @@ from contracting import checks
 from contracting.errors import InputError
 from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
-from equilibrium.settings import WithSettings
+from contracting.modules.settings import WithSettings
+from contracting.modules.supply import into_unit_ball
 from equilibrium.weights import NetworkWeights, Weights, survives_rounding
 
 
@@ -65,7 +66,8 @@ class Parameterization(WithSettings):
         self.hidden_features = checks.whole_number("hidden_features", hidden_features)
         self.out_features = checks.whole_number("out_features", out_features)
         # a zero whose dtype and device are those of the module, wherever it is moved
-        self.register_buffer("example", torch.zeros((), device=device, dtype=_floating(dtype)), persistent=False)
+        zero = torch.zeros((), device=device, dtype=checks.floating_dtype("dtype", dtype))
+        self.register_buffer("example", zero, persistent=False)
 
     def new_parameter(self, *shape: int) -> nn.Parameter:
         """A parameter of the dtype and device of this module, without values yet."""
@@ -275,7 +277,7 @@ class Monotone(DenseParameterization):
         D: Tensor | None = self.D
         roots: list[Tensor] = [self.V]  # of the symmetric part, Σ XᵀX
         if gamma is not None:
-            unit = None if D is None else _into_unit_ball(D)
+            unit = None if D is None else into_unit_ball(D)
             D = None if unit is None else gamma * unit
             roots += self._lipschitz_roots(lam, gamma, unit)
         symmetric = gram(torch.cat(roots)) + self.epsilon * identity
@@ -370,11 +372,6 @@ def gram(X: Tensor) -> Tensor:
     return product
 
 
-def _into_unit_ball(matrix: Tensor) -> Tensor:
-    """X ↦ X/√(1 + ‖X‖_F²), onto the matrices of Frobenius norm below one: smooth, and free of constraints."""
-    return matrix / torch.sqrt(1 + matrix.square().sum())
-
-
 def metric_of(lam: Tensor, psi: Tensor | None) -> WeightedL2:
     """Λ = exp(−ψ) as a metric.
 
@@ -401,7 +398,7 @@ def checked_lipschitz(lipschitz: float, dtype: torch.dtype | None) -> float:
         InputError: if γ is not positive or out of range; None stands for the default dtype.
     """
     gamma = checks.number("lipschitz", lipschitz, low=0, low_open=True, high=math.inf, high_open=True)
-    dtype = _floating(dtype) or torch.get_default_dtype()
+    dtype = checks.floating_dtype("dtype", dtype) or torch.get_default_dtype()
     low, high = math.sqrt(torch.finfo(dtype).tiny), math.sqrt(torch.finfo(dtype).max)
     if not low <= gamma <= high:
         raise InputError(
@@ -409,9 +406,3 @@ def checked_lipschitz(lipschitz: float, dtype: torch.dtype | None) -> float:
             f"{gamma:g}; scale the inputs or the outputs instead"
         )
     return gamma
-
-
-def _floating(dtype: torch.dtype | None) -> torch.dtype | None:
-    if dtype is not None and not dtype.is_floating_point:
-        raise InputError(f"dtype must be a floating-point type, got {dtype}; use torch.float32 or torch.float64")
-    return dtype

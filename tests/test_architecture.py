@@ -48,13 +48,12 @@ contracting.lure              Lur'e systems, read off modules
 contracting.certificates      certified rates
 contracting.steady_states     f(s) = 0 for any field
 contracting.regions           what is proved inside a region
-contracting.modules           nn.Modules that contract by construction
 contracting.simulation        measured rates
+contracting.modules           nn.Modules that contract by construction
 contracting.plots             pictures of both
 contracting.contracts         what an extension promises
 contracting                   the face
 equilibrium.files             results on disk
-equilibrium.settings          what a state dict says besides tensors
 equilibrium.weights           W, U, b, W_o
 equilibrium.parameterizations free parameters → weights
 equilibrium.layers            weights + solver = nn.Module

@@ -1,0 +1,1 @@
+"""Modules with parameters to learn, whose certificates hold for every value of these."""

@@ -1,0 +1,275 @@
+r"""Neural ODEs with inputs and outputs as modules: s' = As + Bw + B₂u + e, w = σ(Cs + Dw + D₁₂u + b), y = C₂s + …"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from contracting import checks
+from contracting.activations.base import Activation
+from contracting.activations.catalogue import Tanh
+from contracting.activations.names import as_activation
+from contracting.errors import InputError
+from contracting.flows.driven import Input
+from contracting.gradients.implicit import Backward, Implicit
+from contracting.loop.method import Method, checked_method
+from contracting.loop.records import Stop
+from contracting.loop.run import solve
+from contracting.lure.flow import LureFlow
+from contracting.lure.system import LureSystem
+from contracting.metrics import WeightedL2
+from contracting.modules.inputs import SampledInput, ZeroOrderHold
+from contracting.modules.parameterization import Contracting, LureParameterization
+from contracting.modules.settings import WithSettings
+from contracting.modules.weights import LureWeights
+from contracting.precision import as_computed, full_precision
+from contracting.problem import EquilibriumProblem
+from contracting.simulation.time_steps import AdaptiveStep, Integrator
+from contracting.simulation.times import time_grid
+from contracting.simulation.trajectories import simulate
+
+Signal = Tensor | SampledInput | Input
+"""An input: (k,) or (batch, k) for a constant, (T, batch, k) or (T, 1, k) held from each time of the trajectory to the
+next, a ``SampledInput``, or a function u(t) of a float64 time of shape () or (batch, 1)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Response:
+    """What a module did with an input.
+
+    Attributes:
+        times: (T,), or (T, batch) where each row has a grid of its own; float64.
+        states: s, (T, batch, n).
+        outputs: y, (T, batch, p).
+        steps: (batch,), time steps that were accepted.
+    """
+
+    times: Tensor
+    states: Tensor
+    outputs: Tensor
+    steps: Tensor
+
+
+class LureODE(WithSettings):
+    r"""s' = As + Bw + B₂u + e, w = σ(Cs + Dw + D₁₂u + b), y = C₂s + D₂₁w + D₂₂u + b_y, for any parameterisation.
+
+    Args:
+        parameterization: free parameters with ``explicit() -> LureWeights``.
+        activation: σ, monotone with slopes in [0, 1]; None takes ``Tanh()``, as a smooth field suits integrators.
+        solver: the method that finds w; None takes ``Automatic()``.
+        stop: when w counts as found; None asks for more digits than ``Stop()``, so that what is left of an error does
+            not disturb the time steps.
+        backward: how w is differentiated.
+        integrator: ``AdaptiveStep()`` if None, ``FixedStep(step=…)``, or one of torchdiffeq.
+
+    Raises:
+        InputError: on an inadmissible activation, or something that is no solver or integrator.
+    """
+
+    def __init__(
+        self,
+        parameterization: LureParameterization,
+        *,
+        activation: Activation | nn.Module | None = None,
+        solver: Method | None = None,
+        stop: Stop | None = None,
+        backward: Backward | None = None,
+        integrator: Integrator | None = None,
+    ):
+        super().__init__()
+        if not isinstance(parameterization, LureParameterization):
+            raise InputError(
+                f"parameterization must be a LureParameterization, got {type(parameterization).__name__}"
+            )
+        self.parameterization = parameterization
+        self.activation = Tanh() if activation is None else as_activation(activation)
+        self.solver = None if solver is None else checked_method("solver", solver)
+        if not (stop is None or isinstance(stop, Stop)):
+            raise InputError(f"stop must be a Stop such as Stop(rtol=1e-6), or None, got {stop!r}")
+        self.stop = stop
+        self.backward: Backward = Implicit() if backward is None else backward
+        self.integrator: Integrator = AdaptiveStep() if integrator is None else integrator
+        if not callable(getattr(self.integrator, "advance", None)):
+            raise InputError(f"integrator must be AdaptiveStep() or FixedStep(step=…), got {integrator!r}")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The activation; those of the parameterisation are its own."""
+        return {"activation": re.sub(r" at 0x[0-9a-fA-F]+", "", repr(self.activation))}
+
+    @property
+    def example(self) -> Tensor:
+        """A tensor whose dtype and device are those of the module."""
+        return self.parameterization.example
+
+    def weights(self) -> LureWeights:
+        """The matrices of the present parameters, differentiable in these."""
+        checks.with_values("the module", self.example)
+        with full_precision(self.example):
+            return self.parameterization.explicit()
+
+    def flow(self, u: Tensor | Input | None = None) -> LureFlow:
+        """The field s' = f(t, s) under an input, a constant one or a function of time, as certificates and plots take it.
+
+        Args:
+            u: (k,), (batch, k), or u(t); None means zero.
+        """
+        weights = self.weights()
+        flow = weights.flow(self.activation, self.solver, self.stop or _accurate(weights.D), self.backward)
+        return flow if u is None else flow.with_input(u)
+
+    def system(self) -> LureSystem:
+        """The matrices as numbers, which certificates are about."""
+        return self.flow().system()
+
+    def forward(self, s0: Tensor | None, t: Tensor, u: Signal | None = None) -> Tensor:
+        """y at the times t: (batch, n), (T,) or (T, batch) -> (T, batch, p), differentiable in s0, u and parameters.
+
+        Args:
+            s0: the state at the first time, (batch, n); None means zero.
+            t: times, rising, or falling to integrate backwards; (T, batch) gives each row a grid of its own.
+            u: the input; see ``Signal``. None means zero.
+
+        Raises:
+            InputError: on shapes, dtypes or times that do not fit.
+            SolveError: if a row could not be followed to its last time, or its w was not found.
+        """
+        return self.response(s0, t, u).outputs
+
+    def response(self, s0: Tensor | None, t: Tensor, u: Signal | None = None) -> Response:
+        """The states, the outputs and what the integration took; arguments as for ``forward``."""
+        with full_precision(self.example):
+            start, grid, signal = self._checked(s0, t, u)
+            flow = self.flow(signal)
+            states, steps = self._states(flow, start, grid, signal)
+            outputs = self._outputs(flow, states, grid, signal)
+        times = grid if grid.shape[1] > 1 or t.ndim == 2 else grid[:, 0]
+        return Response(times=times, states=states, outputs=outputs, steps=steps)
+
+    def _states(
+        self, flow: LureFlow, start: Tensor, grid: Tensor, signal: Tensor | Input | None
+    ) -> tuple[Tensor, Tensor]:
+        rows = len(start)
+        if not self.parameterization.states or not rows:
+            steps = torch.zeros(rows, dtype=torch.int64, device=start.device)
+            return start.expand(len(grid), -1, -1), steps
+        knots = signal.times if isinstance(signal, SampledInput) else None
+        all_times, positions = _merged(grid, knots, rows)
+        trajectory = simulate(flow, start, all_times, integrator=self.integrator)
+        index = positions.expand(-1, rows)[:, :, None].expand(-1, -1, start.shape[1])
+        return trajectory.states.gather(0, index), trajectory.steps
+
+    def _outputs(self, flow: LureFlow, states: Tensor, grid: Tensor, signal: Tensor | Input | None) -> Tensor:
+        bias = self.parameterization.output_bias
+        if bias is None:
+            return states
+        rows = states.shape[1]
+        if callable(signal):
+            moments = grid.expand(-1, rows)
+            values = [torch.atleast_2d(signal(moment[:, None])).to(states.dtype) for moment in moments]
+            flow = flow.with_input(torch.cat([value.expand(rows, -1) for value in values]))
+        elif signal is not None and len(signal) > 1:
+            flow = flow.with_input(signal.repeat(len(states), 1))
+        outputs = flow.output(states.reshape(-1, states.shape[-1])) + bias
+        return outputs.reshape(len(states), rows, -1)
+
+    def equilibrium_problem(self, u: Tensor | None = None) -> EquilibriumProblem:
+        """The problem that w solves at rest under constant inputs, (batch, k): weight D − CA⁻¹B, metric Λ.
+
+        Any splitting, Newton method or integrator of the library solves it; ``flow(u).steady_state(w)`` is the state.
+        """
+        metric = WeightedL2(self.parameterization.multiplier.detach())
+        return self.flow(u).equilibrium_problem(metric=metric)
+
+    def steady_state(self, u: Tensor | None = None) -> Tensor:
+        """s at rest under constant inputs, (batch, k) -> (batch, n), differentiable; its equilibrium is split for."""
+        flow = self.flow(u)
+        problem = flow.equilibrium_problem(metric=WeightedL2(self.parameterization.multiplier.detach()))
+        return flow.steady_state(self.backward.equilibrium(problem, flow.solver, flow.stop or Stop()))
+
+    def _checked(
+        self, s0: Tensor | None, t: Tensor, u: Signal | None
+    ) -> tuple[Tensor, Tensor, Tensor | Input | None]:
+        """The start, the times, (T, 1) or (T, batch), and the input, of as many rows."""
+        free, like = self.parameterization, checks.with_values("the module", self.example)
+        if u is not None and not free.inputs:
+            raise InputError("u must be None: this module has no inputs (inputs=0)")
+        rows = _rows(s0, t, u)
+        if s0 is None:
+            s0 = like.new_zeros(rows, free.states)
+        checks.shape("s0", as_computed("s0", s0, "the module", like), (rows, free.states))
+        grid = time_grid(t, rows).to(like.device)
+        if isinstance(u, Tensor) and u.ndim == 3:
+            u = ZeroOrderHold(u)
+        if isinstance(u, SampledInput):
+            u = u.on(t if t.ndim == 2 else t)
+            as_computed("u", u.values, "the module", like)
+            checks.last_size("u", u.values, free.inputs)
+            if u.rows not in (1, rows):
+                raise InputError(f"u must have one row or {rows}, as many as s0, got {u.rows}")
+        elif isinstance(u, Tensor):
+            u = as_computed("u", checks.last_size("u", u, free.inputs), "the module", like)
+            if u.ndim == 2 and len(u) not in (1, rows):
+                raise InputError(f"u must have one row or {rows}, as many as s0, got {len(u)}")
+        elif u is not None and not callable(u):
+            raise InputError(f"u must be a tensor, a ZeroOrderHold or LinearInterpolation, or u(t), got {u!r}")
+        return s0, grid, u
+
+    def extra_repr(self) -> str:
+        """Activation, and what else is not as by default."""
+        return f"activation={self.activation}, integrator={self.integrator}"
+
+
+def _rows(s0: Tensor | None, t: Any, u: Signal | None) -> int:
+    """How many rows the arguments have."""
+    if s0 is not None:
+        if checks.floating_tensor("s0", s0).ndim != 2:
+            raise InputError(f"s0 must have shape (batch, states), got {tuple(s0.shape)}")
+        return len(s0)
+    if isinstance(u, SampledInput):
+        return u.rows
+    if isinstance(u, Tensor) and u.ndim in (2, 3):
+        return u.shape[-2]
+    return t.shape[1] if isinstance(t, Tensor) and t.ndim == 2 else 1
+
+
+def _merged(grid: Tensor, knots: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
+    """The times with those at which an input bends or jumps, and where the times are among them, each (T, 1 or rows)."""
+    count = len(grid)
+    positions = torch.arange(count, device=grid.device)[:, None]
+    if knots is None or torch.equal(knots, grid):
+        return (grid if grid.shape[1] > 1 else grid[:, 0]), positions
+    width = max(grid.shape[1], knots.shape[1])
+    grid, knots = grid.expand(-1, width), knots.to(grid).expand(-1, width)
+    low, high = torch.minimum(grid[0], grid[-1]), torch.maximum(grid[0], grid[-1])
+    falling = grid[-1] < grid[0]
+    sign = torch.where(falling, -1.0, 1.0)
+    merged, order = (sign * torch.cat([grid, knots.clamp(low, high)])).sort(dim=0, stable=True)
+    places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=grid.device)[:, None].expand_as(order))
+    merged = sign * merged
+    return (merged if width > 1 else merged[:, 0]), places[:count]
+
+
+def _accurate(D: Tensor) -> Stop:
+    """Three digits more than usual, as far as rounding leaves them."""
+    eps = torch.finfo(D.dtype).eps
+    size = float(torch.linalg.matrix_norm(D.detach())) if D.numel() else 0.0
+    return Stop(rtol=min(1e-2, max(1e-11 if eps < 1e-12 else 1e-6, 4 * eps * (1 + size))))
+
+
+class ContractingODE(LureODE):
+    r"""A neural ODE with inputs and outputs that contracts at rate c for every value of its parameters.
+
+    s' = As + Bw + B₂u + e, w = σ(Cs + Dw + D₁₂u + b), y = C₂s + D₂₁w + D₂₂u + b_y, with a full D, so that w is the
+    equilibrium of a network. Under the same input two trajectories approach each other, ‖Δs(t)‖_P ≤ e^{−ct}‖Δs(0)‖_P.
+    """
+
+    def __init__(self, inputs: int, states: int, neurons: int, outputs: int | None, **options: Any):
+        names = ("activation", "solver", "stop", "backward", "integrator")
+        own = {name: options.pop(name) for name in names if name in options}
+        super().__init__(Contracting(inputs, states, neurons, outputs, **options), **own)

@@ -1,0 +1,103 @@
+r"""What is promised of inputs and outputs: gain and passivity, as supply rates of one form.
+
+A storage V = ΔsᵀPΔs with V' + 2cV ≤ r|Δu|² + 2s⟨Δu, Δy⟩ − q|Δy|² along every two trajectories, q ≥ 0:
+
+* q = 1/γ, s = 0, r = γ: the incremental L2 gain is at most γ; without a state, the Lipschitz constant;
+* q = 2ρ, s = 1, r = −2ν: incrementally passive, with excess ν of input and ρ of output passivity.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passive:
+    """⟨Δu, Δy⟩ ≥ ½V' + cV + ν|Δu|² + ρ|Δy|² with V = ΔsᵀPΔs: as many outputs as inputs, no more energy out than in.
+
+    Args:
+        input: ν ≥ 0, excess of input passivity; ν > 0 needs a feedthrough, as there is none without one.
+        output: ρ ≥ 0, excess of output passivity; ρ > 0 bounds the gain by 1/ρ as well. 4νρ < 1.
+
+    Raises:
+        InputError: if a number is negative or infinite, or 4νρ ≥ 1, which no system has.
+    """
+
+    input: float = 0.0
+    output: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output"):
+            checks.number(name, getattr(self, name), low=0, high=math.inf, high_open=True)
+        if 4 * self.input * self.output >= 1:
+            raise InputError(
+                f"input and output must satisfy 4·input·output < 1, got {self.input:g} and {self.output:g}"
+            )
+
+    @property
+    def supply(self) -> Supply:
+        """The supply rate."""
+        return Supply(q=2 * self.output, s=1.0, r=-2 * self.input)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Supply:
+    r"""r|u|² + 2s⟨u, y⟩ − q|y|² with q ≥ 0; what a feedthrough D may be is a ball, or a half-space where q = 0."""
+
+    q: float
+    s: float
+    r: float
+
+    @classmethod
+    def gain(cls, gamma: float) -> Supply:
+        """Of the gain γ."""
+        return cls(q=1 / gamma, s=0.0, r=gamma)
+
+    def feedthrough(self, ball: Tensor, root: Tensor | None, epsilon: float) -> Tensor:
+        """A D with rI + s(D + Dᵀ) − qDᵀD ≻ 0, from any matrices of its shape; ``root`` counts where q = 0 only."""
+        identity = torch.eye(*ball.shape, dtype=ball.dtype, device=ball.device)
+        if self.q > 0:
+            return self._centre * identity + self._radius * into_unit_ball(ball)
+        assert root is not None
+        symmetric = root.mT @ root + (epsilon - self.r) * identity
+        return symmetric / (2 * self.s) + (ball - ball.mT)
+
+    def roots(self, B: Tensor, C: Tensor, D: Tensor | None) -> list[Tensor]:
+        r"""X₁, … such that −M ⪰ Σ XᵀX makes the system obey this supply rate.
+
+        That is [[−M − qCᵀC, −(B − Cᵀ(s − qD))], [·, rI + s(D + Dᵀ) − qDᵀD]] ⪰ 0, by a Schur complement. Without D and
+        with r = 0 the corner is zero, and B = sCᵀ.
+
+        Args:
+            B: from the input to the state and the neurons, times P and Λ: (n + m, k).
+            C: from both to the output, (p, n + m).
+            D: (p, k), or None.
+        """
+        output = [] if self.q == 0 else [math.sqrt(self.q) * C]
+        if D is None:
+            coupled = B - self.s * C.mT if self.s else B
+            return [*output, coupled.mT / math.sqrt(self.r)] if self.r > 0 else output
+        identity = torch.eye(D.shape[1], dtype=D.dtype, device=D.device)
+        corner = self.r * identity + self.s * (D + D.mT if self.s else 0.0) - self.q * (D.mT @ D)
+        coupled = B - C.mT @ (self.s * torch.eye(*D.shape, dtype=D.dtype, device=D.device) - self.q * D)
+        return [*output, torch.linalg.solve_triangular(torch.linalg.cholesky(corner), coupled.mT, upper=False)]
+
+    @property
+    def _centre(self) -> float:
+        return self.s / self.q
+
+    @property
+    def _radius(self) -> float:
+        return math.sqrt((self.r + self.s**2 / self.q) / self.q)
+
+
+def into_unit_ball(matrix: Tensor) -> Tensor:
+    """X ↦ X/√(1 + ‖X‖_F²), onto the matrices of Frobenius norm below one: smooth, and free of constraints."""
+    return matrix / torch.sqrt(1 + matrix.square().sum())

@@ -1,0 +1,78 @@
+"""Explicit matrices of a Lur'e system that a module runs, with what its parameterisation promises of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from contracting.activations.base import Activation
+from contracting.gradients.implicit import Backward
+from contracting.loop.method import Method
+from contracting.loop.records import Stop
+from contracting.lure.flow import LureFlow
+from contracting.metrics import FullP, WeightedL2
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LureWeights:
+    r"""s' = As + Bw + B₂u + e,  w = σ(Cs + Dw + D₁₂u + b),  y = C₂s + D₂₁w + D₂₂u + b_y.
+
+    Attributes:
+        A: (n, n).
+        B: (n, m).
+        C: (m, n).
+        D: (m, m).
+        B2: (n, k).
+        D12: (m, k).
+        C2: (p, n); None, and so for D21 and the output bias, where the output is the state itself.
+        D21: (p, m).
+        D22: (p, k), or None without a feedthrough.
+        state_bias: e, (n,).
+        bias: b, (m,).
+        output_bias: b_y, (p,).
+        P: (n, n), the metric in which the state contracts, or None where nothing is promised.
+        multiplier: Λ > 0, (m,): 2Λ − ΛD − DᵀΛ ≻ 0.
+    """
+
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor
+    B2: Tensor
+    D12: Tensor
+    C2: Tensor | None
+    D21: Tensor | None
+    D22: Tensor | None
+    state_bias: Tensor
+    bias: Tensor
+    output_bias: Tensor | None
+    P: Tensor | None
+    multiplier: Tensor
+
+    @property
+    def metric(self) -> FullP | None:
+        """‖s‖ = √(sᵀPs), or None."""
+        return None if self.P is None else FullP(self.P.detach())
+
+    def flow(self, activation: Activation, solver: Method | None, stop: Stop | None, backward: Backward) -> LureFlow:
+        """The field that runs, without an input, and without the bias of the output."""
+        return LureFlow(
+            A=self.A,
+            B=self.B,
+            C=self.C,
+            D=self.D,
+            e=self.state_bias,
+            q=self.bias,
+            B2=self.B2,
+            D12=self.D12,
+            C2=self.C2,
+            D21=self.D21,
+            D22=self.D22,
+            activation=activation,
+            layers=(len(self.D),),
+            metric=WeightedL2(self.multiplier.detach()),
+            solver=solver,
+            stop=stop,
+            backward=backward,
+        )
