@@ -69,6 +69,11 @@ from contracting.maps.base import LinearMap
 from contracting.maps.convolution import CircularConvolution
 from contracting.maps.dense import Dense
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
+from contracting.modules.contracting_ode import ContractingODE
+from contracting.modules.inputs import LinearInterpolation, ZeroOrderHold
+from contracting.modules.lure_ode import LureODE, Response
+from contracting.modules.parameterization import Contracting, WellPosed
+from contracting.modules.supply import Passive
 from contracting.problem import EquilibriumProblem
 from contracting.regions import (
     Ball,
@@ -109,20 +114,21 @@ __version__ = "0.1.0"
 __all__ = [
     "ADMISSIBLE", "Activation", "AdaptiveStep", "Anderson", "Arctan", "Automatic", "BackwardEuler", "Ball",
     "Blockwise", "BogackiShampine", "BoundFlow", "Box", "Candidate", "CarriedBall", "Certificate", "CertificateError",
-    "Choice", "CircularConvolution", "Claim", "Clamped", "ContractingError", "Convergence", "Curved", "DecayFit",
-    "Dense", "DiagonalStep", "DormandPrince", "DouglasRachford", "DouglasRachfordFlow", "DrivenFlow", "ELU", "Energy",
-    "EquilibriumProblem", "ExplicitEuler", "FISTA", "Family", "FiringRate", "FixedStep", "Flow", "ForwardBackward",
-    "ForwardBackwardFlow", "FullP", "HardSigmoid", "HardTanh", "Heun", "Hopfield", "Identity", "Implicit",
-    "InputError", "InputFlow", "Iteration", "LargestBall", "LeakyReLU", "LinearFlow", "LinearMap", "LureFlow",
-    "LureSystem", "Method", "Metric", "MissingExtraError", "NeuralFlow", "NewtonKrylov", "PeacemanRachford",
-    "PeacemanRachfordFlow", "PiecewiseLinear", "PreconditionError", "PseudoTransient", "RK4", "RateFinder", "ReLU",
-    "ReLU6", "RegionCertificate", "Report", "RungeKuttaChebyshev", "SampledRate", "SemismoothNewton", "Sheared",
+    "Choice", "CircularConvolution", "Claim", "Clamped", "Contracting", "ContractingError", "ContractingODE",
+    "Convergence", "Curved", "DecayFit", "Dense", "DiagonalStep", "DormandPrince", "DouglasRachford",
+    "DouglasRachfordFlow", "DrivenFlow", "ELU", "Energy", "EquilibriumProblem", "ExplicitEuler", "FISTA", "Family",
+    "FiringRate", "FixedStep", "Flow", "ForwardBackward", "ForwardBackwardFlow", "FullP", "HardSigmoid", "HardTanh",
+    "Heun", "Hopfield", "Identity", "Implicit", "InputError", "InputFlow", "Iteration", "LargestBall", "LeakyReLU",
+    "LinearFlow", "LinearInterpolation", "LinearMap", "LureFlow", "LureODE", "LureSystem", "Method", "Metric",
+    "MissingExtraError", "NeuralFlow", "NewtonKrylov", "Passive", "PeacemanRachford", "PeacemanRachfordFlow",
+    "PiecewiseLinear", "PreconditionError", "PseudoTransient", "RK4", "RateFinder", "ReLU", "ReLU6",
+    "RegionCertificate", "Report", "Response", "RungeKuttaChebyshev", "SampledRate", "SemismoothNewton", "Sheared",
     "Sigmoid", "Slope", "Slopes", "Softplus", "Softshrink", "Softsign", "Solution", "SolveError", "State", "Status",
     "Stop", "Tanh", "TimeScaledForwardBackward", "TorchDiffEq", "TorchDiffEqAdjoint", "Trace", "Tracking",
     "Trajectory", "TrajectoryPair", "Tseng", "Unrolled", "UpperBound", "VectorField", "WeightedL1", "WeightedL2",
-    "WeightedLinf", "Wellposedness", "activation_named", "as_activation", "carry_ball", "certify", "certify_region",
-    "check", "decay_rate", "default_solvers", "distance", "find_metric", "fit_metric", "fit_metric_by_inequalities",
-    "fixed_input_convergence", "largest_contracting_ball", "lure_of", "register_activation", "register_finder",
-    "register_reader", "register_solver", "report", "sampled_rate", "sampled_rate_along", "simulate", "simulate_pairs",
-    "solve", "track", "tracking_bound", "worst_point",
+    "WeightedLinf", "WellPosed", "Wellposedness", "ZeroOrderHold", "activation_named", "as_activation", "carry_ball",
+    "certify", "certify_region", "check", "decay_rate", "default_solvers", "distance", "find_metric", "fit_metric",
+    "fit_metric_by_inequalities", "fixed_input_convergence", "largest_contracting_ball", "lure_of",
+    "register_activation", "register_finder", "register_reader", "register_solver", "report", "sampled_rate",
+    "sampled_rate_along", "simulate", "simulate_pairs", "solve", "track", "tracking_bound", "worst_point",
 ]  # fmt: skip

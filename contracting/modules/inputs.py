@@ -13,7 +13,7 @@ from contracting.simulation.times import time_grid
 
 
 class SampledInput(ABC):
-    """u(t) from values at given times, one grid for all rows or one for each; constant before the first and after the last.
+    """u(t) from values at given times, one grid for all rows or one for each; before and after, the nearest value.
 
     Args:
         values: (T, k), (T, 1, k) or (T, batch, k); gradients flow to them.
@@ -90,3 +90,22 @@ class LinearInterpolation(SampledInput):
         share = torch.where(length > 0, (moment - begin) / torch.where(length > 0, length, 1.0), 0.0)
         share = share.clamp(0, 1).to(self.values.dtype)[:, :, None]
         return torch.lerp(self.taken(last), self.taken(following), share)
+
+
+def merged_times(grid: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:
+    """The times together with the knots of an input between them, and which of these are the times.
+
+    Args:
+        grid: (T, 1) or (T, batch), in one direction.
+        knots: (K, 1) or (K, batch).
+
+    Returns:
+        Times (T + K, 1 or batch) in the direction of the grid, and indices (T, 1 or batch).
+    """
+    width = max(grid.shape[1], knots.shape[1])
+    grid, knots = grid.expand(-1, width), knots.to(grid).expand(-1, width)
+    inside = knots.clamp(torch.minimum(grid[0], grid[-1]), torch.maximum(grid[0], grid[-1]))
+    direction = torch.where(grid[-1] < grid[0], -1.0, 1.0).to(grid)
+    times, order = (direction * torch.cat([grid, inside])).sort(dim=0, stable=True)
+    places = torch.arange(len(order), device=order.device)[:, None].expand_as(order)
+    return direction * times, torch.empty_like(order).scatter_(0, order, places)[: len(grid)]

@@ -38,6 +38,8 @@ class LureParameterization(WithSettings):
         states: n ≥ 0, size of s.
         neurons: m ≥ 1, size of w.
         outputs: p, size of y; None for y = s.
+        feedback: whether the neurons act on each other, with a full D. Without, D = 0: one hidden layer, and there is
+            no equation to solve in a time step.
         feedthrough: whether y has a term D₂₂u.
         epsilon: ε > 0, what is added to Gram matrices to make them definite.
         device: device of the parameters.
@@ -56,6 +58,7 @@ class LureParameterization(WithSettings):
         neurons: int,
         outputs: int | None,
         *,
+        feedback: bool = True,
         feedthrough: bool = False,
         epsilon: float = 1e-2,
         device: torch.device | str | None = None,
@@ -73,8 +76,10 @@ class LureParameterization(WithSettings):
         zero = torch.zeros((), device=device, dtype=checks.floating_dtype("dtype", dtype))
         self.register_buffer("example", zero, persistent=False)
         self.log_multiplier = self.new_parameter(m)
-        self.S2 = self.new_parameter(m, m)
-        self.C, self.B2, self.D12 = self.new_parameter(m, n), self.new_parameter(n, k), self.new_parameter(m, k)
+        self.S2 = self.new_parameter(m, m) if feedback else None
+        self.C = self.new_parameter(m, n)
+        self.B2: nn.Parameter | None = self.new_parameter(n, k)
+        self.D12: nn.Parameter | None = self.new_parameter(m, k)
         self.C2 = None if outputs is None else self.new_parameter(p, n)
         self.D21 = None if outputs is None else self.new_parameter(p, m)
         self.D22 = self.new_parameter(p, k) if feedthrough else None
@@ -92,23 +97,28 @@ class LureParameterization(WithSettings):
     @property
     def settings(self) -> dict[str, Any]:
         """What the formula of the matrices depends on, beside sizes."""
-        return {"epsilon": self.epsilon, "feedthrough": self.D22 is not None}
+        return {"epsilon": self.epsilon, "feedback": self.S2 is not None, "feedthrough": self.D22 is not None}
 
     def reset_parameters(self) -> None:
         """Draw new values: moderate inputs and outputs, one time constant of about one unit of time."""
         for weight in (self.C, self.B2, self.D12, self.C2, self.D21):
             if weight is not None:
                 nn.init.normal_(weight, std=1 / math.sqrt(max(1, weight.shape[1])))
-        nn.init.normal_(self.S2, std=_SPREAD / math.sqrt(self.neurons))
+        if self.S2 is not None:
+            nn.init.normal_(self.S2, std=_SPREAD / math.sqrt(self.neurons))
         nn.init.uniform_(self.bias, -1, 1)
         for parameter in (self.log_multiplier, self.state_bias, self.output_bias, self.D22):
             if parameter is not None:
                 nn.init.zeros_(parameter)
 
-    def with_matrices(self, A: Tensor, B: Tensor, symmetric: Tensor, P: Tensor | None, **others: Any) -> LureWeights:
-        """The weights with D = I − ½Λ⁻¹(symmetric + S₂ − S₂ᵀ), and the parameters where ``others`` has nothing else."""
-        skew = self.S2 - self.S2.mT
-        D = self.identity(self.neurons) - (symmetric + skew) / (2 * self.multiplier[:, None])
+    def with_matrices(
+        self, A: Tensor, B: Tensor, symmetric: Tensor | None, P: Tensor | None, **others: Any
+    ) -> LureWeights:
+        """The weights with D = I − ½Λ⁻¹(symmetric + S₂ − S₂ᵀ), or zero; parameters where ``others`` has no others."""
+        D = None
+        if self.S2 is not None and symmetric is not None:
+            bracket = symmetric + self.S2 - self.S2.mT
+            D = self.identity(self.neurons) - bracket / (2 * self.multiplier[:, None])
         own = {name: getattr(self, name) for name in ("B2", "D12", "C2", "D21", "D22")}
         return LureWeights(
             A=A,
@@ -146,7 +156,7 @@ class WellPosed(LureParameterization):
     def __init__(self, inputs: int, states: int, neurons: int, outputs: int | None, **options: Any):
         super().__init__(inputs, states, neurons, outputs, **options)
         self.A, self.B = self.new_parameter(self.states, self.states), self.new_parameter(self.states, self.neurons)
-        self.X = self.new_parameter(self.neurons, self.neurons)
+        self.X = None if self.S2 is None else self.new_parameter(self.neurons, self.neurons)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -154,11 +164,13 @@ class WellPosed(LureParameterization):
         super().reset_parameters()
         nn.init.normal_(self.A, std=1 / math.sqrt(max(1, self.states)))
         nn.init.normal_(self.B, std=1 / math.sqrt(self.neurons))
-        _near_identity(self.X)
+        if self.X is not None:
+            _near_identity(self.X)
 
     def explicit(self) -> LureWeights:
         """The matrices; nothing is promised of the state."""
-        symmetric = self.X.mT @ self.X + self.epsilon * self.identity(self.neurons)
+        X = self.X
+        symmetric = None if X is None else X.mT @ X + self.epsilon * self.identity(self.neurons)
         return self.with_matrices(self.A, self.B, symmetric, None)
 
 
@@ -173,7 +185,7 @@ class Contracting(LureParameterization):
         contraction_rate: c ≥ 0, per unit of time.
         lipschitz: γ > 0, bound of the incremental L2 gain from u to y; None for no bound.
         passive: whether u ↦ y is to be incrementally passive, or with which excess.
-        options: feedthrough, epsilon, device, dtype, as for ``LureParameterization``.
+        options: feedback, feedthrough, epsilon, device, dtype, as for ``LureParameterization``.
 
     Raises:
         InputError: on a size, number or combination that is not possible.
@@ -201,7 +213,11 @@ class Contracting(LureParameterization):
         self.passive = passive if isinstance(passive, Passive) else Passive() if passive else None
         self._refuse_impossible()
         n, m = self.states, self.neurons
-        self.X, self.X_P, self.S1 = (self.new_parameter(size, size) for size in (n + m, n, n))
+        size = n if self.S2 is None else n + m
+        self.X, self.X_P, self.S1 = (self.new_parameter(size, size) for size in (size, n, n))
+        self.H12 = self.new_parameter(n, m) if self.S2 is None else None
+        if self.S2 is None and self.supplies:  # then inputs and outputs act on the state alone
+            self.D12 = self.D21 = None
         if self.passive is not None and self.D22 is None:  # then the outputs determine the inputs
             self.B2 = self.D12 = None
         half_space = self.D22 is not None and self.passive is not None and not self.passive.output
@@ -240,6 +256,8 @@ class Contracting(LureParameterization):
         """Draw new values, with P and Λ close to I and time constants of about 1/(1 + c)."""
         super().reset_parameters()
         _near_identity(self.X)
+        if self.H12 is not None:
+            nn.init.normal_(self.H12, std=1 / math.sqrt(self.neurons))
         nn.init.eye_(self.X_P)
         nn.init.normal_(self.S1, std=_SPREAD / math.sqrt(max(1, self.states)))
         if self.D22_root is not None:
@@ -252,25 +270,30 @@ class Contracting(LureParameterization):
 
     def explicit(self) -> LureWeights:
         """The matrices, with every promise kept up to the rounding of their computation."""
-        n, lam = self.states, self.multiplier
+        n, m, lam = self.states, self.neurons, self.multiplier
         P = self.X_P.mT @ self.X_P + self.epsilon * self.identity(n)
         factor = torch.linalg.cholesky(P)
         C2 = self.identity(n) if self.C2 is None else self.C2
-        D21 = self.C.new_zeros(n, self.neurons) if self.D21 is None else self.D21
-        output = torch.cat([C2, D21], 1)
-        if self.B2 is None or self.D12 is None:
+        output = torch.cat([C2, C2.new_zeros(len(C2), m) if self.D21 is None else self.D21], 1)
+        B2: Tensor | None = self.B2
+        D12: Tensor | None = self.D12
+        D22: Tensor | None = self.D22
+        if B2 is None:  # passive without a feedthrough
             coupled = output.mT
             B2, D12 = torch.cholesky_solve(coupled[:n], factor), coupled[n:] / lam[:, None]
         else:
-            B2, D12 = self.B2, self.D12
-            coupled = torch.cat([P @ B2, lam[:, None] * D12])
-        D22 = self.D22
+            coupled = torch.cat([P @ B2, B2.new_zeros(m, self.inputs) if D12 is None else lam[:, None] * D12])
         if D22 is not None and self.supplies:
             D22 = self.supplies[0].feedthrough(D22, self.D22_root, self.epsilon)
-        roots = [self.X, *(root for supply in self.supplies for root in supply.roots(coupled, output, D22))]
-        stacked = torch.cat(roots)
-        H = stacked.mT @ stacked + self.epsilon * self.identity(n + self.neurons)
-        H11, H12, H22 = H[:n, :n], H[:n, n:], H[n:, n:]
+        roots = [root for supply in self.supplies for root in supply.roots(coupled, output, D22)]
+        if self.H12 is None:
+            stacked = torch.cat([self.X, *roots])
+            H = stacked.mT @ stacked + self.epsilon * self.identity(n + m)
+            H11, H12, H22 = H[:n, :n], H[:n, n:], H[n:, n:]
+        else:  # H₂₂ = 2Λ, so that D = 0, and the least H₁₁ that goes with it
+            H12, H22 = self.H12, None
+            stacked = torch.cat([self.X, *(root[:, :n] for root in roots), (H12 / (2 * lam).sqrt()).mT])
+            H11 = stacked.mT @ stacked + self.epsilon * self.identity(n)
         A = torch.cholesky_solve(-(H11 + self.S1 - self.S1.mT) / 2, factor) - self.contraction_rate * self.identity(n)
         B = -torch.cholesky_solve(H12 + self.C.mT * lam, factor)
         return self.with_matrices(A, B, H22, P, B2=B2, D12=D12, D22=D22)

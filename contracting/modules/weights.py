@@ -22,11 +22,11 @@ class LureWeights:
         A: (n, n).
         B: (n, m).
         C: (m, n).
-        D: (m, m).
+        D: (m, m), or None where it is zero.
         B2: (n, k).
-        D12: (m, k).
-        C2: (p, n); None, and so for D21 and the output bias, where the output is the state itself.
-        D21: (p, m).
+        D12: (m, k), or None where it is zero.
+        C2: (p, n); None, as D21 and the output bias, where the output is the state itself.
+        D21: (p, m), or None where it is zero.
         D22: (p, k), or None without a feedthrough.
         state_bias: e, (n,).
         bias: b, (m,).
@@ -38,9 +38,9 @@ class LureWeights:
     A: Tensor
     B: Tensor
     C: Tensor
-    D: Tensor
+    D: Tensor | None
     B2: Tensor
-    D12: Tensor
+    D12: Tensor | None
     C2: Tensor | None
     D21: Tensor | None
     D22: Tensor | None
@@ -70,7 +70,7 @@ class LureWeights:
             D21=self.D21,
             D22=self.D22,
             activation=activation,
-            layers=(len(self.D),),
+            layers=(len(self.C),),
             metric=WeightedL2(self.multiplier.detach()),
             solver=solver,
             stop=stop,
