@@ -24,13 +24,20 @@ from contracting.contracts import __all__ as contracts
 from contracting.solvers import catalogue as solvers
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCKS = {
-    f"{page.stem}-{number}": block
-    for page in PAGES
-    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.S | re.M), 1)
-}
-EXAMPLES = [name for name in BLOCKS if name.startswith("extending")]
+TEXTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in TEXTS if not {"_build", "_demos", "reference", "gallery"} & set(page.parts)]
+TUTORIALS = [page for page in PAGES if page.parent.name == "tutorials" and page.stem != "index"]
+
+
+def blocks(page: Path) -> list[str]:
+    """The blocks of Python of a page; the cells of a notebook are one, with what steers their display left out."""
+    text = page.read_text(encoding="utf-8")
+    cells = re.findall(r"^```\{code-cell\}.*?\n(?:---\n.*?---\n|(?::.*\n)*)(.*?)^```$", text, re.S | re.M)
+    return re.findall(r"^```python\n(.*?)^```$", text, re.S | re.M) + (["\n".join(cells)] if cells else [])
+
+
+BLOCKS = {f"{page.stem}-{number}": block for page in PAGES for number, block in enumerate(blocks(page), 1)}
+EXAMPLES = [name for name in BLOCKS if name.startswith("extend-")]
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +71,7 @@ def test_there_is_an_example_of_every_suite() -> None:
     assert shown == {*contracts, "ParameterizationContract"}
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch's own, of its exporter
 @pytest.mark.parametrize("name", [name for name in BLOCKS if name not in EXAMPLES])
 def test_a_block_of_the_docs_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
