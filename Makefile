@@ -39,9 +39,9 @@ typecheck: $(VENV)/.stamp-dev
 	$(RUN) -m mypy
 	$(RUN) -m mypy --python-version $(NEWEST)
 
-# The site, built from scratch where it was not built before, and walked through.
+# The site, written anew and walked through. Demos and notebooks run again only where they were changed.
 docs: $(VENV)/.stamp-docs
-	$(RUN) -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	$(RUN) -m sphinx --fresh-env --write-all --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 	SITE=docs/_build/html $(RUN) -m pytest -q tests/test_site.py
 
 clean:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import reference  # noqa: E402
 
 import contracting  # noqa: E402
 
+os.environ.pop("MPLBACKEND", None)  # or notebooks would draw for nobody
 reference.write(HERE)
 gallery.write(HERE / "_demos")
 
@@ -64,7 +66,8 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "write_computation_times": False,
     "download_all_examples": False,
-    "thumbnail_size": (480, 320),
+    "thumbnail_size": (600, 400),
+    "within_subsection_order": "ExampleTitleSortKey",
 }
 
 html_theme = "furo"

@@ -90,8 +90,8 @@ def _directive(full: str) -> list[str]:
 
 def _page(page: str, names: list[str]) -> str:
     title = f"{page}: {_question(page)}"
-    lines = [title, "=" * (2 * len(title)), "", f"From ``{page}``.", ""]
-    lines += [".. rst-class:: names", ""]
+    packages = sorted({full.rpartition(".")[0] for full in names})
+    lines = [title, "=" * (2 * len(title)), "", f"Imported from {' or '.join(f'``{name}``' for name in packages)}.", ""]
     lines += [f"* :py:obj:`~{full}`: {_first_sentence(full)}" for full in names]
     for full in names:
         name = full.rpartition(".")[2]

@@ -36,8 +36,13 @@ def blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", text, re.S | re.M) + (["\n".join(cells)] if cells else [])
 
 
-BLOCKS = {f"{page.stem}-{number}": block for page in PAGES for number, block in enumerate(blocks(page), 1)}
-EXAMPLES = [name for name in BLOCKS if name.startswith("extend-")]
+def named(page: Path) -> str:
+    """What a page is called in the tests, such as howto/extend."""
+    return str(page.relative_to(ROOT if page.parent == ROOT else ROOT / "docs").with_suffix(""))
+
+
+BLOCKS = {f"{named(page)}-{number}": block for page in PAGES for number, block in enumerate(blocks(page), 1)}
+EXAMPLES = [name for name in BLOCKS if name.startswith("howto/extend-")]
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +61,7 @@ def _nothing_is_left() -> Iterator[None]:
 
 def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A block as a module of its own, as a reader would save it."""
-    path = folder / f"{name.replace('-', '_')}.py"
+    path = folder / f"{re.sub('[^a-z0-9]', '_', name.lower())}.py"
     path.write_text(BLOCKS[name])
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
@@ -101,7 +106,7 @@ def _resolves(path: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_what_a_page_names_is_there(page: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.S | re.M)
     dotted = {name for name in re.findall(r"`((?:contracting|equilibrium)(?:\.\w+)+)", text)}
