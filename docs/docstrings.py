@@ -68,7 +68,14 @@ def unresolved(app: Any, env: Any, node: Element, content: Element) -> Element |
     return content if node.get("refdomain") == "py" and _exists(node.get("reftarget", "")) else None
 
 
+def without_ways_back(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Pages of source lead back by one name of their module, which is wrong where an object is shown under another."""
+    if page.startswith("_modules/") and "body" in context:
+        context["body"] = re.sub(r'<a class="viewcode-back"[^>]*>.*?</a>', "", context["body"])
+
+
 def setup(app: Any) -> None:
     """Called by conf.py."""
+    app.connect("html-page-context", without_ways_back)
     app.connect("autodoc-process-docstring", process)
     app.connect("missing-reference", unresolved)

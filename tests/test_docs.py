@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 import unittest
@@ -22,6 +23,8 @@ from contracting.activations import names as activations
 from contracting.certificates import catalogue as finders
 from contracting.contracts import __all__ as contracts
 from contracting.solvers import catalogue as solvers
+from equilibrium import __main__ as cli
+from equilibrium.experiments.catalogue import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -94,6 +97,128 @@ def test_an_example_of_an_extension_runs_and_keeps_its_contract(
     assert result.testsRun >= 5 and not [*result.failures, *result.errors], (result.failures, result.errors)
 
 
+# What a newcomer looks for, by words of the start page: the page it leads to, and what the code there does.
+TASKS = {
+    "bring my own W, U, b": ("howto/own-weights", "from_weights("),
+    "bring my own ODE": ("howto/own-ode", "NeuralFlow("),
+    "write my own solver": ("howto/extend", "register_solver("),
+    "certify an MLP": ("howto/certify-a-perceptron", "from_sequential("),
+    "log the steps": ("howto/log-a-solve", ".numbers()"),
+    "export to ONNX": ("howto/deploy", "torch.onnx.export("),
+    "compare solvers on my own data as CSV": ("howto/compare-on-your-data", "csv.DictWriter("),
+    "warm start": ("howto/warm-start", "z0="),
+    "train with a Lipschitz bound γ": ("howto/train-and-certify", "lipschitz=1.0"),
+    "find the rate of a Hopfield net": ("howto/hopfield-rate", "Hopfield("),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_start_page_leads_to_code_for_a_task(task: str) -> None:
+    page, does = TASKS[task]
+    links = re.findall(r"\[([^\]]+)\]\(([^)#]+)[^)]*\)", (ROOT / "docs/index.md").read_text())
+    assert (task, f"{page}.md") in links
+    assert does in "".join(text for name, text in BLOCKS.items() if name.rpartition("-")[0] == page)
+
+
+def _said(text: str) -> list[list[str]]:
+    """Every command of ours in a text, as words: in blocks a line each, in a sentence between backticks."""
+    lines = [line for block in re.findall(r"^```\n(.*?)^```$", text, re.S | re.M) for line in block.splitlines()]
+    inline = re.findall(r"(?<!`)`([^`]+)`(?!`)", re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M))
+    found = []
+    for line in [*lines, *inline]:
+        words = line.partition("#")[0].split()
+        if words[:3] == ["python", "-m", "equilibrium"]:
+            words = [cli.PROGRAM, *words[3:]]
+        if words and words[0] in (cli.PROGRAM, "make", "python"):
+            found.append(words)
+    return found
+
+
+def _wrong(words: list[str]) -> list[str]:
+    """What of a command does not exist: its name, a target, a file, an option."""
+    program, rest = words[0], words[1:]
+    options = [word.partition("=")[0] for word in rest if re.match(r"--[a-z]", word)]
+    if program == "make":
+        makefile = (ROOT / "Makefile").read_text()
+        targets = re.findall(r"^(\w+):", makefile, re.M)
+        return [word for word in rest[:1] if word not in targets]
+    if program == "python":
+        if not rest or not rest[0].endswith(".py") or "NAME" in rest[0]:
+            return []
+        text = (ROOT / rest[0]).read_text() if (ROOT / rest[0]).is_file() else None
+        return [rest[0]] if text is None else [option for option in options if f'"{option}"' not in text]
+    own = {"--version", "--help", "--install-completion", "--show-completion"}
+    if not rest or rest[0].startswith("--") or rest[0] in ("COMMAND",):
+        return [option for option in options if option not in own]
+    if rest[0] not in COMMANDS:
+        return [rest[0]]
+    known = {f"--{name.replace('_', '-')}" for name in inspect.signature(COMMANDS[rest[0]]).parameters} | {"--help"}
+    return [option for option in options if option not in known]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
+    assert [(words, wrong) for words in _said(page.read_text()) if (wrong := _wrong(words))] == []
+
+
+def test_commands_that_do_not_exist_are_noticed() -> None:
+    text = "`contracting-equilibria track --x`\n```\npython -m equilibrium tracking --rat 1  # --no\nmake tea\n```\n"
+    assert [_wrong(words) for words in _said(text)] == [["--rat"], ["tea"], ["track"]]
+    assert _wrong(["python", "benchmarks/none.py"]) and not _wrong(["contracting-equilibria", "tracking", "--rate=1"])
+
+
+def _tables(text: str) -> Iterator[str]:
+    """What stands above each table of measured numbers, back to the headline of its section or of the page.
+
+    A table is one if three of its lines hold decimals, between bars or set in columns.
+    """
+    section = before = ""
+    for chunk in re.split(r"(?m)^(?=## )|\n\n", text):
+        if chunk.startswith("## "):
+            section = ""
+        numbers = [line for line in chunk.splitlines() if len(re.findall(r"(?<![\w.])-?\d+\.\d+", line)) >= 2]
+        if len(numbers) >= 3 and ("|" in chunk or "----" in chunk):
+            yield before.partition("\n## ")[0] + section
+        section += chunk + "\n\n"
+        before += chunk + "\n\n"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_table_of_numbers_stands_below_the_command_that_prints_it(page: Path) -> None:
+    programs = re.compile(r"contracting-equilibria [a-z-]+|python benchmarks/\w+\.py|make demo")
+    text = re.sub(r"^```(?:python|\{code-cell\}).*?^```$", "", page.read_text(), flags=re.S | re.M)
+    assert [above for above in _tables(text) if not programs.search(above)] == []
+
+
+def test_a_table_without_a_command_is_noticed() -> None:
+    rows = "| a | 1.0 | 2.0 |\n| b | 1.5 | 2.5 |\n| c | 1.7 | 2.7 |\n"
+    (above,) = _tables(f"# Page\n\nText.\n\n## One\n\n`make demo`\n\n## Two\n\n{rows}")
+    assert "make demo" not in above
+    (above,) = _tables(f"# Page\n\n## Two\n\n`make demo`\n\n{rows}")
+    assert "make demo" in above
+
+
+def test_every_statement_names_a_test_and_a_negative_control_that_exist() -> None:
+    text = (ROOT / "docs/theory/statements.md").read_text()
+    statements = re.split(r"^\*\*", text, flags=re.M)[1:]
+    assert len(statements) > 20
+    for statement in statements:
+        test, control = re.split(r"^\* Negative control: ", statement, flags=re.M)
+        assert "* Test: " in test, statement
+        for part in (test, control):
+            named_tests = re.findall(r"`([\w/]+\.py)::(test_\w+)`", part)
+            assert named_tests, statement
+            for file, name in named_tests:
+                assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), (file, name)
+
+
+def test_every_tutorial_is_a_notebook_that_checks_what_it_says() -> None:
+    assert len(TUTORIALS) == 4
+    for page in TUTORIALS:
+        (name,) = (name for name in BLOCKS if name.rpartition("-")[0] == named(page))
+        assert page.read_text().startswith("---\njupytext:") and re.search(r"^ *assert ", BLOCKS[name], re.M)
+
+
 def _resolves(path: str) -> bool:
     """Whether a dotted name is a module, or something inside one."""
     parts = path.split(".")
@@ -112,7 +237,8 @@ def test_what_a_page_names_is_there(page: Path) -> None:
     dotted = {name for name in re.findall(r"`((?:contracting|equilibrium)(?:\.\w+)+)", text)}
     homes = contracting, equilibrium, contracting.certificates, equilibrium.lipschitz, equilibrium.convolution
     called = set(re.findall(r"`([A-Z]\w+)\(", text))
-    files = {name for name in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in name}
+    files = {name for name in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text) if "://" not in name}
+    files -= {"../commands.rst"}  # which make docs writes
     assert sorted(name for name in dotted if not _resolves(name)) == []
     assert sorted(name for name in called if not any(hasattr(home, name) for home in homes)) == []
     assert sorted(name for name in files if not (page.parent / name).exists()) == []

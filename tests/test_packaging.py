@@ -107,7 +107,7 @@ def test_the_source_distribution_is_whole_and_holds_nothing_that_was_built(packe
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".md", ".css") or path.parent.name == "figures"
     }
-    built = ("docs/_build", "docs/_demos", "docs/reference", "docs/gallery", "docs/commands.rst")
+    built = ("docs/_build/", "docs/_demos/", "docs/reference/", "docs/gallery/", "docs/commands.rst")
     tracked = {name for name in tracked if not name.startswith(built)}
     assert len(tracked) > 300 and sorted(tracked - names) == []
     assert {"README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "constraints.txt"} <= names
