@@ -1,13 +1,15 @@
 r"""Feed-forward networks as equilibrium networks: exactly the same map, hence the same certificates.
 
 A perceptron is z = (h₁, …, h_K) with W strictly block lower triangular; a residual network x ← x + G_kσ(H_kx + b_k) is
-W_kj = H_kG_j for j < k, U_k = H_k, W_o = [G₁ … G_K] and a feedthrough D = I. In both Λ_k = θ^{2k}I has Condition 1
-for a small enough θ, which is found here and verified. W is nilpotent, so that K fixed-point steps give z exactly.
+W_kj = H_kG_j for j < k, U_k = H_k, W_o = [G₁ … G_K] and a feedthrough D = I. Both are Lur'e systems without a state and
+read as those are. Λ_k = θ^{2k}I has Condition 1 for a small enough θ, which is found here and verified. W is nilpotent,
+so that K fixed-point steps give z exactly. The other way round, an equilibrium layer inside a field is read by what
+stands here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
 import torch
@@ -15,9 +17,13 @@ from torch import Tensor, nn
 
 from contracting import checks
 from contracting.activations.base import Activation
+from contracting.activations.catalogue import ReLU
 from contracting.activations.names import as_activation
 from contracting.errors import InputError, PreconditionError
 from contracting.loop.records import Stop
+from contracting.lure.operations import register_reader
+from contracting.lure.reading import read
+from contracting.lure.tracing import Traced, neurons
 from contracting.metrics import WeightedL2
 from contracting.solvers.splitting import ForwardBackward
 from equilibrium.layers import EquilibriumLayer, LayerOptions
@@ -94,45 +100,27 @@ def from_weights(weights: Weights, **options: Unpack[LayerOptions]) -> Equilibri
 
 
 def from_sequential(network: nn.Sequential) -> EquilibriumLayer:
-    """A multilayer perceptron as an equilibrium layer: the same map, exactly.
+    """A feed-forward network as an equilibrium layer: the same map, exactly.
 
     Args:
-        network: Linear, σ, Linear, σ, …, Linear or ending in σ, with one admissible σ throughout. Its weights are
-            copied.
+        network: linear layers, activations of bounded slope (each layer its own), nested nn.Sequential, modules with
+            skip connections and whatever else ``contracting.lure_of`` reads. Its weights are copied.
 
     Returns:
         The layer, solved by as many fixed-point steps as there are hidden layers; its metric is Λ_k = θ^{2k}.
 
     Raises:
-        InputError: on other modules, sizes that do not fit, two different σ, or no hidden layer.
+        InputError: on modules that cannot be read, by their name; on sizes that do not fit; or without a hidden layer.
     """
-    linears, activation, ends_in_activation = _perceptron(network)
-    hidden = linears if ends_in_activation else linears[:-1]
-    if not hidden:
+    if not isinstance(network, nn.Sequential) or len(network) == 0:
+        raise InputError(f"network must be an nn.Sequential of Linear and activations, got {type(network).__name__}")
+    first = next((module for module in network.modules() if isinstance(module, nn.Linear)), None)
+    if first is None:
         raise InputError("network must have at least one hidden layer: a Linear followed by an activation")
-    first = hidden[0].weight
-    sizes = [linear.out_features for linear in hidden]
-    starts = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
-    n = starts[-1]
-    W, U = first.new_zeros(n, n), first.new_zeros(n, first.shape[1])
-    U[: sizes[0]] = first.detach()
-    for k in range(1, len(hidden)):
-        W[starts[k] : starts[k + 1], starts[k - 1] : starts[k]] = hidden[k].weight.detach()
-    if ends_in_activation:
-        output, output_bias = first.new_zeros(sizes[-1], n), first.new_zeros(sizes[-1])
-        output[:, starts[-2] :] = torch.eye(sizes[-1], dtype=first.dtype, device=first.device)
-    else:
-        output, output_bias = first.new_zeros(linears[-1].out_features, n), _bias(linears[-1])
-        output[:, starts[-2] :] = linears[-1].weight.detach()
-    weights = explicit_weights(
-        W,
-        U,
-        output,
-        bias=torch.cat([_bias(linear) for linear in hidden]),
-        output_bias=output_bias,
-        metric=_graded_metric(W, sizes),
-    )
-    return _feed_forward(weights, activation, len(hidden))
+    try:
+        return _feed_forward(network, first.weight.new_zeros(1, first.in_features))
+    except RuntimeError as error:
+        raise InputError(f"network cannot be run on rows of {first.in_features} entries: {error}") from error
 
 
 def from_residual(
@@ -155,65 +143,53 @@ def from_residual(
     for k, block in enumerate(blocks):
         if len(block) != 2 or not all(isinstance(linear, nn.Linear) for linear in block):
             raise InputError(f"block {k} must be a pair (H, G) of nn.Linear, got {block!r}")
-    first = blocks[0][0].weight
-    width = first.shape[1]
+    first, width = blocks[0][0].weight, blocks[0][0].in_features
     for k, (H, G) in enumerate(blocks):
         checks.shape(f"the weight of H in block {k}", H.weight, (H.out_features, width))
         checks.shape(f"the weight of G in block {k}", G.weight, (width, H.out_features))
         checks.same_kind(f"H in block {k}", H.weight, "H in block 0", first)
         checks.same_kind(f"G in block {k}", G.weight, "H in block 0", first)
-    sizes = [H.out_features for H, _ in blocks]
-    U = torch.cat([H.weight.detach() for H, _ in blocks])
-    output = torch.cat([G.weight.detach() for _, G in blocks], 1)
-    step = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(first.device)
-    W = (U @ output) * (step[:, None] > step[None, :])
-    shifts, shift = [], first.new_zeros(width)
-    for H, G in blocks:
-        shifts.append(_bias(H) + H.weight.detach() @ shift)
-        shift = shift + _bias(G)
+    sigma = ReLU() if activation is None else as_activation(activation)
+
+    def network(x: Tensor) -> Tensor:
+        for H, G in blocks:
+            x = x + G(neurons(H(x), sigma))
+        return x
+
+    return _feed_forward(network, first.new_zeros(1, width))
+
+
+def _feed_forward(network: Callable[[Tensor], Tensor], x: Tensor) -> EquilibriumLayer:
+    """What a function of rows like x computes, as a layer."""
+    with torch.no_grad():
+        found = read(network, x)
+    if not found.layers or found.metric is not None:
+        wanted = "no equilibrium layer, which is one already" if found.layers else "at least one hidden layer"
+        raise InputError(f"network must have {wanted}: it must be made of Linear layers followed by activations")
+    metric = _graded_metric(found.D.to(x), found.layers)
     weights = explicit_weights(
-        W,
-        U,
-        output,
-        bias=torch.cat(shifts),
-        output_bias=shift,
-        feedthrough=torch.eye(width, dtype=first.dtype, device=first.device),
-        metric=_graded_metric(W, sizes),
+        found.D.to(x),
+        found.C.to(x),
+        found.B.to(x),
+        bias=found.q.to(x),
+        output_bias=found.e.to(x),
+        feedthrough=found.A.to(x) if bool(found.A.any()) else None,
+        metric=metric,
     )
-    return _feed_forward(weights, None if activation is None else as_activation(activation), len(blocks))
-
-
-def _perceptron(network: nn.Sequential) -> tuple[list[nn.Linear], Activation | None, bool]:
-    """The linear layers, their activation, and whether it also comes last."""
-    if not isinstance(network, nn.Sequential) or len(network) == 0:
-        raise InputError(f"network must be an nn.Sequential of Linear and activations, got {type(network).__name__}")
-    linears: list[nn.Linear] = []
-    activation: Activation | None = None
-    for k, module in enumerate(network):
-        if k % 2 == 0:
-            if not isinstance(module, nn.Linear):
-                raise InputError(
-                    f"module {k} must be an nn.Linear, got {type(module).__name__}: linear layers and activations must "
-                    "alternate; flatten the input outside, and merge consecutive linear layers"
-                )
-            if linears and module.in_features != linears[-1].out_features:
-                raise InputError(
-                    f"module {k} takes {module.in_features} entries but the one before gives {linears[-1].out_features}"
-                )
-            linears.append(module)
-            checks.same_kind(f"the weight of module {k}", module.weight, "that of module 0", linears[0].weight)
-            continue
-        here = as_activation(module)
-        if activation is not None and here != activation:
-            raise InputError(f"module {k} is {here}, earlier ones are {activation}: one activation must serve all")
-        activation = here
-    return linears, activation, len(network) % 2 == 0
-
-
-def _feed_forward(weights: Weights, activation: Activation | None, depth: int) -> EquilibriumLayer:
     # step 1 makes forward–backward the plain fixed-point iteration, which ends after as many steps as there are layers
+    depth = len(found.layers)
     stop = Stop(max_steps=max(10, 2 * depth + 2), check_every=depth + 1)
-    return from_weights(weights, activation=activation, solver=ForwardBackward(step=1.0), stop=stop)
+    return from_weights(weights, activation=found.activation, solver=ForwardBackward(step=1.0), stop=stop)
+
+
+def _read_layer(layer: EquilibriumLayer, x: Traced, *, z0: Tensor | None = None) -> Tensor:
+    """An equilibrium layer inside a field: neurons that see each other by its W."""
+    weights, rows = layer.weights(), x.reshape(1, -1)
+    v = weights.input_term(rows)
+    return weights.readout(neurons(v, layer.activation, weights.state.to_dense(), weights.metric), rows)
+
+
+register_reader(EquilibriumLayer.forward, _read_layer)
 
 
 def _graded_metric(W: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -234,7 +210,3 @@ def _graded_metric(W: Tensor, sizes: Sequence[int]) -> Tensor:
     raise PreconditionError(
         f"no Λ_k = θ^{{2k}} is representable in {W.dtype} for this depth and these norms: convert it to float64"
     )
-
-
-def _bias(linear: nn.Linear) -> Tensor:
-    return linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()

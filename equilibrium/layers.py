@@ -13,6 +13,7 @@ from typing import Any, Self, TypedDict, TypeVar, Unpack, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from contracting import checks
 from contracting.activations.base import Activation
@@ -164,6 +165,8 @@ class EquilibriumLayer(WithSettings):
             InputError: on wrong size, dtype or device of x or z0, or parameters that make no weights.
             SolveError: if a row does not converge, unless ``failed_rows`` says otherwise.
         """
+        if has_torch_function_unary(x):  # a field is read: see register_reader
+            return handle_torch_function(EquilibriumLayer.forward, (x,), self, x, z0=z0)
         return self._over_rows(x, z0, lambda weights, z, rows: weights.readout(z, rows))
 
     @_run_as_it_is

@@ -15,7 +15,7 @@ from contracting import checks
 from contracting.activations.base import Activation
 from contracting.activations.blockwise import joined
 from contracting.activations.catalogue import Identity
-from contracting.errors import InputError
+from contracting.errors import InputError, PreconditionError
 from contracting.flows.fields import InputFlow, NeuralFlow, VectorField, rounded_down
 from contracting.lure.flow import LureFlow
 from contracting.lure.tracing import Block, Form, Given, Neurons, Source, Traced, needed, source
@@ -216,11 +216,11 @@ class Signals:
         times = None if moment is None or moment.ndim == 0 else moment.flatten()
         rows = None if x is None or len(x) == 1 else x
         if times is not None and rows is not None:
-            return torch.func.vmap(self._at)(times, rows)
+            return _each(self._at, times, rows)
         one = None if x is None else x[0]
         if times is not None:
-            return torch.func.vmap(lambda now: self._at(now, one))(times)
-        return self._at(moment, one) if rows is None else torch.func.vmap(lambda row: self._at(moment, row))(rows)
+            return _each(lambda now: self._at(now, one), times)
+        return self._at(moment, one) if rows is None else _each(lambda row: self._at(moment, row), rows)
 
     def _at(self, moment: Tensor | None, x: Tensor | None) -> Tensor:
         """For one row."""
@@ -230,6 +230,14 @@ class Signals:
         if self.x is not None and x is not None:
             now[_block(self.x[0])] = x[None]
         return torch.cat([source.recipe(now).flatten().to(torch.float64) for source in self.sources if source.recipe])
+
+
+def _each(function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """A function of each row."""
+    try:
+        return torch.func.vmap(function)(*rows)
+    except (RuntimeError, PreconditionError):  # one that torch.func cannot follow, such as a solve
+        return torch.stack([function(*row) for row in zip(*rows, strict=True)])
 
 
 def _block(value: Traced) -> Block:
@@ -246,8 +254,9 @@ def _example(flow: VectorField) -> Tensor:
     """
     module = getattr(flow, "module", None)
     parameters = [p for p in module.parameters() if p.is_floating_point()] if isinstance(module, nn.Module) else []
-    kinds = [(parameters[0].dtype, parameters[0].device)] if parameters else []
-    kinds += [(dtype, torch.device("cpu")) for dtype in (torch.float32, torch.float64) if not parameters]
+    given = [flow.x] if isinstance(flow, InputFlow) else parameters
+    kinds = [(tensor.dtype, tensor.device) for tensor in given[:1]]
+    kinds = kinds or [(dtype, torch.device("cpu")) for dtype in (torch.float32, torch.float64)]
     sizes = sorted({size for p in parameters for size in p.shape})
     refused: Exception | None = None
     for (dtype, device), n in itertools.product(kinds, dict.fromkeys([*sizes, *range(1, _LARGEST)])):
@@ -277,7 +286,8 @@ def _rows(flow: VectorField, usual: int) -> int:
 def _refusal(flow: VectorField, state: Tensor) -> Exception | None:
     try:
         with torch.no_grad():
-            checks.shape("f(t, s)", flow(0.0, state), tuple(state.shape))
+            value = checks.shape("f(t, s)", flow(0.0, state), tuple(state.shape))
+            checks.same_kind("f(t, s)", value, "the state", state)
     except Exception as error:  # whatever a function of anybody raises on a state that it does not take
         return error
     return None

@@ -103,8 +103,9 @@ class Traced(Tensor):
 
 def traced(value: Tensor, form: Form | None, recipe: Callable[[Given], Any] | None = None) -> Traced:
     """A value with its form."""
-    made = value.detach().as_subclass(Traced)
-    made.plain, made.form, made.recipe = value.detach(), form, recipe
+    plain = value.plain if isinstance(value, Traced) else value.detach()
+    made = plain.as_subclass(Traced)
+    made.plain, made.form, made.recipe = plain, form, recipe
     return made
 
 
@@ -121,21 +122,20 @@ def source(value: Tensor, recipe: Callable[[Given], Tensor] | None = None, *, gi
 
 
 def neurons(
-    v: Traced, activation: Activation, weight: Tensor | None = None, metric: WeightedL2 | None = None
+    v: Tensor, activation: Activation, weight: Tensor | None = None, metric: WeightedL2 | None = None
 ) -> Traced:
     """w = σ(v + Ww) as new neurons: what a reader of a layer of one's own is made with.
 
     Args:
-        v: pre-activations, (1, m), or of any other shape where there is no weight.
+        v: pre-activations that are traced, (1, m), or of any other shape where there is no weight.
         activation: σ.
         weight: W, (m, m), by which the neurons see each other; None for none.
         metric: Λ in which w = σ(Ww + v) is well-posed; None tries Λ = I.
     """
-    form = v.form
-    assert form is not None
+    form = _formed(v)
     block = Neurons(form.offset.numel(), activation, form, weight, metric)
-    eye = torch.eye(block.size, dtype=torch.float64, device=v.plain.device).reshape(block.size, *v.plain.shape)
-    return traced(v.plain, Form(torch.zeros_like(form.offset), {block: eye}))
+    eye = torch.eye(block.size, dtype=torch.float64, device=form.offset.device).reshape(block.size, *form.offset.shape)
+    return traced(v, Form(torch.zeros_like(form.offset), {block: eye}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,13 +232,16 @@ class Call:
 
     def refusal(self, reason: str) -> InputError:
         """Why this operation cannot be read."""
-        return InputError(f"the field cannot be read as a Lur'e system: {self.name} is not known there, "
-                          f"{reason}; {_REMEDY}")
+        return _unreadable(f"{self.name} is not known there, {reason}")
 
 
-def _formed(argument: Traced) -> Form:
-    if argument.form is None:
-        raise InputError(f"the field cannot be read as a Lur'e system: it takes a mask for numbers; {_REMEDY}")
+def _unreadable(reason: str) -> InputError:
+    return InputError(f"the field cannot be read as a Lur'e system: {reason}; {_REMEDY}")
+
+
+def _formed(argument: Tensor) -> Form:
+    if not isinstance(argument, Traced) or argument.form is None:
+        raise _unreadable("a mask or a constant is taken for a state")
     return argument.form
 
 

@@ -110,26 +110,24 @@ def _with_few_inputs(network: Network) -> Network:
     return Network(weights, network.activation)
 
 
-def _steep_and_flat(activation: Activation) -> tuple[float, float]:
-    """A pre-activation with the largest and one with the smallest slope, as far from kinks as a grid allows."""
+def _steep_and_flat(activation: Activation, size: int) -> tuple[Tensor, Tensor]:
+    """For each neuron a pre-activation with the largest and one with the smallest slope, far from kinks, (n,) each."""
     grid = torch.linspace(-50, 50, 2001, dtype=torch.float64)
-    slopes = activation.derivative(grid)
+    slopes = activation.derivative(grid[:, None].expand(-1, size))
+    index = torch.arange(len(grid))[:, None]
     places = []
-    for target in (slopes.max(), slopes.min()):
+    for target in (slopes.amax(0), slopes.amin(0)):
         close = (slopes - target).abs() <= 1e-9
-        run, longest, end = 0, 0, 0
-        for index, flag in enumerate(close.tolist()):
-            run = run + 1 if flag else 0
-            if run > longest:
-                longest, end = run, index
-        places.append(float(grid[end - longest // 2]))
+        run = index - torch.where(close, -1, index).cummax(0).values  # the length of the stretch that ends here
+        longest, end = run.max(0)
+        places.append(grid[end - longest // 2])
     return places[0], places[1]
 
 
 def _pairs_with_slopes(network: Network, on: Tensor) -> tuple[Tensor, Tensor]:
     """Pairs x ∓ td around inputs whose slopes are (if U allows) the given pattern, d the steepest direction there."""
-    steep, flat = _steep_and_flat(network.activation)
-    v = torch.where(on, steep, flat).to(torch.float64)
+    steep, flat = _steep_and_flat(network.activation, network.W.shape[0])
+    v = torch.where(on, steep, flat)
     q = v - network.activation(v) @ network.W.mT
     x = torch.linalg.lstsq(network.U, (q - network.weights.bias).mT, driver="gelsd").solution.mT
     return steepest_pairs(network, x)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from contracting.errors import InputError, PreconditionError
-from equilibrium import EquilibriumLayer
+from equilibrium import LBEN, EquilibriumLayer
 from equilibrium.convert import from_residual, from_sequential, from_weights
 from equilibrium.lipschitz import MatrixInequality, attained_lipschitz, certified_lipschitz, lipschitz_system
 from equilibrium.lipschitz.lower import PatternSearch
@@ -58,6 +58,27 @@ def test_a_perceptron_is_reproduced_exactly(activation: nn.Module, end: bool, si
     problem = layer.problem(x)
     assert problem.operator is not None  # Condition 1 holds in the Λ that was found
     assert layer.solve(x, stop=layer.stop).converged.all()
+
+
+def test_any_network_that_can_be_read_is_reproduced() -> None:
+    """Layers of different activations, one that is not monotone, nested parts, one activation first, a skip."""
+
+    class Skip(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.inner(x)
+
+    first, second = perceptron([3, 4, 3], nn.ReLU(), end=True), perceptron([3, 4, 3], nn.GELU())
+    third = perceptron([3, 2, 3], nn.ELU())
+    network = nn.Sequential(nn.Tanh(), first, nn.Identity(), Skip(second), nn.Tanh(), Skip(third))
+    layer, x = from_sequential(network), 3 * torch.randn(50, 3, dtype=torch.float64)
+    assert torch.allclose(layer(x), network(x), atol=1e-12)
+    assert layer.problem(x).operator is not None
+    certificate = certified_lipschitz(layer)
+    assert attained_lipschitz(layer, searches=[PatternSearch(restarts=20, rounds=2)]).ratio <= certificate.bound
 
 
 def residual_blocks(width: int, sizes: list[int], bias: bool = True) -> list[tuple[nn.Linear, nn.Linear]]:
@@ -161,11 +182,11 @@ def bad_networks() -> list[tuple[nn.Module, str]]:
         (nn.Linear(3, 2), "nn.Sequential"),
         (nn.Sequential(), "nn.Sequential"),
         (nn.Sequential(nn.Linear(3, 2)), "hidden layer"),
-        (nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), "module 0"),
-        (nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), "activation"),
-        (nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(4, 2)), "module 2"),
-        (nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2), nn.Tanh()), "activation"),
-        (nn.Sequential(nn.Linear(3, 2), nn.GELU(), nn.Linear(2, 2)), "GELU"),
+        (nn.Sequential(nn.ReLU(), nn.Tanh()), "hidden layer"),
+        (nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), "hidden layer"),
+        (nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(4, 2)), "3 entries"),
+        (nn.Sequential(nn.Linear(3, 2), nn.Softmax(-1), nn.Linear(2, 2)), "softmax"),
+        (nn.Sequential(nn.Linear(3, 2), LBEN(2, 3, 2)), "equilibrium layer"),
     ]
 
 
