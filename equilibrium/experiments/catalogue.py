@@ -18,6 +18,7 @@ from equilibrium.experiments.phase_portrait import phase_portrait
 from equilibrium.experiments.robustness.command import mnist_robustness
 from equilibrium.experiments.square_wave.command import square_wave
 from equilibrium.experiments.tracking import tracking
+from equilibrium.explorer.command import explore
 
 _STUDIES: tuple[Callable[..., None], ...] = (
     compare_solvers,
@@ -25,6 +26,7 @@ _STUDIES: tuple[Callable[..., None], ...] = (
     contraction_rates,
     convolution,
     counterexample,
+    explore,
     lipschitz_report,
     mnist_robustness,
     ode_layer,
