@@ -89,7 +89,7 @@ def _free_port(wanted: int) -> int:
         try:
             probe.bind(("127.0.0.1", wanted))
         except (OSError, OverflowError) as error:
-            raise InputError(f"port {wanted} cannot be used ({error}); take another one, or 0 for a free one") from error
+            raise InputError(f"port {wanted} cannot be used ({error}); take another, or 0 for a free one") from error
         port: int = probe.getsockname()[1]
         return port
 
