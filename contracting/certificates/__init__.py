@@ -32,6 +32,8 @@ from contracting.certificates.finders import (
 )
 from contracting.certificates.lmi import SectorInequality, VertexInequalities
 from contracting.certificates.lure.circle import CircleCriterion
+from contracting.certificates.lure.gains import certify_gain, certify_passivity
+from contracting.certificates.lure.records import Dissipation, GainCertificate, PassivityCertificate
 from contracting.certificates.records import Certificate, CertificateError, Convergence
 from contracting.certificates.sweeps import SkewnessSweep, StepSweep, sweep_skewness, sweep_steps
 from contracting.certificates.systems import (
@@ -48,12 +50,13 @@ from contracting.certificates.upper_bounds import UpperBound, abscissa_bound, sw
 from contracting.certificates.wellposedness import Wellposedness, find_metric, rules_out
 
 __all__ = [
-    "Candidate", "Certificate", "CertificateError", "CircleCriterion", "Convergence", "DiagonalMetric",
-    "ExplicitMetric", "Finder", "FiringRateSystem", "GivenMetric", "HopfieldSystem", "InclusionMetric",
-    "InclusionSystem", "LinearSystem", "LyapunovMetric", "ParabolaTest", "PolyhedralMetric", "RateFinder", "Report",
-    "SectorInequality", "SkewnessSweep", "StepSweep", "System", "UpperBound", "VertexInequalities", "Wellposedness",
-    "abscissa_bound", "applicable", "best_forward_backward_step", "best_peaceman_rachford_step", "certificates",
-    "certify", "check", "check_convergence", "find_metric", "fixed_input_convergence", "forward_backward_system",
+    "Candidate", "Certificate", "CertificateError", "CircleCriterion", "Convergence", "DiagonalMetric", "Dissipation",
+    "ExplicitMetric", "Finder", "FiringRateSystem", "GainCertificate", "GivenMetric", "HopfieldSystem",
+    "InclusionMetric", "InclusionSystem", "LinearSystem", "LyapunovMetric", "ParabolaTest", "PassivityCertificate",
+    "PolyhedralMetric", "RateFinder", "Report", "SectorInequality", "SkewnessSweep", "StepSweep", "System",
+    "UpperBound", "VertexInequalities", "Wellposedness", "abscissa_bound", "applicable", "best_forward_backward_step",
+    "best_peaceman_rachford_step", "certificates", "certify", "certify_gain", "certify_passivity", "check",
+    "check_convergence", "find_metric", "fixed_input_convergence", "forward_backward_system",
     "peaceman_rachford_system", "register_finder", "report", "rules_out", "sweep_skewness", "sweep_steps",
     "switching_bound", "system_of", "upper_bound",
 ]  # fmt: skip

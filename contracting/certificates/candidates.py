@@ -13,6 +13,7 @@ from torch import Tensor
 
 from contracting.certificates.checker import check, in_units
 from contracting.certificates.lure.checker import dissipated_rate
+from contracting.certificates.lure.polyhedral import polyhedral_margin
 from contracting.certificates.records import ANY_SLOPE, NO_SLOPE, Certificate, CertificateError
 from contracting.certificates.systems import (
     FiringRateSystem,
@@ -136,8 +137,13 @@ def best_rate(system: System, candidate: Candidate) -> float:
 
 def _lure_rate(system: LureSystem, candidate: Candidate) -> float:
     metric, multiplier = candidate.metric, candidate.multiplier
+    if isinstance(metric, WeightedL1 | WeightedLinf):
+        return polyhedral_margin(system, metric, 0.0)
     if isinstance(metric, WeightedL2 | FullP) and multiplier is not None:
         return dissipated_rate(system, metric.matrix, multiplier)
+    if multiplier is None:
+        blocks = vertices((system.low, system.high), system.neurons)
+        return -max(float(metric.matrix_measure(system.jacobians(block)).max()) for block in blocks)
     raise InputError(f"no rate is known in {type(metric).__name__}")
 
 

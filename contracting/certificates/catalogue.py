@@ -29,6 +29,7 @@ FINDERS: list[RateFinder] = [
     ExplicitMetric(),
     VertexInequalities(),
     CircleCriterion(),
+    CircleCriterion(optimise=25),
 ]
 
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.certificates.definite import UNIT, definite_margin, definite_margins, sizes
-from contracting.certificates.lure.checker import covered, dissipation_margin
+from contracting.certificates.lure.checker import LARGEST_BY_VERTICES, covered, dissipation_margin, vertex_margin
+from contracting.certificates.lure.polyhedral import polyhedral_margin
+from contracting.certificates.lure.records import Dissipation, check_dissipation
 from contracting.certificates.records import Certificate, CertificateError
 from contracting.certificates.systems import (
     FiringRateSystem,
@@ -33,15 +35,15 @@ from contracting.types import Slopes
 
 S = TypeVar("S", bound=WeightSystem)
 
-LARGEST_BY_VERTICES = 14  # The largest n for a proof at all 2ⁿ vertices, each of which takes a factorisation.
 _ASSEMBLY = 12  # An entry of an inequality is rounded so often at most, beside the roundings of its inner products.
 
 
-def check(certificate: Certificate, system: System) -> float:
+def check(certificate: Certificate | Dissipation, system: System) -> float:
     """Prove again, from explicit matrices only, that a certificate holds for a system.
 
     Args:
-        certificate: rate, metric and multiplier; nothing else in it is read, except which slopes it speaks of.
+        certificate: rate, metric and multiplier, and the gain or indices of passivity; nothing else in it is read,
+            except which slopes it speaks of.
         system: the flow it is claimed to be about.
 
     Returns:
@@ -50,6 +52,10 @@ def check(certificate: Certificate, system: System) -> float:
     Raises:
         CertificateError: if the proof fails: wrong flow, wrong weight, rate too high, or rounding in the way.
     """
+    if isinstance(certificate, Dissipation):
+        if not isinstance(system, LureSystem):
+            raise CertificateError(f"a {type(certificate).__name__} is about a Lur'e system, not {system.name}")
+        return check_dissipation(certificate, system)
     if certificate.metric.size != system.size:
         raise CertificateError(f"the metric acts on {certificate.metric.size} entries, the flow on {system.size}")
     if isinstance(system, LureSystem):
@@ -81,12 +87,13 @@ def _accepted(margin: float, certificate: Certificate, system: System) -> float:
 
 
 def _lure_margin(certificate: Certificate, system: LureSystem) -> float:
-    if isinstance(certificate.metric, WeightedL1 | WeightedLinf):
-        raise CertificateError("soon")
-    P = _matrix_of(certificate.metric)
+    metric, rate = certificate.metric.to(system.A), certificate.rate
+    if isinstance(metric, WeightedL1 | WeightedLinf):
+        return polyhedral_margin(system, metric, rate)
+    P = _matrix_of(metric)
     if certificate.multiplier is None:
-        raise CertificateError("soon")
-    return dissipation_margin(system, P, certificate.multiplier, certificate.rate)
+        return vertex_margin(system, P, rate)
+    return dissipation_margin(system, P, certificate.multiplier, rate)
 
 
 def in_units(system: S, metric: Metric, multiplier: Tensor | None) -> tuple[S, Metric, Tensor | None]:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.certificates.candidates import Candidate, best_rate, certified
-from contracting.certificates.checker import LARGEST_BY_VERTICES
 from contracting.certificates.finder import Finder
+from contracting.certificates.lure.checker import LARGEST_BY_VERTICES
+from contracting.certificates.lure.polyhedral import polyhedral_candidates
+from contracting.certificates.lure.views import lure_view
 from contracting.certificates.multipliers import monotone_metric, parabola_multiplier, perron_weights, scaled
 from contracting.certificates.numerical_range import reach
 from contracting.certificates.records import Certificate, CertificateError
@@ -28,6 +30,7 @@ from contracting.certificates.systems import (
 )
 from contracting.certificates.views import slopes_view, view_of
 from contracting.errors import InputError, PreconditionError
+from contracting.lure.system import LureSystem
 from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
 from contracting.types import Slopes
 
@@ -217,9 +220,11 @@ class PolyhedralMetric(RateFinder):
     name = "Perron weights"
 
     def applies(self, system: System) -> bool:
-        return isinstance(system, SlopeSystem | LinearSystem)
+        return isinstance(system, SlopeSystem | LinearSystem) or has_rate(system)
 
     def find(self, system: System) -> Candidate:
+        if isinstance(system, LureSystem):
+            return self._of_loop(system)
         view = view_of(system) if isinstance(system, LinearSystem) else slopes_view(system)[0]
         matrix, (low, high) = view.system.W, view.system.slopes
         by_rows = (self.norm is WeightedLinf) != view.transposed
@@ -229,6 +234,17 @@ class PolyhedralMetric(RateFinder):
             matrix = view.system.slopes.largest * (matrix - torch.diag(diagonal)) + torch.diag(worst)
         left, right = perron_weights(matrix)
         return view.candidate(Candidate(metric=WeightedLinf(1 / right) if by_rows else WeightedL1(left)))
+
+    def _of_loop(self, system: LureSystem) -> Candidate:
+        view = lure_view(system)
+        balanced = system.rescaled(view.states, view.neurons)
+        found = [Candidate(metric=metric) for metric in polyhedral_candidates(balanced, self.norm)]
+        if not found:
+            raise CertificateError(
+                "Perron weights: D is too large for the sizes of its entries alone to prove the loop"
+            )
+        best = max(found, key=lambda candidate: best_rate(balanced, candidate))
+        return view.candidate(best)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -250,9 +266,10 @@ class GivenMetric(RateFinder):
         if self.metric.size != system.size:
             raise InputError(f"metric must act on the {system.size} entries of the flow, got {self.metric.size}")
         without = isinstance(system, LinearSystem | InclusionSystem)
-        if isinstance(self.metric, FullP | WeightedL2) and not without and system.size > LARGEST_BY_VERTICES:
-            limit = f"n ≤ {LARGEST_BY_VERTICES}, got {system.size}"
-            raise PreconditionError(f"vertex enumeration needs {limit}; use ParabolaTest()")
+        slopes = slopes_of(system)
+        if isinstance(self.metric, FullP | WeightedL2) and not without and slopes > LARGEST_BY_VERTICES:
+            limit = f"at most {LARGEST_BY_VERTICES} slopes, got {slopes}"
+            raise PreconditionError(f"vertex enumeration needs {limit}; use ParabolaTest() or CircleCriterion()")
         return Candidate(metric=self.metric.to(torch.zeros((), dtype=torch.float64)))
 
 
@@ -324,6 +341,16 @@ class LyapunovMetric(RateFinder):
             except CertificateError:
                 continue
         raise CertificateError("Lyapunov equation: no positive definite solution in float64")
+
+
+def slopes_of(system: System) -> int:
+    """How many slopes there are."""
+    return system.neurons if isinstance(system, LureSystem) else system.size
+
+
+def has_rate(system: System) -> bool:
+    """Whether it is a Lur'e system with a state."""
+    return isinstance(system, LureSystem) and system.size > 0
 
 
 def _full(P: Tensor) -> FullP:

@@ -10,7 +10,7 @@ import importlib.util
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -19,12 +19,16 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.certificates.candidates import Candidate, best_rate
-from contracting.certificates.finders import RateFinder
+from contracting.certificates.finders import RateFinder, has_rate, slopes_of
+from contracting.certificates.lure.questions import RateQuestion
+from contracting.certificates.lure.search import well_posed
+from contracting.certificates.lure.views import lure_view
 from contracting.certificates.records import CertificateError
 from contracting.certificates.spectra import eigenvalues
 from contracting.certificates.systems import FiringRateSystem, System, vertices
 from contracting.certificates.views import slopes_view
 from contracting.errors import InputError, PreconditionError
+from contracting.lure.system import LureSystem
 from contracting.metrics import FullP, WeightedL2
 
 T = TypeVar("T")
@@ -124,10 +128,15 @@ class SectorInequality(RateFinder):
         """The method in words."""
         return "sector inequality, " + ("diagonal P" if self.diagonal else "full P")
 
+    def applies(self, system: System) -> bool:
+        return super().applies(system) or has_rate(system)
+
     def affordable(self, system: System) -> None:
         return None
 
     def find(self, system: System) -> Candidate:
+        if isinstance(system, LureSystem):
+            return self._of_loop(system)
         view, seen = slopes_view(system)
         # in these coordinates the multiplier is about 1, and exactly 1 if it is given
         start = (view.guess if self.multiplier is None else view.weights("multiplier", self.multiplier)).sqrt()
@@ -146,22 +155,55 @@ class SectorInequality(RateFinder):
             raise CertificateError(f"{self.name}: the solver proposed no metric")
         return view.candidate(best.rescaled(1 / start))
 
+    def _of_loop(self, system: LureSystem) -> Candidate:
+        """The same with A, B, C and D, in coordinates in which the multiplier is about 1."""
+        view = lure_view(system)
+        question = RateQuestion(system=view.system)
+        start = view.multiplier(self.multiplier)
+        if self.multiplier is None:
+            start = well_posed(question, start)
+        gap = self.tolerance * max(question.scale, 1.0)
+        bottom, root = question.best(start, gap), start.sqrt()
+        seen = view.system.rescaled(torch.ones(system.size, dtype=torch.float64), root)
+        best = None
+        if bottom > -math.inf:
+            rated = partial(best_rate, seen)
+            best = _bisected(self._loop_program(seen), rated, bottom=bottom, top=question.most, gap=gap)
+        if best is None or best.multiplier is None:
+            raise CertificateError(f"{self.name}: the solver proposed no metric")
+        return view.candidate(replace(best, multiplier=best.multiplier * start))
+
     def _program(self, seen: FiringRateSystem) -> Callable[[float], Candidate | None]:
         """A function from a rate to the candidate that satisfies the inequality best there, or None."""
-        cp, n, W = _cvxpy(), seen.size, seen.W.numpy()
-        low, width = seen.slopes.low, seen.slopes.width
+        identity, low, width = torch.eye(seen.size, dtype=torch.float64), seen.slopes.low, seen.slopes.width
+        # the multiplier of slopes in [0, 1] is width times the one of the record
+        loop = LureSystem(A=low * seen.W - identity, B=width * identity, C=seen.W, D=0 * seen.W)
+        propose = self._loop_program(loop)
+
+        def own(rate: float) -> Candidate | None:
+            found = propose(rate)
+            if found is None or found.multiplier is None:
+                return None
+            return replace(found, multiplier=found.multiplier / width)
+
+        return own
+
+    def _loop_program(self, seen: LureSystem) -> Callable[[float], Candidate | None]:
+        """The same of a loop with slopes in [0, 1]."""
+        cp, n, m = _cvxpy(), seen.size, seen.neurons
+        A, B, C, D = (matrix.numpy() for matrix in (seen.A, seen.B, seen.C, seen.D))
         P, positive, found = _unknown_metric(n, diagonal=self.diagonal)
-        q = cp.Variable(n) if self.multiplier is None else cp.Variable() * torch.ones(n).numpy()
-        Q, s, slack = cp.diag(q), cp.Parameter(), cp.Variable()
-        corner = 2 * s * P - low * (P @ W + W.T @ P)
-        off = -width * (P + W.T @ Q)
-        lmi = cp.bmat([[corner, off], [off.T, 2 * width * Q]])
+        q = cp.Variable(m) if self.multiplier is None else cp.Variable() * torch.ones(m).numpy()
+        Q, c, slack = cp.diag(q), cp.Parameter(), cp.Variable()
+        corner = -(P @ A + A.T @ P) - 2 * c * P
+        off = -(P @ B + C.T @ Q)
+        lmi = cp.bmat([[corner, off], [off.T, 2 * Q - Q @ D - D.T @ Q]])
         lmi = (lmi + lmi.T) / 2
-        bounds = [positive, q >= _FLOOR, cp.trace(P) + cp.sum(q) == 2 * n]
-        problem = cp.Problem(cp.Maximize(slack), [lmi - slack * torch.eye(2 * n).numpy() >> 0, *bounds])
+        bounds = [positive, q >= _FLOOR, cp.trace(P) + cp.sum(q) == n + m]
+        problem = cp.Problem(cp.Maximize(slack), [lmi - slack * torch.eye(n + m).numpy() >> 0, *bounds])
 
         def propose(rate: float) -> Candidate | None:
-            s.value = 1 - rate
+            c.value = rate
             if not _solve(problem) or q.value is None:
                 return None
             metric, multiplier = found(), torch.as_tensor(q.value, dtype=torch.float64)
@@ -174,7 +216,7 @@ class SectorInequality(RateFinder):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VertexInequalities(RateFinder):
-    """One inequality for each of the 2ⁿ vertices of the slopes: the best constant quadratic metric there is, n ≤ 10.
+    """One inequality for each vertex of the slopes: the best constant quadratic metric there is, for up to 10 slopes.
 
     Args:
         tolerance: of the rate, relative to the largest norm of a Jacobian, or to 1 if that is larger.
@@ -187,12 +229,18 @@ class VertexInequalities(RateFinder):
         checks.number("tolerance", self.tolerance, low=0, high=1, low_open=True)
 
     def applies(self, system: System) -> bool:
-        return super().applies(system) and system.size <= MOST_VERTICES
+        return (super().applies(system) or has_rate(system)) and slopes_of(system) <= MOST_VERTICES
 
     def affordable(self, system: System) -> Self | None:
-        return self if system.size <= _VERTICES and available() else None
+        return self if slopes_of(system) <= _VERTICES and available() else None
 
     def find(self, system: System) -> Candidate:
+        if isinstance(system, LureSystem) and system.neurons <= MOST_VERTICES:
+            loop = lure_view(system)
+            balanced = system.rescaled(loop.states, loop.neurons)
+            corners = torch.cat(list(vertices((balanced.low, balanced.high), balanced.neurons)))
+            metric = common_metric(balanced.jacobians(corners), tolerance=self.tolerance)
+            return loop.candidate(Candidate(metric=metric))
         view, seen = slopes_view(system)
         if seen.size > MOST_VERTICES:
             limit = f"n ≤ {MOST_VERTICES}, got {seen.size}"

@@ -67,7 +67,7 @@ def _minimise(W: Tensor, start: Tensor, judge: _Judge, evaluations: int) -> Tens
         if size == 0:
             break
         for _ in range(_ROUNDS):
-            candidate = _descend(W, best, angles, level * size, evaluations)
+            candidate = descend(_rotated(W, angles), best, temperature=level * size, evaluations=evaluations)
             judged, seen = judge(candidate)
             known = len(angles)
             # the judge shows which angles were missing
@@ -79,14 +79,26 @@ def _minimise(W: Tensor, start: Tensor, judge: _Judge, evaluations: int) -> Tens
     return best / torch.exp(best.log().mean())
 
 
-def _descend(W: Tensor, start: Tensor, angles: _Angles, temperature: float, evaluations: int) -> Tensor:
-    log_q = start.log().clone().requires_grad_()
+def descend(
+    loops: Tensor, start: Tensor, *, temperature: float, evaluations: int, known: Tensor | None = None
+) -> Tensor:
+    """Q > 0 with a smaller maximum of the top eigenvalues of the symmetric parts of Q^½MQ^−½, over a stack of M.
+
+    Args:
+        loops: M, (k, n, n), real or complex.
+        start: Q, (n,), without the entries that are known.
+        temperature: of the smoothing of the maximum.
+        evaluations: gradients at most.
+        known: the last entries of Q, which stay as they are.
+    """
+    log_q, rest = start.log().clone().requires_grad_(), start.new_zeros(0) if known is None else known.log()
     optimiser = torch.optim.LBFGS(
         [log_q], max_iter=evaluations, max_eval=evaluations, line_search_fn="strong_wolfe", tolerance_grad=1e-9
     )
 
     def closure() -> Tensor:
-        objective, log_q.grad = _smoothed(W, log_q.detach(), angles, temperature)
+        objective, gradient = _smoothed(loops, torch.cat([log_q.detach(), rest]), temperature)
+        log_q.grad = gradient[: len(start)]
         return objective
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
@@ -103,16 +115,18 @@ def _merged(known: _Angles, seen: _Angles) -> _Angles:
     return tuple(kept)
 
 
-def _smoothed(W: Tensor, log_q: Tensor, angles: _Angles, temperature: float) -> tuple[Tensor, Tensor]:
-    """μ log Σ exp(λₖ(θ)/μ) and its gradient in log Q; d log Qᵢ moves Mᵢⱼ by ½Mᵢⱼ and Mⱼᵢ by −½Mⱼᵢ."""
-    half = (log_q / 2).exp()
-    M = W * half[:, None] / half[None, :]
+def _rotated(W: Tensor, angles: _Angles) -> Tensor:
+    """cosθ e^{−jθ}W for each angle; real where there is the angle 0 alone."""
     if angles == (0.0,):
-        rotated = M[None]
-    else:
-        theta = torch.tensor(angles, dtype=torch.float64)
-        factor = torch.polar(theta.cos(), -theta)
-        rotated = factor[:, None, None] * M
+        return W[None]
+    theta = torch.tensor(angles, dtype=torch.float64)
+    return torch.polar(theta.cos(), -theta)[:, None, None] * W
+
+
+def _smoothed(loops: Tensor, log_q: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """μ log Σ exp(λₖ/μ) over a stack and its gradient in log Q; d log Qᵢ moves Mᵢⱼ by ½Mᵢⱼ and Mⱼᵢ by −½Mⱼᵢ."""
+    half = (log_q / 2).exp()
+    rotated = loops * half[:, None] / half[None, :]
     values, vectors = torch.linalg.eigh((rotated + rotated.mH) / 2)
     weights = torch.softmax(values.flatten() / temperature, 0).reshape(values.shape)
     objective = temperature * torch.logsumexp(values.flatten() / temperature, 0)

@@ -33,6 +33,7 @@ from contracting.flows.fields import LinearFlow, NeuralFlow, VectorField
 from contracting.flows.network import BoundFiringRate, BoundHopfield
 from contracting.flows.speed import ScaledFlow
 from contracting.flows.splitting import BoundForwardBackward, BoundPeacemanRachford
+from contracting.lure.flow import LureFlow
 from contracting.lure.system import LureSystem
 from contracting.metrics import WeightedL2
 from contracting.types import UNIT_SLOPES, Slopes, Step
@@ -198,6 +199,8 @@ def system_of(flow: VectorField | System) -> System:
     if _is(flow, ScaledFlow):
         inner = system_of(flow.inner)
         return inner.at_speed(inner.speed * flow.speed)
+    if isinstance(flow, LureFlow):
+        return flow.system()
     if _is(flow, LinearFlow):
         return LinearSystem(W=flow.matrix)
     if isinstance(flow, NeuralFlow):

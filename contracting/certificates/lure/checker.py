@@ -21,12 +21,16 @@ import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.certificates.definite import UNIT, definite_margin, sizes
+from contracting.certificates.balance import balancing
+from contracting.certificates.definite import UNIT, definite_margin, definite_margins, sizes
 from contracting.certificates.enclosures import Enclosure, solved
 from contracting.certificates.records import CertificateError, assumption
+from contracting.certificates.systems import vertices
 from contracting.errors import InputError
 from contracting.lure.system import LureSystem
 from contracting.types import Slopes
+
+LARGEST_BY_VERTICES = 14  # The most slopes for a proof at all vertices, each of which takes a factorisation.
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +43,16 @@ class Supply:
     output: float
     cross: float
     input: float
+
+
+def gain_supply(gain: float) -> Supply:
+    """γ|u|² − |y|²/γ."""
+    return Supply(output=-1 / gain, cross=0.0, input=gain)
+
+
+def passivity_supply(input_index: float, output_index: float) -> Supply:
+    """2yᵀu − 2ν|u|² − 2ρ|y|²."""
+    return Supply(output=-2 * output_index, cross=1.0, input=-2 * input_index)
 
 
 def middle(system: LureSystem) -> tuple[Tensor, Tensor]:
@@ -81,7 +95,7 @@ def dissipation(
     if P is None:
         P = lam.new_zeros(0, 0)
     P = checks.shape("metric", P, (n, n)).detach().to("cpu", torch.float64)
-    states, neurons = _power_of_two(P.diagonal().sqrt()), _power_of_two(lam.sqrt())
+    states, neurons = power_of_two(P.diagonal().sqrt()), power_of_two(lam.sqrt())
     P, lam = (P + P.mT) / 2 / states[:, None] / states, lam / neurons.square()
     system = system.rescaled(states, neurons)
     assert system.B2 is not None and system.D12 is not None and system.C2 is not None
@@ -134,23 +148,65 @@ def dissipated_rate(system: LureSystem, P: Tensor, multiplier: Tensor) -> float:
     return float(torch.linalg.eigvalsh((whitened + whitened.mT) / 2)[0]) / 2
 
 
-def jacobians_enclosed(system: LureSystem, slopes: Tensor) -> Enclosure | None:
-    """A + BJ(I − DJ)⁻¹C at diagonal slopes J, or None where I − DJ may be singular: (batch, m) -> (batch, n, n)."""
+def vertex_margin(system: LureSystem, P: Tensor, rate: float) -> float:
+    """Margin of −(FᵀP + PF + 2cP) ≻ 0 for the Jacobians F at every vertex of the slopes.
+
+    Changing one slope moves F along a line, and monotonically as long as I − DJ stays regular, so that the vertices
+    decide. It does if det(I − DJ) has one sign, which is proved along every edge: from J to J + δeᵢ it is multiplied by
+    1 − δ[(I − DJ)⁻¹D]ᵢᵢ.
+
+    Raises:
+        CertificateError: if there are too many neurons.
+    """
+    n, m = system.size, system.neurons
+    if m > LARGEST_BY_VERTICES:
+        raise CertificateError(f"a proof by vertices needs at most {LARGEST_BY_VERTICES} neurons, got {m}")
+    states = power_of_two(P.diagonal().sqrt())
+    system, P = system.rescaled(states, neuron_units(system)), (P + P.mT) / 2 / states[:, None] / states
+    worst, exact = definite_margin(P, UNIT * sizes(P)), Enclosure.exact(P)
+    width = (system.high - system.low) * (1 + 4 * UNIT)
+    for block in vertices((system.low, system.high), m):
+        loop = loops_solved(system, block, torch.cat([system.C, system.D], 1))
+        if loop is None:
+            return -math.inf
+        own = loop[..., n:]
+        regular = width * (own.value + own.radius).diagonal(dim1=-2, dim2=-1) < 1 - 8 * UNIT
+        if not bool((regular | (block > system.low)).all()):
+            return -math.inf
+        product = exact @ jacobians_enclosed(system, block, loop[..., :n])
+        form = product + product.mT + Enclosure.exact(2 * P) * rate
+        worst = min(worst, float(definite_margins(-form.value, form.radius).min()))
+    return worst
+
+
+def loops_solved(system: LureSystem, slopes: Tensor, right: Tensor) -> Enclosure | None:
+    """(I − DJ)⁻¹R at diagonal slopes, or None where I − DJ may be singular: (batch, m), (m, k) -> (batch, m, k)."""
     loop = Enclosure.exact(torch.eye(system.neurons, dtype=torch.float64))
     loop = loop - Enclosure.exact(system.D) * slopes[..., None, :]
-    pre = solved(loop, system.C.expand(*slopes.shape[:-1], -1, -1))
-    return None if pre is None else Enclosure.exact(system.A) + Enclosure.exact(system.B) * slopes[..., None, :] @ pre
+    return solved(loop, right.expand(*slopes.shape[:-1], -1, -1))
+
+
+def jacobians_enclosed(system: LureSystem, slopes: Tensor, pre: Enclosure) -> Enclosure:
+    """A + BJ(I − DJ)⁻¹C at diagonal slopes J from the last factor, (I − DJ)⁻¹C: (batch, m) -> (batch, n, n)."""
+    return Enclosure.exact(system.A) + Enclosure.exact(system.B) * slopes[..., None, :] @ pre
 
 
 def jacobian_error(system: LureSystem, slopes: Tensor) -> float:
     """By how much the norm of a Jacobian as it is computed may differ from the true one: (m,) -> a number."""
-    found = jacobians_enclosed(system, slopes)
-    if found is None:
+    pre = loops_solved(system, slopes, system.C)
+    if pre is None:
         return math.inf
+    found = jacobians_enclosed(system, slopes, pre)
     return float(torch.linalg.matrix_norm(found.radius + (found.value - system.jacobians(slopes)).abs()))
 
 
-def _power_of_two(values: Tensor) -> Tensor:
+def neuron_units(system: LureSystem) -> Tensor:
+    """Powers of two for which the rows and columns of D are about alike, (m,)."""
+    return power_of_two(balancing(system.D)) if system.neurons else system.D.new_ones(0)
+
+
+def power_of_two(values: Tensor) -> Tensor:
+    """The next one below each."""
     return torch.ldexp(torch.ones_like(values), torch.frexp(values)[1] - 1)
 
 

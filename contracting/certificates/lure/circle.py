@@ -11,19 +11,18 @@ half-line, as P of one rate serves all smaller ones. The parabola test is the ca
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from contracting import checks
 from contracting.certificates.candidates import Candidate, best_rate
 from contracting.certificates.finders import RateFinder
+from contracting.certificates.lure.questions import RateQuestion
+from contracting.certificates.lure.search import best_multiplier, well_posed
 from contracting.certificates.lure.views import lure_view
 from contracting.certificates.records import CertificateError
-from contracting.certificates.riccati import riccati_inequality
-from contracting.certificates.spectra import eigenvalues
 from contracting.certificates.systems import System
 from contracting.errors import PreconditionError
 from contracting.lure.system import LureSystem
@@ -32,96 +31,7 @@ from contracting.metrics import FullP
 # How far below the best rate the metric is looked for, in units of ‖A‖: closer gives more of the rate, farther an
 # equation that float64 solves.
 _BACK_OFF = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-# A pair of eigenvalues this near to the imaginary axis, relative to the matrix, counts as imaginary: pairs leave the
-# axis like a square root, so that rounding moves them by the root of 1e-16.
-_IMAGINARY = 1e-8
-_FARTHEST = 2.0**60  # In units of ‖A‖: where no rate above minus this is possible, none is looked for.
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Inequality:
-    r"""[[AᵀP + PA + Q, PB + S], [·, −R]] ≺ 0 for a P ≻ 0: what is asked once the multiplier is given.
-
-    Attributes:
-        A: (n, n).
-        B: (n, m).
-        Q: (n, n), positive semidefinite.
-        S: (n, m).
-        R: (m, m), positive definite.
-    """
-
-    A: Tensor
-    B: Tensor
-    Q: Tensor
-    S: Tensor
-    R: Tensor
-
-    def riccati(self, rate: float) -> tuple[Tensor, Tensor, Tensor, float] | None:
-        """F, G and H of FᵀP + PF + PGP + H ≺ 0 at a rate, for P times a unit in which G and H are alike, and the unit.
-
-        None if R is not positive definite.
-        """
-        root, info = torch.linalg.cholesky_ex(self.R)
-        if int(info):
-            return None
-        B, S = (torch.linalg.solve_triangular(root, part.mT, upper=False) for part in (self.B, self.S))
-        F = self.A + rate * torch.eye(len(self.A), dtype=self.A.dtype) + B.mT @ S
-        G, H = B.mT @ B, self.Q + S.mT @ S
-        unit = float(torch.linalg.matrix_norm(G)) / max(float(torch.linalg.matrix_norm(H)), 1e-300)
-        unit = math.sqrt(unit) if 0 < unit < math.inf else 1.0
-        return F, G / unit, H * unit, unit
-
-    def solvable(self, rate: float) -> bool:
-        """Whether there is a P at a rate, up to rounding, by the eigenvalues of a Hamiltonian matrix."""
-        parts = self.riccati(rate)
-        if parts is None or not bool(eigenvalues(self.A).real.max() < -rate):
-            return False
-        F, G, H, _ = parts
-        matrix = torch.cat([torch.cat([F, G], 1), torch.cat([-H, -F.mT], 1)])
-        if not bool(torch.isfinite(matrix).all()):
-            return False
-        distance = eigenvalues(matrix).real.abs().amin()
-        return bool(distance > _IMAGINARY * torch.linalg.matrix_norm(matrix, 1))
-
-    def best_rate(self, scale: float, tolerance: float) -> float:
-        """The largest rate at which there is a P, by bisection; −∞ if there is none.
-
-        Args:
-            scale: of rates.
-            tolerance: absolute.
-        """
-        top, gap = -float(eigenvalues(self.A).real.max()), scale
-        while not self.solvable(top - gap):
-            top, gap = top - gap, 2 * gap
-            if gap > _FARTHEST * scale:
-                return -math.inf
-        bottom = top - gap
-        while top - bottom > tolerance:
-            middle = (top + bottom) / 2
-            top, bottom = (top, middle) if self.solvable(middle) else (middle, bottom)
-        return bottom
-
-    def metric(self, rate: float, room: float) -> Tensor | None:
-        """A P at a rate, with some room: G and H are enlarged by about ``room``, so that extreme solutions exist."""
-        parts = self.riccati(rate)
-        if parts is None:
-            return None
-        F, G, H, unit = parts
-        extra = room * torch.eye(len(F), dtype=F.dtype)
-        P = riccati_inequality(F, G + extra, H + extra)
-        return None if P is None else P / unit
-
-
-def rate_inequality(system: LureSystem, multiplier: Tensor) -> Inequality:
-    """The inequality of a rate, slopes in [0, 1]."""
-    half = multiplier[:, None] * system.D
-    return Inequality(
-        A=system.A,
-        B=system.B,
-        Q=torch.zeros_like(system.A),
-        S=system.C.mT * multiplier,
-        R=torch.diag(2 * multiplier) - half - half.mT,
-    )
+_OPTIMISED = ((40, 25), (120, 6))  # Up to so many states and neurons, so many gradients where no method is named.
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,22 +42,33 @@ class CircleCriterion(RateFinder):
 
     Args:
         multiplier: Λ, (m,); None takes the hint of the system, else the best guess.
+        optimise: gradients of log Λ at most per level of smoothing; 0 keeps Λ. The result is about the optimum of the
+            full-P matrix inequality.
         tolerance: of the rate, relative to ‖A‖.
     """
 
     multiplier: Tensor | None = None
+    optimise: int = 0
     tolerance: float = 1e-9
 
     def __post_init__(self) -> None:
+        checks.whole_number("optimise", self.optimise, low=0)
         checks.number("tolerance", self.tolerance, low=0, high=1, low_open=True)
 
-    name = "circle criterion"
+    @property
+    def name(self) -> str:
+        """The method in words."""
+        return "circle criterion, optimised multiplier" if self.optimise else "circle criterion"
 
     def applies(self, system: System) -> bool:
         return isinstance(system, LureSystem) and system.size > 0
 
-    def affordable(self, system: System) -> Self:
-        return self
+    def affordable(self, system: System) -> Self | None:
+        if not self.optimise or not isinstance(system, LureSystem):
+            return self
+        size = system.size + system.neurons
+        gradients = next((count for most, count in _OPTIMISED if size <= most), 0)
+        return replace(self, optimise=min(gradients, self.optimise)) if gradients else None
 
     def find(self, system: System) -> Candidate:
         if not isinstance(system, LureSystem):
@@ -155,9 +76,14 @@ class CircleCriterion(RateFinder):
         if not system.size:
             raise PreconditionError("a system without a state has no rate; ask for its gain")
         view = lure_view(system)
-        seen, lam = view.system, view.multiplier(self.multiplier)
-        inequality = rate_inequality(seen, lam)
-        rate = inequality.best_rate(view.scale, self.tolerance * view.scale)
+        question = RateQuestion(system=view.system)
+        lam = view.multiplier(self.multiplier)
+        tolerance = self.tolerance * question.scale
+        if self.multiplier is None:
+            lam = well_posed(question, lam)
+        if self.optimise:
+            lam = best_multiplier(question, lam, evaluations=self.optimise, tolerance=1e-6 * question.scale)
+        rate = question.best(lam, tolerance)
         if rate == -math.inf:
             raise CertificateError(
                 "circle criterion: 2Λ − ΛD − DᵀΛ is not positive definite, so the multiplier does not make the loop "
@@ -165,11 +91,12 @@ class CircleCriterion(RateFinder):
             )
         found: list[tuple[float, Candidate]] = []
         for back_off in _BACK_OFF:
-            P = inequality.metric(rate - back_off * view.scale, 0.1 * back_off * view.scale)
+            below = back_off * question.scale
+            P = question.inequality(rate - below, lam).metric(0.1 * below)
             if P is not None:
                 candidate = Candidate(metric=FullP(P), multiplier=lam)
-                found.append((best_rate(seen, candidate), candidate))
-                if found[-1][0] >= rate - 2 * back_off * view.scale:
+                found.append((best_rate(view.system, candidate), candidate))
+                if found[-1][0] >= rate - 2 * below:
                     break
         if not found:
             raise CertificateError("circle criterion: the Riccati equation has no positive definite solution")

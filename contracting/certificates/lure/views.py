@@ -77,7 +77,7 @@ class LureView:
     @cached_property
     def scale(self) -> float:
         """The size of the matrices in units of the rate."""
-        return max(float(torch.linalg.matrix_norm(self.system.A, 2)), 1e-300)
+        return max(float(torch.linalg.matrix_norm(self.system.A, 2)), 1e-300) if self.system.size else 1.0
 
 
 def lure_view(system: LureSystem) -> LureView:
