@@ -132,35 +132,34 @@ def _pull(scalar: Tensor, wrt: Tensor, graph: bool) -> Tensor | None:
 
 
 class NeuralFlow(VectorField):
-    """s' = module(t, s) for any nn.Module or function, time-varying or not; autograd supplies the Jacobian.
+    """s' = module(t, s), or module(s), for any nn.Module or function; autograd supplies the Jacobian.
 
     The rows of a batch must not see each other (no batch normalisation in training mode), otherwise the Jacobian of a
-    row is not defined; it is refused where that shows. Nothing is known of such a flow beforehand: rates are *sampled*,
-    see ``contracting.simulation.sampled``. For a module f(z, x) with an input take ``InputFlow``.
+    row is not defined; it is refused where that shows. What is made of affine operations and activations of bounded
+    slope can be certified, as ``lure_of`` reads it; of other fields rates are *sampled*, see
+    ``contracting.simulation.sampled``. For a module f(z, x) with an input take ``InputFlow``.
 
     Args:
-        module: f(t, s) with s of shape (batch, n). The time t is a tensor of shape () or (batch, 1), so that
-            ``t * s``, ``torch.sin(t)`` and ``t.expand(len(s), 1)`` work in both cases.
+        module: f(t, s) with s of shape (batch, n), or f(s), such as an nn.Sequential, where time plays no part. The
+            time t is a tensor of shape () or (batch, 1), so that ``t * s``, ``torch.sin(t)`` and
+            ``t.expand(len(s), 1)`` work in both cases.
         time_dtype: of t; None means that of s, as networks need. Late times of a float32 flow are then rounded (at
             t = 1e4 to 1e-3); a function that computes with t itself may ask for float64.
 
     Raises:
-        InputError: if it cannot be called, or not with two arguments.
+        InputError: if it cannot be called, or with neither one nor two arguments.
     """
 
-    def __init__(
-        self, module: nn.Module | Callable[[Tensor, Tensor], Tensor], *, time_dtype: torch.dtype | None = None
-    ):
+    def __init__(self, module: nn.Module | Callable[..., Tensor], *, time_dtype: torch.dtype | None = None):
         if not callable(module):
             raise InputError(f"module must be an nn.Module or a function f(t, s), got {type(module).__name__}")
-        if not _takes_two(module):
-            raise InputError(
-                "module must take two arguments, f(t, s), and this one does not: for a field without time pass "
-                "lambda t, s: module(s)"
-            )
-        self.module, self.time_dtype = module, time_dtype
+        if not (_takes(module, 2) or _takes(module, 1)):
+            raise InputError("module must take two arguments, f(t, s), or one, f(s), and this one takes neither")
+        self.module, self.time_dtype, self.timeless = module, time_dtype, not _takes(module, 2)
 
     def __call__(self, t: Time, state: Tensor) -> Tensor:
+        if self.timeless:
+            return _checked(self.module(state), state)
         moment = rounded_down(t, self.time_dtype or state.dtype, state.device)
         return _checked(self.module(moment, state), state)
 
@@ -168,13 +167,13 @@ class NeuralFlow(VectorField):
         return [Row("module", self.module)]
 
 
-def _takes_two(module: Callable[..., Any]) -> bool:
+def _takes(module: Callable[..., Any], arguments: int) -> bool:
     try:
         signature = inspect.signature(module.forward if isinstance(module, nn.Module) else module)
     except (TypeError, ValueError):  # as of functions compiled in C, which say nothing
         return True
     try:
-        signature.bind(None, None)
+        signature.bind(*[None] * arguments)
     except TypeError:
         return False
     return True
@@ -201,6 +200,8 @@ class InputFlow(NeuralFlow):
 
     def __init__(self, module: nn.Module | Callable[[Tensor, Tensor], Tensor], x: Tensor, *, leak: float = 1.0):
         super().__init__(module)
+        if self.timeless:
+            raise InputError("module must take two arguments, f(s, x), and this one does not: take NeuralFlow")
         if checks.floating_tensor("x", x).ndim not in (1, 2):
             raise InputError(f"x must have shape (m,), (1, m) or (batch, m), got {tuple(x.shape)}")
         self.x, self.leak = x[None] if x.ndim == 1 else x, checks.number("leak", leak)

@@ -24,7 +24,7 @@ _METADATA = set("""
     get_device names grad_fn
 """.split())
 # What makes a constant of the shape of a tensor.
-_CONSTANT = set("zeros_like ones_like full_like new_zeros new_ones new_full new_tensor".split())
+_CONSTANT = set("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_tensor".split())
 # What changes the type or the place of a tensor, and no value but by rounding.
 _SAME = set("to float double type type_as clone contiguous cpu cuda alias".split())
 # What is affine in all tensors that it takes together.
@@ -33,7 +33,7 @@ _AFFINE = set("""
     stack hstack vstack dstack column_stack __getitem__ sum mean reshape view reshape_as view_as flatten unflatten ravel
     unsqueeze squeeze transpose swapaxes swapdims t T mT permute movedim moveaxis chunk split split_with_sizes
     tensor_split unbind expand expand_as broadcast_to select narrow index_select take_along_dim gather flip roll repeat
-    tile repeat_interleave diff cumsum tril triu diag_embed diagonal pad atleast_2d
+    tile repeat_interleave _with_entries diff cumsum tril triu diag_embed diagonal pad atleast_2d
 """.split())
 # What is affine in one tensor if the others are constants.
 _PRODUCT = set("""
@@ -42,13 +42,14 @@ _PRODUCT = set("""
     conv_transpose1d conv_transpose2d avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d
 """.split())
 _QUOTIENT = set("div divide true_divide __truediv__".split())
-_ASSIGNMENTS = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__"}
+_ASSIGNMENTS = {name: name.replace("__i", "__") for name in ("__iadd__", "__isub__", "__imul__", "__itruediv__")}
+_ASSIGNMENTS["__setitem__"] = "_with_entries"
 _TRAINING = {"dropout": 2, "batch_norm": 5}  # the position of the argument that says so
 # Activations with the module or class that holds their settings, in the order in which the function takes them.
 _ACTIVATIONS: dict[str, Callable[..., Any]] = {
-    "relu": nn.ReLU, "relu_": nn.ReLU, "relu6": nn.ReLU6, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
-    "softplus": nn.Softplus, "elu": nn.ELU, "elu_": nn.ELU, "leaky_relu": nn.LeakyReLU, "leaky_relu_": nn.LeakyReLU,
-    "hardtanh": nn.Hardtanh, "hardtanh_": nn.Hardtanh, "hardsigmoid": nn.Hardsigmoid, "softsign": nn.Softsign,
+    "relu": nn.ReLU, "relu6": nn.ReLU6, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus, "elu": nn.ELU, "leaky_relu": nn.LeakyReLU, "hardtanh": nn.Hardtanh,
+    "hardsigmoid": nn.Hardsigmoid, "softsign": nn.Softsign,
     "softshrink": nn.Softshrink, "atan": Arctan, "arctan": Arctan,
 }  # fmt: skip
 _SHEARED = ("gelu", "silu", "mish", "hardswish", "selu", "sin", "cos", "erf")
@@ -147,12 +148,14 @@ def carried_out(call: Call) -> Any:
         InputError: if it is not in the table, by its name.
     """
     name = call.name
-    if name in _METADATA or name in _CONSTANT:
+    if name in _METADATA:
         return call.plain
-    if name in _ACTIVATIONS and not call.stateless and (name.endswith("_") or call.kwargs.get("inplace")):
-        return _in_place(call)
+    if call.kwargs.get("out") is not None:
+        raise call.refusal("as it writes to a given tensor")
     if _assigns(call, name):
-        raise call.refusal("as it changes a tensor in place: make a new one instead, as torch.stack does")
+        return _assigned(call, name)
+    if name in _CONSTANT or not call.varying:
+        return call.constant()
     if name in _SAME and all(argument.form is not None for argument in call.traced):
         return call.unchanged()
     if _is_affine(call, name):
@@ -174,21 +177,47 @@ Traced.carried_out = staticmethod(carried_out)
 
 def _is_affine(call: Call, name: str) -> bool:
     """Whether it is affine in all that is traced together."""
-    count = len(call.traced)
-    if any(argument.form is None for argument in call.traced):
+    varying = call.varying
+    if any(argument.form is None for argument in varying):
         return False
     if name in ("dropout", "batch_norm"):
         training = call.kwargs.get("training", call.args[_TRAINING[name]] if len(call.args) > _TRAINING[name] else True)
         if training:
             raise call.refusal("as it is in training mode, where rows see each other or chance; call module.eval()")
     if name in _QUOTIENT:
-        return count == 1 and isinstance(call.args[0], Traced)
-    return name in _AFFINE or (name in _PRODUCT and count == 1)
+        return len(varying) == 1 and varying[0] is call.args[0]
+    return name in _AFFINE or (name in _PRODUCT and len(varying) == 1)
 
 
 def _assigns(call: Call, name: str) -> bool:
     in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or name in _ASSIGNMENTS or call.kwargs.get("out") is not None
+    return in_place or name in _ASSIGNMENTS or bool(call.kwargs.get("inplace") and name in _ACTIVATIONS)
+
+
+def _assigned(call: Call, name: str) -> Traced:
+    """What an operation does that overwrites its first argument: this is then what a new tensor would have been."""
+    target = call.args[0]
+    if not isinstance(target, Traced):
+        raise call.refusal("as it writes what depends on the state into a constant: begin with torch.zeros_like(s)")
+    if name == "__setitem__":
+        made = carried_out(Call(_with_entries, call.args, call.kwargs))
+    else:
+        name = _ASSIGNMENTS.get(name, name.rstrip("_") if name.endswith("_") else name)
+        function = next((f for home in (Tensor, F) if (f := getattr(home, name, None)) is not None), None)
+        if function is None:
+            raise call.refusal("as it changes a tensor in place")
+        made = carried_out(Call(function, call.args, {k: v for k, v in call.kwargs.items() if k != "inplace"}))
+    if made.plain.shape != target.plain.shape:
+        raise call.refusal("as it changes the shape of a tensor in place")
+    target.plain, target.form, target.recipe = made.plain, made.form, made.recipe
+    return target
+
+
+def _with_entries(target: Tensor, index: Any, value: Any) -> Tensor:
+    """A copy in which some entries are others."""
+    copied = target.clone()
+    copied[index] = value
+    return copied
 
 
 def _activation(call: Call) -> Activation:
@@ -196,19 +225,11 @@ def _activation(call: Call) -> Activation:
     return as_activation(_ACTIVATIONS[call.name](*call.args[1:], **settings))
 
 
-def _in_place(call: Call) -> Traced:
-    """An activation that overwrites what it takes: that is then what it returns."""
-    (argument,) = call.traced
-    made = neurons(argument, _activation(call))
-    argument.plain, argument.form, argument.recipe = made.plain, made.form, None
-    return argument
-
-
 def _reason(call: Call, name: str) -> str:
     if name in _WHY:
         return f"as {_WHY[name]}"
-    if name in _PRODUCT | _QUOTIENT and len(call.traced) > 1:
-        if any(argument.recipe is not None for argument in call.traced):
+    if name in _PRODUCT | _QUOTIENT and len(call.varying) > 1:
+        if any(argument.recipe is not None for argument in call.varying):
             return "as it multiplies the state by a function of time or of the input, which would move the matrices"
         return "as it multiplies functions of the state"
     return "as it is neither affine nor an activation of bounded slope"

@@ -127,7 +127,7 @@ def _layers(cells: list[Neurons]) -> Iterator[list[Neurons]]:
 
 
 def lure_of(
-    field: VectorField | nn.Module | Callable[[Tensor, Tensor], Tensor],
+    field: VectorField | nn.Module | Callable[..., Tensor],
     *,
     state: Tensor | None = None,
     dtype: torch.dtype | None = None,
@@ -141,7 +141,7 @@ def lure_of(
     the parameters as they are now, on their graph; after a training step the field must be read again.
 
     Args:
-        field: a ``NeuralFlow``, ``InputFlow`` or other vector field, or the f(t, s) of a NeuralFlow.
+        field: a ``NeuralFlow``, ``InputFlow`` or other vector field, or the f(t, s) or f(s) of a NeuralFlow.
         state: a state, (n,) or (batch, n), which says its size, dtype and device; found by trial if None.
         dtype: of the matrices; that of the field if None. They are computed in float64.
 

@@ -158,6 +158,11 @@ class Call:
         return [leaf for leaf in tree_flatten((self.args, self.kwargs))[0] if isinstance(leaf, Traced)]
 
     @property
+    def varying(self) -> list[Traced]:
+        """Those of them that are no constants."""
+        return [argument for argument in self.traced if argument.form is None or argument.form.parts]
+
+    @property
     def stateless(self) -> bool:
         """Whether nothing in it depends on the state."""
         return all(argument.recipe is not None for argument in self.traced)
@@ -200,12 +205,19 @@ class Call:
                 moved[block] = torch.func.vmap(lambda *d: torch.func.jvp(exact, offsets, d)[1])(*parts)
         return self._wrapped(lambda k: Form(_nth(offset, k), {block: _nth(part, k) for block, part in moved.items()}))
 
+    def constant(self) -> Any:
+        """The result where it depends on nothing."""
+        value = self.plain
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        return traced(value, Form(value.to(torch.float64), {}), lambda now: value)
+
     def unchanged(self) -> Any:
         """The result of an operation that changes nothing but the type or the place of its first argument."""
         first, value = self.args[0], self.plain
         if not isinstance(first, Traced) or not value.is_floating_point():
             return value
-        return traced(value, first.form, self._replay if self.stateless else None)
+        return traced(value, first.form, self._replay() if self.stateless else None)
 
     def anyhow(self) -> Any:
         """The result of any operation on what does not depend on the state: an input of its own."""
@@ -214,7 +226,7 @@ class Call:
     def _wrapped(self, form: Callable[[int | None], Form] | None) -> Any:
         """The result, a tensor or several, each with its form; without a form it is what is given from outside."""
         value = self.plain
-        replay = self._replay if self.stateless else None
+        replay = self._replay() if self.stateless else None
         if isinstance(value, Tensor):
             return _wrap(value, None if form is None else form(None), replay)
         if not isinstance(value, (tuple, list)):
@@ -225,10 +237,16 @@ class Call:
         ]
         return type(value)(made) if type(value) in (tuple, list) else tuple(made)
 
-    def _replay(self, now: Given) -> Any:
-        if self not in now:
-            now[self] = self.run(lambda argument: argument.recipe(now) if argument.recipe else argument.plain)
-        return now[self]
+    def _replay(self) -> Callable[[Given], Any]:
+        """How to make the result at another moment, from its arguments as they are now."""
+        recipes = {id(argument): argument.recipe for argument in self.traced}
+
+        def replay(now: Given) -> Any:
+            if self not in now:
+                now[self] = self.run(lambda argument: cast(Callable[[Given], Any], recipes[id(argument)])(now))
+            return now[self]
+
+        return replay
 
     def refusal(self, reason: str) -> InputError:
         """Why this operation cannot be read."""

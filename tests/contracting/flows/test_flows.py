@@ -442,10 +442,14 @@ def test_a_held_flow_can_be_trained_through() -> None:
 
 
 @pytest.mark.parametrize("module", [torch.nn.Linear(2, 2), torch.nn.Sequential(torch.nn.Linear(2, 2)), lambda s: -s])
-def test_a_module_without_time_is_refused_when_the_flow_is_made(module) -> None:
-    with pytest.raises(InputError, match=r"\bmodule\b.*lambda t, s"):
-        NeuralFlow(module)
+def test_a_module_without_time_is_a_field_without_time(module) -> None:
     state = torch.randn(3, 2)
-    assert torch.equal(NeuralFlow(lambda t, s: module(s))(0.0, state), module(state))
+    assert torch.equal(NeuralFlow(module)(0.0, state), module(state))
+    assert torch.equal(NeuralFlow(lambda t, s: module(s)).jacobian(state), NeuralFlow(module).jacobian(state))
+    with pytest.raises(InputError, match=r"\bmodule\b"):
+        InputFlow(module, state)
+    for wrong in (lambda: 0, lambda a, b, c: a):
+        with pytest.raises(InputError, match=r"\bmodule\b"):
+            NeuralFlow(wrong)
     assert torch.equal(NeuralFlow(lambda t, s, scale=2.0: scale * s)(0.0, state), 2 * state)
     assert torch.equal(NeuralFlow(torch.mul)(2.0, state), 2 * state)  # compiled in C, says nothing of its arguments

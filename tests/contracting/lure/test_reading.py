@@ -90,6 +90,19 @@ class ByHand(nn.Module):
         return torch.stack([pull - x, -0.5 * y + torch.cos(t), (y + z).clamp(-1, 1) - z + pull], dim=-1)
 
 
+class Assigning(nn.Module):
+    """Entries written one by one, and sums in place."""
+
+    def forward(self, t: Tensor, s: Tensor) -> Tensor:
+        ds = torch.zeros_like(s)
+        ds[:, 0] = -s[:, 0] + torch.tanh(s[:, 1])
+        ds[:, 1:] = 2 * torch.ones_like(s[:, 1:]) * s[:, [2, 0]]
+        h = s @ torch.eye(N).to(s)
+        h += torch.sin(t)
+        h *= 0.5
+        return ds.sub_(F.relu_(h)) - F.elu(s - 1, inplace=True)
+
+
 class Normalised(nn.Module):
     """Dropout and batch normalisation, which in evaluation mode are affine."""
 
@@ -141,6 +154,7 @@ FIELDS: dict[str, Field] = {
     "residual": Residual(),
     "dense": Densely(),
     "by hand": ByHand(),
+    "entry by entry": Assigning(),
     "normalised": Normalised().eval(),
     "weights of weights": Looping(),
     "recurrent": lambda t, s: CELL(X[:1].expand(len(s), 2), s) - s,
@@ -154,7 +168,7 @@ FIELDS: dict[str, Field] = {
 @pytest.mark.parametrize("name", FIELDS)
 def test_what_is_read_is_the_field(name: str) -> None:
     field, s = NeuralFlow(FIELDS[name]), 2 * drawn(4, N, seed=1)
-    found = lure_of(field, state=s if name in ("constant", "by hand") else None)
+    found = lure_of(field, state=s if name in ("constant", "by hand", "entry by entry") else None)
     for t in (0.0, 0.7):
         assert torch.allclose(found(t, s), field(t, s), atol=1e-12, rtol=1e-12)
         assert torch.allclose(found.jacobian(s, t), field.jacobian(s, t), atol=1e-12, rtol=1e-12)
@@ -234,7 +248,7 @@ def test_single_precision_is_read_exactly() -> None:
 
 
 def test_the_size_of_the_state_is_found_or_asked_for() -> None:
-    assert lure_of(lambda t, s: mlp(nn.Tanh())(s)).size == N
+    assert lure_of(lambda t, s: mlp(nn.Tanh())(s)).size == lure_of(NeuralFlow(mlp(nn.Tanh()))).size == N
     with pytest.raises(InputError, match="state"):
         lure_of(lambda t, s: -s)
     with pytest.raises(InputError, match="state"):
@@ -257,7 +271,11 @@ REFUSED: dict[str, tuple[Field, str]] = {
     "a norm": (lambda t, s: s * s.norm(dim=-1, keepdim=True), "norm"),
     "training": (lambda t, s: F.dropout(s, 0.5, training=True), "dropout"),
     "batches": (lambda t, s: F.batch_norm(torch.cat([s, -s]), None, None, training=True)[: len(s)], "batch_norm"),
-    "assignment": (lambda t, s: torch.zeros_like(s).index_put_((torch.tensor([0]),), s[:1]), "index_put_"),
+    "assignment": (lambda t, s: torch.zeros_like(s).index_put_((torch.tensor([0]),), s[:1]), "index_put"),
+    "writing into a constant": (lambda t, s: torch.zeros(1, N).double().add_(s), "add_"),
+    "writing into a given one": (lambda t, s: torch.add(s, s, out=torch.zeros_like(s)), "add"),
+    "a square in place": (lambda t, s: s.clone().mul_(s), "mul"),
+    "attention": (lambda t, s: F.scaled_dot_product_attention(s[None], s[None], s[None])[0], "attention"),
     "a branch": (lambda t, s: s if s.sum() > 0 else -s, "gt|bool"),
     "a branch in time": (lambda t, s: s if t > 0.5 else -s, "bool|gt"),
     "a number": (lambda t, s: s * float(s[0, 0]), "float"),
