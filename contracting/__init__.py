@@ -79,9 +79,11 @@ from contracting.regions import (
     Ball,
     Box,
     LargestBall,
+    RateProfile,
     RegionCertificate,
     certify_region,
     largest_contracting_ball,
+    rate_against_radius,
 )
 from contracting.simulation.balls import CarriedBall, carry_ball
 from contracting.simulation.decay import DecayFit, decay_rate
@@ -121,7 +123,7 @@ __all__ = [
     "Heun", "Hopfield", "Identity", "Implicit", "InputError", "InputFlow", "Iteration", "LargestBall", "LeakyReLU",
     "LinearFlow", "LinearInterpolation", "LinearMap", "LureFlow", "LureODE", "LureSystem", "Method", "Metric",
     "MissingExtraError", "NeuralFlow", "NewtonKrylov", "Passive", "PeacemanRachford", "PeacemanRachfordFlow",
-    "PiecewiseLinear", "PreconditionError", "PseudoTransient", "RK4", "RateFinder", "ReLU", "ReLU6",
+    "PiecewiseLinear", "PreconditionError", "PseudoTransient", "RK4", "RateFinder", "RateProfile", "ReLU", "ReLU6",
     "RegionCertificate", "Report", "Response", "RungeKuttaChebyshev", "SampledRate", "SemismoothNewton", "Sheared",
     "Sigmoid", "Slope", "Slopes", "Softplus", "Softshrink", "Softsign", "Solution", "SolveError", "State", "Status",
     "Stop", "Tanh", "TimeScaledForwardBackward", "TorchDiffEq", "TorchDiffEqAdjoint", "Trace", "Tracking",
@@ -129,6 +131,7 @@ __all__ = [
     "WeightedLinf", "WellPosed", "Wellposedness", "ZeroOrderHold", "activation_named", "as_activation", "carry_ball",
     "certify", "certify_region", "check", "decay_rate", "default_solvers", "distance", "find_metric", "fit_metric",
     "fit_metric_by_inequalities", "fixed_input_convergence", "largest_contracting_ball", "lure_of",
-    "register_activation", "register_finder", "register_reader", "register_solver", "report", "sampled_rate",
-    "sampled_rate_along", "simulate", "simulate_pairs", "solve", "track", "tracking_bound", "worst_point",
+    "rate_against_radius", "register_activation", "register_finder", "register_reader", "register_solver", "report",
+    "sampled_rate", "sampled_rate_along", "simulate", "simulate_pairs", "solve", "track", "tracking_bound",
+    "worst_point",
 ]  # fmt: skip

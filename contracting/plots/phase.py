@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib.animation
@@ -13,6 +13,7 @@ from torch import Tensor
 from contracting.errors import InputError
 from contracting.flows.base import BoundFlow
 from contracting.flows.fields import LinearFlow, NeuralFlow, VectorField
+from contracting.plots.regions import draw_region, draw_tube, verdict
 from contracting.plots.style import (
     GREEN,
     SKY,
@@ -25,6 +26,7 @@ from contracting.plots.style import (
     pair_of_names,
     shown,
 )
+from contracting.regions.records import LargestBall, RegionCertificate
 from contracting.simulation.balls import CarriedBall, unit_sphere
 from contracting.simulation.evidence import standing
 
@@ -45,6 +47,9 @@ def plot_phase_portrait(
     balls: int = 5,
     title: str | None = None,
     names: tuple[str, str] | None = None,
+    region: LargestBall | RegionCertificate | None = None,
+    tubes: Sequence[CarriedBall] = (),
+    nullclines: bool = True,
 ) -> Axes:
     """Where a flow in the plane goes, and how it shrinks a ball of the metric.
 
@@ -62,13 +67,22 @@ def plot_phase_portrait(
         balls: at how many times it is drawn.
         title: None says whether the balls contain the images.
         names: of the two coordinates, for the axes; None numbers the units.
+        region: what was proved of a region: its outline is drawn, and where the field does not contract in its metric.
+        tubes: balls that ``carry_ball`` followed, each drawn as the tube that the radius of its rate sweeps.
+        nullclines: whether to draw where a unit is at rest.
 
     Raises:
         InputError: if something is not in the plane.
     """
     units = pair_of_names(names, ("unit 1", "unit 2"))
     axes = new_axes(height=4.4) if axes is None else axes
-    _draw_field(axes, flow, x, y, _like(flow, ball), units)
+    like = _like(flow, ball)
+    _draw_field(axes, flow, x, y, like, units if nullclines else None)
+    if region is not None:
+        draw_region(axes, flow, region, x, y, like)
+    for index, tube in enumerate(tubes):
+        _require_plane("tubes", tube.centre)
+        draw_tube(axes, tube, labelled=not index)
     if trajectories is not None:
         _require_plane("trajectories", trajectories)
         for index, path in enumerate(trajectories.detach().reshape(len(trajectories), -1, 2).unbind(1)):
@@ -86,7 +100,8 @@ def plot_phase_portrait(
         axes.plot(*equilibrium.tolist(), "o", color="black", markersize=5, linestyle="none", label="equilibrium")
     _frame(axes, x, y)
     if title is None:
-        title = "Phase portrait" if ball is None else _verdict(ball)
+        title = "Phase portrait" if region is None else verdict(region)
+        title = title if ball is None else _verdict(ball)
     first, second = pair_of_names(names, ("state of unit 1", "state of unit 2"))
     finish(axes, x=first, y=second, title=title)
     return axes
@@ -162,8 +177,9 @@ def _like(flow: VectorField, ball: CarriedBall | None) -> Tensor:
 
 
 def _draw_field(
-    axes: Axes, flow: VectorField, x: Limits, y: Limits, like: Tensor, names: tuple[str, str]
+    axes: Axes, flow: VectorField, x: Limits, y: Limits, like: Tensor, names: tuple[str, str] | None
 ) -> None:
+    """Streamlines, and unless ``names`` is None the lines on which a coordinate is at rest."""
     grid_x = torch.linspace(*x, _GRID, dtype=torch.float64)
     grid_y = torch.linspace(*y, _GRID, dtype=torch.float64)
     points = torch.cartesian_prod(grid_y, grid_x).flip(-1)
@@ -173,6 +189,8 @@ def _draw_field(
     axes.streamplot(
         grid_x.numpy(), grid_y.numpy(), u, v, color="0.8", linewidth=0.6, arrowsize=0.7, density=0.9, zorder=1
     )
+    if names is None:
+        return
     for component, colour, name in ((u, VERMILION, names[0]), (v, GREEN, names[1])):
         if component.min() < 0 < component.max():
             axes.contour(grid_x.numpy(), grid_y.numpy(), component, levels=[0.0], colors=[colour], linewidths=1.0)

@@ -22,7 +22,7 @@ from contracting.regions.sets import Ball, fitting_metric
 
 _RAYS, _RADII = 256, 64  # Points that are sampled lie on so many rays from the equilibrium, so many on each.
 _SMALLEST = 1e-6  # The nearest of them, in shares of the farthest.
-_TRIALS = 150  # Metrics that are tried in each of two rounds; each costs one pass over the samples.
+_TRIALS = 40  # Metrics that are tried in each of two rounds: 150 gained van der Pol's oscillator 0.4 % of the area.
 _WIDER = 8.0  # In the second round samples reach so many times as far as the best ball of the first.
 
 

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from contracting.certificates.records import PER_TIME
+from contracting.display import Displayed
 from contracting.metrics import Metric
+from contracting.regions.rest import inscribed_radius
 from contracting.regions.sets import Ball, Region
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RegionCertificate:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class RegionCertificate(Displayed):
     r"""Contraction inside a region: ‖s₁(t) − s₂(t)‖ ≤ e^{−ct}‖s₁(0) − s₂(0)‖ as long as both trajectories stay inside.
 
     Inside ``invariant``, if there is one, they stay for ever and come to the one equilibrium.
@@ -32,6 +35,8 @@ class RegionCertificate:
         times: the interval of time for which it is proved; None for all times, of a field without time.
     """
 
+    _units = {"rate": PER_TIME, "sampled": PER_TIME}
+
     rate: float
     metric: Metric
     region: Region
@@ -48,6 +53,11 @@ class RegionCertificate:
     def contracting(self) -> bool:
         """Whether the rate is positive."""
         return self.rate > 0
+
+    def holds(self, centre: Tensor, radius: float) -> bool:
+        """Whether a ball of the metric lies in ``invariant``, so that the rate carries it for ever: (n,) -> bool."""
+        inside = 0.0 if self.invariant is None else inscribed_radius(self.invariant, self.metric, centre)
+        return radius <= inside * (1 + 1e-9)
 
     @property
     def gap(self) -> float:
@@ -73,8 +83,8 @@ class RegionCertificate:
         )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LargestBall:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LargestBall(Displayed):
     """The largest ball that could be proved, and how much larger it might be.
 
     Attributes:
@@ -105,3 +115,24 @@ class LargestBall:
     def __str__(self) -> str:
         seen = "no point that does not contract was seen" if self.at is None else "a point does not contract"
         return f"{self.certificate}; {seen} up to radius {self.broken:.6g} ({self.share:.1%})"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class RateProfile(Displayed):
+    """Rates over balls of one centre and metric: what is proved, and what no proof may exceed.
+
+    Attributes:
+        radii: (k,).
+        certified: the rate proved over each ball, (k,).
+        sampled: the rate at the worst point seen in each, (k,).
+        metric: of the balls and of the rates.
+        flow: the field in words.
+    """
+
+    _units = {"certified": PER_TIME, "sampled": PER_TIME}
+
+    radii: Tensor
+    certified: Tensor
+    sampled: Tensor
+    metric: Metric
+    flow: str

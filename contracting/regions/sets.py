@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.display import Displayed
 from contracting.errors import InputError
 from contracting.metrics import FullP, Metric, WeightedL1, WeightedL2, WeightedLinf
 
 
-@dataclass(frozen=True, eq=False)
-class Box:
+@dataclass(frozen=True, eq=False, repr=False)
+class Box(Displayed):
     """lowerᵢ ≤ sᵢ ≤ upperᵢ, float64 on the CPU after construction.
 
     Args:
@@ -50,8 +51,8 @@ class Box:
         return f"the box {' × '.join(sides)}" if self.size <= 4 else f"a box of {self.size} sides"
 
 
-@dataclass(frozen=True, eq=False)
-class Ball:
+@dataclass(frozen=True, eq=False, repr=False)
+class Ball(Displayed):
     """‖s − centre‖ ≤ radius in a metric, float64 on the CPU after construction.
 
     Args:

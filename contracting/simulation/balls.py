@@ -18,6 +18,7 @@ from contracting.errors import InputError
 from contracting.flows.driven import Input
 from contracting.flows.fields import VectorField
 from contracting.metrics import Metric
+from contracting.regions.records import RegionCertificate
 from contracting.simulation.evidence import Evidence, standing
 from contracting.simulation.time_steps import Integrator
 from contracting.simulation.times import elapsed_times, time_grid
@@ -83,13 +84,15 @@ def carry_ball(
         centre: (n,), state at the first time.
         radius: r > 0, in the metric.
         times: (T,), rising.
-        evidence: a contraction rate c in a norm: a ``Certificate``, a ``SampledRate``, or a ``Claim``.
+        evidence: a contraction rate c in a norm: a ``Certificate``, a ``RegionCertificate`` whose invariant part holds
+            the ball, a ``SampledRate``, or a ``Claim``.
         points: how many states on the sphere are followed.
         signal: a moving input.
         integrator: for the simulation.
 
     Raises:
-        InputError: on shapes that do not fit, or numbers that are not finite.
+        InputError: on shapes that do not fit, numbers that are not finite, or a ball that leaves the invariant part of
+            the region that the rate is about.
     """
     checks.positive_number("radius", radius)
     standing(evidence)
@@ -97,6 +100,11 @@ def carry_ball(
     if checks.floating_tensor("centre", centre).ndim != 1:
         raise InputError(f"centre must have shape (n,), got {tuple(centre.shape)}")
     checks.last_size("centre", centre, evidence.metric.size)
+    if isinstance(evidence, RegionCertificate) and not evidence.holds(centre.detach().to("cpu", torch.float64), radius):
+        raise InputError(
+            f"the ball of radius {radius:.4g} leaves the part of the region that is proved to be invariant: take a "
+            "smaller radius, or a centre farther inside"
+        )
     sphere = centre + radius * unit_sphere(evidence.metric, points).to(centre)
     start = torch.cat([centre[None], sphere])
     elapsed = elapsed_times(time_grid(times, forwards=True).to(centre.device), centre)[:, 0]

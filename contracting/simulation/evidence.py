@@ -10,6 +10,7 @@ from contracting.certificates.records import Certificate
 from contracting.display import Displayed
 from contracting.errors import InputError
 from contracting.metrics import Metric
+from contracting.regions.records import RegionCertificate
 from contracting.simulation.sampled import SampledRate
 
 
@@ -30,7 +31,7 @@ class Claim(Displayed):
             raise InputError(f"metric must be a Metric such as that of a certificate, got {self.metric!r}")
 
 
-Evidence = Certificate | SampledRate | Claim
+Evidence = Certificate | RegionCertificate | SampledRate | Claim
 """A contraction rate with its metric, and by its type what it rests on."""
 
 
@@ -41,13 +42,13 @@ def standing(evidence: Evidence) -> str:
         InputError: if it is none of the three, as a bare number, or a ``Convergence``, which says nothing of two
             trajectories.
     """
-    if isinstance(evidence, Certificate):
+    if isinstance(evidence, (Certificate, RegionCertificate)):
         return "certified"
     if isinstance(evidence, SampledRate):
         return "sampled"
     if isinstance(evidence, Claim):
         return "claimed"
     raise InputError(
-        "evidence must be a Certificate, a SampledRate, or Claim(rate=..., metric=...) for a rate that has neither, "
-        f"got {evidence!r}"
+        "evidence must be a Certificate, a RegionCertificate, a SampledRate, or Claim(rate=..., metric=...) for a rate "
+        f"that has none of them, got {evidence!r}"
     )

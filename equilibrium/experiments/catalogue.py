@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from equilibrium.experiments.atlas.command import atlas
 from equilibrium.experiments.compare_solvers.command import compare_solvers
 from equilibrium.experiments.contraction_cost.command import contraction_cost
 from equilibrium.experiments.contraction_rates import contraction_rates
@@ -21,6 +22,7 @@ from equilibrium.experiments.tracking import tracking
 from equilibrium.explorer.command import explore
 
 _STUDIES: tuple[Callable[..., None], ...] = (
+    atlas,
     compare_solvers,
     contraction_cost,
     contraction_rates,
