@@ -92,7 +92,8 @@ def certified(system: System, candidate: Candidate, *, method: str) -> Certifica
 def _size(system: System, metric: Metric) -> float:
     """Of what rates are made of, in the metric."""
     if isinstance(system, LureSystem):
-        return float(metric.operator_norm(system.A))
+        F = torch.stack([system.A, system.jacobians((system.low + system.high) / 2)])
+        return float(metric.operator_norm(F).max())
     leak = 0.0 if isinstance(system, LinearSystem) else 1.0
     return system.speed * (leak + float(metric.operator_norm(system.W)))
 

@@ -33,7 +33,8 @@ def certify(
     r"""A certified contraction rate of a flow, for every input, constant or not, and every state.
 
     Args:
-        flow: a flow on a problem, such as ``layer.flow(FiringRate)``, or explicit matrices.
+        flow: a flow on a problem, such as ``layer.flow(FiringRate)``; a ``NeuralFlow(module)`` of linear layers and
+            activations, which is read as a Lur'e system; or explicit matrices.
         method: how to look for the metric, such as ``ParabolaTest(optimise=25)``; None tries what is affordable for the
             size and keeps the largest rate, whatever its norm; ``Certificate.method`` says which it was.
         slopes: interval of slopes to assume in place of the activation's own; of a Lur'e system also (low, high), (m,)
@@ -78,15 +79,18 @@ def certificates(flow: VectorField | System) -> tuple[Certificate, ...]:
 def applicable(flow: VectorField | System) -> tuple[RateFinder, ...]:
     """Which certificates there are for a flow: every method that applies to it, whatever it costs; see its ``name``.
 
-    Empty for a ``NeuralFlow``, whose rates can only be sampled. ``GivenMetric(...)`` takes the flows with slopes and
-    n ≤ 14, and linear ones.
+    Empty for a ``NeuralFlow`` that cannot be read as a Lur'e system: its rates can be proved on regions, or sampled.
+    ``GivenMetric(...)`` takes flows with up to 14 slopes, and linear ones.
 
     Raises:
         InputError: if nothing is known of such a flow.
     """
-    if isinstance(flow, NeuralFlow):
-        return ()
-    system = system_of(flow)
+    try:
+        system = system_of(flow)
+    except InputError:
+        if isinstance(flow, NeuralFlow):
+            return ()
+        raise
     return tuple(finder for finder in FINDERS if finder.applies(system))
 
 

@@ -71,6 +71,8 @@ def solved(matrix: Enclosure, right: Tensor) -> Enclosure | None:
         matrix: (..., m, m).
         right: (..., m, k).
     """
+    if not matrix.value.shape[-1]:
+        return Enclosure.exact(right)
     inverse, info = torch.linalg.inv_ex(matrix.value)
     if bool(info.any()) or not bool(torch.isfinite(inverse).all()):
         return None

@@ -29,11 +29,12 @@ from contracting.certificates.balance import rescale
 from contracting.display import Displayed
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.base import BoundFlow
-from contracting.flows.fields import LinearFlow, NeuralFlow, VectorField
+from contracting.flows.fields import LinearFlow, VectorField
 from contracting.flows.network import BoundFiringRate, BoundHopfield
 from contracting.flows.speed import ScaledFlow
 from contracting.flows.splitting import BoundForwardBackward, BoundPeacemanRachford
 from contracting.lure.flow import LureFlow
+from contracting.lure.reading import lure_of
 from contracting.lure.system import LureSystem
 from contracting.metrics import WeightedL2
 from contracting.types import UNIT_SLOPES, Slopes, Step
@@ -191,8 +192,10 @@ def system_of(flow: VectorField | System) -> System: ...
 def system_of(flow: VectorField | System) -> System:
     """The explicit matrices of a flow; a system is returned as it is.
 
+    A ``NeuralFlow``, and any other field of one's own, is read as a Lur'e system; see ``lure_of``.
+
     Raises:
-        InputError: if no certificate is known for such a flow.
+        InputError: if no certificate is known for such a flow, or a field cannot be read, and what of it.
     """
     if isinstance(flow, System):
         return flow
@@ -203,16 +206,13 @@ def system_of(flow: VectorField | System) -> System:
         return flow.system()
     if _is(flow, LinearFlow):
         return LinearSystem(W=flow.matrix)
-    if isinstance(flow, NeuralFlow):
+    if not isinstance(flow, VectorField):
         raise InputError(
-            "flow is a NeuralFlow, of which nothing is known between samples, so there is no certificate; "
-            "contracting has sampled_rate, worst_point and fit_metric for it"
+            f"flow must be a flow such as layer.flow(FiringRate) or NeuralFlow(module), or explicit matrices such as "
+            f"FiringRateSystem(W=W) or LureSystem(A=A, B=B, C=C, D=D), got {type(flow).__name__}"
         )
     if not isinstance(flow, BoundFlow):
-        raise InputError(
-            f"flow must be a flow on a problem, such as layer.flow(FiringRate) or FiringRate().bind(problem), "
-            f"or explicit matrices such as FiringRateSystem(W=W), got {type(flow).__name__}"
-        )
+        return _read(flow)
     problem = flow.problem
     # in double precision before it becomes a matrix, which for a convolution takes a transform
     exact = problem.linear.with_tensors([t.detach().to("cpu", torch.float64) for t in problem.linear.tensors()])
@@ -231,6 +231,18 @@ def system_of(flow: VectorField | System) -> System:
         f"no certificate is known for {type(flow).__name__}; known are the firing-rate, Hopfield, forward–backward, "
         "Peaceman–Rachford and linear flows, at any constant speed"
     )
+
+
+def _read(flow: VectorField) -> LureSystem:
+    """A field of one's own as a Lur'e system, in double precision."""
+    try:
+        return lure_of(flow, dtype=torch.float64).system()
+    except InputError as error:
+        raise InputError(
+            f"the flow {type(flow).__name__} has no certificate for all states, because it is no Lur'e system that can "
+            f"be read ({error}); certify_region proves a rate on a region for any field, sampled_rate, worst_point and "
+            "fit_metric look at samples"
+        ) from error
 
 
 def forward_backward_system(

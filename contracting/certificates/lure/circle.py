@@ -28,9 +28,9 @@ from contracting.errors import PreconditionError
 from contracting.lure.system import LureSystem
 from contracting.metrics import FullP
 
-# How far below the best rate the metric is looked for, in units of ‖A‖: closer gives more of the rate, farther an
-# equation that float64 solves.
-_BACK_OFF = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+# How far below the best rate the metric is looked for, from this share of the rate to that of the Jacobian, ten times
+# farther each time: closer gives more of the rate, farther an equation that float64 solves.
+_NEAREST, _FARTHEST = 1e-8, 1e-2
 _OPTIMISED = ((40, 25), (120, 6))  # Up to so many states and neurons, so many gradients where no method is named.
 
 
@@ -90,14 +90,15 @@ class CircleCriterion(RateFinder):
                 "v = Cs + Dσ(v) well-posed; give another one, or scale D down"
             )
         found: list[tuple[float, Candidate]] = []
-        for back_off in _BACK_OFF:
-            below = back_off * question.scale
+        below = _NEAREST * min(question.scale, max(abs(rate), question.most - rate, 1e-9 * question.scale))
+        while below <= _FARTHEST * question.scale:
             P = question.inequality(rate - below, lam).metric(0.1 * below)
             if P is not None:
                 candidate = Candidate(metric=FullP(P), multiplier=lam)
                 found.append((best_rate(view.system, candidate), candidate))
                 if found[-1][0] >= rate - 2 * below:
                     break
+            below *= 10
         if not found:
             raise CertificateError("circle criterion: the Riccati equation has no positive definite solution")
         return view.candidate(max(found, key=lambda pair: pair[0])[1])

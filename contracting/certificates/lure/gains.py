@@ -179,7 +179,7 @@ def _best(
     for back_off in _BACK_OFF if level > -math.inf else ():
         metric, below = None, level - back_off
         if view.system.size:
-            P = question.inequality(below, lam).metric(0.1 * back_off * view.scale)
+            P = question.inequality(below, lam).metric(0.1 * back_off * question.scale)
             if P is None:
                 continue
             try:

@@ -28,8 +28,8 @@ from contracting.certificates.riccati import riccati_inequality
 from contracting.certificates.spectra import eigenvalues
 from contracting.lure.system import LureSystem
 
-# A pair of eigenvalues this near to the imaginary axis, relative to the matrix, counts as imaginary: pairs leave the
-# axis like a square root, so that rounding moves them by the root of 1e-16.
+# A pair of eigenvalues this near to the imaginary axis, relative to the geometric mean of its size and the matrix's,
+# counts as imaginary: pairs leave the axis like a square root, so that rounding moves them by the root of 1e-16.
 _IMAGINARY = 1e-8
 _FARTHEST = 2.0**60  # In units of the first step: what is not bracketed by then is taken for infinite.
 
@@ -68,7 +68,8 @@ class Inequality:
         F, G, H, _ = parts
         matrix = torch.cat([torch.cat([F, G], 1), torch.cat([-H, -F.mT], 1)])
         values = eigenvalues(matrix)
-        near = values.real.abs() <= _IMAGINARY * torch.linalg.matrix_norm(matrix, 1)
+        size = torch.linalg.matrix_norm(matrix, 1)
+        near = values.real.abs() <= _IMAGINARY * (size * (values.abs() + 1e-14 * size)).sqrt()
         found = values.imag[near]
         return found[found >= 0].sort().values
 
@@ -119,6 +120,20 @@ class Question(ABC):
         """−α(A), which is +∞ without a state."""
         return -float(eigenvalues(self.system.A).real.max()) if self.system.size else math.inf
 
+    @cached_property
+    def scale(self) -> float:
+        """The size of the Jacobian at low and at middle slopes: the unit of rates."""
+        of = self.system
+        if not of.size:
+            return 1.0
+        half = torch.full((of.neurons,), 0.5, dtype=torch.float64)
+        sizes = [float(torch.linalg.matrix_norm(F, 2)) for F in (of.A, of.jacobians(half))]
+        return max(*sizes, 1e-300)
+
+    def precision(self, level: float) -> float:
+        """What a tolerance is multiplied with at a level."""
+        return 1.0
+
     def inequality(self, level: float, multiplier: Tensor) -> Inequality:
         """The inequality at a level, Λ given, (m,)."""
         of, (rate, supply) = self.system, self.asked(level)
@@ -167,7 +182,7 @@ class Question(ABC):
             bottom, top = (top, min(top + gap, self.most)) if up else (bottom - gap, bottom)
             if gap > _FARTHEST * step:
                 return bottom if up else -math.inf
-        while top - bottom > tolerance:
+        while top - bottom > tolerance * self.precision(bottom):
             middle = (top + bottom) / 2
             if not bottom < middle < top:
                 break
@@ -214,14 +229,13 @@ class Question(ABC):
 class RateQuestion(Question):
     """How fast does it contract? The level is the rate c."""
 
+    def precision(self, level: float) -> float:
+        """A rate far below the size of the Jacobian, as of a stiff field, is wanted to its own precision."""
+        return min(1.0, max(abs(level) / self.scale, 1e-9))
+
     def asked(self, level: float) -> tuple[float, None]:
         """The rate itself."""
         return level, None
-
-    @property
-    def scale(self) -> float:
-        """Of rates: ‖A‖."""
-        return max(float(torch.linalg.matrix_norm(self.system.A, 2)), 1e-300)
 
     @property
     def start(self) -> tuple[float, float]:

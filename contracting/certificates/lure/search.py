@@ -39,7 +39,7 @@ def best_multiplier(question: Question, start: Tensor, *, evaluations: int, tole
         tolerance: of the level, absolute.
     """
     best, value = start, question.best(start, tolerance)
-    if value == -math.inf:
+    if value == -math.inf or not len(best):
         return best
     frequencies = _merged(torch.tensor([0.0, math.inf]).double(), _critical(question, best, value, tolerance))
     for smoothing in _SMOOTHING:

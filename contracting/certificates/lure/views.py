@@ -7,7 +7,6 @@ in ``balance`` of the states of a network holds for states and neurons of [[A, B
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -73,11 +72,6 @@ class LureView:
         if self.system.hint is not None:
             return self.system.hint
         return torch.ones(self.system.neurons, dtype=torch.float64)
-
-    @cached_property
-    def scale(self) -> float:
-        """The size of the matrices in units of the rate."""
-        return max(float(torch.linalg.matrix_norm(self.system.A, 2)), 1e-300) if self.system.size else 1.0
 
 
 def lure_view(system: LureSystem) -> LureView:

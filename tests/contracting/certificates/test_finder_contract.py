@@ -10,6 +10,7 @@ import torch
 
 from contracting.certificates import (
     Candidate,
+    CircleCriterion,
     DiagonalMetric,
     ExplicitMetric,
     FiringRateSystem,
@@ -34,6 +35,7 @@ from contracting.contracts import FinderContract
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import WeightedL1, WeightedL2, WeightedLinf
 from tests.contracting.certificates.instances import gaussian
+from tests.contracting.certificates.lure.lure_instances import random_system
 
 
 class TestDiagonalMetric(FinderContract):
@@ -75,6 +77,42 @@ class TestSectorInequality(FinderContract):
 
 
 class TestVertexInequalities(FinderContract):
+    def finder(self) -> RateFinder:
+        return VertexInequalities()
+
+
+LOOPS = [random_system(3, n=2, m=3), random_system(1, n=3, m=2, intervals="random")]
+
+
+class TestCircleCriterion(FinderContract):
+    def finder(self) -> RateFinder:
+        return CircleCriterion()
+
+    def systems(self) -> Sequence[System]:
+        return LOOPS
+
+
+class TestOptimisedCircleCriterion(TestCircleCriterion):
+    def finder(self) -> RateFinder:
+        return CircleCriterion(optimise=10)
+
+
+class TestRowsOfLoops(TestCircleCriterion):
+    def finder(self) -> RateFinder:
+        return PolyhedralMetric(norm=WeightedLinf)
+
+
+class TestColumnsOfLoops(TestCircleCriterion):
+    def finder(self) -> RateFinder:
+        return PolyhedralMetric(norm=WeightedL1)
+
+
+class TestSectorInequalityOfLoops(TestCircleCriterion):
+    def finder(self) -> RateFinder:
+        return SectorInequality()
+
+
+class TestVertexInequalitiesOfLoops(TestCircleCriterion):
     def finder(self) -> RateFinder:
         return VertexInequalities()
 
