@@ -1,8 +1,12 @@
-"""The equilibrium problem z = σ(Wz + q): the only place that says what "solved" means."""
+"""What the one loop solves: any system, one per row, and the equilibrium problem z = σ(Wz + q) above all.
+
+A problem is the only thing that says what "solved" means.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,9 +23,98 @@ from contracting.maps.estimates import Estimates
 from contracting.maps.operator import MonotoneOperator, StepChoice
 from contracting.metrics import Metric
 
+# A product of n terms is rounded by about 8√n·eps times their size; n·eps is the textbook worst case.
+_MATMUL_SAFETY = 8
+
+
+class Problem(ABC):
+    """What the loop, the integrators, Newton's methods and Anderson's ask of what they solve: one system per row.
+
+    ``EquilibriumProblem`` is z = σ(Wz + q), with weights that splittings need; ``FieldProblem`` is f(s) = 0.
+
+    Attributes:
+        metric: a norm in which something is claimed of the problem, or None.
+        separable: whether the rows of a smaller problem cost less, so that finished rows may leave the batch.
+        costly: whether a look costs several times what one evaluation of the residual does.
+        tolerances: (rtol, atol) that a stop gets which leaves them out, for double precision and for single.
+    """
+
+    metric: Metric | None = None
+    separable: bool = True
+    costly: bool = False
+    tolerances: tuple[tuple[float, float], tuple[float, float]] = ((1e-8, 1e-12), (1e-5, 1e-7))
+
+    @property
+    @abstractmethod
+    def template(self) -> Tensor:
+        """Some tensor of the shape (batch, n), the dtype and the device of the unknown, finite where a row can be."""
+
+    @property
+    def batch(self) -> int:
+        """Number of rows."""
+        return self.template.shape[0]
+
+    @property
+    def size(self) -> int:
+        """Dimension n of the unknown."""
+        return self.template.shape[1]
+
+    @property
+    def well_posed(self) -> bool:
+        """Whether a splitting is known to solve it."""
+        return False
+
+    @property
+    def magnification(self) -> float:
+        """How many times eps the residual may be off by rounding, relative to its scale, in rough numbers."""
+        return 1.0
+
+    @abstractmethod
+    def look(self, z: Tensor, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Norms of the residual and of its scale, (2, batch), the residual, (batch, n), and what was computed for it.
+
+        The last is a tensor with one leading entry per row, which an iteration may make use of.
+        """
+
+    @abstractmethod
+    def compared(self, computed: Tensor, rows: Tensor) -> Tensor:
+        """The rows whose norm is the scale, for some rows of what ``look`` has computed: (rows, n)."""
+
+    @abstractmethod
+    def residual(self, z: Tensor) -> Tensor:
+        """What vanishes at a solution, in whatever sign: (batch, n) -> (batch, n)."""
+
+    def usual_scale(self, z: Tensor) -> Tensor:
+        """About the scale of the residual at z, (batch,)."""
+        return self.look(z, lambda rows: torch.linalg.vector_norm(rows, dim=-1))[0][1]
+
+    @abstractmethod
+    def rows(self, index: Tensor | slice) -> Problem:
+        """The problem of some rows only."""
+
+    @abstractmethod
+    def double(self) -> Problem:
+        """The same problem in float64."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Tensors by which it can be differentiated through the steps of a method."""
+        return ()
+
+    def detach(self) -> Problem:
+        """The same problem cut from the autograd graph."""
+        return self
+
+    def start_anew(self) -> bool:
+        """Whether rows may have failed because of what was remembered of earlier problems, now forgotten."""
+        return False
+
+    def error_bound(self, z: Tensor) -> Tensor | None:
+        """A certified bound on the distance of z from the solution in the metric, (batch,); None without a proof."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class EquilibriumProblem(Displayed):
+class EquilibriumProblem(Problem, Displayed):
     r"""Find z with z = σ(Wz + q), one problem per row of q.
 
     Args:
@@ -65,14 +158,31 @@ class EquilibriumProblem(Displayed):
         checks.floating_tensor("q", self.q)
 
     @property
-    def batch(self) -> int:
-        """Number of rows."""
-        return self.q.shape[0]
+    def template(self) -> Tensor:
+        """q."""
+        return self.q
 
     @property
-    def size(self) -> int:
-        """Dimension n of the state."""
-        return self.linear.size
+    def magnification(self) -> float:
+        """2(1 + ‖W‖)."""
+        return 2 * (1 + self.linear.rough_norm)
+
+    def look(self, z: Tensor, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Norms of z − σ(Wz + q) and σ(Wz + q), (2, batch), σ(Wz + q) − z and Wz + q."""
+        preactivation = self.preactivation(z)
+        image = self.activation(preactivation)
+        scale = norm(image)
+        shared = image.data_ptr() == preactivation.data_ptr()  # as where σ is the identity
+        error = image - z if shared else image.sub_(z)  # in place, while it is in cache
+        return torch.stack((norm(error), scale)), error, preactivation
+
+    def compared(self, computed: Tensor, rows: Tensor) -> Tensor:
+        """σ(Wz + q) of some rows."""
+        return self.activation.rows(rows)(computed[rows])
+
+    def usual_scale(self, z: Tensor) -> Tensor:
+        """‖z‖, which near a solution is that of its image."""
+        return torch.linalg.vector_norm(z, dim=-1)
 
     def preactivation(self, z: Tensor) -> Tensor:
         """Wz + q: (batch, n) -> (batch, n)."""
@@ -178,6 +288,27 @@ class EquilibriumProblem(Displayed):
             activation=self.activation.with_tensors(tensors[1 + count :]),
         )
 
+    def double(self) -> EquilibriumProblem:
+        """The same problem in float64."""
+        return self.with_tensors([tensor.double() for tensor in self.tensors()])
+
+    def start_anew(self) -> bool:
+        """Whether rows may have failed because of a guess from earlier weights, which W has now forgotten."""
+        return self.linear.start_anew()
+
+    def error_bound(self, z: Tensor) -> Tensor | None:
+        r"""Certified bound on ‖z − z*‖_Λ in the metric, (batch,); None without Condition 1.
+
+        ‖z − z*‖_Λ ≤ (1 + w/m)‖r‖_Λ with r = z − σ(Wz + q), because σ(Wz + q) solves the inclusion with q perturbed by
+        Wr, and the inclusion is m-strongly monotone. The rounding error of computing r is added.
+        """
+        operator, metric = self.operator, self.metric
+        if operator is None or metric is None:
+            return None
+        eps, gain = torch.finfo(z.dtype).eps, operator.bounds.gain
+        rounding = _MATMUL_SAFETY * eps * self.size**0.5 * ((1 + gain) * metric.norm(z) + metric.norm(self.q))
+        return (1 + gain / operator.bounds.monotonicity) * (metric.norm(self.residual(z)) + rounding)
+
     def detach(self) -> EquilibriumProblem:
         """The same problem cut from the autograd graph; remembered analyses of W are kept where W needs no gradient."""
         if not any(t.requires_grad for t in self.tensors()):
@@ -222,7 +353,21 @@ class EquilibriumProblem(Displayed):
 
 
 def checked_problem(value: Any) -> EquilibriumProblem:
-    """Return ``value`` if it is a problem, else raise InputError."""
+    """Return ``value`` if it is an equilibrium problem, else raise InputError."""
     if not isinstance(value, EquilibriumProblem):
         raise InputError(f"problem must be an EquilibriumProblem, such as layer.problem(x), got {type(value).__name__}")
     return value
+
+
+def with_weights(problem: Problem, method: str) -> EquilibriumProblem:
+    """The problem for a method that works with W, q or σ of z = σ(Wz + q).
+
+    Raises:
+        PreconditionError: if it is another problem, such as f(s) = 0, which has none of these.
+    """
+    if isinstance(problem, EquilibriumProblem):
+        return problem
+    raise PreconditionError(
+        f"{method} works with the weight of z = σ(Wz + q), and a field f(s) has none: use an integrator such as "
+        "PseudoTransient() or DormandPrince(), or Newton's method, SemismoothNewton() or NewtonKrylov()"
+    )

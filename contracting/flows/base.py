@@ -12,9 +12,10 @@ Hopfield flows contract: that is a separate property with its own certificates.
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -23,11 +24,48 @@ from contracting.display import Row
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.fields import VectorField
 from contracting.maps.operator import StepChoice
-from contracting.problem import EquilibriumProblem, checked_problem
+from contracting.problem import EquilibriumProblem, Problem, checked_problem
 from contracting.types import Time
 
 
-class BoundFlow(VectorField):
+class SteadyFlow(VectorField):
+    """A field s' = f(t, s) whose steady states solve a problem: what integrators and Newton's methods follow.
+
+    Attributes:
+        problem: what is solved; its unknown is ``read`` from a state.
+    """
+
+    problem: Problem
+
+    def map(self, state: Tensor) -> Tensor:
+        """T(s) = s + f(0, s), whose fixed points are the steady states: (batch, n) -> (batch, n)."""
+        return state + self(0.0, state)
+
+    def defect(self, state: Tensor) -> Tensor:
+        """T(s) − s, rounded relative to its own size where the flow knows how: (batch, n) -> (batch, n)."""
+        return self(0.0, state)
+
+    @abstractmethod
+    def on(self, problem: Any) -> Self:
+        """The same flow on another problem of its kind."""
+
+    @property
+    def euler_step(self) -> StepChoice:
+        """The step of explicit Euler with the best proved factor.
+
+        Raises:
+            PreconditionError: if nothing is proved of this flow, or I − W is not strongly monotone in the metric of the
+                problem.
+        """
+        raise PreconditionError(f"{type(self).__name__} proves no step of explicit Euler: pass step=...")
+
+    @property
+    def rate(self) -> float | None:
+        """A proved rate of convergence to the steady state for constant input, None where nothing is proved."""
+        return None
+
+
+class BoundFlow(SteadyFlow):
     """A flow on a given problem: the callable f(t, s) and how states and equilibria correspond.
 
     States have the shape of z, (batch, n); a problem of one row serves any number of states. The class itself is the
@@ -45,9 +83,11 @@ class BoundFlow(VectorField):
     ``contracting.contracts.FlowContract`` tests all of this.
     """
 
+    problem: EquilibriumProblem
+
     def __init__(self, problem: EquilibriumProblem):
         kind = type(self)
-        if kind.map is BoundFlow.map and kind.__call__ is BoundFlow.__call__:
+        if kind.map is SteadyFlow.map and kind.__call__ is BoundFlow.__call__:
             raise InputError(f"{kind.__name__} must bring map(state) or __call__(t, state)")
         self.problem = checked_problem(problem)
 
@@ -59,17 +99,9 @@ class BoundFlow(VectorField):
         """The flow on a problem, from the class."""
         return cls(problem)
 
-    def map(self, state: Tensor) -> Tensor:
-        """T(s) = s + f(0, s), whose fixed points are the steady states: (batch, n) -> (batch, n)."""
-        return state + self(0.0, state)
-
     def __call__(self, t: Time, state: Tensor) -> Tensor:
         """The field f(t, s) = T(s) − s."""
         return self.map(state) - state
-
-    def defect(self, state: Tensor) -> Tensor:
-        """T(s) − s, rounded relative to its own size where the flow knows how: (batch, n) -> (batch, n)."""
-        return self(0.0, state)
 
     def with_input(self, q: Tensor) -> Self:
         """The same flow, with the same step and what is known of it, under another input q, (batch, n)."""
@@ -80,21 +112,6 @@ class BoundFlow(VectorField):
         flow = copy.copy(self)
         flow.problem = problem
         return flow
-
-    @property
-    def euler_step(self) -> StepChoice:
-        """The step of explicit Euler with the best proved factor.
-
-        Raises:
-            PreconditionError: if nothing is proved of this flow, or I − W is not strongly monotone in the metric of the
-                problem.
-        """
-        raise PreconditionError(f"{type(self).__name__} proves no step of explicit Euler: pass step=...")
-
-    @property
-    def rate(self) -> float | None:
-        """A proved rate of convergence to the steady state for constant input, None where nothing is proved."""
-        return None
 
     @property
     def contraction_rate(self) -> float | None:

@@ -153,9 +153,9 @@ class NeuralFlow(VectorField):
     def __init__(self, module: nn.Module | Callable[..., Tensor], *, time_dtype: torch.dtype | None = None):
         if not callable(module):
             raise InputError(f"module must be an nn.Module or a function f(t, s), got {type(module).__name__}")
-        if not (_takes(module, 2) or _takes(module, 1)):
+        if not (takes(module, 2) or takes(module, 1)):
             raise InputError("module must take two arguments, f(t, s), or one, f(s), and this one takes neither")
-        self.module, self.time_dtype, self.timeless = module, time_dtype, not _takes(module, 2)
+        self.module, self.time_dtype, self.timeless = module, time_dtype, not takes(module, 2)
 
     def __call__(self, t: Time, state: Tensor) -> Tensor:
         if self.timeless:
@@ -167,7 +167,8 @@ class NeuralFlow(VectorField):
         return [Row("module", self.module)]
 
 
-def _takes(module: Callable[..., Any], arguments: int) -> bool:
+def takes(module: Callable[..., Any], arguments: int) -> bool:
+    """Whether a module or a function can be called with so many arguments, for all that its signature says."""
     try:
         signature = inspect.signature(module.forward if isinstance(module, nn.Module) else module)
     except (TypeError, ValueError):  # as of functions compiled in C, which say nothing

@@ -17,7 +17,7 @@ from contracting.maps.base import LinearMap
 from contracting.maps.counting import counting, report
 from contracting.maps.operator import MonotoneOperator, StepChoice, slope_rate
 from contracting.memory import Held
-from contracting.problem import EquilibriumProblem
+from contracting.problem import EquilibriumProblem, Problem
 from contracting.types import Step, Time
 
 
@@ -124,9 +124,9 @@ def reflected_steps(
     return u
 
 
-def contracting_flow(problem: EquilibriumProblem) -> BoundSplitting | None:
+def contracting_flow(problem: Problem) -> BoundSplitting | None:
     """A flow whose map contracts: Peaceman–Rachford's where W has a resolvent, else forward–backward's, else None."""
-    if not problem.well_posed:
+    if not (isinstance(problem, EquilibriumProblem) and problem.well_posed):
         return None
     if math.isfinite(problem.linear.resolvent_products):
         return PeacemanRachfordFlow().bind(problem)

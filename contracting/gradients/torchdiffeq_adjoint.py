@@ -14,7 +14,7 @@ from contracting.integrators.step_control import row_rms
 from contracting.integrators.torchdiffeq_adapter import KINDS, Segments, TorchDiffEq
 from contracting.loop.method import Family, Iteration, Method
 from contracting.loop.records import Stop
-from contracting.problem import EquilibriumProblem
+from contracting.problem import EquilibriumProblem, Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class _Recorder(Method):
     def family(self) -> Family:
         return self.method.family
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         self.iteration = Segments(problem, stop, self.method)
         return self.iteration
 

@@ -8,10 +8,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from contracting import checks
-from contracting.flows.base import BoundFlow, Flow, as_flow
+from contracting.flows.base import Flow, SteadyFlow, as_flow
 from contracting.flows.network import FiringRate
+from contracting.flows.steady import followed
 from contracting.loop.method import Family, Iteration, Method, State
-from contracting.problem import EquilibriumProblem
+from contracting.problem import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,8 @@ class FlowMethod(Method):
     """A method that follows a flow s' = T(s) − s to its steady state.
 
     Args:
-        flow: which flow, such as ``FiringRate()`` or ``PeacemanRachfordFlow``.
+        flow: which flow of z = σ(Wz + q), such as ``FiringRate()`` or ``PeacemanRachfordFlow``; where the problem is a
+            field, that is followed itself.
     """
 
     flow: Flow | type[Flow] | None = field(default_factory=FiringRate)
@@ -29,9 +31,14 @@ class FlowMethod(Method):
         if self.flow is not None:
             object.__setattr__(self, "flow", as_flow(self.flow))
 
-    def flow_on(self, problem: EquilibriumProblem) -> BoundFlow:
-        """The flow on a problem."""
-        return as_flow(FiringRate() if self.flow is None else self.flow).bind(problem)
+    def flow_on(self, problem: Problem) -> SteadyFlow:
+        """The flow on a problem.
+
+        Raises:
+            PreconditionError: if another flow than the default one was asked for, and the problem is a field.
+        """
+        flow = as_flow(FiringRate() if self.flow is None else self.flow)
+        return followed(problem, flow, named=not isinstance(flow, FiringRate))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +60,7 @@ class TimeStepping(FlowMethod):
 class FlowIteration(Iteration):
     """The iteration of a method that follows a flow: the state begins with that of the flow."""
 
-    def __init__(self, flow: BoundFlow):
+    def __init__(self, flow: SteadyFlow):
         self.flow = flow
 
     def init(self, z0: Tensor) -> State:
@@ -61,3 +68,11 @@ class FlowIteration(Iteration):
 
     def read(self, state: State) -> Tensor:
         return self.flow.read(state[0])
+
+
+class ExplicitIteration(FlowIteration):
+    """That of an integrator whose step costs a few evaluations of the flow, no more than a look may cost."""
+
+    def check_after(self, state: State, taken: int) -> int:
+        """An eighth of the steps so far where a look costs several evaluations: few looks, and few steps too many."""
+        return max(self.check_every, taken // 8) if self.flow.problem.costly else self.check_every

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from contracting.errors import PreconditionError
-from contracting.flows.base import BoundFlow
+from contracting.errors import InputError, PreconditionError
+from contracting.flows.base import BoundFlow, SteadyFlow
 from contracting.flows.fields import VectorField
 from contracting.flows.network import BoundFiringRate
 from contracting.flows.speed import ScaledFlow
 from contracting.flows.splitting import BoundForwardBackward, BoundSplitting
-from contracting.integrators.base import FlowIteration, FlowMethod
+from contracting.integrators.base import ExplicitIteration, FlowMethod
 from contracting.loop.method import Iteration, State
 from contracting.loop.records import Stop
 from contracting.maps.operator import Bounds
-from contracting.problem import EquilibriumProblem
+from contracting.problem import Problem
 
 # More stages than this are not tried: the longer a step, the less do its first stages know of the slopes at its end.
 _MOST_STAGES = 200
@@ -78,7 +78,7 @@ def first_order(center: float, focal: float, stages: int) -> Scheme:
     return Scheme(step=time, first=1 / center, stages=tuple(rows))
 
 
-def spectral_hull(flow: BoundFlow) -> tuple[complex, ...] | None:
+def spectral_hull(flow: SteadyFlow) -> tuple[complex, ...] | None:
     r"""Corners of a convex region that contains −λ for every eigenvalue λ of f'(s), at every s; None where unknown.
 
     With slopes J, the Jacobian −I + JW̃ is similar to −I + J^½W̃J^½, whose numerical range lies between −1 and −𝒲(Ã):
@@ -89,7 +89,7 @@ def spectral_hull(flow: BoundFlow) -> tuple[complex, ...] | None:
     if isinstance(flow, ScaledFlow):
         inner = spectral_hull(flow.inner)
         return None if inner is None else tuple(flow.speed * corner for corner in inner)
-    operator = flow.problem.operator
+    operator = flow.problem.operator if isinstance(flow, BoundFlow) else None
     if operator is None:
         return None
     if isinstance(flow, BoundFiringRate):
@@ -158,16 +158,38 @@ class RungeKuttaChebyshev(FlowMethod):
     Not for the Peaceman–Rachford flow, which is not stiff: the steps are then s steps of Euler. And the predicted
     factor is that of the spectrum of the linearised flow: Jacobians far from normal grow before they decay.
 
+    Args:
+        flow: which flow to integrate.
+        hull: complex numbers on or above the real axis, corners of a convex region that, with its mirror image, holds
+            −λ for every eigenvalue λ of a Jacobian that is met, per unit of time; None takes what is proved of the
+            flow. Nothing is proved of a field of your own: ``hull=(0.5, 900.0)`` is for real λ from −900 to −0.5.
+
     Raises:
+        InputError: if a corner of the hull is no finite number, or is below the real axis.
         PreconditionError: on binding, where nothing is known of the spectrum, or it comes too near the imaginary axis.
 
     Source: Sommeijer, Shampine and Verwer, RKC: an explicit solver for parabolic PDEs, J. Comput. Appl. Math. 88, 1998;
     Manteuffel, The Tchebychev iteration for nonsymmetric linear systems, Numer. Math. 28 (1977), for the foci.
     """
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    hull: tuple[complex, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.hull is not None:
+            good = isinstance(self.hull, tuple) and self.hull and all(map(_is_corner, self.hull))
+            if not good:
+                raise InputError(
+                    f"hull must be a tuple of finite complex numbers on or above the real axis, got {self.hull!r}"
+                )
+
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         flow = self.flow_on(problem)
-        return _ChebyshevIteration(flow, *best_scheme(spectral_hull(flow)))
+        return _ChebyshevIteration(flow, *best_scheme(spectral_hull(flow) if self.hull is None else self.hull))
+
+
+def _is_corner(value: object) -> bool:
+    return isinstance(value, int | float | complex) and cmath.isfinite(value) and complex(value).imag >= 0
 
 
 def best_scheme(hull: tuple[complex, ...] | None) -> tuple[Scheme, float]:
@@ -182,7 +204,7 @@ def best_scheme(hull: tuple[complex, ...] | None) -> tuple[Scheme, float]:
     if hull is None:
         raise PreconditionError(
             "RungeKuttaChebyshev cannot choose its step: nothing is known of the spectrum of this flow. Use a "
-            "well-posed parameterisation, or DormandPrince(), which adapts its step"
+            "well-posed parameterisation, hull=… where you know it, or DormandPrince(), which adapts its step"
         )
     center, focal = best_ellipse(hull)
     factors = {stages: growth(hull, center, focal, stages) for stages in range(1, _MOST_STAGES + 1)}
@@ -196,8 +218,8 @@ def best_scheme(hull: tuple[complex, ...] | None) -> tuple[Scheme, float]:
     return first_order(center, focal, stages), factors[stages]
 
 
-class _ChebyshevIteration(FlowIteration):
-    def __init__(self, flow: BoundFlow, scheme: Scheme, factor: float):
+class _ChebyshevIteration(ExplicitIteration):
+    def __init__(self, flow: SteadyFlow, scheme: Scheme, factor: float):
         super().__init__(flow)
         self.scheme, self.factor, self.step_size = scheme, factor, scheme.step
 

@@ -10,13 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from contracting.flows.base import BoundFlow
+from contracting.flows.base import SteadyFlow
 from contracting.flows.fields import VectorField
-from contracting.integrators.base import FlowIteration, FlowMethod, TimeStepping
+from contracting.integrators.base import ExplicitIteration, FlowMethod, TimeStepping
 from contracting.integrators.step_control import first_step, judge, row_rms
 from contracting.loop.method import Iteration, State
 from contracting.loop.records import Stop
-from contracting.problem import EquilibriumProblem
+from contracting.problem import Problem
 from contracting.types import Time
 
 
@@ -128,7 +128,7 @@ def combine(coefficients: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
 class _FixedStep(TimeStepping):
     tableau: ClassVar[Tableau]
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         """The integrator on one problem; refuses an automatic step where nothing supports one."""
         return _FixedStepIteration(self.tableau, self.flow_on(problem), self.step)
 
@@ -171,8 +171,8 @@ _EULER_POWERS = {
 }
 
 
-class _FixedStepIteration(FlowIteration):
-    def __init__(self, tableau: Tableau, flow: BoundFlow, step: float | None):
+class _FixedStepIteration(ExplicitIteration):
+    def __init__(self, tableau: Tableau, flow: SteadyFlow, step: float | None):
         super().__init__(flow)
         self.tableau = tableau
         if step is None:
@@ -198,7 +198,7 @@ _STEADY_ACCURACY = 0.1
 class _Adaptive(FlowMethod):
     tableau: ClassVar[Tableau]
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         return _AdaptiveIteration(self.tableau, self.flow_on(problem))
 
 
@@ -222,9 +222,9 @@ class DormandPrince(_Adaptive):
     tableau: ClassVar[Tableau] = DORMAND_PRINCE
 
 
-class _AdaptiveIteration(FlowIteration):
+class _AdaptiveIteration(ExplicitIteration):
     # state: s, f(s), per-row step h, per-row error ratio of the last accepted step
-    def __init__(self, tableau: Tableau, flow: BoundFlow):
+    def __init__(self, tableau: Tableau, flow: SteadyFlow):
         super().__init__(flow)
         assert tableau.error is not None
         self.tableau, self.error = tableau, tableau.error

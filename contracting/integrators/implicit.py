@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from contracting.flows.base import BoundFlow
+from contracting.flows.base import SteadyFlow
 from contracting.integrators.base import FlowIteration, TimeStepping
 from contracting.linear_systems import solve_rows
 from contracting.loop.method import Iteration, State
 from contracting.loop.records import Stop
-from contracting.problem import EquilibriumProblem
+from contracting.problem import Problem
 
 _REDUCTION = 0.1  # The automatic step of backward Euler is to contract by this factor.
 _NEWTON_STEPS = 12  # A step of backward Euler that Newton's method has not solved by then is repeated, shorter.
@@ -39,7 +39,7 @@ class BackwardEuler(TimeStepping):
 
     solves_systems: ClassVar[bool] = True
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         flow = self.flow_on(problem)
         step = self.step
         if step is None:
@@ -49,7 +49,7 @@ class BackwardEuler(TimeStepping):
 
 class _BackwardEulerIteration(FlowIteration):
     # state: s, per-row step h
-    def __init__(self, flow: BoundFlow, step: float):
+    def __init__(self, flow: SteadyFlow, step: float):
         super().__init__(flow)
         self.step_size = step
 
@@ -96,13 +96,13 @@ class PseudoTransient(TimeStepping):
 
     solves_systems: ClassVar[bool] = True
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         return _PseudoTransientIteration(self.flow_on(problem), self.step or _DEFAULT_STEP)
 
 
 class _PseudoTransientIteration(FlowIteration):
     # state: s, f(s), per-row step h
-    def __init__(self, flow: BoundFlow, step: float):
+    def __init__(self, flow: SteadyFlow, step: float):
         super().__init__(flow)
         self.first_step = step
 
@@ -128,7 +128,7 @@ def _norm(rows: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows, dim=-1)
 
 
-def _shifted(flow: BoundFlow, state: Tensor, step: Tensor) -> Tensor:
+def _shifted(flow: SteadyFlow, state: Tensor, step: Tensor) -> Tensor:
     """I/h − f'(s), one matrix per row."""
     matrices = -flow.jacobian(state)
     matrices.diagonal(dim1=-2, dim2=-1).add_(1 / step[:, None])

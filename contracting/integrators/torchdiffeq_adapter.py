@@ -21,12 +21,12 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import ContractingError, InputError, PreconditionError
-from contracting.flows.base import BoundFlow
+from contracting.flows.base import SteadyFlow
 from contracting.integrators.base import FlowMethod
 from contracting.integrators.step_control import row_rms
 from contracting.loop.method import YOUR_OWN, Family, Iteration, State, refuse_graph
 from contracting.loop.records import Stop
-from contracting.problem import EquilibriumProblem
+from contracting.problem import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ class TorchDiffEq(FlowMethod):
         """Whether it is one of scipy's implicit integrators."""
         return self.method in ("BDF", "Radau", "LSODA")
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         if KINDS[self.method].scipy:
             checks.extra("scipy.integrate", "scipy", f"TorchDiffEq({self.method!r})")
             refuse_graph(problem, f"scipy's {self.method}")
@@ -179,7 +179,7 @@ class _Rows(NamedTuple):
 class _Field:
     """f(t, origin + d), with its evaluations limited."""
 
-    def __init__(self, flow: BoundFlow, origin: Tensor | None, limit: float):
+    def __init__(self, flow: SteadyFlow, origin: Tensor | None, limit: float):
         self.flow, self.origin, self.left = flow, origin, limit
         self.steps, self.proposed = 0, 0.0
 
@@ -203,11 +203,11 @@ class Segments(Iteration):
         segments: time constants and (where torchdiffeq says so) time steps of each segment so far.
     """
 
-    def __init__(self, problem: EquilibriumProblem, stop: Stop, settings: TorchDiffEq):
+    def __init__(self, problem: Problem, stop: Stop, settings: TorchDiffEq):
         self.settings, self.kind, self.stop = settings, KINDS[settings.method], stop.resolved(problem)
         self.problem = self.ode_problem = problem
         if self.kind.scipy:
-            self.ode_problem = problem.with_tensors([tensor.double() for tensor in problem.tensors()])
+            self.ode_problem = problem.double()
         self.flow = settings.flow_on(self.ode_problem)
         self.rate = self.flow.rate or _RATE
         if self.kind.fixed:
@@ -221,7 +221,7 @@ class Segments(Iteration):
         return self._advice
 
     def init(self, z0: Tensor) -> State:
-        s = self.flow.init(z0.to(self.ode_problem.q.dtype))
+        s = self.flow.init(z0.to(self.ode_problem.template.dtype))
         z = self.flow.read(s).to(z0.dtype)
         residual, tolerance = self._assess(z)
         zero = torch.zeros_like(residual)
@@ -236,8 +236,8 @@ class Segments(Iteration):
     @torch.no_grad()
     def _assess(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Residual norm and what the loop allows it to be, each (batch,)."""
-        image = self.problem.map(z)
-        return self.stop.size_of(z - image), self.stop.tolerance(self.stop.size_of(image))
+        (residual, scale), *_ = self.problem.look(z, self.stop.size_of)
+        return residual, self.stop.tolerance(scale)
 
     def step(self, state: State) -> State:
         now = _Rows(*state)
@@ -268,7 +268,7 @@ class Segments(Iteration):
             return s, torch.full_like(old.first, proposed), torch.zeros_like(old.given_up)
         except StuckError as error:
             if len(rows) == 1:
-                self._advice = _advice(self.settings, self.ode_problem.q.dtype, error)
+                self._advice = _advice(self.settings, self.ode_problem.template.dtype, error)
                 return old.s, old.first, torch.ones_like(old.given_up)
         return self._in_parts(rows, old, 2)
 
@@ -294,7 +294,7 @@ class Segments(Iteration):
 
     def integrate(
         self,
-        flow: BoundFlow,
+        flow: SteadyFlow,
         start: Tensor,
         span: float,
         accuracy: Tensor,
@@ -354,7 +354,7 @@ class Segments(Iteration):
         return (path[-1] if origin is None else start + path[-1]), observed.proposed
 
     @torch.no_grad()
-    def _tolerances(self, flow: BoundFlow, start: Tensor, accuracy: Tensor) -> tuple[float, Any]:
+    def _tolerances(self, flow: SteadyFlow, start: Tensor, accuracy: Tensor) -> tuple[float, Any]:
         """(rtol, atol) of the time steps of a segment; where it is tied to the residual, atol has one entry per row."""
         if self.settings.rtol is not None:
             return self.settings.rtol, 1e-3 * self.settings.rtol if self.settings.atol is None else self.settings.atol

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from contracting.errors import InputError, PreconditionError
 from contracting.loop.records import Stop
-from contracting.problem import EquilibriumProblem
+from contracting.problem import Problem
 
 State = tuple[Any, ...]
 """Tensors with one leading entry per row, tuples of such, and plain values, which hold for all rows."""
@@ -71,8 +71,8 @@ class Iteration(ABC):
         """A state to begin with where nobody knows a z0, not worth a look itself; None stands for that of z0 = 0."""
         return None
 
-    def warm(self, z0: Tensor, preactivation: Tensor) -> State:
-        """``init``, where a look at z0 has computed Wz0 + q; a method may make use of it."""
+    def warm(self, z0: Tensor, computed: Tensor) -> State:
+        """``init``, where a look at z0 has computed something, such as Wz0 + q; a method may make use of it."""
         return self.init(z0)
 
     def advance(self, state: State, taken: int, steps: int) -> State:
@@ -93,8 +93,8 @@ class Iteration(ABC):
         """
         return None
 
-    def resume(self, state: State, preactivation: Tensor, taken: int) -> State:
-        """The state after a check, which has computed Wz + q at the z of this state; a method may make use of it."""
+    def resume(self, state: State, computed: Tensor, taken: int) -> State:
+        """The state after a check, which has computed something, such as Wz + q; a method may make use of it."""
         return state
 
     def given_up(self, state: State) -> Tensor | None:
@@ -128,7 +128,7 @@ class Method(ABC):
         return None
 
     @abstractmethod
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         """The iteration on one problem; everything expensive is remembered on the weight of the problem.
 
         Args:
@@ -139,7 +139,7 @@ class Method(ABC):
             PreconditionError: if this method cannot solve this problem, before any work is done.
         """
 
-    def chosen(self, problem: EquilibriumProblem, stop: Stop) -> Method:
+    def chosen(self, problem: Problem, stop: Stop) -> Method:
         """The method that solves all rows of a problem, also after some have left: this one, or one it chooses.
 
         A method that chooses, or that has another inside, says here what is bound.
@@ -163,12 +163,12 @@ def rows_of(state: State, index: Tensor) -> State:
     return type(state)(*entries) if hasattr(state, "_fields") else tuple(entries)
 
 
-def in_graph(problem: EquilibriumProblem) -> bool:
+def in_graph(problem: Problem) -> bool:
     """Whether a graph is being recorded and the problem is part of it."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in problem.tensors())
 
 
-def refuse_graph(problem: EquilibriumProblem, method: str) -> None:
+def refuse_graph(problem: Problem, method: str) -> None:
     """Refuse a problem whose graph would have to lead through the steps of a method that cannot be in one.
 
     Raises:

@@ -17,19 +17,19 @@ from contracting import checks
 from contracting.display import Displayed, Row, Tabular
 from contracting.errors import ContractingError, InputError, PreconditionError, Status
 from contracting.metrics import Metric
-from contracting.problem import EquilibriumProblem
+from contracting.problem import Problem
 
 Scale = TypeVar("Scale", Tensor, NDArray[Any])
 
 _LEAST = 1e-2  # relative residual that a default tolerance stands for at least: two digits
-_MATMUL_SAFETY = 8  # constant of the rounding bound of an inner product; n·eps is the textbook worst case
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
     r"""When a row counts as solved, and when the loop gives up on it.
 
-    A row is solved when ‖z − σ(Wz + q)‖ ≤ atol + rtol·‖σ(Wz + q)‖ holds at the z that is returned.
+    A row is solved when ‖z − σ(Wz + q)‖ ≤ atol + rtol·‖σ(Wz + q)‖ holds at the z that is returned; for a field f it is
+    ‖f(s)‖ ≤ atol + rtol·(the size of its terms), as ``FieldProblem`` says.
 
     Args:
         rtol: relative tolerance; None means 1e-8 in float64 and 1e-5 in float32, or what rounding lets one resolve,
@@ -65,7 +65,7 @@ class Stop:
         if not (self.norm is None or isinstance(self.norm, Metric)):
             raise InputError(f"Stop.norm must be a Metric such as WeightedL2(weights), or None, got {self.norm!r}")
 
-    def resolved(self, problem: EquilibriumProblem) -> Stop:
+    def resolved(self, problem: Problem) -> Stop:
         """The same stop with the default tolerances of the problem filled in.
 
         Raises:
@@ -76,19 +76,20 @@ class Stop:
             raise InputError(f"Stop.norm must act on {problem.size} entries, got {self.norm.size}")
         if self.rtol is not None and self.atol is not None:
             return self
-        eps = torch.finfo(problem.q.dtype).eps
-        double = eps < 1e-12
+        eps = torch.finfo(problem.template.dtype).eps
         rtol, atol = self.rtol, self.atol
+        default_rtol, default_atol = problem.tolerances[0 if eps < 1e-12 else 1]
         if rtol is None:
-            floor = 2 * eps * (1 + problem.linear.rough_norm)
+            floor = eps * problem.magnification
             if floor > _LEAST:
                 raise PreconditionError(
-                    f"{problem.q.dtype} resolves this weight, whose norm is {floor / (2 * eps):.1e}, to a relative "
-                    f"residual of {floor:.1e} only: use float64 (layer.double()), or ask for what will do, Stop(rtol=…)"
+                    f"{problem.template.dtype} resolves this weight, whose norm is about {floor / (2 * eps):.1e}, to a "
+                    f"relative residual of {floor:.1e} only: use float64 (layer.double()), or ask for what will do, "
+                    "Stop(rtol=…)"
                 )
-            rtol = max(1e-8 if double else 1e-5, floor)
+            rtol = max(default_rtol, floor)
         if atol is None:
-            atol = 1e-12 if double else 1e-7
+            atol = default_atol
         return _with_tolerances(self, rtol, atol)
 
     def size_of(self, rows: Tensor) -> Tensor:
@@ -177,11 +178,12 @@ class SolveRecord(Tabular):
 
     Attributes:
         status: (batch,), values of ``Status``.
-        residual: (batch,), ‖z − σ(Wz + q)‖ at the z that is returned, in the norm of the stop.
-        relative_residual: (batch,), the residual over ‖σ(Wz + q)‖.
+        residual: (batch,), ‖z − σ(Wz + q)‖, or ‖f(z)‖, at the z that is returned, in the norm of the stop.
+        relative_residual: (batch,), the residual over its scale, ‖σ(Wz + q)‖ or the size of the terms of f.
         steps: (batch,), iterations (or time steps) until the row stopped.
         map_evals: applications of W, or of a map made from it such as its resolvent, to a row, over the number of rows,
-            rounded up. Checks are included; what depends on the weights alone (bounds, factorisations) is not.
+            rounded up; for a field, evaluations of f. Checks are included; what depends on the weights alone (bounds,
+            factorisations) is not.
         seconds: wall time of the whole call, the binding to the weights included, watching excluded.
     """
 
@@ -255,7 +257,7 @@ class Solution(SolveRecord):
     """
 
     z: Tensor
-    problem: EquilibriumProblem = field(repr=False)  # weights are not what one prints a solution for
+    problem: Problem = field(repr=False)  # weights are not what one prints a solution for
     trace: Trace | None = field(default=None, repr=False)
 
     def shown(self) -> Sequence[Row]:
@@ -268,22 +270,9 @@ class Solution(SolveRecord):
 
     @cached_property
     def error_bound(self) -> Tensor | None:
-        r"""Certified bound on ‖z − z*‖_Λ in the metric of the problem, (batch,); None without Condition 1.
-
-        ‖z − z*‖_Λ ≤ (1 + w/m)‖r‖_Λ with r = z − σ(Wz + q), because σ(Wz + q) solves the inclusion with q perturbed by
-        Wr, and the inclusion is m-strongly monotone. The rounding error of computing r is added.
-        """
-        operator = self.problem.operator
-        if operator is None or self.problem.metric is None:
-            return None
-        bounds, metric, problem = operator.bounds, self.problem.metric, self.problem
-        z = self.z.detach().reshape(-1, problem.size)
-        eps = torch.finfo(z.dtype).eps
-        rounding = _MATMUL_SAFETY * eps * problem.size**0.5 * (
-            (1 + bounds.gain) * metric.norm(z) + metric.norm(problem.q)
-        )
-        bound = (1 + bounds.gain / bounds.monotonicity) * (metric.norm(problem.residual(z)) + rounding)
-        return bound.reshape(self.status.shape)
+        """Certified bound on ‖z − z*‖ in the metric of the problem, (batch,); None without a proof, as Condition 1."""
+        bound = self.problem.error_bound(self.z.detach().reshape(-1, self.problem.size))
+        return None if bound is None else bound.reshape(self.status.shape)
 
     def reshape(self, *lead: int) -> Solution:
         """The same solution with the rows arranged in the leading shape ``lead``."""

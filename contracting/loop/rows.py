@@ -21,7 +21,7 @@ from contracting.loop.method import Iteration, Method, State, rows_of
 from contracting.loop.records import Solution, Stop, Trace
 from contracting.maps.counting import Count, counting
 from contracting.metrics import euclidean
-from contracting.problem import EquilibriumProblem
+from contracting.problem import Problem
 
 _SMALL = 20_000  # entries of a state below which a smaller batch saves nothing
 _SHARE = 0.5  # of the rows at work may be running when the others leave
@@ -53,7 +53,7 @@ class _Answers:
 class Rows:
     """The state of every row at work, and the only place where a row's status changes."""
 
-    def __init__(self, problem: EquilibriumProblem, stop: Stop, method: Method, z0: Tensor | None):
+    def __init__(self, problem: Problem, stop: Stop, method: Method, z0: Tensor | None):
         self.whole, self.problem, self.stop = problem, problem, stop
         self._take(method.chosen(problem, stop))  # once: for fewer rows it might choose one with other states
         cold = self.iteration.cold() if z0 is None else None
@@ -61,7 +61,7 @@ class Rows:
         self.place: Numbers | None = None  # of each row at work in the whole batch; None: all are there, in order
         self.answers: _Answers | None = None
         self.checks = 0
-        kind = torch.finfo(problem.q.dtype)
+        kind = torch.finfo(problem.template.dtype)
         self.least = math.sqrt(kind.tiny / kind.eps)  # a norm below may be that of entries whose squares are too small
         self.running: Flags = np.ones(problem.batch, dtype=np.bool_)
         self.any_running = problem.batch > 0
@@ -90,30 +90,26 @@ class Rows:
         return min(steps, self.stop.max_steps - taken, self.switch[0] - taken if self.switch else steps)
 
     def assess(self, z: Tensor) -> tuple[Numbers, Numbers, Tensor]:
-        """Residual norm and its scale ‖σ(Wz + q)‖ of the rows at work, each (rows,), and Wz + q."""
+        """Residual norm and its scale of the rows at work, each (rows,), and what was computed, such as Wz + q."""
         norm = self.stop.size_of
         with torch.no_grad():
-            preactivation = self.problem.preactivation(z)
-            image = self.problem.activation(preactivation)
-            scale = norm(image)
-            shared = image.data_ptr() == preactivation.data_ptr()  # as where σ is the identity
-            error = image - z if shared else image.sub_(z)  # in place, while it is in cache
-            sizes = torch.stack((norm(error), scale)).cpu().numpy()
+            found, error, computed = self.problem.look(z, norm)
+            sizes = found.cpu().numpy()
             if self.stop.norm is None:  # a metric takes care of the range by itself
                 lowest = np.minimum.reduce(sizes, None, initial=np.inf)
                 highest = np.maximum.reduce(sizes, None, initial=0.0)
                 if not (lowest > self.least and highest < np.inf):
-                    self._with_care(sizes, error, preactivation)
-        return sizes[0], sizes[1], preactivation
+                    self._with_care(sizes, error, computed)
+        return sizes[0], sizes[1], computed
 
-    def _with_care(self, sizes: Numbers, error: Tensor, preactivation: Tensor) -> None:
+    def _with_care(self, sizes: Numbers, error: Tensor, computed: Tensor) -> None:
         """Residual norm and scale once more, in place, of rows where squares may have left the range of the dtype."""
         outside = (sizes <= self.least) | (sizes == np.inf)
         index = np.flatnonzero(outside.any(0))
         if len(index):
             rows = self._on_device(index)
-            image = self.problem.activation.rows(rows)(preactivation[rows])
-            careful = torch.stack((euclidean(error[rows]), euclidean(image))).cpu().numpy()
+            compared = self.problem.compared(computed, rows)
+            careful = torch.stack((euclidean(error[rows]), euclidean(compared))).cpu().numpy()
             sizes[:, index] = np.where(outside[:, index], careful, sizes[:, index])
 
     def check(self, state: State, taken: int, *, start: bool = False) -> None:
@@ -122,7 +118,7 @@ class Rows:
         At the start, z0 itself stands for the state: what the solution already is needs none.
         """
         z = state[0] if start else self.iteration.read(state)
-        residual, scale, preactivation = self.assess(z)
+        residual, scale, computed = self.assess(z)
         self.checks += 1
         # of an iteration that blows up either may overflow first, and an infinite scale tolerates every residual
         finite = (residual < np.inf) & (scale < np.inf)
@@ -159,14 +155,14 @@ class Rows:
                     self.due = self.iteration.planned(tolerance / residual)
             staying = self._compact()
             if staying is not None:
-                preactivation = preactivation[staying]
+                computed = computed[staying]
             if self.switch and taken >= self.switch[0]:
                 self._take(self.switch[1])
-                self.state, self.due = self.iteration.warm(self._last_z(), preactivation), None
+                self.state, self.due = self.iteration.warm(self._last_z(), computed), None
             elif start:
-                self.state = self.iteration.warm(self.state[0], preactivation)
+                self.state = self.iteration.warm(self.state[0], computed)
             else:
-                self.state = self.iteration.resume(self.state, preactivation, taken)
+                self.state = self.iteration.resume(self.state, computed, taken)
 
     def _finish(self, z: Tensor, residual: Numbers, scale: Numbers, taken: int) -> None:
         """All rows have converged, and none had before."""
@@ -221,7 +217,7 @@ class Rows:
     def _compact(self) -> Tensor | None:
         """Let the finished rows leave the batch where that pays; the rows that stay, or None for all."""
         rows = len(self.running)
-        if not (self.iteration.separable and rows * self.problem.size >= _SMALL):
+        if not (self.problem.separable and self.iteration.separable and rows * self.problem.size >= _SMALL):
             return None
         index = np.flatnonzero(self.running)
         if len(index) > _SHARE * rows:
@@ -237,7 +233,7 @@ class Rows:
         return on_device
 
     def _on_device(self, entries: Numbers) -> Tensor:
-        return torch.from_numpy(entries).to(self.problem.q.device)
+        return torch.from_numpy(entries).to(self.problem.template.device)
 
     def view(self, step: int, state: State | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Residual, which rows were running, and z of the whole batch: at the check, or of a state after it."""
@@ -287,6 +283,6 @@ class Rows:
         )
 
 
-def _expanded(problem: EquilibriumProblem, value: float) -> Tensor:
+def _expanded(problem: Problem, value: float) -> Tensor:
     """A constant z for every row, without the memory."""
-    return problem.q.new_full((1, 1), value).expand(problem.q.shape)
+    return problem.template.new_full((1, 1), value).expand(problem.template.shape)

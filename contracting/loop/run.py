@@ -17,11 +17,11 @@ from contracting.loop.records import Solution, SolveError, Stop, Trace
 from contracting.loop.rows import Rows
 from contracting.maps.counting import Count, counting, report
 from contracting.precision import full_precision, under_autocast
-from contracting.problem import EquilibriumProblem, checked_problem
+from contracting.problem import Problem
 
 
 def solve(
-    problem: EquilibriumProblem,
+    problem: Problem,
     method: Method,
     *,
     z0: Tensor | None = None,
@@ -35,8 +35,8 @@ def solve(
     that decides is the problem's own, at the z that is returned.
 
     Args:
-        problem: z = σ(Wz + q), rows (batch, n).
-        method: a splitting method, a Newton method or an ODE integrator.
+        problem: z = σ(Wz + q), or any other problem, rows (batch, n).
+        method: a splitting method, which needs W, a Newton method or an ODE integrator.
         z0: starting point, (batch, n); zeros if None.
         stop: tolerances and limits.
         trace: watches the residual of every step; changes no bit of the answer.
@@ -51,13 +51,17 @@ def solve(
         SolveError: if a row failed and ``throw`` is set; carries advice and the partial solution.
     """
     checked_method("solver", method)
-    checked_problem(problem)
+    if not isinstance(problem, Problem):
+        raise InputError(
+            f"problem must be an EquilibriumProblem, such as layer.problem(x), got {type(problem).__name__}; "
+            "for a field f(s) of your own use steady_state(f, s0)"
+        )
     if not (stop is None or isinstance(stop, Stop)):
         raise InputError(f"stop must be a Stop such as Stop(rtol=1e-6), or None, got {stop!r}")
     if not (trace is None or isinstance(trace, Trace)):
         raise InputError(f"trace must be a Trace, which is read after the solve: trace=Trace(), got {trace!r}")
-    if under_autocast(problem.q.device.type):
-        with full_precision(problem.q):
+    if under_autocast(problem.template.device.type):
+        with full_precision(problem.template):
             return solve(problem, method, z0=z0, stop=stop, trace=trace, throw=throw)
     watch = _Watch(trace)
     stop = (stop or Stop()).resolved(problem)
@@ -68,15 +72,15 @@ def solve(
     solution = rows.solution(count, watch.elapsed(), trace)
     if rows.solved:
         return solution
-    if problem.linear.start_anew():
+    if problem.start_anew():
         solution = _solved_anew(solution, problem, method, z0, stop)
     if throw and not bool(solution.converged.all()):
-        raise SolveError(_failure(method, solution, rows.iteration.advice()), solution)
+        raise SolveError(failure(method, solution, rows.iteration.advice()), solution)
     return solution
 
 
 def _iterated(
-    problem: EquilibriumProblem, method: Method, z0: Tensor | None, stop: Stop, watch: _Watch
+    problem: Problem, method: Method, z0: Tensor | None, stop: Stop, watch: _Watch
 ) -> Rows:
     rows = Rows(problem, stop, method, None if z0 is None else _starting_point(z0, problem))
     watch.see(0, rows, None if rows.checks else rows.state)
@@ -98,10 +102,10 @@ def _iterated(
 
 
 def _solved_anew(
-    first: Solution, problem: EquilibriumProblem, method: Method, z0: Tensor | None, stop: Stop
+    first: Solution, problem: Problem, method: Method, z0: Tensor | None, stop: Stop
 ) -> Solution:
     """The solution with another attempt at the rows that failed by a guess from earlier weights; not traced again."""
-    failed = torch.nonzero(~first.converged & torch.isfinite(problem.q.detach()).all(-1)).flatten()
+    failed = torch.nonzero(~first.converged & torch.isfinite(problem.template.detach()).all(-1)).flatten()
     if not len(failed):
         return first
     second = solve(
@@ -139,12 +143,13 @@ class _Watch:
             self.started += time.perf_counter() - now
 
 
-def _starting_point(z0: Tensor, problem: EquilibriumProblem) -> Tensor:
+def _starting_point(z0: Tensor, problem: Problem) -> Tensor:
     checks.shape("z0", checks.floating_tensor("z0", z0), (problem.batch, problem.size))
-    return checks.finite("z0", checks.same_kind("z0", z0, "q", problem.q))
+    return checks.finite("z0", checks.same_kind("z0", z0, "the problem", problem.template))
 
 
-def _failure(method: Method, solution: Solution, advice: str | None) -> str:
+def failure(method: Method, solution: Solution, advice: str | None = None) -> str:
+    """What a ``SolveError`` says: which rows failed how, and what to try."""
     failed = torch.nonzero(~solution.converged).flatten()
     codes = Counter(Status(int(code)) for code in solution.status[failed])
     reasons = "; ".join(f"{count} {status.name} ({status.advice})" for status, count in codes.items())

@@ -12,7 +12,7 @@ from contracting import checks
 from contracting.errors import InputError
 from contracting.loop.method import Family, Iteration, Method, State, checked_method
 from contracting.loop.records import Stop
-from contracting.problem import EquilibriumProblem
+from contracting.problem import Problem
 from contracting.solvers.splitting import PeacemanRachford
 
 
@@ -57,11 +57,11 @@ class Anderson(Method):
         """As the method inside."""
         return self.method.solves_systems
 
-    def chosen(self, problem: EquilibriumProblem, stop: Stop) -> Method:
+    def chosen(self, problem: Problem, stop: Stop) -> Method:
         """Around the method that the one inside chooses."""
         return replace(self, method=self.method.chosen(problem, stop))
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         """The iteration on one problem; refuses what the method inside refuses."""
         return _AndersonIteration(problem, self.method.bind(problem, stop), self.window)
 
@@ -77,7 +77,7 @@ class _Accelerated(NamedTuple):
 
 
 class _AndersonIteration(Iteration):
-    def __init__(self, problem: EquilibriumProblem, inner: Iteration, window: int):
+    def __init__(self, problem: Problem, inner: Iteration, window: int):
         self.problem, self.inner = problem, inner
         self.window = min(window, problem.size)
         self.step_size, self.separable = inner.step_size, inner.separable

@@ -7,9 +7,11 @@ from typing import ClassVar
 
 from contracting.activations.catalogue import Identity, Slope
 from contracting.flows.network import FiringRate
+from contracting.integrators.explicit import DormandPrince
+from contracting.integrators.implicit import PseudoTransient
 from contracting.loop.method import Family, Iteration, Method, in_graph
 from contracting.loop.records import Stop
-from contracting.problem import EquilibriumProblem
+from contracting.problem import EquilibriumProblem, Problem
 from contracting.solvers.newton import SemismoothNewton
 from contracting.solvers.newton_krylov import NewtonKrylov
 from contracting.solvers.relaxed import planned_steps
@@ -31,6 +33,7 @@ _INVERSE_FREE_KRYLOV = 300  # the same for a moderate condition number, where sp
 # made once: settings are checked whenever they are made
 _SPLITTING, _NEWTON, _KRYLOV_NEWTON = PeacemanRachford(), SemismoothNewton(), NewtonKrylov()
 _PRODUCTS = NewtonKrylov(flow=FiringRate())
+_TRANSIENT, _FOLLOWING = PseudoTransient(), DormandPrince()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,7 @@ class Automatic(Method):
     step or n is large: eigendecompositions would then cost more than the solve. (``LinearMap.exactly_analysed`` says
     which; an estimate can cost steps, never correctness.) In this order:
 
+    * a field f(s) in place of z = σ(Wz + q): PseudoTransient for n ≤ 500, else DormandPrince.
     * no certified metric: SemismoothNewton for n ≤ 500, else NewtonKrylov on the firing-rate flow. Neither needs one.
     * more predicted steps than Newton's method costs: SemismoothNewton for n ≤ 500, with 60(n + 6) steps as the limit,
       an eighth of it where σ is linear and 2½ times it where σ is curved, which takes Newton more steps; but then each
@@ -68,7 +72,7 @@ class Automatic(Method):
 
     family: ClassVar[Family] = Family.SPLITTING  # what it chooses most often
 
-    def choose(self, problem: EquilibriumProblem, stop: Stop | None = None) -> Choice:
+    def choose(self, problem: Problem, stop: Stop | None = None) -> Choice:
         """The method for this problem and tolerance, and the reason.
 
         Args:
@@ -77,6 +81,8 @@ class Automatic(Method):
         """
         stop = (stop or Stop()).resolved(problem)
         n = problem.size
+        if not isinstance(problem, EquilibriumProblem):
+            return _for_a_field(n)
         if not problem.well_posed:
             reason = "no metric certifies Condition 1 for this weight, and Newton's method needs none"
             if n <= _SMALL:
@@ -96,8 +102,10 @@ class Automatic(Method):
                 return inverse_free
         return Choice(method=_SPLITTING, reason=f"{predicted}, one product each after one factorisation")
 
-    def chosen(self, problem: EquilibriumProblem, stop: Stop) -> Method:
+    def chosen(self, problem: Problem, stop: Stop) -> Method:
         """The method that ``choose`` names, followed by Newton's for rows that it is not done with in time."""
+        if not isinstance(problem, EquilibriumProblem):
+            return self.choose(problem, stop).method
         linear = problem.linear
         if linear.changing or in_graph(problem):
             return self._chosen(problem, stop)
@@ -115,9 +123,16 @@ class Automatic(Method):
         newton = _NEWTON if problem.size <= _SMALL else _PRODUCTS if isinstance(method, Tseng) else _KRYLOV_NEWTON
         return Relay(first=method, after=min(steps, -(-stop.patience // 2), stop.max_steps), then=newton)
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         """The iteration of the chosen method."""
         return self.chosen(problem, stop).bind(problem, stop)
+
+
+def _for_a_field(n: int) -> Choice:
+    if n <= _SMALL:
+        reason = f"a field is followed until Newton's method takes over; n = {n} allows one n×n system per row"
+        return Choice(method=_TRANSIENT, reason=reason)
+    return Choice(method=_FOLLOWING, reason=f"a field is followed; n = {n} is too large for one n×n system per row")
 
 
 def _predicted_steps(problem: EquilibriumProblem, stop: Stop) -> tuple[float, str]:

@@ -15,7 +15,7 @@ from contracting.loop.method import Family, Iteration, Method, State
 from contracting.loop.records import Stop
 from contracting.maps.operator import Bounds
 from contracting.metrics import WeightedL2
-from contracting.problem import EquilibriumProblem
+from contracting.problem import EquilibriumProblem, Problem, with_weights
 
 _ROUNDING = 100  # units of rounding by which two entries of Ã may differ that would be equal in exact arithmetic
 
@@ -45,15 +45,16 @@ class FISTA(Method):
     restart: bool = True
     family: ClassVar[Family] = Family.SPLITTING
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
-        operator = problem.require_operator("FISTA")
-        bounds, rounding = operator.bounds, _ROUNDING * torch.finfo(problem.linear.dtype).eps
+        found = with_weights(problem, "FISTA")
+        operator = found.require_operator("FISTA")
+        bounds, rounding = operator.bounds, _ROUNDING * torch.finfo(found.linear.dtype).eps
         # with a skew part beyond m the momentum grows, even where it is no more than rounding beside L
         harmless = bounds.skew <= bounds.monotonicity / 2 and operator.self_adjoint(rounding)
-        if not harmless or not isinstance(problem.metric, WeightedL2):
+        if not harmless or not isinstance(found.metric, WeightedL2):
             raise PreconditionError("FISTA needs W self-adjoint in the metric; use PeacemanRachford()")
-        return _FISTAIteration(problem, problem.metric, bounds, self.restart)
+        return _FISTAIteration(found, found.metric, bounds, self.restart)
 
 
 class _FISTAIteration(Iteration):

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.flows.base import BoundFlow
+from contracting.flows.base import SteadyFlow
 from contracting.flows.network import Hopfield
 from contracting.flows.splitting import BoundPeacemanRachford, BoundSplitting, contracting_flow
+from contracting.flows.steady import followed
 from contracting.integrators.base import FlowIteration
 from contracting.linear_systems import solve_rows
 from contracting.loop.method import Family, Iteration, Method, State
 from contracting.loop.records import Stop
-from contracting.problem import EquilibriumProblem
+from contracting.problem import Problem
 
 # A step of length t must take away at least this share of t from what it is judged by. With 0.001 ReLU took up to a
 # third fewer steps and the clipped and saturating activations up to twice as many (random LBEN of 10 to 80 neurons).
@@ -37,7 +38,7 @@ class NewtonIteration(FlowIteration):
 
     # state: s, the smallest residual and the smallest defect so far, how many steps ago one of them fell, and what the
     # direction remembers
-    def __init__(self, flow: BoundFlow, halvings: int):
+    def __init__(self, flow: SteadyFlow, halvings: int):
         super().__init__(flow)
         self.problem, self.halvings = flow.problem, halvings
         self.contracts = self._contracts()
@@ -104,7 +105,7 @@ class NewtonIteration(FlowIteration):
             return waiting
         # a row that nothing is proved about may be on a detour, but not where it was nearly solved
         precise = torch.finfo(s.dtype).eps ** 0.5
-        return waiting & (least_residual <= precise * _norm(self.flow.read(s)))
+        return waiting & (least_residual <= precise * self.problem.usual_scale(self.flow.read(s)))
 
 
 def _norm(rows: Tensor) -> Tensor:
@@ -120,8 +121,8 @@ class SemismoothNewton(Method):
     a kink, the row takes the step s ← T(s), which makes it smaller too: under Condition 1 every row converges from any
     start. In the coordinates of T the slopes prox'_{αf} are far from zero where σ saturates, so that few steps are
     enough there. Where W has no resolvent, T is the map of forward–backward splitting. Without a metric, T is the
-    Hopfield map s ↦ Wσ(s) + q, a row that no length helps takes the undamped step, and convergence is not guaranteed:
-    the status tells.
+    Hopfield map s ↦ Wσ(s) + q, and of a field f it is s ↦ s + f(s): a row that no length helps takes the undamped step,
+    and convergence is not guaranteed: the status tells.
 
     A row whose steps change nothing but rounding errors for ten steps is given up.
 
@@ -142,15 +143,17 @@ class SemismoothNewton(Method):
         checks.whole_number("halvings", self.halvings, low=0)
         checks.whole_number("memory", self.memory)
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
-        return _DenseNewtonIteration(contracting_flow(problem) or Hopfield().bind(problem), self)
+        flow = contracting_flow(problem) or followed(problem, Hopfield(), named=False)
+        return _DenseNewtonIteration(flow, self)
 
 
 class _DenseNewtonIteration(NewtonIteration):
-    def __init__(self, flow: BoundFlow, settings: SemismoothNewton):
+    def __init__(self, flow: SteadyFlow, settings: SemismoothNewton):
         super().__init__(flow, settings.halvings)
-        self.rows = max(1, settings.memory // (self.problem.size**2 * torch.finfo(self.problem.q.dtype).bits // 8))
+        matrix = self.problem.size**2 * self.problem.template.element_size()
+        self.rows = max(1, settings.memory // matrix)
 
     def direction(self, s: Tensor, defect: Tensor, memory: State) -> tuple[Tensor, State]:
         chunks = [slice(start, start + self.rows) for start in range(0, s.shape[0], self.rows)]

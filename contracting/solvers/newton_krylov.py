@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.flows.base import BoundFlow, Flow, as_flow
+from contracting.flows.base import Flow, SteadyFlow
 from contracting.flows.network import BoundFiringRate, FiringRate
 from contracting.flows.speed import ScaledFlow
 from contracting.flows.splitting import PeacemanRachfordFlow, contracting_flow
@@ -20,7 +20,7 @@ from contracting.integrators.base import FlowMethod
 from contracting.linear_systems import solve_rows_by_products
 from contracting.loop.method import Family, Iteration, State, refuse_graph
 from contracting.loop.records import Stop
-from contracting.problem import EquilibriumProblem
+from contracting.problem import EquilibriumProblem, Problem
 from contracting.solvers.newton import NewtonIteration
 
 _LOOSEST, _GAIN = 0.1, 0.9  # forcing terms: η ≤ 0.1, η = 0.9 (‖F‖/‖F before‖)²
@@ -71,14 +71,15 @@ class NewtonKrylov(FlowMethod):
         checks.whole_number("halvings", self.halvings, low=0)
         checks.whole_number("memory", self.memory)
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
         refuse_graph(problem, "NewtonKrylov, which reuses the memory of its Krylov spaces,")
         flow = self.flow
         if flow is None:
-            inverts = problem.well_posed and math.isfinite(problem.linear.resolvent_products)
+            weights = problem.linear if isinstance(problem, EquilibriumProblem) and problem.well_posed else None
+            inverts = weights is not None and math.isfinite(weights.resolvent_products)
             flow = PeacemanRachfordFlow() if inverts else FiringRate()
-        bound = as_flow(flow).bind(problem)
+        bound = replace(self, flow=flow).flow_on(problem)
         while isinstance(bound, ScaledFlow):  # Newton's method knows no speed
             bound = bound.inner
         return _NewtonKrylovIteration(bound, self, stop)
@@ -87,12 +88,12 @@ class NewtonKrylov(FlowMethod):
 class _NewtonKrylovIteration(NewtonIteration):
     # the direction remembers ‖T(s) − s‖ one step before and the forcing term of that step; then, where T is not known
     # to contract, the Peaceman–Rachford state u of a row that fell back, and whether it did
-    def __init__(self, flow: BoundFlow, settings: NewtonKrylov, stop: Stop):
+    def __init__(self, flow: SteadyFlow, settings: NewtonKrylov, stop: Stop):
         super().__init__(flow, settings.halvings)
         self.settings, self.stop = settings, stop
 
     @cached_property
-    def fallback(self) -> BoundFlow | None:
+    def fallback(self) -> SteadyFlow | None:
         """A flow whose map contracts; found when a row first needs it, because it may cost a factorisation."""
         return contracting_flow(self.problem)
 
@@ -120,7 +121,7 @@ class _NewtonKrylovIteration(NewtonIteration):
         memory = _GAIN * last_forcing.square()  # a sudden fall of η is not to be trusted while η is large
         eta = torch.where(memory > _LOOSEST, torch.maximum(eta, memory), eta)
         # what is solved beyond the tolerance of the whole is wasted
-        scale = torch.linalg.vector_norm(self.flow.read(s), dim=-1)
+        scale = self.problem.usual_scale(self.flow.read(s))
         enough = _LOOSEST * self.stop.tolerance(scale) / size.clamp_min(torch.finfo(size.dtype).tiny)
         return torch.maximum(eta, enough).clamp(10 * torch.finfo(size.dtype).eps, _LOOSEST)
 
@@ -143,7 +144,7 @@ class _NewtonKrylovIteration(NewtonIteration):
     def _newton_matrix(self, s: Tensor, chunk: slice) -> Callable[[Tensor], Tensor]:
         """d ↦ (I − T'(s))d on some rows."""
         if type(self.flow) is BoundFiringRate:
-            slopes, linear = self.problem.slopes(s)[chunk], self.problem.linear
+            slopes, linear = self.flow.problem.slopes(s)[chunk], self.flow.problem.linear
             return lambda d: d - slopes * linear.apply(d)
         flow, at = self.flow, s[chunk]
         if len(at) < len(s):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from contracting.loop.method import Family, Iteration, Method
 from contracting.loop.records import Stop
-from contracting.problem import EquilibriumProblem
+from contracting.problem import Problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,6 @@ class Relay(Method):
         """When which method takes over."""
         return self.after, self.then
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         """The iteration of the method that begins."""
         return self.first.bind(problem, stop)

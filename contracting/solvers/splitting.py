@@ -21,7 +21,7 @@ from contracting.flows.splitting import (
 )
 from contracting.loop.method import Family, Iteration, Method
 from contracting.loop.records import Stop
-from contracting.problem import EquilibriumProblem
+from contracting.problem import EquilibriumProblem, Problem, with_weights
 from contracting.solvers.diagonal_step import DiagonalStep
 from contracting.solvers.reflected import FoldedIteration, usual_forecast
 from contracting.solvers.reflected_single import RefinedIteration, refinable
@@ -43,9 +43,9 @@ class _Splitting(Method):
         """θ in s ← s + θ(T(s) − s)."""
         return 1.0
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
-        flow = self._flow(problem)
+        flow = self._flow(with_weights(problem, type(self).__name__))
         steps = planned_steps(relaxed(flow.prediction.expected, self.share), max(stop.rtol or 0.0, 1e-15))
         return RelaxedIteration(flow, self.share, interval(steps))
 
@@ -59,18 +59,19 @@ class _Splitting(Method):
 class _ReflectedSplitting(_Splitting):
     mixed_precision: bool = True
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         """The iteration on one problem; what depends on no row of it is remembered on weights that stay."""
-        linear, step = problem.linear, self.step
+        found = with_weights(problem, type(self).__name__)
+        linear, step = found.linear, self.step
         if linear.changing or not (step is None or isinstance(step, float)):
-            return self._iteration(problem, stop)
-        owner = problem.metric, type(self), step, self.share, self.mixed_precision, stop.rtol
+            return self._iteration(found, stop)
+        owner = found.metric, type(self), step, self.share, self.mixed_precision, stop.rtol
 
         def without_rows() -> FoldedIteration:  # so that what is remembered keeps no batch alive
-            empty = replace(problem, q=problem.q.new_empty(0, problem.size), activation=Identity())
+            empty = replace(found, q=found.q.new_empty(0, found.size), activation=Identity())
             return self._iteration(empty, stop)
 
-        return linear.remember("iteration", owner, without_rows).on(problem)
+        return linear.remember("iteration", owner, without_rows).on(found)
 
     def _iteration(self, problem: EquilibriumProblem, stop: Stop) -> FoldedIteration:
         if self.step is None:

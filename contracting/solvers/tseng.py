@@ -12,7 +12,7 @@ from contracting.flows.splitting import forward_backward
 from contracting.loop.method import Family, Iteration, Method, State
 from contracting.loop.records import Stop
 from contracting.maps.operator import StepChoice
-from contracting.problem import EquilibriumProblem
+from contracting.problem import EquilibriumProblem, Problem, with_weights
 
 # Where L is only estimated, and from below, the step is this share of 1/L.
 _SHARE = 0.7
@@ -47,9 +47,9 @@ class Tseng(Method):
         if self.step is not None:
             checks.number("step", self.step, low=0, low_open=True, high=float("inf"), high_open=True)
 
-    def bind(self, problem: EquilibriumProblem, stop: Stop) -> Iteration:
+    def bind(self, problem: Problem, stop: Stop) -> Iteration:
         """The iteration on one problem."""
-        return _TsengIteration(problem, self.step)
+        return _TsengIteration(with_weights(problem, "Tseng"), self.step)
 
 
 class _TsengIteration(Iteration):
