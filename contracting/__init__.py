@@ -45,6 +45,7 @@ from contracting.flows.fields import InputFlow, LinearFlow, NeuralFlow, VectorFi
 from contracting.flows.network import FiringRate, Hopfield
 from contracting.flows.speed import DouglasRachfordFlow, TimeScaledForwardBackward
 from contracting.flows.splitting import ForwardBackwardFlow, PeacemanRachfordFlow
+from contracting.flows.steady import FieldProblem
 from contracting.gradients.implicit import Implicit, Unrolled
 from contracting.gradients.torchdiffeq_adjoint import TorchDiffEqAdjoint
 from contracting.integrators import (
@@ -109,16 +110,17 @@ from contracting.solvers.newton import SemismoothNewton
 from contracting.solvers.newton_krylov import NewtonKrylov
 from contracting.solvers.splitting import DouglasRachford, ForwardBackward, PeacemanRachford
 from contracting.solvers.tseng import Tseng
+from contracting.steady_states.solving import SteadyState, steady_state
 from contracting.types import Slopes
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ADMISSIBLE", "Activation", "AdaptiveStep", "Anderson", "Arctan", "Automatic", "BackwardEuler", "Ball",
-    "Blockwise", "BogackiShampine", "BoundFlow", "Box", "Candidate", "CarriedBall", "Certificate", "CertificateError",
-    "Choice", "CircularConvolution", "Claim", "Clamped", "Contracting", "ContractingError", "ContractingODE",
-    "Convergence", "Curved", "DecayFit", "Dense", "DiagonalStep", "DormandPrince", "DouglasRachford",
-    "DouglasRachfordFlow", "DrivenFlow", "ELU", "Energy", "EquilibriumProblem", "ExplicitEuler", "FISTA", "Family",
+    "ADMISSIBLE", "Activation", "AdaptiveStep", "Anderson", "Arctan", "Automatic", "BackwardEuler", "Ball", "Blockwise",
+    "BogackiShampine", "BoundFlow", "Box", "Candidate", "CarriedBall", "Certificate", "CertificateError", "Choice",
+    "CircularConvolution", "Claim", "Clamped", "Contracting", "ContractingError", "ContractingODE", "Convergence",
+    "Curved", "DecayFit", "Dense", "DiagonalStep", "DormandPrince", "DouglasRachford", "DouglasRachfordFlow",
+    "DrivenFlow", "ELU", "Energy", "EquilibriumProblem", "ExplicitEuler", "FISTA", "Family", "FieldProblem",
     "FiringRate", "FixedStep", "Flow", "ForwardBackward", "ForwardBackwardFlow", "FullP", "HardSigmoid", "HardTanh",
     "Heun", "Hopfield", "Identity", "Implicit", "InputError", "InputFlow", "Iteration", "LargestBall", "LeakyReLU",
     "LinearFlow", "LinearInterpolation", "LinearMap", "LureFlow", "LureODE", "LureSystem", "Method", "Metric",
@@ -126,12 +128,12 @@ __all__ = [
     "PiecewiseLinear", "PreconditionError", "PseudoTransient", "RK4", "RateFinder", "RateProfile", "ReLU", "ReLU6",
     "RegionCertificate", "Report", "Response", "RungeKuttaChebyshev", "SampledRate", "SemismoothNewton", "Sheared",
     "Sigmoid", "Slope", "Slopes", "Softplus", "Softshrink", "Softsign", "Solution", "SolveError", "State", "Status",
-    "Stop", "Tanh", "TimeScaledForwardBackward", "TorchDiffEq", "TorchDiffEqAdjoint", "Trace", "Tracking",
-    "Trajectory", "TrajectoryPair", "Tseng", "Unrolled", "UpperBound", "VectorField", "WeightedL1", "WeightedL2",
-    "WeightedLinf", "WellPosed", "Wellposedness", "ZeroOrderHold", "activation_named", "as_activation", "carry_ball",
-    "certify", "certify_region", "check", "decay_rate", "default_solvers", "distance", "find_metric", "fit_metric",
-    "fit_metric_by_inequalities", "fixed_input_convergence", "largest_contracting_ball", "lure_of",
+    "SteadyState", "Stop", "Tanh", "TimeScaledForwardBackward", "TorchDiffEq", "TorchDiffEqAdjoint", "Trace",
+    "Tracking", "Trajectory", "TrajectoryPair", "Tseng", "Unrolled", "UpperBound", "VectorField", "WeightedL1",
+    "WeightedL2", "WeightedLinf", "WellPosed", "Wellposedness", "ZeroOrderHold", "activation_named", "as_activation",
+    "carry_ball", "certify", "certify_region", "check", "decay_rate", "default_solvers", "distance", "find_metric",
+    "fit_metric", "fit_metric_by_inequalities", "fixed_input_convergence", "largest_contracting_ball", "lure_of",
     "rate_against_radius", "register_activation", "register_finder", "register_reader", "register_solver", "report",
-    "sampled_rate", "sampled_rate_along", "simulate", "simulate_pairs", "solve", "track", "tracking_bound",
-    "worst_point",
+    "sampled_rate", "sampled_rate_along", "simulate", "simulate_pairs", "solve", "steady_state", "track",
+    "tracking_bound", "worst_point",
 ]  # fmt: skip

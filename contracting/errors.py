@@ -33,6 +33,7 @@ class Status(IntEnum):
     NONFINITE = 3
     STALLED = 4
     DIVERGED = 5
+    REPELLING = 6
 
     @property
     def advice(self) -> str:
@@ -49,6 +50,8 @@ _ADVICE = {
     "otherwise the iteration diverges, so use a smaller step or a well-posed parameterisation",
     Status.STALLED: "the residual stopped improving above the tolerance: where it is close to the rounding error of "
     "this precision, use float64 or a larger rtol; where it is far above, no equilibrium attracts this iteration",
+    Status.REPELLING: "the field is at rest there, but nearby states leave, so that the flow never gets there: begin "
+    "elsewhere, follow the flow with DormandPrince(), which fails where it oscillates, or accept it by stable=False",
     Status.DIVERGED: "the residual grew to more than a thousand times its smallest value: the iteration diverges on "
     "this problem, so use a smaller step, a well-posed parameterisation, or a method that is proved to converge",
 }

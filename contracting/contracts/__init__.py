@@ -14,7 +14,9 @@ from contracting.contracts.flow import FlowContract
 from contracting.contracts.linear_map import LinearMapContract
 from contracting.contracts.metric import MetricContract
 from contracting.contracts.solver import SolverContract
+from contracting.contracts.steady_state import SteadyStateContract
 
 __all__ = [
     "ActivationContract", "FinderContract", "FlowContract", "LinearMapContract", "MetricContract", "SolverContract",
+    "SteadyStateContract",
 ]  # fmt: skip
