@@ -39,11 +39,12 @@ class SteadyStateContract(ABC):
     """What ``steady_state`` promises for a field, tested on one of yours whose attracting steady state you know.
 
     Bring ``field``, ``start`` and ``answer``; and ``methods``, or what the usual ones need: ``step``, with which
-    explicit Euler is stable, in the time of the field, and ``hull``, where the eigenvalues are (None leaves out the
-    methods that need them). ``accuracy`` is of the answer, relative to 1 + |answer|, in units of ``stop``'s.
+    explicit Euler is stable, in the time of the field, ``hull``, where the eigenvalues are (None leaves out the methods
+    that need them), and ``long_step``, of backward Euler. ``accuracy`` is of the answer, relative to 1 + |answer|.
     """
 
     step: float | None = None
+    long_step: float = 10.0
     hull: tuple[complex, ...] | None = None
     time: float = 0.0
     each_entry: bool = False
@@ -67,7 +68,7 @@ class SteadyStateContract(ABC):
         return {
             "Automatic": Automatic(),
             "PseudoTransient": PseudoTransient(),
-            "BackwardEuler": BackwardEuler(),
+            "BackwardEuler": BackwardEuler(step=self.long_step),
             "SemismoothNewton": SemismoothNewton(),
             "NewtonKrylov": NewtonKrylov(),
         }
@@ -92,8 +93,9 @@ class SteadyStateContract(ABC):
         return self.implicit() | self.explicit()
 
     def _solved(self, start: Tensor, method: Method, *, throw: bool = True) -> SteadyState:
-        kind = {"time": self.time, "each_entry": self.each_entry}
-        return steady_state(self.field(), start, method=method, stop=self.stop, throw=throw, **kind)
+        return steady_state(
+            self.field(), start, method=method, stop=self.stop, time=self.time, each_entry=self.each_entry, throw=throw
+        )
 
     def _method(self) -> Method:
         return next(iter(self.methods().values()))

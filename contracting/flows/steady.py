@@ -141,7 +141,8 @@ class FieldProblem(Problem):
 
     def look(self, z: Tensor, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Norms of f and of the sizes of its terms, (2, batch), f and these sizes."""
-        value = self.residual(z)
+        # f may not depend on an entry that is lost, and be finite all the same
+        value = torch.where(z.isfinite().all(-1, keepdim=True), self.residual(z), torch.nan)
         terms = self.terms(z, value)
         if self.each_entry:
             limits = torch.finfo(value.dtype)

@@ -16,6 +16,7 @@ from contracting.loop.method import Family, Method
 from contracting.loop.records import Solution, SolveError, Stop, Trace
 from contracting.loop.run import failure, solve
 from contracting.precision import full_precision
+from contracting.solvers.anderson import Anderson
 from contracting.solvers.automatic import Automatic
 from contracting.steady_states.gradient import attached
 
@@ -90,8 +91,8 @@ def steady_state(
         each_entry: ask |fᵢ| ≤ rtol·tᵢ of every entry, instead of f as a whole: for entries of very different sizes.
         certificate: of a rate c in a metric, for ``error_bound``; one that holds in a region only has ``contains``.
         stable: whether a state that repels its neighbours counts as a failure, REPELLING. Newton's methods do not mind
-            such states, and implicit integrators with long steps are drawn to them; explicit ones leave them. None
-            means True for implicit integrators and False for all others.
+            such states, and implicit integrators with long steps are drawn to them, as is ``Anderson``; explicit ones
+            leave them. None means True for implicit integrators and ``Anderson``, and False for all others.
         trace: watches the residual of every step.
         throw: raise if any row fails; otherwise look at ``status``.
 
@@ -117,8 +118,7 @@ def steady_state(
         except SolveError as error:
             error.solution = error.solution and _record(error.solution)
             raise
-        used = method.chosen(problem, (stop or Stop()).resolved(problem))
-        if stable or (stable is None and used.solves_systems and used.family is not Family.NEWTON):
+        if stable or (stable is None and _may_be_drawn(method.chosen(problem, (stop or Stop()).resolved(problem)))):
             status = torch.where(solution.converged & solution.repelling, Status.REPELLING, solution.status)
             solution = replace(solution, status=status.to(solution.status.dtype))
             if throw and not bool(solution.converged.all()):
@@ -126,6 +126,11 @@ def steady_state(
     if not torch.is_grad_enabled():
         return solution
     return replace(solution, z=attached(problem, solution.z, solution.converged))
+
+
+def _may_be_drawn(method: Method) -> bool:
+    """Whether a method that is to follow the flow may end at a state from which the flow leaves."""
+    return isinstance(method, Anderson) or (method.solves_systems and method.family is not Family.NEWTON)
 
 
 def _record(found: Solution) -> SteadyState:
