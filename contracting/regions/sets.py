@@ -46,6 +46,11 @@ class Box(Displayed):
         """The point in the middle, (n,)."""
         return (self.lower + self.upper) / 2
 
+    def contains(self, states: Tensor) -> Tensor:
+        """Which states are inside: (batch, n) -> (batch,)."""
+        states = states.to(self.lower)
+        return ((self.lower <= states) & (states <= self.upper)).all(-1)
+
     def __str__(self) -> str:
         sides = (f"[{low:.4g}, {high:.4g}]" for low, high in zip(self.lower, self.upper, strict=True))
         return f"the box {' × '.join(sides)}" if self.size <= 4 else f"a box of {self.size} sides"
@@ -78,6 +83,10 @@ class Ball(Displayed):
     def size(self) -> int:
         """n, entries of the state."""
         return self.centre.shape[0]
+
+    def contains(self, states: Tensor) -> Tensor:
+        """Which states are inside: (batch, n) -> (batch,)."""
+        return self.metric.norm(states.to(self.centre) - self.centre) <= self.radius
 
     def __str__(self) -> str:
         around = f"({', '.join(f'{x:.4g}' for x in self.centre)})" if self.size <= 4 else "a point"

@@ -14,6 +14,7 @@ from contracting.errors import Status
 from contracting.loop.method import Method
 from contracting.loop.records import Solution, Stop
 from contracting.loop.run import solve
+from contracting.problem import checked_problem
 from contracting.solvers.newton import SemismoothNewton
 from contracting.solvers.splitting import PeacemanRachford
 from equilibrium.convolution.weights import ConvolutionalWeights
@@ -74,7 +75,7 @@ class Pairs:
 
         ‖z − z*‖_Λ is at most the error bound of the solution, and ‖δq‖_Λ/m more where q = Ux + b was rounded by δq.
         """
-        metric, operator = self.weights.metric, solution.problem.operator
+        metric, operator = self.weights.metric, checked_problem(solution.problem).operator
         if operator is None or metric is None or solution.error_bound is None:
             return self.first_order_error(solution, x)
         error = solution.error_bound + metric.norm(self.input_rounding(x)) / operator.bounds.monotonicity
@@ -129,14 +130,14 @@ class Network(Pairs):
     def slopes(self, x: Tensor, z0: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """J and v = Wz + q at the equilibria of x, and z: (batch, n) each."""
         solution, _ = self.solved(x, z0)
-        v = solution.problem.preactivation(solution.z)
+        v = checked_problem(solution.problem).preactivation(solution.z)
         return self.activation.derivative(v), v, solution.z
 
     def input_rounding(self, x: Tensor) -> Tensor:
         return (x.shape[1] + 4) * UNIT * (x.abs() @ self.U.abs().mT + self.weights.bias.abs())
 
     def first_order_error(self, solution: Solution, x: Tensor) -> Tensor:
-        problem, z = solution.problem, solution.z
+        problem, z = checked_problem(solution.problem), solution.z
         sizes = z.abs() + z.abs() @ self.W.abs().mT + problem.q.abs()
         residual = problem.residual(z).abs() + (z.shape[1] + 4) * UNIT * sizes + self.input_rounding(x)
         T, _, _ = self.responses(problem.slopes(z))

@@ -16,6 +16,7 @@ from contracting import (
     Implicit,
     InputFlow,
     LinearFlow,
+    LureFlow,
     Method,
     SemismoothNewton,
     Stop,
@@ -283,6 +284,19 @@ class Implied(Planted):
         problem = EquilibriumProblem(linear=Dense(D), q=s, activation=Tanh())
         w = Implicit().equilibrium(problem, SemismoothNewton(), Stop(rtol=1e-13))
         return w - 2 * s
+
+
+class Lure(Implied):
+    """The same as a Lur'e system with a full D, at rest at s = −w(s) + c for a known w."""
+
+    def field(self) -> LureFlow:
+        s, D = self.answer(), torch.tensor([[-1.0, 0.4, 0.2], [-0.3, -0.8, 0.5], [0.1, -0.6, -1.2]], dtype=DOUBLE)
+        w = torch.tanh(draw(2, 3, seed=3))
+        identity = torch.eye(3, dtype=DOUBLE)
+        return LureFlow(
+            A=-identity, B=-identity, C=identity, D=D, activation=Tanh(), e=s + w, q=torch.atanh(w) - s - w @ D.mT,
+            stop=Stop(rtol=1e-13),
+        )  # fmt: skip
 
 
 class LargeConstant(Planted):

@@ -12,6 +12,7 @@ from contracting import (
     FISTA,
     RK4,
     Anderson,
+    Ball,
     Dense,
     DormandPrince,
     DouglasRachford,
@@ -27,6 +28,7 @@ from contracting import (
     LinearFlow,
     Method,
     Metric,
+    NeuralFlow,
     NewtonKrylov,
     PeacemanRachford,
     PreconditionError,
@@ -40,6 +42,7 @@ from contracting import (
     Trace,
     Tseng,
     WeightedL2,
+    certify_region,
     solve,
     steady_state,
 )
@@ -167,6 +170,23 @@ def test_the_error_bound_holds_and_is_tight_and_ends_with_its_region() -> None:
     assert part is not None and bool(part.isfinite()[0]) and not bool(part.isfinite().all())
     assert steady_state(flow, start).error_bound is None
     assert steady_state(flow, start, certificate=Region(-1.0, metric, 1e9)).error_bound is None
+
+
+def test_a_region_that_was_proved_bounds_the_error_inside() -> None:
+    def field(s: Tensor) -> Tensor:
+        return 0.5 - s + 0.4 * torch.sin(s.flip(-1)) - s**3
+
+    metric = WeightedL2.identity(2, dtype=DOUBLE)
+    flow, centre = NeuralFlow(lambda t, s: field(s)), torch.tensor([0.4, 0.4], dtype=DOUBLE)
+    proved = certify_region(flow, Ball(centre, 1.0, metric), metric=metric)
+    assert proved.contracting and proved.equilibrium is not None
+    start = centre + torch.tensor([[0.3, -0.2], [4.0, 4.0]], dtype=DOUBLE)
+    exact = steady_state(flow, start, stop=PRECISE).z
+    found = steady_state(flow, start, method=DormandPrince(), stop=Stop(rtol=1e-2, max_steps=0), certificate=proved,
+                         throw=False)  # fmt: skip
+    assert found.error_bound is not None and found.error_bound.isfinite().tolist() == [True, False]
+    error = torch.linalg.vector_norm(found.z - exact, dim=-1)[0]
+    assert bool(error <= found.error_bound[0]) and bool(found.error_bound[0] <= 10 * error)
 
 
 def equilibrium(W: Tensor, q: Tensor) -> EquilibriumProblem:
