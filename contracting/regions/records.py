@@ -55,12 +55,11 @@ class RegionCertificate(Displayed):
         """Whether the rate is positive."""
         return self.rate > 0
 
-<<<<<<< HEAD
     def holds(self, centre: Tensor, radius: float) -> bool:
         """Whether a ball of the metric lies in ``invariant``, so that the rate carries it for ever: (n,) -> bool."""
         inside = 0.0 if self.invariant is None else inscribed_radius(self.invariant, self.metric, centre)
         return radius <= inside * (1 + 1e-9)
-=======
+
     def contains(self, states: Tensor) -> Tensor:
         """Where ‖f(s)‖/c bounds the distance to the equilibrium: inside a region that is known to hold it.
 
@@ -72,7 +71,6 @@ class RegionCertificate(Displayed):
         """
         inside = self.region.contains(states)
         return inside if self.equilibrium is not None else torch.zeros_like(inside)
->>>>>>> 2b0ef95 (A region that was proved says which states its equilibrium is certified for, and bounds the error of a steady state there)
 
     @property
     def gap(self) -> float:
