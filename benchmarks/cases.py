@@ -13,8 +13,8 @@ from contracting.errors import InputError
 from contracting.problem import EquilibriumProblem
 from equilibrium.checkpoints import load_reference
 from equilibrium.layers import LBEN, EquilibriumLayer
-from equilibrium.training.classifier import train
 from equilibrium.training.data import Dataset, digits, mnist, subset
+from equilibrium.training.loop import train
 
 # file → the γ it was trained with, which the file does not store; the unconstrained one has no certificate
 CHECKPOINTS = {

@@ -29,8 +29,8 @@ from contracting.loop.records import Stop
 from contracting.loop.run import solve
 from equilibrium.files import output_directory
 from equilibrium.layers import LBEN
-from equilibrium.training.classifier import train
 from equilibrium.training.data import Dataset, subset
+from equilibrium.training.loop import train
 
 _TIGHT = 1e-12  # Both gradients are compared once more at this relative residual.
 _GRID = [10 ** (-k / 4) for k in range(4, 65)]  # Stopping tolerances of the reference are sought here.

@@ -7,7 +7,7 @@ import torch
 
 from contracting.plots import new_axes
 from contracting.plots.style import BLUE, CERTIFIED, figure_of, finish
-from equilibrium import LBEN, attained_lipschitz, certified_lipschitz, train
+from equilibrium import LBEN, CrossEntropy, attained_lipschitz, certified_lipschitz, train
 from equilibrium.files import output_directory, write_figure
 from equilibrium.training.data import digits, subset
 
@@ -16,7 +16,7 @@ bounds, certified, attained, errors = [0.2, 0.5, 1.0, 2.0, 5.0], [], [], []
 for gamma in bounds:
     torch.manual_seed(0)
     layer = LBEN(dataset.features, 20, dataset.classes, lipschitz=gamma)
-    record = train(layer, dataset, epochs=4, temperature=gamma / 5)
+    record = train(layer, dataset, epochs=4, loss=CrossEntropy(temperature=gamma / 5))
     layer = layer.double().requires_grad_(False)
     errors.append(record.epochs[-1].test_error)
     certified.append(certified_lipschitz(layer).bound)

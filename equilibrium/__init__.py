@@ -43,16 +43,20 @@ from equilibrium.lipschitz import (
 )
 from equilibrium.lipschitz.radius import certified_radius
 from equilibrium.parameterizations import DenseParameterization, MonDEQ, Monotone, Parameterization, Unconstrained
-from equilibrium.training.classifier import train
+from equilibrium.training.data import Samples
+from equilibrium.training.loop import train
+from equilibrium.training.losses import CrossEntropy, Loss, SquaredError
+from equilibrium.training.records import TrainingRecord, TrainingStep
 from equilibrium.weights import NetworkWeights, Weights, explicit_weights
 
 __all__ = [
-    "Anderson", "Automatic", "BackwardEuler", "BogackiShampine", "Choice", "DenseParameterization", "DiagonalStep",
-    "DormandPrince", "DouglasRachford", "EquilibriumLayer", "ExplicitEuler", "FISTA", "FailedRows", "FixedIterations",
-    "ForwardBackward", "Heun", "Implicit", "LBEN", "LBENConv2d", "LipschitzCertificate", "LipschitzReport", "MonDEQ",
-    "Monotone", "MultiScaleConv2d", "NetworkWeights", "NewtonKrylov", "PairwiseLipschitz", "Parameterization",
-    "PeacemanRachford", "PseudoTransient", "RK4", "RungeKuttaChebyshev", "SemismoothNewton", "Stop", "TorchDiffEq",
-    "Tseng", "Unconstrained", "Unrolled", "Weights", "attained_lipschitz", "certified_lipschitz", "certified_radius",
+    "Anderson", "Automatic", "BackwardEuler", "BogackiShampine", "Choice", "CrossEntropy", "DenseParameterization",
+    "DiagonalStep", "DormandPrince", "DouglasRachford", "EquilibriumLayer", "ExplicitEuler", "FISTA", "FailedRows",
+    "FixedIterations", "ForwardBackward", "Heun", "Implicit", "LBEN", "LBENConv2d", "LipschitzCertificate",
+    "LipschitzReport", "Loss", "MonDEQ", "Monotone", "MultiScaleConv2d", "NetworkWeights", "NewtonKrylov",
+    "PairwiseLipschitz", "Parameterization", "PeacemanRachford", "PseudoTransient", "RK4", "RungeKuttaChebyshev",
+    "Samples", "SemismoothNewton", "SquaredError", "Stop", "TorchDiffEq", "TrainingRecord", "TrainingStep", "Tseng",
+    "Unconstrained", "Unrolled", "Weights", "attained_lipschitz", "certified_lipschitz", "certified_radius",
     "check_lipschitz", "explicit_weights", "from_residual", "from_sequential", "from_weights", "lipschitz_report",
     "load_reference", "pairwise_lipschitz", "save_reference", "train",
 ]  # fmt: skip

@@ -64,6 +64,7 @@ equilibrium.checkpoints       files of the reference code
 equilibrium.lipschitz         certified and attained constants
 equilibrium.training          data, training
 equilibrium.attacks           perturbations that fool
+equilibrium.estimators        in scikit-learn's conventions
 equilibrium.contracts         what an extension must keep
 equilibrium                   the face
 equilibrium.explorer          a page to play on

@@ -56,7 +56,7 @@ from equilibrium.experiments.networks import digits_for, new_layer
 from equilibrium.experiments.options import Out, Seed, Small, Threads
 from equilibrium.experiments.publishing import Draw, on_axes, publish, working_in
 from equilibrium.experiments.tables import Column, aligned
-from equilibrium.training.classifier import error_percent
+from equilibrium.training.loop import error_percent
 
 _DURATION = 6.0  # Pairs are simulated for so many time constants of their flow.
 _SMALL_UNITS, _SWEEP_UNITS = 3, 5  # Of 2ⁿ patterns of slopes every one is looked at, which bounds n.

@@ -67,6 +67,16 @@ class Dataset(Displayed):
             checks.shape(f"{part}_inputs", inputs, (len(inputs), math.prod(self.image_shape)))
             checks.shape(f"{part}_labels", labels, (len(inputs),))
 
+    @property
+    def train_targets(self) -> Tensor:
+        """The labels to train on, by the name that any data have."""
+        return self.train_labels
+
+    @property
+    def test_targets(self) -> Tensor:
+        """The labels to test with."""
+        return self.test_labels
+
     def shown(self) -> Sequence[Row]:
         shape = " × ".join(map(str, self.image_shape))
         return [
@@ -81,6 +91,42 @@ class Dataset(Displayed):
     def features(self) -> int:
         """Number of pixels of one image, the input size of a network."""
         return math.prod(self.image_shape)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Samples(Displayed):
+    """Inputs with what a model is to make of them: classes, or numbers.
+
+    Attributes:
+        name: in words.
+        train_inputs: (count, in), floating point.
+        train_targets: (count,) int64 classes, or (count, out) numbers of the dtype of the inputs.
+        test_inputs: the same of the rows to test with, or None.
+        test_targets: the same, or None.
+
+    Raises:
+        InputError: if numbers of rows do not fit, there are none, or only one of the last two is given.
+    """
+
+    name: str
+    train_inputs: Tensor
+    train_targets: Tensor
+    test_inputs: Tensor | None = None
+    test_targets: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.test_inputs is None) != (self.test_targets is None):
+            raise InputError("give both test_inputs and test_targets, or neither")
+        for part, inputs, targets in (
+            ("train", self.train_inputs, self.train_targets),
+            ("test", self.test_inputs, self.test_targets),
+        ):
+            if inputs is None or targets is None:
+                continue
+            if checks.floating_tensor(f"{part}_inputs", inputs).ndim != 2 or not len(inputs):
+                raise InputError(f"{part}_inputs must have shape (count, in), count ≥ 1, got {tuple(inputs.shape)}")
+            if targets.ndim == 0 or len(targets) != len(inputs):
+                raise InputError(f"{part}_targets must have {len(inputs)} rows, got shape {tuple(targets.shape)}")
 
 
 def digits(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> Dataset:

@@ -36,8 +36,8 @@ from contracting.display import Displayed, Row, Tabular, brief
 from contracting.metrics import Metric, WeightedL2
 from equilibrium import LBEN, lipschitz_report, pairwise_lipschitz
 from equilibrium.experiments.compare_solvers.study import compare
-from equilibrium.training.classifier import train
 from equilibrium.training.data import digits, subset
+from equilibrium.training.loop import train
 
 # Settings, whose repr is the Python that makes them again.
 SETTINGS = (Activation, Method, Finder, Stop)

@@ -20,8 +20,8 @@ from equilibrium.attacks import fast_gradient, smallest_perturbation
 from equilibrium.convert import from_sequential
 from equilibrium.lipschitz import Norm, pairwise_lipschitz
 from equilibrium.lipschitz.radius import accuracy_within, attacks_inside, certified_radius, margins
-from equilibrium.training.classifier import train
 from equilibrium.training.data import digits, subset
+from equilibrium.training.loop import train
 
 F64 = torch.float64
 

@@ -16,8 +16,9 @@ from equilibrium.experiments.networks import digits_for, new_layer
 from equilibrium.experiments.options import Out, Small, Threads, numbers, words
 from equilibrium.experiments.publishing import publish, working_in
 from equilibrium.experiments.tables import Column, aligned
-from equilibrium.training.classifier import TrainingRecord, error_percent
 from equilibrium.training.data import Dataset, mnist, subset
+from equilibrium.training.loop import error_percent
+from equilibrium.training.records import TrainingRecord
 
 _TOLERANCES = ",".join(f"{tolerance:g}" for tolerance in TOLERANCES)
 

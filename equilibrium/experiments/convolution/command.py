@@ -33,8 +33,8 @@ from equilibrium.experiments.robustness.models import Images, load_images, new_m
 from equilibrium.experiments.robustness.study import Plan, catalogue, run_experiment
 from equilibrium.experiments.tables import Column, aligned
 from equilibrium.files import output_directory, plain
-from equilibrium.training.classifier import last_complete_epoch
 from equilibrium.training.data import Dataset
+from equilibrium.training.resume import last_complete_epoch
 
 _EPOCHS = 4
 _METHODS: dict[str, Method] = {

@@ -28,9 +28,12 @@ from equilibrium.experiments.robustness.models import CheckpointSettings, Images
 from equilibrium.experiments.runner import Workspace
 from equilibrium.lipschitz import PairAscent, PatternSearch, RegionWalk
 from equilibrium.lipschitz.radius import accuracy_within, attacks_inside
-from equilibrium.training.classifier import TrainingError, error_percent, last_complete_epoch
 from equilibrium.training.data import Dataset
+from equilibrium.training.loop import error_percent
+from equilibrium.training.losses import CrossEntropy
 from equilibrium.training.progress import progress_bar
+from equilibrium.training.records import TrainingError
+from equilibrium.training.resume import last_complete_epoch
 
 _EXACT = Stop(rtol=1e-8, atol=1e-12)
 _ATTACK = 1e-4  # An attack solves in float32 to this relative residual; what it finds is verified in float64.
@@ -57,7 +60,7 @@ def run_model(settings: ModelSettings, workspace: Workspace, *, data_dir: Path |
             epochs=settings.epochs,
             batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
-            temperature=settings.temperature,
+            loss=CrossEntropy(temperature=settings.temperature),
             noise=settings.noise,
             shift=settings.shift,
             seed=settings.seed,

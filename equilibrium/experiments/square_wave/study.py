@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from contracting import checks
-from equilibrium import LBEN, Implicit, Stop, certified_lipschitz
+from equilibrium import LBEN, Implicit, Samples, Stop, certified_lipschitz, train
 from equilibrium.experiments.networks import seeded
-from equilibrium.training.progress import progress_bar
 
 REACH = 1.5
 """The wave is fitted on [−REACH, REACH]; it jumps at −1, 0 and 1."""
@@ -29,7 +28,7 @@ class WaveSettings:
         steps: of Adam, on all points.
         points: of the wave that are fitted.
         grid: intervals of the grid on which slopes are measured.
-        learning_rate: the largest; it falls to zero along a cosine.
+        learning_rate: the largest, as of ``train``.
         epsilon: ε of the parameterisation.
         seed: of the weights.
     """
@@ -105,16 +104,15 @@ def fit(lipschitz: float | None, settings: WaveSettings, *, progress: bool = Fal
         )
     x = torch.linspace(-REACH, REACH, settings.points)[:, None]
     target = square_wave(x)
-    optimizer = torch.optim.Adam(layer.parameters(), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-    with progress_bar(settings.steps, f"fitting, {_name(lipschitz)}", show=progress) as bar:
-        for _ in range(settings.steps):
-            loss = (layer(x) - target).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bar.update()
+    train(
+        layer,
+        Samples(name="square wave", train_inputs=x, train_targets=target),
+        epochs=settings.steps,
+        batch_size=settings.points,
+        learning_rate=settings.learning_rate,
+        seed=settings.seed,
+        progress=progress,
+    )
     return _measured(layer.double(), x.double(), target.double(), lipschitz, settings)
 
 

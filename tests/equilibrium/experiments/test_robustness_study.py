@@ -17,7 +17,7 @@ from equilibrium.experiments.robustness.models import Images, Kind, load_images,
 from equilibrium.experiments.robustness.study import CHECKPOINTS, LIPSCHITZ, PAPER_ERROR, SIZES, Plan, catalogue
 from equilibrium.experiments.runner import Workspace
 from equilibrium.experiments.square_wave.study import WaveSettings, fit, square_wave
-from equilibrium.training.classifier import TrainingError
+from equilibrium.training.records import TrainingError
 
 SMALL = Plan(images=Images.DIGITS, epochs=1, seed=0, small=True)
 MODELS = ("lipschitz-0.3", "contracting", "perceptron", "unconstrained")

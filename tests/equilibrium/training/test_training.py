@@ -11,8 +11,10 @@ from torch import nn
 
 from contracting.errors import InputError
 from equilibrium import LBEN
-from equilibrium.training.classifier import TrainingError, error_percent, shifted, train
-from equilibrium.training.data import digits, subset
+from equilibrium.training.data import Samples, digits, subset
+from equilibrium.training.loop import error_percent, shifted, train
+from equilibrium.training.losses import CrossEntropy
+from equilibrium.training.records import TrainingError
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +138,7 @@ class Interrupted(Exception):
 
 @pytest.mark.parametrize("moment", [1, 10, 14, 29])
 def test_training_that_was_interrupted_ends_with_the_same_bits(images, tmp_path, moment):
-    options = {"epochs": 3, "batch_size": 32, "seed": 2, "temperature": 0.5, "noise": 0.2}
+    options = {"epochs": 3, "batch_size": 32, "seed": 2, "loss": CrossEntropy(temperature=0.5), "noise": 0.2}
     whole = new_layer()
     record = train(whole, images, **options)
     steps = 0
@@ -180,7 +182,7 @@ def test_temperature_is_the_same_as_a_scaled_readout(images):
     with torch.no_grad():
         logits = scaled(images.train_inputs)
         expected = torch.nn.functional.cross_entropy(logits / 0.25, images.train_labels)
-    assert first_loss(new_layer(), temperature=0.25) == pytest.approx(float(expected), rel=1e-4)
+    assert first_loss(new_layer(), loss=CrossEntropy(temperature=0.25)) == pytest.approx(float(expected), rel=1e-4)
     assert first_loss(new_layer()) != pytest.approx(float(expected), rel=1e-2)
 
 
@@ -228,7 +230,7 @@ def test_a_checkpoint_of_another_model_is_refused_even_where_its_tensors_fit(ima
     [
         (LBEN(64, 12, 9), "each of the 10 classes, it has 9"),
         (LBEN(64, 12, 10, dtype=torch.float64), "train_inputs has dtype"),
-        (nn.Linear(63, 10), "does not take the images"),
+        (nn.Linear(63, 10), "does not take the inputs"),
         (nn.Linear(64, 10).requires_grad_(False), "nothing to train"),
     ],
 )
@@ -257,3 +259,98 @@ def test_a_learnt_constant_is_no_other_model(images, tmp_path):
     record = train(layer, images, epochs=1, checkpoint=tmp_path / "training.pt")
     assert float(layer.weights().lipschitz.detach()) != 1.0
     assert train(layer, images, epochs=1, checkpoint=tmp_path / "training.pt") == record
+
+
+def curve(count=60, seed=0):
+    x = torch.linspace(-2, 2, count)[:, None]
+    return Samples(name="a curve", train_inputs=x, train_targets=torch.tanh(2 * x), test_inputs=x[::3] + 0.01,
+                   test_targets=torch.tanh(2 * x[::3] + 0.02))  # fmt: skip
+
+
+def regressor(seed=0):
+    torch.manual_seed(seed)
+    return LBEN(1, 8, 1)
+
+
+def test_numbers_are_fitted_as_well_as_classes(tmp_path):
+    layer, data = regressor(), curve()
+    record = train(layer, data, epochs=40, batch_size=20, checkpoint=tmp_path / "training.pt")
+    assert record.loss == "SquaredError()" and record.error == "root mean square error"
+    with torch.no_grad():
+        wrong = (layer(data.test_inputs) - data.test_targets).square().mean().sqrt()
+    assert record.test_error == pytest.approx(float(wrong), rel=1e-3) and record.test_error < 0.1
+    assert record.epochs[-1].solver_steps >= 1
+    again = regressor(seed=1)
+    assert train(again, data, epochs=40, batch_size=20, checkpoint=tmp_path / "training.pt") == record
+    with pytest.raises(InputError, match="loss"):
+        train(again, data, epochs=40, batch_size=20, loss=nn.functional.l1_loss, checkpoint=tmp_path / "training.pt")
+
+
+def test_a_loss_of_ones_own_is_minimised_and_told():
+    def quantile(outputs, targets):
+        miss = targets - outputs
+        return torch.maximum(0.9 * miss, -0.1 * miss).mean()
+
+    layer, data = regressor(), replace(curve(), test_inputs=None, test_targets=None)
+    noise = torch.randn(60, 1, generator=torch.Generator().manual_seed(0))
+    noisy = replace(data, train_targets=data.train_targets + noise)
+    record = train(layer, noisy, epochs=60, loss=quantile)
+    assert record.epochs[-1].train_error == pytest.approx(record.epochs[-1].loss, rel=1e-5)
+    assert record.epochs[-1].test_error is None and math.isnan(record.test_error)
+    with torch.no_grad():
+        below = float((noisy.train_targets < layer(noisy.train_inputs)).double().mean())
+    assert 0.8 < below < 1.0  # nine rows in ten, and of the mean only half
+
+
+def test_a_callback_is_told_what_the_solves_measured(images):
+    told, layer = [], new_layer()
+    record = train(layer, images, epochs=2, batch_size=100, callback=told.append)
+    assert [step.step for step in told] == list(range(1, len(told) + 1)) and {step.epoch for step in told} == {1, 2}
+    for step in told:
+        (solves,) = step.solves
+        assert solves.forward.numbers()["failed_rows"] == 0 and solves.backward.numbers()["steps"] >= 1
+    assert len({id(step.solves[0]) for step in told}) == len(told)  # each its own, not the last one's
+    half = len(told) // 2
+    weights = [min(100, len(images.train_labels) - 100 * k) for k in range(half)]
+    mean = sum(w * step.loss for w, step in zip(weights, told[:half], strict=True)) / sum(weights)
+    assert record.epochs[0].loss == pytest.approx(mean, rel=1e-5)
+    plain = new_layer()
+    train(plain, images, epochs=2, batch_size=100)
+    assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), plain.parameters(), strict=True))
+    wrapped = []
+    train(nn.Sequential(new_layer(), nn.Linear(10, 10)), images, epochs=1, batch_size=300, callback=wrapped.append)
+    assert all(len(step.solves) == 1 for step in wrapped)
+    linear = []
+    train(nn.Linear(64, 10), images, epochs=1, callback=linear.append)
+    assert all(step.solves == () for step in linear)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "named"),
+    [
+        ({"train_targets": torch.zeros(60, 2)}, {}, "targets"),
+        ({"train_targets": torch.full((60,), 3)}, {}, "model"),
+        ({"train_targets": torch.zeros(60, 1, dtype=torch.int64)}, {}, "classes"),
+        ({}, {"loss": "mse"}, "loss"),
+        ({}, {"loss": lambda y, t: (y - t).abs()}, "loss"),
+        ({}, {"shift": 1}, "shift"),
+        ({}, {"callback": 3}, "callback"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, options, named):
+    with pytest.raises((InputError, TrainingError), match=named):
+        train(regressor(), replace(curve(), **change), epochs=1, **options)
+
+
+@pytest.mark.parametrize("change", [
+    {"train_inputs": torch.zeros(60)}, {"train_inputs": torch.zeros(0, 1)}, {"train_targets": torch.zeros(3, 1)},
+    {"test_inputs": None}, {"train_inputs": torch.zeros(60, 1, dtype=torch.int64)},
+])  # fmt: skip
+def test_samples_that_do_not_fit_are_named(change):
+    with pytest.raises(InputError, match="inputs|targets"):
+        replace(curve(), **change)
+
+
+def test_a_temperature_must_be_positive():
+    with pytest.raises(InputError, match="temperature"):
+        CrossEntropy(temperature=0.0)
