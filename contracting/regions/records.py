@@ -85,7 +85,7 @@ class RegionCertificate(Displayed):
             return f"as long as both trajectories stay inside{during}"
         where = "the region" if self.invariant is self.region else str(self.invariant)
         if self.equilibrium is None:
-            return f"no trajectory leaves {where}{during}"
+            return f"no trajectory leaves {where}{during}, and all from it come together"
         return f"every trajectory from {where} converges to the equilibrium in it"
 
     def __str__(self) -> str:

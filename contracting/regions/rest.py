@@ -76,7 +76,7 @@ def invariant_box(
     field: FieldOnBoxes, box: Box, metric: Metric, rate: float, point: Tensor
 ) -> tuple[Box, Ball | None] | None:
     """The box, if the field points inwards on all of its faces, and the equilibrium in it."""
-    if rate <= 0 or not _points_inwards(field, box):
+    if rate <= 0 or not points_inwards(field, box):
         return None
     return box, _around(field, metric, rate, point, float(norm_above(metric, _row(field.at(point)))))
 
@@ -94,7 +94,8 @@ def _row(vector: Interval) -> Interval:
     return vector.map(lambda x: x[None])
 
 
-def _points_inwards(field: FieldOnBoxes, box: Box) -> bool:
+def points_inwards(field: FieldOnBoxes, box: Box) -> bool:
+    """Whether the field is proved to point inwards or along on all faces of a box, so that no trajectory leaves it."""
     cover = field.cover(box)
     for i in range(field.size):
         for end, sign in ((cover.hi, 1.0), (cover.lo, -1.0)):
