@@ -39,7 +39,7 @@ _MATRICES = ("A", "B", "C", "D", "B2", "D12", "C2", "D21", "D22")
 _OFFSETS = ("e", "q")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LureFlow(VectorField):
     r"""s' = As + Bw + B₂u + e with w = σ(v), v = Cs + Dw + D₁₂u + q, and the output y = C₂s + D₂₁w + D₂₂u.
 
@@ -327,13 +327,18 @@ class LureFlow(VectorField):
 
     def _moved(self, slopes: Tensor, right: Tensor) -> Tensor:
         """x with x = J(Dx + right): slopes (batch, m), right (m, k) or (batch, m, k) -> (batch, m, k)."""
-        right = slopes[..., None] * right
-        if self.D is None:
-            return right
-        loop = torch.eye(self.neurons, dtype=slopes.dtype, device=slopes.device) - slopes[..., None] * self.D
-        if all(layer.problem is None for layer in self._plan):
-            return torch.linalg.solve_triangular(loop, right, upper=False, unitriangular=True)
-        return torch.linalg.solve(loop, right)
+        found: list[Tensor] = []
+        for layer in self._plan:
+            own, J = right[..., layer.start : layer.stop, :], slopes[..., layer.start : layer.stop, None]
+            if found:
+                assert self.D is not None
+                own = own + self.D[layer.start : layer.stop, : layer.start] @ torch.cat(found, -2)
+            own = J * own
+            if layer.problem is not None:
+                loop = J * layer.problem.linear.to_dense()
+                own = torch.linalg.solve(torch.eye(loop.shape[-1], dtype=loop.dtype, device=loop.device) - loop, own)
+            found.append(own)
+        return torch.cat(found, -2) if found else slopes[..., None] * right
 
 
 @dataclass(frozen=True)
