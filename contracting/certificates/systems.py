@@ -29,6 +29,7 @@ from contracting.certificates.balance import rescale
 from contracting.display import Displayed
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.base import BoundFlow
+from contracting.flows.driven import DrivenFlow
 from contracting.flows.fields import LinearFlow, VectorField
 from contracting.flows.network import BoundFiringRate, BoundHopfield
 from contracting.flows.speed import ScaledFlow
@@ -206,6 +207,8 @@ def system_of(flow: VectorField | System) -> System:
         return flow.system()
     if _is(flow, LinearFlow):
         return LinearSystem(W=flow.matrix)
+    if _is(flow, DrivenFlow):  # a rate holds under every input
+        return system_of(flow.flow)
     if not isinstance(flow, VectorField):
         raise InputError(
             f"flow must be a flow such as layer.flow(FiringRate) or NeuralFlow(module), or explicit matrices such as "

@@ -23,7 +23,8 @@ from contracting.metrics import WeightedL2
 
 _REMEDY = (
     "write the field with linear layers, sums and activations of bounded slope, give its matrices to LureFlow, or "
-    "teach the operation by contracting.register_reader; sampled_rate and worst_point need no structure"
+    "teach the operation by contracting.register_reader; certify_region proves rates of other fields over a region, "
+    "and sampled_rate needs no structure at all"
 )
 
 

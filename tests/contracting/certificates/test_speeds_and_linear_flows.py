@@ -8,7 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from contracting import FiringRate, ForwardBackwardFlow, Hopfield, PeacemanRachfordFlow, WeightedL2
+from contracting import (
+    Dense,
+    DrivenFlow,
+    EquilibriumProblem,
+    FiringRate,
+    ForwardBackwardFlow,
+    Hopfield,
+    PeacemanRachfordFlow,
+    WeightedL2,
+)
 from contracting.activations.catalogue import ReLU, Tanh
 from contracting.certificates import (
     Certificate,
@@ -209,10 +218,28 @@ def test_every_flow_says_which_certificates_apply_to_it(name: str) -> None:
                 certify(flow, method)  # type: ignore[arg-type]
 
 
-def test_a_neural_flow_has_no_certificate_and_says_what_it_has() -> None:
-    flow = NeuralFlow(lambda t, s: -s)
-    assert applicable(flow) == ()
-    with pytest.raises(InputError, match=r"\bsampled_rate\b"):
-        certify(flow)
+def test_a_neural_flow_is_certified_by_its_structure() -> None:
+    W, q = gaussian(4, 1), torch.ones(1, 4, dtype=torch.float64)
+    same = FiringRate().bind(EquilibriumProblem(linear=Dense(W), q=q, activation=Tanh()))
+    written = NeuralFlow(lambda t, s: torch.tanh(s @ W.mT + q + torch.sin(t)) - s)
+    assert certify(written).rate == pytest.approx(certify(same).rate, abs=1e-4)
+    driven = certify(DrivenFlow(same, lambda t: torch.sin(t) * q))
+    assert driven.rate == pytest.approx(certify(same).rate, abs=1e-9)
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh(), torch.nn.Linear(3, 3)).double()
+    net[2].load_state_dict({"weight": -2 * torch.eye(3), "bias": torch.zeros(3)})
+    net[0].load_state_dict({"weight": torch.eye(3), "bias": torch.ones(3)})
+    assert -0.1 < certify(NeuralFlow(net)).rate <= 0  # −2 tanh(s + 1) contracts as slowly as one likes far away
+    A = torch.nn.Linear(3, 3).double()
+    exact = certify(LinearFlow(A.weight.detach())).rate
+    assert certify(NeuralFlow(A)).rate == pytest.approx(exact, abs=1e-6)
+    gru = torch.nn.GRUCell(3, 3)
+    with pytest.raises(InputError, match="gru_cell"):
+        certify(NeuralFlow(lambda t, s: gru(s, s)))
+
+
+def test_what_is_no_field_is_refused() -> None:
+    with pytest.raises(InputError, match=r"\bstate\b"):  # takes states of any size
+        certify(NeuralFlow(lambda t, s: -s))
     with pytest.raises(InputError, match=r"\bflow\b"):
         applicable(gaussian(3, 0))  # type: ignore[arg-type]
