@@ -41,7 +41,7 @@ from equilibrium.lipschitz import (
     lipschitz_report,
     pairwise_lipschitz,
 )
-from equilibrium.lipschitz.radius import certified_radius
+from equilibrium.local.radius import certified_radius
 from equilibrium.parameterizations import DenseParameterization, MonDEQ, Monotone, Parameterization, Unconstrained
 from equilibrium.training.data import Samples
 from equilibrium.training.loop import train

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from contracting import checks
 from contracting.display import Displayed
 from contracting.errors import InputError
-from equilibrium.lipschitz.radius import batches, checked_labels, checked_rows
+from equilibrium.local.margins import batches, checked_labels, checked_rows
 from equilibrium.training.modes import evaluating
 
 _BATCH = 1000  # inputs per call of the model

@@ -62,6 +62,7 @@ equilibrium.fixed             a number of steps set beforehand
 equilibrium.convert           MLPs and ResNets as layers
 equilibrium.checkpoints       files of the reference code
 equilibrium.lipschitz         certified and attained constants
+equilibrium.local             what is proved around one input
 equilibrium.training          data, training
 equilibrium.attacks           perturbations that fool
 equilibrium.estimators        in scikit-learn's conventions

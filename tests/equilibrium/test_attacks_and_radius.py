@@ -19,7 +19,8 @@ from equilibrium import LBEN, EquilibriumLayer, Unconstrained
 from equilibrium.attacks import fast_gradient, smallest_perturbation
 from equilibrium.convert import from_sequential
 from equilibrium.lipschitz import Norm, pairwise_lipschitz
-from equilibrium.lipschitz.radius import accuracy_within, attacks_inside, certified_radius, margins
+from equilibrium.local.margins import accuracy_within, attacks_inside, margins
+from equilibrium.local.radius import certified_radius
 from equilibrium.training.data import digits, subset
 from equilibrium.training.loop import train
 

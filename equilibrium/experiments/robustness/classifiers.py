@@ -27,7 +27,7 @@ from equilibrium.attacks import fast_gradient, smallest_perturbation
 from equilibrium.experiments.robustness.models import CheckpointSettings, Images, ModelSettings, load_images, new_model
 from equilibrium.experiments.runner import Workspace
 from equilibrium.lipschitz import PairAscent, PatternSearch, RegionWalk
-from equilibrium.lipschitz.radius import accuracy_within, attacks_inside
+from equilibrium.local.margins import accuracy_within, attacks_inside
 from equilibrium.training.data import Dataset
 from equilibrium.training.loop import error_percent
 from equilibrium.training.losses import CrossEntropy

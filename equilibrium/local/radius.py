@@ -15,8 +15,14 @@ from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
 from equilibrium.lipschitz.composite import Model, matrix_of, parts
 from equilibrium.lipschitz.frequencies import image_system
 from equilibrium.lipschitz.system import lipschitz_system
+from equilibrium.local.margins import batches, checked_labels, checked_rows, margins
+from equilibrium.local.network import LocalNetwork
+from equilibrium.local.passes import pieces
+from equilibrium.local.proof import LocalSearch, prove
+from equilibrium.local.surroundings import Surroundings
 
 _BATCH = 1000  # inputs per solve: enough rows for products at full speed, few enough for their memory
+_PROBES = 24  # radii that are tried for an input at most; doubling from a global radius takes a handful
 Constants = float | LipschitzCertificate | PairwiseLipschitz
 
 
@@ -27,6 +33,8 @@ def certified_radius(
     labels: Tensor,
     constants: Constants,
     *,
+    local: LocalSearch | bool = False,
+    bounds: tuple[float, float] | None = None,
     batch_size: int = _BATCH,
 ) -> Tensor:
     """The ℓ2 radius around each input within which the class cannot change, (count,); 0 where it is wrong already.
@@ -40,6 +48,9 @@ def certified_radius(
         labels: the true classes, (count,), whole numbers in 0 … classes − 1.
         constants: of these very weights: one per pair of classes (the tightest radius), a certificate of the whole map,
             or a number γ, for which it is then proved here that the map has it.
+        local: whether to look further, for the largest radius that local constants prove (dense networks); True takes
+            ``LocalSearch()``.
+        bounds: smallest and largest value of an input, where inputs have a range: then nothing outside is an input.
         batch_size: inputs per solve.
 
     Raises:
@@ -86,56 +97,10 @@ def certified_radius(
         ratio = torch.where(margin > 0, margin / pairs[y], 0.0)  # infinite where a difference is constant
         ratio[torch.arange(len(y)), y] = math.inf
         radii.append(ratio.amin(-1))
-    return torch.cat(radii)
-
-
-def margins(outputs: Tensor, labels: Tensor) -> Tensor:
-    """The lead y_label − y_j over every class j, zero for the label itself: (batch, classes), (batch,) -> the same."""
-    return with_axes("outputs", outputs, "batch", "classes").gather(-1, labels[:, None]) - outputs
-
-
-def accuracy_within(radius: Tensor, sizes: Tensor) -> Tensor:
-    """The share of inputs whose radius is larger than each size, in percent: (count,), (k,) -> (k,).
-
-    Of certified radii this is the certified accuracy; of the smallest perturbations found, the accuracy under attack.
-    """
-    radius, sizes = with_axes("radius", radius, "count"), with_axes("sizes", sizes, "k")
-    return 100 * (radius[None, :] > sizes[:, None]).double().mean(-1)
-
-
-def attacks_inside(radius: Tensor, sizes: Tensor) -> Tensor:
-    """Indices of the inputs that were fooled by a perturbation smaller than their certified radius: there are none.
-
-    Args:
-        radius: certified, (count,).
-        sizes: of the smallest perturbation that fooled each input, ∞ where none did, (count,).
-    """
-    radius, sizes = with_axes("radius", radius, "count"), with_axes("sizes", sizes, "count")
-    return torch.nonzero(checks.shape("sizes", sizes, tuple(radius.shape)) < radius).flatten()
-
-
-def with_axes(name: str, value: Tensor, *axes: str) -> Tensor:
-    """Return ``value`` if it is a tensor with these axes, else raise InputError."""
-    if checks.floating_tensor(name, value).ndim != len(axes):
-        raise InputError(f"{name} must be of shape ({', '.join(axes)}), got {tuple(value.shape)}")
-    return value
-
-
-def checked_rows(inputs: Tensor, labels: Tensor) -> None:
-    """Refuse inputs that are no rows, (count, in), or labels that are not one for each."""
-    with_axes("inputs", inputs, "count", "in")
-    if not isinstance(labels, Tensor):
-        raise InputError(f"labels must be a torch.Tensor, got {type(labels).__name__}; use torch.as_tensor(...)")
-    checks.shape("labels", labels, (checks.whole_number("the number of inputs", len(inputs)),))
-
-
-def checked_labels(labels: Tensor, classes: int) -> None:
-    """Refuse labels that are no whole numbers in 0 … classes − 1."""
-    if labels.dtype != torch.int64 or not bool(((labels >= 0) & (labels < classes)).all()):
-        raise InputError(
-            f"labels must be int64 in 0 … {classes - 1}, the classes of the model, got {labels.dtype} from "
-            f"{labels.min():g} to {labels.max():g}"
-        )
+    radius = torch.cat(radii)
+    if local is False:
+        return radius
+    return grown(model, inputs, labels, radius, pairs, bounds, LocalSearch() if local is True else local)
 
 
 def _pair_constants(constants: Constants, model: Model, classes: int) -> Tensor:
@@ -162,7 +127,27 @@ def _check_about(certificate: LipschitzCertificate, model: Model) -> None:
         )
 
 
-def batches(inputs: Tensor, labels: Tensor, batch_size: int) -> list[tuple[Tensor, Tensor]]:
-    """Inputs (count, in) and labels (count,) in pieces of at most ``batch_size`` rows."""
-    checks.whole_number("batch_size", batch_size)
-    return list(zip(torch.split(inputs, batch_size), torch.split(labels, batch_size), strict=True))
+def grown(
+    model: EquilibriumLayer | nn.Sequential,
+    inputs: Tensor,
+    labels: Tensor,
+    radius: Tensor,
+    constants: Tensor,
+    bounds: tuple[float, float] | None,
+    search: LocalSearch,
+) -> Tensor:
+    """The largest radius of each input that local constants prove, found by doubling and halving, (count,)."""
+    network = LocalNetwork(model)
+    found = radius.clone()
+    for part in pieces(network, len(inputs), network.size):
+        anchors, label = network.anchors(inputs[part]), labels[part]
+        low, high = found[part], torch.full_like(found[part], math.inf)  # ``low`` is a view: what is proved stays
+        for _ in range(_PROBES):
+            rows = torch.nonzero((low > 0) & torch.isfinite(low) & (high > (1 + search.accuracy) * low)).flatten()
+            if not len(rows):
+                break
+            trial = torch.where(torch.isinf(high), 2 * low, (low * high).sqrt())[rows]
+            around = Surroundings.of(inputs[part][rows], trial, bounds)
+            proved = prove(network, anchors.rows(rows), label[rows], around, constants, search).proved
+            low[rows], high[rows] = torch.where(proved, trial, low[rows]), torch.where(proved, high[rows], trial)
+    return found

@@ -1,0 +1,173 @@
+r"""Multipliers and pulls that make bounds small: a search in float32, of which nothing is believed.
+
+The weighted sum of the bounds is convex in λ where M ≻ 0. Its gradient says for every neuron whether the worst move
+has |δᵢ| larger or smaller than |Δvᵢ|; λᵢ is multiplied by a power of their quotient, every row with a step of its own
+that halves where the sum has not become smaller. The pulls ω follow between these steps by an accelerated proximal
+gradient method, whose quadratic form is the identity but on the q rows of R.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from equilibrium.local.relaxation import Forms, Matrices, Moves, Pull, Values, evaluated, moves, quadratic, shifted
+from equilibrium.local.surroundings import Surroundings
+
+_TINY = 1e-30
+_GROWTH, _LARGEST = 1.4, 2.0  # A step of log λ that helped grows by so much, up to so many times the logarithm.
+_SCALES = 6  # So many scales of a first λ are tried, each four times as large as the one before.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How long a search goes on.
+
+    Attributes:
+        steps: of λ.
+        every: steps of λ between two updates of ω.
+        pulls: steps of ω in each update.
+    """
+
+    steps: int = 16
+    every: int = 4
+    pulls: int = 4
+
+
+class Search:
+    """One search for the bounds of k forms in each row, all with one λ; or go on from what an earlier one found.
+
+    Args:
+        matrices: of the network, in the precision of the search.
+        low: lowest slopes, (batch, n).
+        high: highest slopes.
+        forms: what is to be bounded.
+        weights: of each form in the sum, (batch, k).
+        around: the surroundings.
+        start: λ to begin with, up to a factor where it is not from an earlier search, (batch, n).
+        omega: ω to begin with, or None for zero.
+    """
+
+    def __init__(
+        self,
+        matrices: Matrices,
+        low: Tensor,
+        high: Tensor,
+        forms: Forms,
+        weights: Tensor,
+        around: Surroundings,
+        start: Tensor,
+        omega: Tensor | None = None,
+    ):
+        self.matrices, self.around, self.weights, self.direct = matrices, around, weights, forms.direct
+        self.move: Moves = moves(matrices, low, high)
+        self.live = self.move.undecided
+        # rows of decided neurons say nothing, and their columns are zero
+        self.T = self.move.T * self.live[..., None]
+        self.coefficients = self.move.coefficients(forms)
+        self.pull = Pull.made(matrices, self.direct, omega)
+        self.multiplier, self.factor = self._scaled(torch.where(self.live, start, 0.0))
+
+    def _factored(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
+        factor, info = torch.linalg.cholesky_ex(quadratic(self.T, multiplier))
+        return factor, (info == 0) & torch.isfinite(factor).all(-1).all(-1)
+
+    def _value(self, factor: Tensor) -> tuple[Values, Tensor]:
+        found = evaluated(factor, self.coefficients, self.pull, self.around)
+        return found, (found.bound * self.weights).sum(-1)
+
+    def _scaled(self, start: Tensor) -> tuple[Tensor, Tensor]:
+        """The best of a few multiples of a start with M ≻ 0, and the factor of M."""
+        n = start.shape[-1]
+        inputs = (start[..., None] * self.T[..., n:].square()).sum((-2, -1))
+        largest = start / inputs.clamp_min(_TINY)[:, None]
+        best, factor, least = torch.zeros_like(start), self._identity(), torch.full_like(inputs, math.inf)
+        for k in range(_SCALES):
+            multiplier = largest * 4.0 ** (1 - k)
+            found, proved = self._factored(multiplier)
+            _, total = self._value(torch.where(proved[:, None, None], found, factor))
+            better = proved & (total < least)
+            best, factor = _where(better, multiplier, best), _where(better, found, factor)
+            least = torch.where(better, total, least)
+        return best, factor
+
+    def _identity(self) -> Tensor:
+        size = self.T.shape[-1]
+        return torch.eye(size, dtype=self.T.dtype).expand(len(self.T), size, size)
+
+    def run(self, effort: Effort) -> None:
+        """Make the weighted sum of the bounds smaller."""
+        values, least = self._value(self.factor)
+        pace = torch.full_like(least, 0.5)
+        for k in range(effort.steps):
+            if not self.around.whole and k % effort.every == 0:
+                self.follow(effort.pulls)
+                values, least = self._value(self.factor)
+            trial = torch.where(
+                self.live, self.multiplier * torch.exp(2 * pace[:, None] * self._direction(values)), 0.0
+            )
+            factor, proved = self._factored(trial)
+            found, total = self._value(_where(proved, factor, self.factor))
+            better = proved & (total < least)
+            self.multiplier, self.factor = _where(better, trial, self.multiplier), _where(better, factor, self.factor)
+            values = Values(*(_where(better, new, old) for new, old in zip(found, values, strict=True)))
+            least = torch.where(better, total, least)
+            pace = torch.where(better, (_GROWTH * pace).clamp_max(_LARGEST), 0.5 * pace)
+        if not self.around.whole:
+            self.follow(2 * effort.pulls)
+
+    def _direction(self, values: Values) -> Tensor:
+        """(δ² − Δv²)/(δ² + Δv²) of the worst moves, weighted: (batch, n), in [−1, 1]."""
+        weight = (self.weights / values.reach.clamp_min(_TINY))[..., None]
+        inner = (values.point @ self.T.mT).square() * weight
+        delta = values.point[..., : self.live.shape[-1]].square() * weight
+        inner, delta = inner.sum(1), delta.sum(1)
+        return (delta - inner) / (delta + inner + _TINY)
+
+    def follow(self, steps: int) -> None:
+        """Move the pulls towards their best for the present λ."""
+        around, R = self.around, self.matrices.R
+        assert around.low is not None and around.high is not None
+        n = self.live.shape[-1]
+        inverse = torch.cholesky_inverse(self.factor)[:, n:, n:]
+        rate = 1 / _largest_eigenvalue(inverse)[:, None, None]
+        constant = torch.cholesky_solve(self.coefficients.mT, self.factor).mT[..., n:]
+        omega = self.pull.omega
+        if omega is None:
+            omega = self.coefficients.new_zeros(*self.weights.shape, R.shape[-1])
+        g = ahead = omega if self.direct is None else omega + self.direct
+        momentum = 1.0
+        inside = g @ R.mT
+        for _ in range(steps):
+            slope = ahead + (constant + inside @ inverse - inside) @ R
+            price = self._reach()[..., None] / around.radius[:, None, None] * rate
+            target = ahead - rate * slope - (0.0 if self.direct is None else self.direct)
+            lower, upper = price * -around.low[:, None], price * around.high[:, None]
+            omega = (target - lower).clamp_min(0) - (-target - upper).clamp_min(0)
+            new = omega if self.direct is None else omega + self.direct
+            following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+            ahead = new + (momentum - 1) / following * (new - g)
+            inside, g, momentum = ahead @ R.mT, new, following
+            self.pull = Pull.made(self.matrices, self.direct, omega)
+
+    def _reach(self) -> Tensor:
+        ell = shifted(self.coefficients, self.pull)
+        whitened = torch.linalg.solve_triangular(self.factor, ell.mT, upper=False)
+        return (whitened.square().sum(1) + self.pull.outside).sqrt()
+
+
+def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def _largest_eigenvalue(matrices: Tensor) -> Tensor:
+    """An estimate from a few powers, a tenth larger, and at least one: (batch, q, q) -> (batch,)."""
+    vector = torch.ones_like(matrices[..., :1])
+    for _ in range(4):
+        vector = matrices @ vector
+        norm = torch.linalg.vector_norm(vector, dim=(-2, -1), keepdim=True)
+        vector = vector / norm.clamp_min(_TINY)
+    return 1.1 * norm[:, 0, 0].clamp_min(1.0)

@@ -1,0 +1,138 @@
+"""A network at explicit inputs: its matrices in float64, and the equilibria that local statements are anchored at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from contracting import checks
+from contracting.activations.base import Activation
+from contracting.errors import InputError, PreconditionError
+from equilibrium.layers import EquilibriumLayer
+from equilibrium.lipschitz.composite import Model, parts
+from equilibrium.lipschitz.system import LipschitzSystem, lipschitz_system
+from equilibrium.local.relaxation import Matrices
+from equilibrium.local.surroundings import Rows
+
+_LARGEST = 1500  # neurons; every row takes matrices of this size, at 1,500 a quarter of a second for each factorisation
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Anchors:
+    """What is known of the network at each input x₀.
+
+    Attributes:
+        inner: v = Wz + Ux + b, (batch, n).
+        inner_error: how far each entry can be from the exact one, (batch, n).
+        outputs: y, (batch, out).
+        output_error: ‖z − z*‖_Λ, of which ``reach`` makes errors of outputs, (batch,).
+    """
+
+    inner: Tensor
+    inner_error: Tensor
+    outputs: Tensor
+    output_error: Tensor
+
+    def rows(self, index: Rows) -> Self:
+        """Those of some rows."""
+        return type(self)(**{name: part[index] for name, part in vars(self).items()})
+
+
+class LocalNetwork:
+    """Explicit matrices of a model, and its equilibria.
+
+    Args:
+        model: an equilibrium layer, float64, or an nn.Sequential of linear modules around one.
+
+    Raises:
+        InputError: on another model, another dtype, or one with too many neurons.
+        PreconditionError: if no metric is claimed for it in which its equilibria are certified.
+    """
+
+    def __init__(self, model: EquilibriumLayer | nn.Sequential):
+        self.before, layer, self.after = parts(model)
+        if not isinstance(layer, EquilibriumLayer):
+            raise InputError(f"model must be an EquilibriumLayer or contain one, got {type(layer).__name__}")
+        self.layer = layer
+        weights = layer.weights()
+        if weights.state.size > _LARGEST:
+            raise InputError(
+                f"model has {weights.state.size} neurons, local constants take at most {_LARGEST}; certified_lipschitz(model) "
+                "serves larger ones, with one constant for all inputs"
+            )
+        if weights.metric is None:
+            raise PreconditionError(
+                "nothing is certified without Condition 1, and no metric is claimed for this model: "
+                "from_weights(explicit_weights(W, …, metric=find_metric(W).metric.weights)) claims one, where there is"
+            )
+        self.system: LipschitzSystem = lipschitz_system(model)
+        self.metric = weights.metric.weights.detach().to("cpu", torch.float64)
+
+    @property
+    def activation(self) -> Activation:
+        """σ."""
+        return self.layer.activation
+
+    @property
+    def size(self) -> int:
+        """n."""
+        return self.system.size
+
+    @property
+    def outputs(self) -> int:
+        """Entries of y."""
+        return len(self.system.C)
+
+    @cached_property
+    def matrices(self) -> Matrices:
+        """W, and U = FR with orthonormal rows of R."""
+        Q, triangle = torch.linalg.qr(self.system.U.mT)
+        return Matrices(self.system.W, triangle.mT.contiguous(), Q.mT.contiguous())
+
+    @cached_property
+    def feedthrough(self) -> Tensor | None:
+        """D, (out, in), or None for zero."""
+        return self.system.D if bool(self.system.D.any()) else None
+
+    @torch.no_grad()
+    def anchors(self, x: Tensor) -> Anchors:
+        """The network at inputs, (batch, in).
+
+        Raises:
+            InputError: if they are not float64 rows of the right size.
+            PreconditionError: if the equilibria of the model are not certified.
+            SolveError: if a row does not converge.
+        """
+        checks.finite("inputs", checks.floating_tensor("inputs", x))
+        if x.dtype != torch.float64:
+            raise InputError(
+                f"inputs must be float64, got {x.dtype}: rounding of the network is not accounted for; take "
+                "model.double() and inputs.double()"
+            )
+        inside = nn.Sequential(*self.before)(x)
+        solution = self.layer.solve(inside)
+        error = solution.error_bound
+        if error is None:
+            raise PreconditionError(
+                "Condition 1 does not hold for the metric of this model, so its equilibria are not certified: "
+                "find_metric(W) may know a better one"
+            )
+        weights = self.layer.weights()
+        outputs = nn.Sequential(*self.after)(weights.readout(solution.z, inside))
+        inner = solution.problem.preactivation(solution.z).reshape(len(x), -1)
+        reach = torch.linalg.vector_norm(self.system.W / self.metric.sqrt(), dim=-1)
+        return Anchors(
+            inner=inner,
+            inner_error=error.reshape(-1, 1) * reach,
+            outputs=outputs.reshape(len(x), -1),
+            output_error=error.reshape(-1),
+        )
+
+    def reach(self, rows: Tensor) -> Tensor:
+        """How far an error of 1 in ‖z‖_Λ moves the linear functions ``rows`` of y, (..., out) -> (...)."""
+        return torch.linalg.vector_norm((rows @ self.system.C) / self.metric.sqrt(), dim=-1)
+

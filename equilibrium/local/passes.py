@@ -1,0 +1,167 @@
+r"""Slopes around an anchor, made narrower pass by pass: bounds of Δv → slopes → smaller bounds of Δv.
+
+Each pass bounds how far every neuron's pre-activation can move over the surroundings and takes the secant slopes over
+that stretch. Every pass is sound by itself, whatever the one before has left, because its bounds come from the checker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from equilibrium.local import checker
+from equilibrium.local.finder import Effort, Search
+from equilibrium.local.network import Anchors, LocalNetwork
+from equilibrium.local.relaxation import Forms
+from equilibrium.local.slopes import one_sided, secant_slopes
+from equilibrium.local.surroundings import Rows, Surroundings
+
+_SEARCHED = torch.float32  # The precision of searches; what they find is proved in float64.
+_ENTRIES = 2**23  # Numbers in the largest tensor of a search, 32 MB: more rows at a time save no time.
+_SOLVED = 1000  # rows at a time at most
+_NEAR = 0.05  # A neuron nearer to its kink than this share of the radius counts as if it were so far away.
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Slopes:
+    """What is proved of the secant slopes of every neuron over the surroundings of each row.
+
+    Attributes:
+        low: (batch, n).
+        high: (batch, n).
+        multiplier: per unit of the squared width of the interval, to begin a search with, (batch, n).
+    """
+
+    low: Tensor
+    high: Tensor
+    multiplier: Tensor
+
+    @property
+    def undecided(self) -> Tensor:
+        """How many neurons are not known to be linear, (batch,)."""
+        return (self.high > self.low).sum(-1)
+
+    def rows(self, index: Rows) -> Self:
+        """Those of some rows."""
+        return type(self)(low=self.low[index], high=self.high[index], multiplier=self.multiplier[index])
+
+
+class Narrowing:
+    """The slopes of some rows, and what their searches have found so far.
+
+    Args:
+        network: the network.
+        anchors: of the rows.
+        around: the surroundings of the rows.
+        effort: of each search.
+        multiplier: to begin with, as in ``Slopes``; None takes the metric of the network.
+    """
+
+    def __init__(
+        self,
+        network: LocalNetwork,
+        anchors: Anchors,
+        around: Surroundings,
+        effort: Effort,
+        multiplier: Tensor | None = None,
+    ):
+        self.network, self.anchors, self.around, self.effort = network, anchors, around, effort
+        n, v = network.size, anchors.inner
+        low, high = (end.expand(len(v), -1) for end in network.activation.slope_intervals(n))
+        start = network.metric.expand(len(v), -1) if multiplier is None else multiplier
+        self.slopes = Slopes(low=low, high=high, multiplier=start)
+        self._omega: Tensor | None = None
+        # of a ReLU only the way to its kink matters
+        self._signs = torch.where(v > 0, -1.0, 1.0).to(v)[:, None]
+        if not one_sided(network.activation) and not around.whole:
+            self._signs = torch.cat([self._signs, -self._signs], 1)
+        self._weights = (1 / (v.abs() + _NEAR * around.radius[:, None])).repeat(1, self._signs.shape[1])
+
+    def step(self) -> None:
+        """One pass."""
+        v, slopes = self.anchors.inner, self.slopes
+        forms = Forms(inner=torch.diag_embed(self._signs).flatten(1, 2))
+        multiplier, self._omega = searched(
+            self.network, slopes, forms, self._weights, self.around, self.effort, self._omega
+        )
+        bound = checker.bounds(
+            self.network.matrices, slopes.low, slopes.high, _full(slopes, multiplier), forms, self._omega, self.around
+        )
+        reach = bound.reshape(self._signs.shape).amax(1)
+        low, high = secant_slopes(self.network.activation, v, self.anchors.inner_error, reach)
+        self.slopes = Slopes(
+            low=torch.maximum(slopes.low, low), high=torch.minimum(slopes.high, high), multiplier=multiplier
+        )
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows only."""
+        self.anchors, self.around, self.slopes = (
+            part.rows(rows) for part in (self.anchors, self.around, self.slopes)
+        )
+        self._omega = None if self._omega is None else self._omega[rows]
+        self._signs, self._weights = self._signs[rows], self._weights[rows]
+
+    def drop(self, index: Tensor, rows: Tensor) -> Tensor:
+        """An upper bound of row·Δy over the surroundings of the anchor, each by a search of its own.
+
+        Args:
+            index: which anchor, (m,).
+            rows: functionals of the output, (m, out).
+
+        Returns:
+            (m,).
+        """
+        network, found = self.network, []
+        for part in pieces(network, len(index), 1):
+            slopes, around = self.slopes.rows(index[part]), self.around.rows(index[part])
+            row = rows[part][:, None]
+            direct = None if network.feedthrough is None else row @ network.feedthrough
+            forms = Forms(state=row @ network.system.C, direct=direct)
+            ones = torch.ones_like(row[..., 0])
+            multiplier, omega = searched(network, slopes, forms, ones, around, self.effort)
+            bound = checker.bounds(
+                network.matrices, slopes.low, slopes.high, _full(slopes, multiplier), forms, omega, around
+            )
+            found.append(bound[:, 0])
+        return torch.cat(found) if found else rows.new_zeros(0)
+
+
+def pieces(network: LocalNetwork, rows: int, forms: int) -> Iterator[slice]:
+    """Slices of a batch whose searches, for so many forms a row, fit into memory."""
+    n, inputs = network.system.U.shape
+    size = max(1, min(_SOLVED, _ENTRIES // max(forms * inputs, (2 * n) ** 2)))
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def _full(slopes: Slopes, multiplier: Tensor) -> Tensor:
+    return multiplier * ((slopes.high - slopes.low) / 2).square()
+
+
+def searched(
+    network: LocalNetwork,
+    slopes: Slopes,
+    forms: Forms,
+    weights: Tensor,
+    around: Surroundings,
+    effort: Effort,
+    omega: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """A multiplier, per unit of the squared half width, and pulls that make the weighted bounds small."""
+    search = Search(
+        network.matrices.to(_SEARCHED),
+        slopes.low.to(_SEARCHED),
+        slopes.high.to(_SEARCHED),
+        forms.to(_SEARCHED),
+        weights.to(_SEARCHED),
+        around.to(_SEARCHED),
+        _full(slopes, slopes.multiplier).to(_SEARCHED),
+        omega,
+    )
+    search.run(effort)
+    squared = ((slopes.high - slopes.low) / 2).square()
+    found = search.multiplier.to(squared) / squared
+    return torch.where(squared > 0, found, slopes.multiplier), search.pull.omega

@@ -1,0 +1,174 @@
+r"""The inequality behind every local statement, as functions of explicit tensors of any precision.
+
+Around an anchor every neuron moves by Δzᵢ = sᵢΔvᵢ with a secant slope sᵢ in [aᵢ, bᵢ]. With the middle m and half the
+width h of these intervals, Δz = mΔv + hδ with |δᵢ| ≤ |Δvᵢ|, and Δv = WΔz + UΔx becomes
+
+    Δv = T[δ; ξ],  T = (I − Wm)⁻¹[Wh, F],  U = FR with orthonormal rows of R,  ξ = RΔx, ‖ξ‖ ≤ ‖Δx‖.
+
+Neurons whose interval is a point (h = 0) are gone. For a multiplier λ ≥ 0 every move satisfies pᵀMp ≤ ‖Δx‖² at
+p = [δ; ξ], M = diag(λ, I) − Tᵀ diag(λ) T: an ellipsoid where M ≻ 0. A linear form e·p + d·Δx is therefore at most
+
+    r·√(ℓᵀM⁻¹ℓ + ‖g − RᵀRg‖²) + cost(ω),  g = d + ω,  ℓ = e + [0; Rg],
+
+for any *pull* ω: the multipliers of low ≤ Δx ≤ high, ω > 0 pulling at the lower end and ω < 0 at the upper one, with
+cost(ω) = Σ max(ω, 0)·(−low) + max(−ω, 0)·high. All of it is a bound for every λ and ω.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from equilibrium.local.surroundings import Rows, Surroundings
+
+
+class Matrices(NamedTuple):
+    """W (n, n), F (n, q) and R (q, in) of one network, in one precision."""
+
+    W: Tensor
+    F: Tensor
+    R: Tensor
+
+    def to(self, dtype: torch.dtype) -> Matrices:
+        """The same in another precision."""
+        return Matrices(*(matrix.to(dtype) for matrix in self))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Forms:
+    """k linear forms of a move for each row: state·Δz + inner·Δv + direct·Δx.
+
+    Attributes:
+        state: (batch, k, n), or None for zero.
+        inner: (batch, k, n), or None for zero.
+        direct: (batch, k, in), or None for zero.
+    """
+
+    state: Tensor | None = None
+    inner: Tensor | None = None
+    direct: Tensor | None = None
+
+    def rows(self, index: Rows) -> Self:
+        """Those of some rows."""
+        return type(self)(**{name: None if part is None else part[index] for name, part in vars(self).items()})
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same in another precision."""
+        return type(self)(**{name: None if part is None else part.to(dtype) for name, part in vars(self).items()})
+
+
+class Moves(NamedTuple):
+    """How a move depends on p = [δ; ξ]: Δv = Tp, Δz = mTp + hδ.
+
+    Attributes:
+        T: (batch, n, n + q).
+        middle: m, (batch, n).
+        half: h, (batch, n); zero where a neuron is decided.
+    """
+
+    T: Tensor
+    middle: Tensor
+    half: Tensor
+
+    @property
+    def undecided(self) -> Tensor:
+        """Neurons whose slope is not known, (batch, n)."""
+        return self.half > 0
+
+    def coefficients(self, forms: Forms) -> Tensor:
+        """The forms, without their direct part, as rows e of p: (batch, k, n + q)."""
+        n = self.T.shape[-2]
+        found: Tensor | None = None
+        if forms.inner is not None:
+            found = forms.inner @ self.T
+        if forms.state is not None:
+            added = (forms.state * self.middle[:, None]) @ self.T
+            added[..., :n] += forms.state * self.half[:, None]
+            found = added if found is None else found + added
+        assert found is not None
+        return found
+
+
+def moves(matrices: Matrices, low: Tensor, high: Tensor) -> Moves:
+    """T, m and h for slopes in [low, high], each (batch, n); every δ reaches at least as far as its interval."""
+    W, F, _ = matrices
+    n = len(W)
+    middle = (low + high) / 2
+    half = torch.where(high > low, torch.maximum(high - middle, middle - low), 0.0)
+    loop = torch.eye(n, dtype=W.dtype) - W * middle[:, None, :]
+    inputs = torch.cat([W * half[:, None, :], F.expand(len(low), -1, -1)], -1)
+    return Moves(torch.linalg.solve(loop, inputs), middle, half)
+
+
+def quadratic(T: Tensor, multiplier: Tensor) -> Tensor:
+    """M, (batch, n + q, n + q); the multiplier of a decided neuron must be zero, which takes its empty column out."""
+    live = multiplier > 0
+    ones = torch.ones_like(T[:, 0, len(multiplier[0]) :])
+    M = -(T.mT * multiplier[:, None]) @ T
+    M.diagonal(dim1=-2, dim2=-1).add_(torch.cat([torch.where(live, multiplier, 1.0), ones], -1))
+    return M
+
+
+class Pull(NamedTuple):
+    """ω, and what of g = d + ω lies in the rows of R.
+
+    Attributes:
+        omega: (batch, k, in).
+        inside: Rg, (batch, k, q).
+        outside: ‖g − RᵀRg‖², (batch, k).
+    """
+
+    omega: Tensor | None
+    inside: Tensor | None
+    outside: Tensor | float
+
+    @classmethod
+    def made(cls, matrices: Matrices, direct: Tensor | None, omega: Tensor | None) -> Pull:
+        """The pull ω on forms with a direct part d."""
+        if direct is None and omega is None:
+            return cls(None, None, 0.0)
+        g = direct if omega is None else omega if direct is None else direct + omega
+        assert g is not None
+        inside = g @ matrices.R.mT
+        return cls(omega, inside, (g - inside @ matrices.R).square().sum(-1))
+
+    def cost(self, around: Surroundings) -> Tensor | float:
+        """Σ max(ω, 0)·(−low) + max(−ω, 0)·high, (batch, k)."""
+        if self.omega is None or around.low is None or around.high is None:
+            return 0.0
+        return (self.omega.clamp_min(0) @ -around.low[..., None] + (-self.omega).clamp_min(0) @ around.high[..., None])[
+            ..., 0
+        ]
+
+
+class Values(NamedTuple):
+    """Bounds of the forms, and what gradients are made of.
+
+    Attributes:
+        bound: (batch, k).
+        reach: √(ℓᵀM⁻¹ℓ + outside), (batch, k).
+        point: M⁻¹ℓ, (batch, k, n + q): the direction of the worst move.
+    """
+
+    bound: Tensor
+    reach: Tensor
+    point: Tensor
+
+
+def evaluated(factor: Tensor, coefficients: Tensor, pull: Pull, around: Surroundings) -> Values:
+    """The bound of every form from a Cholesky factor of M."""
+    ell = shifted(coefficients, pull)
+    point = torch.cholesky_solve(ell.mT, factor).mT
+    reach = ((ell * point).sum(-1).clamp_min(0) + pull.outside).sqrt()
+    return Values(around.radius[:, None] * reach + pull.cost(around), reach, point)
+
+
+def shifted(coefficients: Tensor, pull: Pull) -> Tensor:
+    """ℓ = e + [0; Rg]."""
+    if pull.inside is None:
+        return coefficients
+    n = coefficients.shape[-1] - pull.inside.shape[-1]
+    return torch.cat([coefficients[..., :n], coefficients[..., n:] + pull.inside], -1)

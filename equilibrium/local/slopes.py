@@ -1,0 +1,38 @@
+r"""Secant slopes of an activation from an anchor: (σ(v) − σ(v₀))/(v − v₀) for v₀ − down ≤ v ≤ v₀ + up."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from contracting.activations.base import Activation
+from contracting.activations.catalogue import LeakyReLU, ReLU
+from contracting.regions import slope_range
+
+
+def secant_slopes(activation: Activation, anchor: Tensor, error: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
+    """An interval of the secant slopes of each neuron, as (lowest, highest).
+
+    A ReLU is convex, so that its secant is steepest at the upper end and flattest at the lower one. That of another
+    activation is a mean of derivatives between the two points, of which the range is taken.
+
+    Args:
+        activation: σ.
+        anchor: v₀, (batch, n).
+        error: by how much each may be wrong, (batch, n).
+        reach: how far v may be from v₀, (batch, n) each way: for a ReLU downwards where v₀ > 0, upwards elsewhere.
+    """
+    low, high = (end.expand_as(anchor) for end in activation.slope_intervals(anchor.shape[-1]))
+    if isinstance(activation, ReLU | LeakyReLU):
+        share = ((anchor.abs() - error).clamp_min(0) / reach).clamp(0, 1).nan_to_num(1.0)
+        positive = anchor > 0
+        return torch.where(positive, low + share * (high - low), low), torch.where(
+            positive, high, high - share * (high - low)
+        )
+    flat, steep = slope_range(activation, anchor - reach - error, anchor + reach + error)
+    return torch.maximum(low, flat), torch.minimum(high, steep)
+
+
+def one_sided(activation: Activation) -> bool:
+    """Whether only the way to the other side of zero matters."""
+    return isinstance(activation, ReLU | LeakyReLU)

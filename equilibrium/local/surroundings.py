@@ -1,0 +1,72 @@
+"""The inputs around an anchor that a local statement is about: a ball, cut by the range that inputs have."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from contracting import checks
+from contracting.errors import InputError
+
+Rows = Tensor | slice
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Surroundings:
+    """All x + Δ with ‖Δ‖₂ ≤ radius and low ≤ Δ ≤ high, for each row x.
+
+    Attributes:
+        radius: (batch,), > 0.
+        low: (batch, in), ≤ 0, or None for a whole ball.
+        high: (batch, in), ≥ 0; None where ``low`` is.
+    """
+
+    radius: Tensor
+    low: Tensor | None = None
+    high: Tensor | None = None
+
+    @classmethod
+    def of(cls, x: Tensor, radius: Tensor | float, bounds: tuple[float, float] | None) -> Self:
+        """The surroundings of inputs that lie in ``bounds`` entry by entry, or anywhere for None.
+
+        Raises:
+            InputError: if a radius is not positive, or an input lies outside the bounds.
+        """
+        sizes = torch.as_tensor(radius, dtype=x.dtype, device=x.device).expand(len(x))
+        checks.positive_tensor("radius", sizes)
+        if bounds is None:
+            return cls(radius=sizes)
+        if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+            raise InputError(f"bounds must be the smallest and the largest value of an input, got {bounds!r}")
+        low, high = (checks.number("bounds", end, low=-math.inf, high=math.inf) for end in bounds)
+        if len(x) and not (low < high and low <= float(x.min()) and float(x.max()) <= high):
+            raise InputError(
+                f"bounds must enclose the inputs, which reach from {float(x.min()):g} to {float(x.max()):g}, got "
+                f"({low:g}, {high:g})"
+            )
+        return cls(radius=sizes, low=low - x, high=high - x)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the ball is not cut."""
+        return self.low is None
+
+    def rows(self, index: Rows) -> Self:
+        """Those of some rows."""
+        cut = (None if end is None else end[index] for end in (self.low, self.high))
+        low, high = cut
+        return type(self)(radius=self.radius[index], low=low, high=high)
+
+    def to(self, dtype: torch.dtype) -> Self:
+        """The same in another precision, for a search."""
+        cut = (None if end is None else end.to(dtype) for end in (self.low, self.high))
+        low, high = cut
+        return type(self)(radius=self.radius.to(dtype), low=low, high=high)
+
+    def with_radius(self, radius: Tensor) -> Self:
+        """The same cut of balls of other sizes."""
+        return type(self)(radius=radius, low=self.low, high=self.high)

@@ -1,0 +1,280 @@
+"""Local constants against what moves really do, against exact linear pieces, and against bounds that do not hold."""
+
+from __future__ import annotations
+
+import itertools
+
+import mpmath
+import pytest
+import torch
+from torch import nn
+
+from contracting import InputError, LeakyReLU, PreconditionError, ReLU
+from equilibrium import LBEN, EquilibriumLayer, Unconstrained, certified_lipschitz, explicit_weights, from_sequential
+from equilibrium.layers import EquilibriumLayer as Layer
+from equilibrium.local import checker, passes
+from equilibrium.local.constants import LocalLipschitz, local_lipschitz
+from equilibrium.local.finder import Effort
+from equilibrium.local.network import LocalNetwork
+from equilibrium.local.relaxation import Forms, moves
+from equilibrium.local.surroundings import Surroundings
+
+F64 = torch.float64
+
+
+def random_layer(seed: int, inputs: int = 4, neurons: int = 6, outputs: int = 3, scale: float = 2.0) -> Layer:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layer = LBEN(inputs, neurons, outputs, epsilon=0.3, dtype=F64)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.copy_(scale * torch.randn_like(parameter) / max(1, parameter.shape[-1]) ** 0.5)
+    return layer
+
+
+def drawn(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def largest_drops(layer: nn.Module, x: torch.Tensor, radius: float, bounds, c: torch.Tensor) -> torch.Tensor:
+    """The largest drop that samples and a projected ascent reach, (k,), for one anchor (1, in)."""
+    start = torch.nn.functional.normalize(drawn(5, 200, x.shape[1]), dim=-1) * radius
+
+    def project(move: torch.Tensor) -> torch.Tensor:
+        if bounds is not None:
+            move = (x + move).clamp(*bounds) - x
+        return move * (radius / move.norm(dim=-1, keepdim=True).clamp_min(1e-300)).clamp_max(1)
+
+    worst = []
+    for row in c:
+        move = project(start).requires_grad_()
+        best = torch.tensor(-torch.inf, dtype=F64)
+        for _ in range(30):
+            value = (layer(x + move) - layer(x)) @ row
+            best = torch.maximum(best, value.max().detach())
+            (gradient,) = torch.autograd.grad(value.sum(), move)
+            step = torch.nn.functional.normalize(gradient, dim=-1) * radius
+            move = project((0.5 * move + step).detach()).requires_grad_()
+        worst.append(best)
+    return torch.stack(worst)
+
+
+@pytest.mark.parametrize("bounds", [None, (-1.0, 1.0)])
+def test_no_move_is_larger_than_its_bound(bounds: tuple[float, float] | None) -> None:
+    ratios = []
+    for seed in range(6):
+        layer = random_layer(seed)
+        x = drawn(seed + 50, 1, 4).clamp(-1, 1)
+        for radius in (0.1, 0.7, 3.0):
+            found = local_lipschitz(layer, x, radius, bounds=bounds)
+            attained = largest_drops(layer, x, radius, bounds, found.functionals)
+            assert bool((attained <= found.drops[0] + 1e-9).all())
+            ratios.append(float((attained / found.drops[0]).max()))
+    assert min(ratios) > 0.5 and sorted(ratios)[len(ratios) // 2] > 0.95  # not vacuous
+
+
+def test_where_every_neuron_is_decided_the_bound_is_the_slope() -> None:
+    layer, x = random_layer(3), drawn(9, 5, 4)
+    found = local_lipschitz(layer, x, 1e-7)
+    assert bool(found.exact.all())
+    slopes = torch.func.vmap(torch.func.jacrev(lambda row: layer(row[None])[0]))(x)
+    exact = (found.functionals @ slopes).norm(dim=-1)
+    assert torch.allclose(found.constants, exact, rtol=1e-6)
+
+
+def test_never_above_the_global_constant() -> None:
+    layer, x = random_layer(1), drawn(2, 6, 4)
+    certified = certified_lipschitz(layer).bound
+    found = local_lipschitz(layer, x, 0.5, effort=Effort(steps=60))
+    assert bool((found.constants <= 2**0.5 * certified * (1 + 1e-3)).all())
+    assert float(found.constants.mean()) < 0.8 * 2**0.5 * certified
+
+
+def test_more_passes_and_a_smaller_ball_prove_more() -> None:
+    layer, x = random_layer(4), drawn(3, 4, 4)
+    drops = [local_lipschitz(layer, x, 0.3, passes=k).drops.sum() for k in (0, 1, 3)]
+    assert drops[0] > drops[1] >= drops[2]
+    assert bool((local_lipschitz(layer, x, 0.1).constants <= 1.001 * local_lipschitz(layer, x, 0.3).constants).all())
+
+
+def test_a_cut_ball_proves_more_than_a_whole_one() -> None:
+    layer, x = random_layer(5), torch.zeros(3, 4, dtype=F64)
+    whole, cut = (local_lipschitz(layer, x, 0.8, bounds=bounds).drops for bounds in (None, (0.0, 1.0)))
+    assert bool((cut <= whole * (1 + 1e-3)).all()) and float(cut.mean()) < 0.9 * float(whole.mean())
+
+
+def test_against_all_slope_patterns() -> None:
+    """For a whole ball the drop is at most r times the largest norm over the vertices of the slopes that were proved."""
+    for seed in range(20):
+        layer, x, radius = random_layer(seed, neurons=5), drawn(seed, 1, 4), 0.5
+        network = LocalNetwork(layer)
+        narrowing = passes.Narrowing(network, network.anchors(x), Surroundings.of(x, radius, None), Effort(steps=40))
+        narrowing.step()
+        low, high = narrowing.slopes.low[0], narrowing.slopes.high[0]
+        c = torch.tensor([[1.0, -1.0, 0.0]], dtype=F64)
+        bound = narrowing.drop(torch.tensor([0]), c)[0] / radius
+        largest = 0.0
+        for corner in itertools.product((0, 1), repeat=5):
+            J = torch.diag(torch.where(torch.tensor(corner) == 1, high, low))
+            gain = c @ network.system.C @ torch.linalg.solve(torch.eye(5) - J @ network.system.W, J @ network.system.U)
+            largest = max(largest, float(gain.norm()))
+        assert largest <= bound * (1 + 1e-9)
+        assert bound <= 1.6 * largest
+
+
+def kept(layer: Layer, x: torch.Tensor, radius: float, *, shrink: float = 1.0, used_at: float | None = None) -> float:
+    """How much of the bound an attack reaches, with slopes for ``shrink`` times the proved moves, used at a radius."""
+    network = LocalNetwork(layer)
+    around = Surroundings.of(x, radius * shrink, None)
+    narrowing = passes.Narrowing(network, network.anchors(x), around, Effort(steps=40))
+    for _ in range(4):
+        narrowing.step()
+    radius = radius if used_at is None else used_at
+    narrowing.around = Surroundings.of(x, radius, None)
+    c = torch.eye(3, dtype=F64)[:1]
+    bound = narrowing.drop(torch.tensor([0]), c)
+    return float(largest_drops(layer, x, radius, None, c)[0] / bound[0])
+
+
+def test_slopes_for_a_smaller_ball_are_refuted_by_an_attack() -> None:
+    cases = [(random_layer(seed), drawn(seed + 20, 1, 4)) for seed in range(12)]
+    assert max(kept(layer, x, 0.8) for layer, x in cases) <= 1 + 1e-9
+    assert max(kept(layer, x, 0.8, shrink=0.8) for layer, x in cases) > 1
+    assert max(kept(layer, x, 0.4, used_at=0.8) for layer, x in cases) > 1
+
+
+def test_a_sign_of_w_is_caught() -> None:
+    """The bounds of −W are broken by moves of W."""
+    broken = 0
+    for seed in range(12):
+        layer, x = random_layer(seed), drawn(seed, 1, 4)
+        weights = layer.weights()
+        other = LocalNetwork(layer)
+        W, F, R = other.matrices
+        other.__dict__["matrices"] = type(other.matrices)(-W, F, R)
+        narrowing = passes.Narrowing(other, other.anchors(x), Surroundings.of(x, 1.0, None), Effort(steps=40))
+        narrowing.step()
+        c = torch.eye(3, dtype=F64)
+        bound = narrowing.drop(torch.tensor([0, 0, 0]), c)
+        broken += bool((largest_drops(layer, x, 1.0, None, c) > bound).any())
+        assert weights.state.size == 6
+    assert broken > 3
+
+
+def test_the_checker_believes_nothing() -> None:
+    layer, x = random_layer(2), drawn(1, 2, 4)
+    network = LocalNetwork(layer)
+    around = Surroundings.of(x, 1.0, None)
+    zero, one = torch.zeros(2, 6, dtype=F64), torch.ones(2, 6, dtype=F64)
+    forms = Forms(state=torch.ones(2, 1, 6, dtype=F64))
+    for multiplier in (0 * one, -one, 1e9 * one, torch.nan * one):
+        assert bool(checker.bounds(network.matrices, zero, one, multiplier, forms, None, around).isinf().all())
+    loop = torch.diag(torch.tensor([1.0, 0, 0, 0, 0, 0], dtype=F64))  # 1 − Ws = 0 at the slope 1
+    singular = network.matrices._replace(W=loop)
+    assert bool(checker.bounds(singular, one, one, one, forms, None, around).isinf().all())
+
+
+def test_the_room_for_rounding_is_ample() -> None:
+    """Bounds evaluated in 50 digits from the same slopes and multipliers."""
+    mpmath.mp.dps = 50
+    for seed in range(4):
+        layer, x = random_layer(seed, neurons=4), drawn(seed, 1, 4)
+        network = LocalNetwork(layer)
+        around = Surroundings.of(x, 1.0, None)
+        low, high = torch.zeros(1, 4, dtype=F64), torch.tensor([[1.0, 1.0, 0.7, 0.3]], dtype=F64)
+        slopes = passes.Slopes(low=low, high=high, multiplier=network.metric[None])
+        forms = Forms(state=drawn(seed, 1, 1, 4))
+        multiplier, _ = passes.searched(network, slopes, forms, torch.ones(1, 1, dtype=F64), around, Effort())
+        lam = multiplier * (high / 2) ** 2
+        bound = checker.bounds(network.matrices, low, high, lam, forms, None, around)[0, 0]
+        exact = lambda tensor: mpmath.matrix(tensor.tolist())  # noqa: E731
+        W, F = exact(network.matrices.W), exact(network.matrices.F)
+        m, L = exact(torch.diag(high[0] / 2)), exact(torch.diag(lam[0]))
+        T = mpmath.inverse(mpmath.eye(4) - W * m)
+        rows = mpmath.matrix(4, 8)
+        right = mpmath.matrix(4, 8)
+        for i, j in itertools.product(range(4), range(4)):
+            right[i, j], right[i, 4 + j] = (W * m)[i, j], F[i, j]
+        rows = T * right
+        M = mpmath.eye(8) - rows.T * L * rows
+        for i in range(4):
+            M[i, i] += lam[0, i].item() - 1
+        c = exact(forms.state[0])
+        e = c * m * rows
+        for i in range(4):
+            e[0, i] += c[0, i] * m[i, i]
+        truth = mpmath.sqrt((e * mpmath.inverse(M) * e.T)[0, 0])
+        assert truth <= bound.item() and bound.item() <= truth * (1 + 3e-8)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(0.2), nn.Tanh()])
+def test_a_perceptron_is_bounded_too(activation: nn.Module) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = nn.Sequential(nn.Linear(3, 8), activation, nn.Linear(8, 6), activation, nn.Linear(6, 2)).double()
+    layer, x = from_sequential(network), drawn(4, 1, 3)
+    for radius in (0.01, 0.3, 2.0):
+        found = local_lipschitz(layer, x, radius)
+        attained = largest_drops(network, x, radius, None, found.functionals)
+        assert bool((attained <= found.drops[0] + 1e-9).all())
+        assert float((attained / found.drops[0]).max()) > 0.5
+
+
+def test_linear_maps_around_a_layer_and_a_feedthrough_are_part_of_it() -> None:
+    layer = random_layer(7, inputs=5, outputs=4)
+    weights = layer.weights()
+    fed = explicit_weights(
+        weights.state.to_dense(), weights.input, weights.output, weights.bias, weights.output_bias,
+        feedthrough=drawn(8, 4, 5), metric=weights.metric.weights,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        norm = nn.BatchNorm1d(5).double().eval()
+        norm.running_var.fill_(0.3)
+        model = nn.Sequential(nn.Linear(3, 5), norm, EquilibriumLayer(fed, activation=ReLU()), nn.Linear(4, 2)).double()
+    x = drawn(1, 1, 3)
+    found = local_lipschitz(model, x, 0.4, bounds=(-3.0, 3.0))
+    attained = largest_drops(model, x, 0.4, (-3.0, 3.0), found.functionals)
+    assert bool((attained <= found.drops[0] + 1e-9).all()) and float((attained / found.drops[0]).max()) > 0.6
+
+
+def test_a_record_says_what_it_assumed() -> None:
+    found = local_lipschitz(random_layer(0), drawn(0, 2, 4), torch.tensor([0.1, 0.2]), bounds=(-9.0, 9.0))
+    assert isinstance(found, LocalLipschitz) and "range" in found.assumption and found.drops.shape == (2, 6)
+    assert len(repr(found)) < 300
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"inputs": torch.zeros(2, 4)}, "inputs"),
+        ({"inputs": torch.zeros(4, dtype=F64)}, "inputs"),
+        ({"inputs": torch.full((2, 4), torch.nan, dtype=F64)}, "inputs"),
+        ({"radius": 0.0}, "radius"),
+        ({"radius": torch.tensor([1.0, -1.0])}, "radius"),
+        ({"bounds": (0.5, 1.0)}, "bounds"),
+        ({"functionals": torch.zeros(2, 5, dtype=F64)}, "functionals"),
+        ({"passes": -1}, "passes"),
+        ({"model": nn.Linear(4, 3).double()}, "model"),
+    ],
+)
+def test_bad_arguments_are_named(changes: dict[str, object], name: str) -> None:
+    good: dict[str, object] = {"model": random_layer(0), "inputs": torch.zeros(2, 4, dtype=F64), "radius": 1.0}
+    with pytest.raises(InputError, match=name):
+        local_lipschitz(**{**good, **changes})  # type: ignore[arg-type]
+
+
+def test_a_model_without_a_certificate_is_refused() -> None:
+    layer = EquilibriumLayer(Unconstrained(4, 5, 3, dtype=F64), activation=LeakyReLU(0.1))
+    with pytest.raises(PreconditionError):
+        local_lipschitz(layer, torch.zeros(1, 4, dtype=F64), 1.0)
+
+
+def test_decided_neurons_take_no_part() -> None:
+    layer = random_layer(0)
+    W, F, R = LocalNetwork(layer).matrices
+    low = torch.tensor([[0.0, 1.0, 0.0, 0.0, 1.0, 0.2]], dtype=F64)
+    high = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0, 0.9]], dtype=F64)
+    move = moves(LocalNetwork(layer).matrices, low, high)
+    assert move.undecided.tolist() == [[False, False, True, False, False, True]]
+    assert bool((move.T[0][:, [0, 1, 3, 4]] == 0).all()) and R.shape == (4, 4) and F.shape == (6, 4) and len(W) == 6
