@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from contracting import checks
 from equilibrium.estimators.base import EquilibriumEstimator, sklearn_base, validation
 from equilibrium.lipschitz import pairwise_lipschitz
-from equilibrium.lipschitz.radius import certified_radius
+from equilibrium.local.radius import certified_radius
 from equilibrium.training.losses import CrossEntropy, as_loss
 
 

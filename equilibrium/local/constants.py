@@ -99,7 +99,11 @@ def local_lipschitz(
         drops.append(narrowing.drop(index, rows.flatten(0, 1)).reshape(batch, k))
         undecided.append(narrowing.slopes.undecided)
     return LocalLipschitz(
-        drops=torch.cat(drops), functionals=c, radius=around.radius, cut=not around.whole, undecided=torch.cat(undecided)
+        drops=torch.cat(drops),
+        functionals=c,
+        radius=around.radius,
+        cut=not around.whole,
+        undecided=torch.cat(undecided),
     )
 
 

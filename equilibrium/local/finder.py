@@ -8,17 +8,34 @@ gradient method, whose quadratic form is the identity but on the q rows of R.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from equilibrium.local.relaxation import Forms, Matrices, Moves, Pull, Values, evaluated, moves, quadratic, shifted
+from equilibrium.local.relaxation import (
+    Forms,
+    Matrices,
+    Moves,
+    Pull,
+    Values,
+    Whitened,
+    evaluated,
+    moves,
+    shifted,
+    whitened,
+)
 from equilibrium.local.surroundings import Surroundings
 
 _TINY = 1e-30
 _GROWTH, _LARGEST = 1.4, 2.0  # A step of log λ that helped grows by so much, up to so many times the logarithm.
+_FLOOR = (
+    1e-6  # No multiplier is less than so much of the largest of its row: a later search may need what this does not.
+)
+_MARGIN = 1e-4  # of λmin(M̃), which a factorisation in float32 of a few hundred rows cannot tell from zero by itself
 _SCALES = 6  # So many scales of a first λ are tried, each four times as large as the one before.
 
 
@@ -42,77 +59,81 @@ class Search:
 
     Args:
         matrices: of the network, in the precision of the search.
-        low: lowest slopes, (batch, n).
-        high: highest slopes.
+        middle: m of the intervals of slopes, (batch, n).
+        half: h, half their width, zero where a neuron is decided.
         forms: what is to be bounded.
         weights: of each form in the sum, (batch, k).
         around: the surroundings.
-        start: λ to begin with, up to a factor where it is not from an earlier search, (batch, n).
+        starts: λ to begin with, each up to a factor, (batch, n); of all their multiples the best is taken.
         omega: ω to begin with, or None for zero.
     """
 
     def __init__(
         self,
         matrices: Matrices,
-        low: Tensor,
-        high: Tensor,
+        middle: Tensor,
+        half: Tensor,
         forms: Forms,
         weights: Tensor,
         around: Surroundings,
-        start: Tensor,
+        starts: Sequence[Tensor],
         omega: Tensor | None = None,
     ):
         self.matrices, self.around, self.weights, self.direct = matrices, around, weights, forms.direct
-        self.move: Moves = moves(matrices, low, high)
+        self.move: Moves = moves(matrices, middle, half)
         self.live = self.move.undecided
-        # rows of decided neurons say nothing, and their columns are zero
-        self.T = self.move.T * self.live[..., None]
-        self.coefficients = self.move.coefficients(forms)
+        self.form = self.move.coefficients(forms)
         self.pull = Pull.made(matrices, self.direct, omega)
-        self.multiplier, self.factor = self._scaled(torch.where(self.live, start, 0.0))
+        self._take(*self._best(starts))
 
-    def _factored(self, multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        factor, info = torch.linalg.cholesky_ex(quadratic(self.T, multiplier))
-        return factor, (info == 0) & torch.isfinite(factor).all(-1).all(-1)
+    def _tried(self, multiplier: Tensor) -> tuple[Whitened, Tensor, Tensor]:
+        """The move in the coordinates of a multiplier, the factor of M̃ there, and whether M̃ ≻ 0, (batch,)."""
+        white = whitened(self.move, multiplier)
+        M = white.quadratic
+        M.diagonal(dim1=-2, dim2=-1).sub_(_MARGIN)
+        factor, info = torch.linalg.cholesky_ex(M)
+        return white, factor, (info == 0) & torch.isfinite(factor).all(-1).all(-1)
 
-    def _value(self, factor: Tensor) -> tuple[Values, Tensor]:
-        found = evaluated(factor, self.coefficients, self.pull, self.around)
+    def _take(self, multiplier: Tensor, white: Whitened, factor: Tensor) -> None:
+        self.multiplier, self.white, self.factor = multiplier, white, factor
+
+    def _value(self, white: Whitened, factor: Tensor) -> tuple[Values, Tensor]:
+        found = evaluated(factor, self.form * white.scale[:, None], self.pull, self.around)
         return found, (found.bound * self.weights).sum(-1)
 
-    def _scaled(self, start: Tensor) -> tuple[Tensor, Tensor]:
-        """The best of a few multiples of a start with M ≻ 0, and the factor of M."""
-        n = start.shape[-1]
-        inputs = (start[..., None] * self.T[..., n:].square()).sum((-2, -1))
-        largest = start / inputs.clamp_min(_TINY)[:, None]
-        best, factor, least = torch.zeros_like(start), self._identity(), torch.full_like(inputs, math.inf)
-        for k in range(_SCALES):
-            multiplier = largest * 4.0 ** (1 - k)
-            found, proved = self._factored(multiplier)
-            _, total = self._value(torch.where(proved[:, None, None], found, factor))
+    def _best(self, starts: Sequence[Tensor]) -> tuple[Tensor, Whitened, Tensor]:
+        """The best of a few multiples of each start with M ≻ 0."""
+        n = self.live.shape[-1]
+        best = Whitened(torch.zeros_like(self.move.T), torch.zeros_like(self.move.T[:, 0]))
+        multiplier, factor = torch.ones_like(self.move.half), best.quadratic
+        least = torch.full_like(self.move.half[:, 0], math.inf)
+        for start, k in itertools.product(starts, range(_SCALES)):
+            live = torch.where(self.live, start, 0.0)
+            inputs = (live[..., None] * self.move.T[..., n:].square()).sum((-2, -1)).clamp_min(_TINY)
+            trial = torch.where(self.live, live / inputs[:, None] * 4.0 ** (1 - k), 1.0)
+            white, found, proved = self._tried(trial)
+            _, total = self._value(white, _where(proved, found, factor))
             better = proved & (total < least)
-            best, factor = _where(better, multiplier, best), _where(better, found, factor)
+            multiplier, factor = _where(better, trial, multiplier), _where(better, found, factor)
+            best = Whitened(*(_where(better, new, old) for new, old in zip(white, best, strict=True)))
             least = torch.where(better, total, least)
-        return best, factor
-
-    def _identity(self) -> Tensor:
-        size = self.T.shape[-1]
-        return torch.eye(size, dtype=self.T.dtype).expand(len(self.T), size, size)
+        return multiplier, best, factor
 
     def run(self, effort: Effort) -> None:
         """Make the weighted sum of the bounds smaller."""
-        values, least = self._value(self.factor)
+        values, least = self._value(self.white, self.factor)
         pace = torch.full_like(least, 0.5)
         for k in range(effort.steps):
             if not self.around.whole and k % effort.every == 0:
                 self.follow(effort.pulls)
-                values, least = self._value(self.factor)
-            trial = torch.where(
-                self.live, self.multiplier * torch.exp(2 * pace[:, None] * self._direction(values)), 0.0
-            )
-            factor, proved = self._factored(trial)
-            found, total = self._value(_where(proved, factor, self.factor))
+                values, least = self._value(self.white, self.factor)
+            trial = self.multiplier * torch.exp(2 * pace[:, None] * self._direction(values))
+            trial = torch.maximum(trial, _FLOOR * trial.amax(-1, keepdim=True))
+            white, factor, proved = self._tried(trial)
+            found, total = self._value(white, _where(proved, factor, self.factor))
             better = proved & (total < least)
-            self.multiplier, self.factor = _where(better, trial, self.multiplier), _where(better, factor, self.factor)
+            white = Whitened(*(_where(better, new, old) for new, old in zip(white, self.white, strict=True)))
+            self._take(_where(better, trial, self.multiplier), white, _where(better, factor, self.factor))
             values = Values(*(_where(better, new, old) for new, old in zip(found, values, strict=True)))
             least = torch.where(better, total, least)
             pace = torch.where(better, (_GROWTH * pace).clamp_max(_LARGEST), 0.5 * pace)
@@ -122,9 +143,8 @@ class Search:
     def _direction(self, values: Values) -> Tensor:
         """(δ² − Δv²)/(δ² + Δv²) of the worst moves, weighted: (batch, n), in [−1, 1]."""
         weight = (self.weights / values.reach.clamp_min(_TINY))[..., None]
-        inner = (values.point @ self.T.mT).square() * weight
-        delta = values.point[..., : self.live.shape[-1]].square() * weight
-        inner, delta = inner.sum(1), delta.sum(1)
+        inner = ((values.point @ self.white.T.mT).square() * weight).sum(1)
+        delta = (values.point[..., : self.live.shape[-1]].square() * weight).sum(1)
         return (delta - inner) / (delta + inner + _TINY)
 
     def follow(self, steps: int) -> None:
@@ -134,16 +154,17 @@ class Search:
         n = self.live.shape[-1]
         inverse = torch.cholesky_inverse(self.factor)[:, n:, n:]
         rate = 1 / _largest_eigenvalue(inverse)[:, None, None]
-        constant = torch.cholesky_solve(self.coefficients.mT, self.factor).mT[..., n:]
+        form = self.form * self.white.scale[:, None]
+        constant = torch.cholesky_solve(form.mT, self.factor).mT[..., n:]
         omega = self.pull.omega
         if omega is None:
-            omega = self.coefficients.new_zeros(*self.weights.shape, R.shape[-1])
+            omega = self.form.new_zeros(*self.weights.shape, R.shape[-1])
         g = ahead = omega if self.direct is None else omega + self.direct
         momentum = 1.0
         inside = g @ R.mT
         for _ in range(steps):
             slope = ahead + (constant + inside @ inverse - inside) @ R
-            price = self._reach()[..., None] / around.radius[:, None, None] * rate
+            price = self._reach(form)[..., None] / around.radius[:, None, None] * rate
             target = ahead - rate * slope - (0.0 if self.direct is None else self.direct)
             lower, upper = price * -around.low[:, None], price * around.high[:, None]
             omega = (target - lower).clamp_min(0) - (-target - upper).clamp_min(0)
@@ -153,10 +174,10 @@ class Search:
             inside, g, momentum = ahead @ R.mT, new, following
             self.pull = Pull.made(self.matrices, self.direct, omega)
 
-    def _reach(self) -> Tensor:
-        ell = shifted(self.coefficients, self.pull)
-        whitened = torch.linalg.solve_triangular(self.factor, ell.mT, upper=False)
-        return (whitened.square().sum(1) + self.pull.outside).sqrt()
+    def _reach(self, form: Tensor) -> Tensor:
+        ell = shifted(form, self.pull)
+        solved = torch.linalg.solve_triangular(self.factor, ell.mT, upper=False)
+        return (solved.square().sum(1) + self.pull.outside).sqrt()
 
 
 def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from contracting import checks
 from contracting.activations.base import Activation
 from contracting.errors import InputError, PreconditionError
 from equilibrium.layers import EquilibriumLayer
-from equilibrium.lipschitz.composite import Model, parts
+from equilibrium.lipschitz.composite import parts
 from equilibrium.lipschitz.system import LipschitzSystem, lipschitz_system
 from equilibrium.local.relaxation import Matrices
 from equilibrium.local.surroundings import Rows
@@ -61,8 +61,8 @@ class LocalNetwork:
         weights = layer.weights()
         if weights.state.size > _LARGEST:
             raise InputError(
-                f"model has {weights.state.size} neurons, local constants take at most {_LARGEST}; certified_lipschitz(model) "
-                "serves larger ones, with one constant for all inputs"
+                f"model has {weights.state.size} neurons, local constants take at most {_LARGEST}; "
+                "certified_lipschitz(model) serves larger ones, with one constant for all inputs"
             )
         if weights.metric is None:
             raise PreconditionError(
@@ -135,4 +135,3 @@ class LocalNetwork:
     def reach(self, rows: Tensor) -> Tensor:
         """How far an error of 1 in ‖z‖_Λ moves the linear functions ``rows`` of y, (..., out) -> (...)."""
         return torch.linalg.vector_norm((rows @ self.system.C) / self.metric.sqrt(), dim=-1)
-

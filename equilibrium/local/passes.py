@@ -16,7 +16,7 @@ from torch import Tensor
 from equilibrium.local import checker
 from equilibrium.local.finder import Effort, Search
 from equilibrium.local.network import Anchors, LocalNetwork
-from equilibrium.local.relaxation import Forms
+from equilibrium.local.relaxation import Forms, middles
 from equilibrium.local.slopes import one_sided, secant_slopes
 from equilibrium.local.surroundings import Rows, Surroundings
 
@@ -99,9 +99,7 @@ class Narrowing:
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some rows only."""
-        self.anchors, self.around, self.slopes = (
-            part.rows(rows) for part in (self.anchors, self.around, self.slopes)
-        )
+        self.anchors, self.around, self.slopes = (part.rows(rows) for part in (self.anchors, self.around, self.slopes))
         self._omega = None if self._omega is None else self._omega[rows]
         self._signs, self._weights = self._signs[rows], self._weights[rows]
 
@@ -138,7 +136,7 @@ def pieces(network: LocalNetwork, rows: int, forms: int) -> Iterator[slice]:
 
 
 def _full(slopes: Slopes, multiplier: Tensor) -> Tensor:
-    return multiplier * ((slopes.high - slopes.low) / 2).square()
+    return multiplier * middles(slopes.low, slopes.high)[1].square()
 
 
 def searched(
@@ -151,17 +149,18 @@ def searched(
     omega: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """A multiplier, per unit of the squared half width, and pulls that make the weighted bounds small."""
+    middle, half = middles(slopes.low, slopes.high)  # in float64, where narrow intervals are no points
     search = Search(
         network.matrices.to(_SEARCHED),
-        slopes.low.to(_SEARCHED),
-        slopes.high.to(_SEARCHED),
+        middle.to(_SEARCHED),
+        half.to(_SEARCHED),
         forms.to(_SEARCHED),
         weights.to(_SEARCHED),
         around.to(_SEARCHED),
-        _full(slopes, slopes.multiplier).to(_SEARCHED),
+        [_full(slopes, start).to(_SEARCHED) for start in (slopes.multiplier, network.metric.expand_as(half))],
         omega,
     )
     search.run(effort)
-    squared = ((slopes.high - slopes.low) / 2).square()
+    squared = half.square()
     found = search.multiplier.to(squared) / squared
     return torch.where(squared > 0, found, slopes.multiplier), search.pull.omega

@@ -12,9 +12,9 @@ from contracting import checks
 from contracting.display import Displayed
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.local.finder import Effort
+from equilibrium.local.margins import checked_labels, checked_rows, margins
 from equilibrium.local.network import Anchors, LocalNetwork
 from equilibrium.local.passes import Narrowing, pieces
-from equilibrium.local.margins import checked_labels, checked_rows, margins
 from equilibrium.local.surroundings import Surroundings
 
 
@@ -75,8 +75,8 @@ def certified_within(
         labels: the true classes, (count,), int64.
         radius: > 0, a number or one for each input.
         bounds: smallest and largest value of an input, where inputs have a range: nothing outside is an input.
-        constants: Lipschitz constants of yᵢ − yⱼ, (classes, classes), such as ``pairwise_lipschitz(model).bounds``: what
-            they decide is looked at no further.
+        constants: Lipschitz constants of yᵢ − yⱼ, (classes, classes), such as ``pairwise_lipschitz(model).bounds``:
+            what they decide is looked at no further.
         search: how hard to look; None takes ``LocalSearch()``.
         on_batch: called after each batch with its number of inputs.
 
@@ -143,9 +143,7 @@ def prove(
             if len(going) < len(rows):
                 rows = rows[going]
                 narrowing.keep(going)
-    return ClassProof(
-        proved=right & ~open_pairs.any(-1), leads=found, undecided=undecided, radius=around.radius
-    )
+    return ClassProof(proved=right & ~open_pairs.any(-1), leads=found, undecided=undecided, radius=around.radius)
 
 
 def _doubt(network: LocalNetwork, anchors: Anchors, identity: Tensor, labels: Tensor) -> Tensor:

@@ -24,6 +24,10 @@ from torch import Tensor
 
 from equilibrium.local.surroundings import Rows, Surroundings
 
+_NARROWEST = (
+    1e-12  # A narrower interval is widened: its square must be a number in float32 too, where searches are made.
+)
+
 
 class Matrices(NamedTuple):
     """W (n, n), F (n, q) and R (q, in) of one network, in one precision."""
@@ -92,24 +96,50 @@ class Moves(NamedTuple):
         return found
 
 
-def moves(matrices: Matrices, low: Tensor, high: Tensor) -> Moves:
-    """T, m and h for slopes in [low, high], each (batch, n); every δ reaches at least as far as its interval."""
-    W, F, _ = matrices
-    n = len(W)
+def middles(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """m and h of intervals of slopes, so that m ± h reach at least as far; h = 0 says that a neuron is decided."""
     middle = (low + high) / 2
-    half = torch.where(high > low, torch.maximum(high - middle, middle - low), 0.0)
-    loop = torch.eye(n, dtype=W.dtype) - W * middle[:, None, :]
-    inputs = torch.cat([W * half[:, None, :], F.expand(len(low), -1, -1)], -1)
-    return Moves(torch.linalg.solve(loop, inputs), middle, half)
+    half = torch.maximum(high - middle, middle - low).clamp_min(_NARROWEST)
+    return middle, torch.where(high > low, half, 0.0)
 
 
-def quadratic(T: Tensor, multiplier: Tensor) -> Tensor:
-    """M, (batch, n + q, n + q); the multiplier of a decided neuron must be zero, which takes its empty column out."""
-    live = multiplier > 0
-    ones = torch.ones_like(T[:, 0, len(multiplier[0]) :])
-    M = -(T.mT * multiplier[:, None]) @ T
-    M.diagonal(dim1=-2, dim2=-1).add_(torch.cat([torch.where(live, multiplier, 1.0), ones], -1))
-    return M
+def moves(matrices: Matrices, middle: Tensor, half: Tensor) -> Moves:
+    """T for slopes within m ± h, each (batch, n)."""
+    W, F, _ = matrices
+    loop = torch.eye(len(W), dtype=W.dtype) - W * middle[:, None, :]
+    inputs = torch.cat([W * half[:, None, :], F.expand(len(middle), -1, -1)], -1)
+    solved, _ = torch.linalg.solve_ex(loop, inputs)  # of a singular loop not finite
+    return Moves(solved, middle, half)
+
+
+class Whitened(NamedTuple):
+    """T and the scale of p in the coordinates p = scale·p̃ in which every multiplier is one, so that M̃ = I − T̃ᵀT̃.
+
+    An undecided neuron whose interval is narrow has a δ of little effect and a λ as small as its width squared; here
+    both are of the size of everything else, and a decided neuron has a row and a column of zeros.
+
+    Attributes:
+        T: √λ T/√λ, (batch, n, n + q).
+        scale: 1/√λ for δ, zero where decided, and one for ξ, (batch, n + q).
+    """
+
+    T: Tensor
+    scale: Tensor
+
+    @property
+    def quadratic(self) -> Tensor:
+        """M̃, (batch, n + q, n + q)."""
+        M = -self.T.mT @ self.T
+        M.diagonal(dim1=-2, dim2=-1).add_(1.0)
+        return M
+
+
+def whitened(move: Moves, multiplier: Tensor) -> Whitened:
+    """The move in the coordinates of λ > 0, (batch, n); that of a decided neuron is ignored."""
+    root = torch.where(move.undecided, multiplier, 0.0).sqrt()
+    inverse = torch.where(move.undecided, 1 / root, 0.0)
+    scale = torch.cat([inverse, torch.ones_like(move.T[:, 0, root.shape[-1] :])], -1)
+    return Whitened(root[..., None] * move.T * scale[:, None], scale)
 
 
 class Pull(NamedTuple):

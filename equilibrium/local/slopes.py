@@ -7,7 +7,8 @@ from torch import Tensor
 
 from contracting.activations.base import Activation
 from contracting.activations.catalogue import LeakyReLU, ReLU
-from contracting.regions import slope_range
+from contracting.regions.intervals import Interval
+from contracting.regions.tracing import Inclusion
 
 
 def secant_slopes(activation: Activation, anchor: Tensor, error: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,8 +30,19 @@ def secant_slopes(activation: Activation, anchor: Tensor, error: Tensor, reach: 
         return torch.where(positive, low + share * (high - low), low), torch.where(
             positive, high, high - share * (high - low)
         )
-    flat, steep = slope_range(activation, anchor - reach - error, anchor + reach + error)
-    return torch.maximum(low, flat), torch.minimum(high, steep)
+    between = derivative_range(activation, anchor - reach - error, anchor + reach + error)
+    return torch.maximum(low, between.lo), torch.minimum(high, between.hi)
+
+
+def derivative_range(activation: Activation, low: Tensor, high: Tensor) -> Interval:
+    """What holds all derivatives of an activation between two points, outward rounded: (batch, n) -> (batch, n).
+
+    Raises:
+        InputError: if it does something that has no inclusion; it names that.
+    """
+    inclusion = Inclusion(lambda t, v: activation.value(v), low, 1)
+    found = inclusion(Interval(low.reshape(-1, 1), high.reshape(-1, 1))).slopes(1)
+    return Interval(found.lo.reshape(low.shape), found.hi.reshape(low.shape))
 
 
 def one_sided(activation: Activation) -> bool:
