@@ -123,7 +123,7 @@ class LocalNetwork:
             )
         weights = self.layer.weights()
         outputs = nn.Sequential(*self.after)(weights.readout(solution.z, inside))
-        inner = solution.problem.preactivation(solution.z).reshape(len(x), -1)
+        inner = weights.problem(inside, self.activation).preactivation(solution.z).reshape(len(x), -1)
         reach = torch.linalg.vector_norm(self.system.W / self.metric.sqrt(), dim=-1)
         return Anchors(
             inner=inner,

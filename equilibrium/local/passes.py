@@ -99,7 +99,8 @@ class Narrowing:
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some rows only."""
-        self.anchors, self.around, self.slopes = (part.rows(rows) for part in (self.anchors, self.around, self.slopes))
+        self.anchors, self.around = self.anchors.rows(rows), self.around.rows(rows)
+        self.slopes = self.slopes.rows(rows)
         self._omega = None if self._omega is None else self._omega[rows]
         self._signs, self._weights = self._signs[rows], self._weights[rows]
 
