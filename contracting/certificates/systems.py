@@ -61,7 +61,7 @@ def vertices(slopes: Slopes | tuple[Tensor, Tensor], size: int) -> Iterator[Tens
     low, high = (torch.as_tensor(end, dtype=torch.float64) for end in slopes)
     corners = itertools.product((True, False), repeat=size)
     while block := list(itertools.islice(corners, _BLOCK)):
-        yield torch.where(torch.tensor(block, dtype=torch.bool).reshape(-1, size), high, low)
+        yield torch.where(torch.tensor(block, dtype=torch.bool).reshape(len(block), size), high, low)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
