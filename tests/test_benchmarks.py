@@ -50,6 +50,19 @@ def test_lipschitz_bounds(tmp_path: Path) -> None:
     assert (tmp_path / "table.md").read_text() in printed
 
 
+@pytest.mark.slow
+def test_lure_certificates(tmp_path: Path) -> None:
+    pytest.importorskip("clarabel")
+    printed = run("lure_certificates.py", tmp_path, "--out", str(tmp_path))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["parabola"] < 1e-6 and results["bisection"]["size"] == 20
+    assert all(abs(difference) < 1e-3 for *_, difference in results["program"])
+    kinds = results["kinds"]
+    assert len(kinds) == 8 and all(found["beyond"] == 0 for found in kinds.values())
+    assert kinds["cooperative"]["gain: closest"] < 0.05 and kinds["scalar"]["rate: closest"] < 0.05
+    assert (tmp_path / "table.md").read_text() in printed
+
+
 CLOCK = ("--clock", "cpu")
 
 
@@ -144,6 +157,7 @@ def refused(
         ("scaling.py --runs 0", "--runs: 0 is no whole number"),
         ("certificate_scaling.py --sizes 0", "--sizes: 0 is no whole number"),
         ("lipschitz_bounds.py --networks 0", "--networks: 0 is no whole number"),
+        ("lure_certificates.py --count 0", "--count: 0 is no whole number"),
         ("convolution.py --repeats 0", "--repeats: 0 is no whole number"),
         ("convolution.py --checkpoint nothing.pt", "nothing.pt"),
     ],

@@ -32,6 +32,7 @@ from contracting.certificates.finders import (
 )
 from contracting.certificates.lmi import SectorInequality, VertexInequalities
 from contracting.certificates.lure.circle import CircleCriterion
+from contracting.certificates.lure.frequencies import frequency_margin
 from contracting.certificates.lure.gains import certify_gain, certify_passivity
 from contracting.certificates.lure.records import Dissipation, GainCertificate, PassivityCertificate
 from contracting.certificates.records import Certificate, CertificateError, Convergence
@@ -56,7 +57,7 @@ __all__ = [
     "PolyhedralMetric", "RateFinder", "Report", "SectorInequality", "SkewnessSweep", "StepSweep", "System",
     "UpperBound", "VertexInequalities", "Wellposedness", "abscissa_bound", "applicable", "best_forward_backward_step",
     "best_peaceman_rachford_step", "certificates", "certify", "certify_gain", "certify_passivity", "check",
-    "check_convergence", "find_metric", "fixed_input_convergence", "forward_backward_system",
+    "check_convergence", "find_metric", "fixed_input_convergence", "forward_backward_system", "frequency_margin",
     "peaceman_rachford_system", "register_finder", "report", "rules_out", "sweep_skewness", "sweep_steps",
     "switching_bound", "system_of", "upper_bound",
 ]  # fmt: skip

@@ -55,6 +55,14 @@ def abscissa_from_below(M: Tensor, error: float = 0.0) -> float:
     return max(mean, float(values.real.max()) - 2 * n * radius)
 
 
+def abscissa_from_above(M: Tensor) -> float:
+    """A number that no real part of an eigenvalue is proved to exceed; ∞ where rounding decides what they are."""
+    if not len(M):
+        return -math.inf
+    values, radius = _enclosure(M, 0.0)
+    return float(values.real.max()) + radius
+
+
 def radius_from_below(M: Tensor, error: float) -> float:
     """A number that the largest absolute value of an eigenvalue is proved to reach; 0 says nothing.
 

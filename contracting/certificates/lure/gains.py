@@ -125,14 +125,17 @@ def _method(optimise: int) -> str:
     return "circle criterion, optimised multiplier" if optimise else "circle criterion"
 
 
-def _found(view: LureView, question: Question, multiplier: Tensor | None, optimise: int, tolerance: float) -> Tensor:
-    """A multiplier of the view for what is asked."""
+def _found(
+    view: LureView, question: Question, multiplier: Tensor | None, optimise: int, tolerance: float
+) -> tuple[Tensor, float]:
+    """A multiplier of the view for what is asked, and how much faster than asked the system contracts with one."""
     checks.whole_number("optimise", optimise, low=0)
     checks.number("tolerance", tolerance, low=0, low_open=True, high=1)
     lam, rate = view.multiplier(multiplier), question.asked(0.0)[0]
     rates = RateQuestion(system=view.system)
     if multiplier is None:
         lam = well_posed(question, lam)
+    reserve = 1.0
     if view.system.size:
         accuracy = 1e-6 * rates.scale
         reached = rates.best(lam, accuracy)
@@ -145,15 +148,16 @@ def _found(view: LureView, question: Question, multiplier: Tensor | None, optimi
                 f"{rate:.4g}: ask for less, or make the linear part more stable (its spectral abscissa must be "
                 "negative) or the loop through the activations smaller"
             )
+        reserve = min(rates.scale, reached - rate)
     lam = lam * _scale(question, lam)
     for _ in range(8):
         if question.best(lam, tolerance) > -math.inf:
             break
         lam = 10 * lam  # an index of the output must be paid by the energy, which grows with the multiplier
     if optimise and view.system.neurons:
-        return best_multiplier(question, lam, evaluations=optimise, tolerance=max(tolerance, 1e-7))
+        return best_multiplier(question, lam, evaluations=optimise, tolerance=max(tolerance, 1e-7)), reserve
     exponent = golden_section(lambda power: -question.best(lam * 10**power, 1e-3), -3.0, 3.0, steps=20)
-    return lam * 10**exponent
+    return lam * 10**exponent, reserve
 
 
 def _scale(question: Question, lam: Tensor) -> float:
@@ -171,15 +175,21 @@ def _scale(question: Question, lam: Tensor) -> float:
 
 
 def _best(
-    system: LureSystem, view: LureView, question: Question, lam: Tensor, claimed: Callable[..., D], tolerance: float
+    system: LureSystem,
+    view: LureView,
+    question: Question,
+    found: tuple[Tensor, float],
+    claimed: Callable[..., D],
+    tolerance: float,
 ) -> D:
     """The certificate with the best level for a multiplier of the view that the checker accepts."""
+    lam, reserve = found
     level, own = question.best(lam, tolerance), view.own(lam)
     failure: Exception = CertificateError(f"nothing was found at any level for the {system.name} system")
     for back_off in _BACK_OFF if level > -math.inf else ():
         metric, below = None, level - back_off
         if view.system.size:
-            P = question.inequality(below, lam).metric(0.1 * back_off * question.scale)
+            P = question.inequality(below, lam).metric(0.1 * back_off * reserve)
             if P is None:
                 continue
             try:

@@ -13,13 +13,15 @@ from contracting.certificates import (
     FiringRateSystem,
     HopfieldSystem,
     ParabolaTest,
+    PolyhedralMetric,
     certify,
     check,
+    frequency_margin,
     report,
 )
 from contracting.errors import InputError, PreconditionError
 from contracting.lure.system import LureSystem
-from contracting.metrics import FullP
+from contracting.metrics import FullP, WeightedL1, WeightedLinf
 from tests.contracting.certificates.instances import gaussian
 from tests.contracting.certificates.lure.lure_instances import corners, firing_rate, hopfield, random_system
 
@@ -53,6 +55,41 @@ def test_the_coordinates_do_not_matter() -> None:
     rate = certify(system).rate
     states, neurons = torch.tensor([1e-6, 1.0, 1e6]).double(), torch.tensor([1e5, 1e-5, 1.0, 10.0]).double()
     assert abs(certify(system.rescaled(states, neurons)).rate - rate) < 1e-6 * abs(rate)
+
+
+@pytest.mark.parametrize("intervals", ["unit", "random"])
+def test_the_bisection_and_the_frequencies_agree(intervals: str) -> None:
+    """Two proofs that share no formula: the best rate of one is where the other ends."""
+    system, multiplier = random_system(3, intervals=intervals), torch.tensor([0.7, 1.0, 1.3, 0.9]).double()
+    rate = CircleCriterion(multiplier=multiplier).certify(system).rate
+    margins = [frequency_margin(system, multiplier, rate - below) for below in (1.0, 0.1, 1e-4)]
+    assert margins[0] > margins[1] > margins[2] > 0
+    assert frequency_margin(system, multiplier, rate + 1e-4) == -float("inf")
+    assert frequency_margin(system, multiplier, 100.0) == -float("inf")  # not Hurwitz
+    for few in (0, 1):  # what was not looked at is not proved
+        assert frequency_margin(system, multiplier, rate - 1.0, most=few) == -float("inf")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_rate_exceeds_what_single_slopes_show(seed: int) -> None:
+    """In coordinates of 1e±6, with stiff states, for norms of every kind."""
+    kinds = ("unit", "random", "points")
+    system = random_system(seed, n=1 + seed % 3, m=1 + seed % 4, intervals=kinds[seed % 3])
+    g = torch.Generator().manual_seed(seed)
+    states, neurons = (10 ** (12 * torch.rand(k, generator=g).double() - 6) for k in (system.size, system.neurons))
+    stiff = 10 ** (3 * torch.rand(system.size, generator=g).double()) if seed % 2 else torch.ones(system.size).double()
+    system = replace(system, A=system.A * stiff[:, None], B=system.B * stiff[:, None]).rescaled(states, neurons)
+    F = system.jacobians(corners(system))
+    bound = -float(torch.linalg.eigvals(F).real.max())
+    for finder in (CircleCriterion(), PolyhedralMetric(norm=WeightedLinf), PolyhedralMetric(norm=WeightedL1)):
+        try:
+            certificate = finder.certify(system)
+        except CertificateError:  # a large D is beyond norms from entries
+            assert not isinstance(finder, CircleCriterion)
+            continue
+        size = 1e-9 * (1 + float(torch.linalg.eigvals(F).abs().max()))
+        assert certificate.rate <= bound + size
+        assert certificate.rate <= -float(certificate.metric.matrix_measure(F).max()) + size
 
 
 def test_what_is_spoilt_is_refused() -> None:
