@@ -38,18 +38,18 @@ class FieldOnBoxes:
         if times is not None and not (math.isfinite(times[0]) and math.isfinite(times[1]) and times[0] < times[1]):
             raise InputError(f"times must be two finite numbers (first, last) with first < last, got {times!r}")
         self.flow, self.size, self.times = flow, size, times
-        self._like = state_like(flow)
+        self.like = state_like(flow)
         some = torch.linspace(0.1, 0.9, 4 * size, dtype=torch.float64).reshape(4, size)
         value = self._at_some(some)
         refuse_crowds(self._at_some, some, value)
-        self.inclusion = Inclusion(flow, self._like, size)
+        self.inclusion = Inclusion(flow, self.like, size)
         if times is None and not torch.equal(*(torch.nan_to_num(self._at_some(some, t)) for t in (0.0, 0.731))):
             raise InputError("f(t, s) changes with t: give the interval of time that is meant, times=(first, last)")
 
     def _at_some(self, some: Tensor, t: float = 0.0) -> Tensor:
         try:
             with torch.no_grad():
-                return self.flow(torch.full((len(some), 1), t).to(self._like), some.to(self._like))
+                return self.flow(torch.full((len(some), 1), t).to(self.like), some.to(self.like))
         except RuntimeError as error:
             raise InputError(
                 f"the region has {self.size} entries, and f(t, s) cannot take states of that size: "
@@ -71,7 +71,7 @@ class FieldOnBoxes:
 
     def jacobian(self, points: Tensor) -> Tensor:
         """The Jacobian at points (rows, n) or (rows, n + 1), as the field itself rounds it: (rows, n, n)."""
-        n, like = self.size, self._like
+        n, like = self.size, self.like
         t = points[:, n:].to(like) if self.times is not None else 0.0
         with torch.no_grad():
             return self.flow.jacobian(points[:, :n].to(like), t).detach().to("cpu", torch.float64)
@@ -79,7 +79,7 @@ class FieldOnBoxes:
     def value(self, points: Tensor, t: float = 0.0) -> Tensor:
         """f at points, as the field itself rounds it: (rows, n)."""
         with torch.no_grad():
-            return self.flow(t, points.to(self._like)).detach().to("cpu", torch.float64)
+            return self.flow(t, points.to(self.like)).detach().to("cpu", torch.float64)
 
     def cover(self, region: Region) -> Interval:
         """A box that holds the region, (1, n) or (1, n + 1)."""

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from contracting.loop.records import Stop
 from contracting.metrics import FullP, Metric, WeightedL2
 from contracting.regions import intervals as iv
 from contracting.regions.branch import Search, supremum
@@ -19,38 +20,21 @@ from contracting.regions.field import FieldOnBoxes
 from contracting.regions.intervals import Interval
 from contracting.regions.measures import half_widths, measure_over, norm_above, pencil_over, quadratic
 from contracting.regions.sets import Ball, Box, Region, same_metric
+from contracting.solvers.newton import SemismoothNewton
+from contracting.steady_states.solving import steady_state
 
-_NEWTON_STEPS = 50  # Newton's method either needs far fewer, or it does not converge.
+_TIGHT = 1e-12  # The share of its terms that is left of f at a resting point: what float64 can reach in most fields.
 _FACE_BOXES = 4096  # Boxes of a face on which the field is shown to point inwards; more than it takes where it does.
 
 
 def resting_point(field: FieldOnBoxes, start: Tensor) -> Tensor | None:
-    """A point next to a zero of the field, by Newton's method with shorter steps where the field does not shrink."""
-    point = start[None].clone()
-    size = float(field.value(point).norm())
-    for _ in range(_NEWTON_STEPS):
-        step = torch.linalg.lstsq(field.jacobian(_with_time(field, point)), field.value(point)[..., None]).solution
-        if not bool(torch.isfinite(step).all()):
-            return None
-        for halving in range(12):
-            trial = point - step[..., 0] * 0.5**halving
-            smaller = float(field.value(trial).norm())
-            if smaller < size:
-                break
-        else:
-            break
-        done = smaller <= 1e-3 * size and float(step.abs().max()) <= 1e-12 * (1 + float(point.abs().max()))
-        point, size = trial, smaller
-        if done:
-            break
-    scale = field.jacobian(_with_time(field, point)).abs().sum() * (1 + point.abs().max())
-    return point[0] if size <= 1e-6 * (1 + float(scale)) else None
-
-
-def _with_time(field: FieldOnBoxes, point: Tensor) -> Tensor:
-    if field.times is None:
-        return point
-    return torch.cat([point, torch.full((len(point), 1), field.times[0], dtype=point.dtype)], 1)
+    """A point next to a zero of the field, by Newton's method from a point nearby; None if it does not come to one."""
+    near = start[None].to(field.like)
+    tight = Stop(rtol=_TIGHT) if near.dtype == torch.float64 else None
+    time = 0.0 if field.times is None else field.times[0]
+    with torch.no_grad():
+        found = steady_state(field.flow, near, method=SemismoothNewton(), stop=tight, time=time, throw=False)
+    return found.z[0].detach().to("cpu", torch.float64) if bool(found.converged.all()) else None
 
 
 def invariant_ball(

@@ -208,6 +208,21 @@ def test_the_equilibrium_is_enclosed_and_its_ball_is_invariant() -> None:
     assert isinstance(inner.invariant, Ball) and inner.invariant.radius == pytest.approx(0.2 - (0.9 - dottie), abs=1e-9)
 
 
+def test_the_error_of_a_state_inside_is_bounded_and_of_none_outside() -> None:
+    flow = NeuralFlow(reversed_van_der_pol)
+    found = largest_contracting_ball(flow, vector(0.0, 0.0)).certificate
+    torch.manual_seed(0)
+    states = torch.randn(500, 2, dtype=F64)
+    inside = found.contains(states)
+    assert bool(inside.any()) and not bool(inside.all())
+    assert torch.equal(inside, found.metric.norm(states) <= found.region.radius)
+    bounds = found.metric.norm(flow(0.0, states)) / found.rate
+    assert bool((found.metric.norm(states) <= bounds)[inside].all())
+    nowhere = certify_region(NeuralFlow(lambda t, s: -s), Box(vector(1.0, 1.0), vector(2.0, 2.0)))
+    assert not bool(nowhere.contains(vector(1.5, 1.5)[None]).any())
+    assert bool(nowhere.region.contains(vector(1.5, 1.5))) and not bool(nowhere.region.contains(vector(0.0, 0.0)))
+
+
 def test_a_region_without_an_equilibrium_promises_less() -> None:
     flow = NeuralFlow(lambda t, s: -s)
     away = Box(vector(1.0, 1.0), vector(2.0, 2.0))
