@@ -16,6 +16,11 @@ import reference  # noqa: E402
 import contracting  # noqa: E402
 
 os.environ.pop("MPLBACKEND", None)  # or notebooks would draw for nobody
+# Notebooks run without the settings of whoever builds the site, and their kernels report errors only.
+profile = HERE / "_build" / "ipython" / "profile_default"
+profile.mkdir(parents=True, exist_ok=True)
+(profile / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 'ERROR'\n")
+os.environ["IPYTHONDIR"] = str(profile.parent)
 reference.write(HERE)
 gallery.write(HERE / "_demos")
 
@@ -51,7 +56,7 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 600  # seconds for a cell: far more than it takes on a machine at rest
 nb_execution_cache_path = str(HERE / "_build" / "notebooks")
 nb_merge_streams = True
 
