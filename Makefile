@@ -42,7 +42,8 @@ typecheck: $(VENV)/.stamp-dev
 # The site, written anew and walked through. Demos and notebooks run again only where they were changed, on one thread
 # each, as the tests do.
 docs: $(VENV)/.stamp-docs
-	OMP_NUM_THREADS=1 $(RUN) -m sphinx --fresh-env --write-all --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	rm -rf docs/_build/html
+	OMP_NUM_THREADS=1 $(RUN) -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 	SITE=docs/_build/html $(RUN) -m pytest -q tests/test_site.py
 
 clean:

@@ -74,8 +74,9 @@ def _first_sentence(full: str) -> str:
 
 
 def _question(page: str) -> str:
-    """The headline of a page: the first sentence of the docstring of its folder, up to a colon."""
-    return _headline(importlib.import_module(page).__doc__).rstrip(".").partition(":")[0].replace("``", "")
+    """The headline of a page: how the docstring of its folder begins, and the folder."""
+    words = _headline(importlib.import_module(page).__doc__).rstrip(".").partition(":")[0].replace("``", "")
+    return f"{words.partition(', ')[0] if len(words) > 70 else words} ({page})"
 
 
 def _directive(full: str) -> list[str]:
@@ -89,7 +90,7 @@ def _directive(full: str) -> list[str]:
 
 
 def _page(page: str, names: list[str]) -> str:
-    title = f"{page}: {_question(page)}"
+    title = _question(page)
     packages = sorted({full.rpartition(".")[0] for full in names})
     lines = [title, "=" * (2 * len(title)), "", f"Imported from {' or '.join(f'``{name}``' for name in packages)}.", ""]
     lines += [f"* :py:obj:`~{full}`: {_first_sentence(full)}" for full in names]
@@ -104,7 +105,7 @@ def _index(found: dict[str, list[str]]) -> str:
     lines = [title, "=" * len(title), ""]
     lines += ["Every public name, by the folder that answers its question: what ``__all__`` of the packages lists.", ""]
     for page, names in found.items():
-        heading = f"{page}: {_question(page)}"
+        heading = _question(page)
         lines += [heading, "-" * (2 * len(heading)), ""]
         lines += [", ".join(f":py:obj:`~{full}`" for full in names) + ".", ""]
     again = sorted(full for full, known in public().items() if full != known)
