@@ -41,6 +41,8 @@ extensions = [
 exclude_patterns = ["_build", "_demos", "**.ipynb", "gallery/*.py", "gallery/searchindex.db", "sg_execution_times.rst"]
 suppress_warnings = ["config.cache"]  # the scraper of the gallery is a function, which Sphinx cannot remember
 nitpicky = True
+smartquotes = False  # an apostrophe is a derivative here
+toc_object_entries = False  # every object has a headline
 
 # Docstrings: what is inherited is documented where it comes from.
 autodoc_default_options = {"members": True, "member-order": "bysource"}

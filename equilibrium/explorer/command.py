@@ -27,7 +27,9 @@ class ServerError(ContractingError, RuntimeError):
 
 
 def explore(
-    problem: Annotated[Path | None, "Problem saved by the page, or checkpoint, to start from (default: its own)."] = None,
+    problem: Annotated[
+        Path | None, "A problem saved by the page, or a reference checkpoint, to start from (default: its own)."
+    ] = None,
     port: Annotated[int, "Port on this machine; 0 takes a free one."] = 0,
     headless: Annotated[bool, "Open no browser; the address is printed."] = False,
 ) -> None:
