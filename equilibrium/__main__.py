@@ -81,7 +81,7 @@ def _with_options(command: Callable[..., None], typer: ModuleType) -> Callable[.
     for name, hint in get_type_hints(command, include_extras=True).items():
         if name != "return":
             kind, text = get_args(hint)
-            flag = [f"--{name}"] if kind is bool else []  # or typer would add --no-small
+            flag = [f"--{name.replace('_', '-')}"] if kind is bool else []  # or typer would add --no-small
             options[name] = Annotated[kind, typer.Option(*flag, help=text)]
     parameters = inspect.signature(command).parameters
     run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]

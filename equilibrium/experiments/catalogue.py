@@ -13,6 +13,7 @@ from equilibrium.experiments.contraction_cost.command import contraction_cost
 from equilibrium.experiments.contraction_rates import contraction_rates
 from equilibrium.experiments.convolution.command import convolution
 from equilibrium.experiments.counterexample import counterexample
+from equilibrium.experiments.handwriting.command import handwriting
 from equilibrium.experiments.lipschitz_report import lipschitz_report
 from equilibrium.experiments.ode_layer import ode_layer
 from equilibrium.experiments.phase_portrait import phase_portrait
@@ -29,6 +30,7 @@ _STUDIES: tuple[Callable[..., None], ...] = (
     convolution,
     counterexample,
     explore,
+    handwriting,
     lipschitz_report,
     mnist_robustness,
     ode_layer,

@@ -249,8 +249,8 @@ def test_help(arguments, expected, capsys):
 @pytest.mark.parametrize(
     "command",
     [
-        "compare-solvers", "contraction-rates", "convolution", "lipschitz-report", "mnist-robustness", "ode-layer",
-        "square-wave", "tracking",
+        "compare-solvers", "contraction-rates", "convolution", "handwriting", "lipschitz-report", "mnist-robustness",
+        "ode-layer", "square-wave", "tracking",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("seed", [-1, 2**64])
