@@ -16,16 +16,13 @@ from equilibrium.experiments.handwriting.figures import (
     plot_pushes,
 )
 from equilibrium.experiments.handwriting.models import Kind, MotionSettings
-from equilibrium.experiments.handwriting.study import run_motion
+from equilibrium.experiments.handwriting.study import Results, run_motion
 from equilibrium.experiments.options import LastingOut, Small, words
 from equilibrium.experiments.publishing import on_axes, publish
 from equilibrium.experiments.runner import Task, run_tasks
 from equilibrium.experiments.tables import Column, aligned
 from equilibrium.files import output_directory, plain
 from equilibrium.training.motions import motion_names
-
-Results = Mapping[Kind, Mapping[str, dict[str, Any]]]
-"""By kind of model and name of motion, what ``run_motion`` found."""
 
 _NOTES = """
 test error: root mean square distance to the held-out demonstrations at equal times, and warped: mean distance

@@ -12,13 +12,11 @@ from matplotlib.lines import Line2D
 
 from contracting.plots.style import BLUE, CERTIFIED, FULL_WIDTH, NARROW, SEEN, SLACK, VERMILION, finish
 from equilibrium.experiments.handwriting.models import Kind
-from equilibrium.experiments.handwriting.study import PUSHED
+from equilibrium.experiments.handwriting.study import PUSHED, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from equilibrium.experiments.handwriting.command import Results
 
 _COLUMNS = 6  # of the figure of all motions
 _RINGS = 12  # The tube is drawn as so many ellipses.

@@ -7,6 +7,7 @@ tube around the path: Δyᵀ S Δy ≤ e^{−2ct}‖Δs(0)‖²_P, where S⁻¹ 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ from equilibrium.experiments.runner import Workspace
 from equilibrium.files import write_tensors
 from equilibrium.training.motions import Motion, load_motion
 
+Results = Mapping[Kind, Mapping[str, dict[str, Any]]]
+"""By kind of model and name of motion, what ``run_motion`` found."""
 ARRIVED = 0.01
 """A motion has ended at its goal if it rests within so much of its own size."""
 PUSH = 0.2
