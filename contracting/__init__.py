@@ -102,6 +102,7 @@ from contracting.simulation.sampled import (
     worst_point,
 )
 from contracting.simulation.time_steps import AdaptiveStep, FixedStep
+from contracting.simulation.torchdiffeq_adapter import TorchDiffEqStep
 from contracting.simulation.tracking import Tracking, track, tracking_bound
 from contracting.simulation.trajectories import Trajectory, TrajectoryPair, distance, simulate, simulate_pairs
 from contracting.solvers.anderson import Anderson
@@ -132,10 +133,10 @@ __all__ = [
     "RateFinder", "RateProfile", "ReLU", "ReLU6", "RegionCertificate", "Report", "Response", "RungeKuttaChebyshev",
     "SampledRate", "SemismoothNewton", "Sheared", "Sigmoid", "Slope", "Slopes", "Softplus", "Softshrink", "Softsign",
     "Solution", "SolveError", "State", "StateMetric", "Status", "SteadyState", "Stop", "Tanh",
-    "TimeScaledForwardBackward", "TorchDiffEq", "TorchDiffEqAdjoint", "Trace", "Tracking", "Trajectory",
-    "TrajectoryPair", "Tseng", "Unrolled", "UpperBound", "VectorField", "WeightedL1", "WeightedL2", "WeightedLinf",
-    "WellPosed", "Wellposedness", "ZeroOrderHold", "activation_named", "as_activation", "carry_ball", "certify",
-    "certify_paths", "certify_region", "check", "decay_rate", "default_solvers", "distance", "find_metric",
+    "TimeScaledForwardBackward", "TorchDiffEq", "TorchDiffEqAdjoint", "TorchDiffEqStep", "Trace", "Tracking",
+    "Trajectory", "TrajectoryPair", "Tseng", "Unrolled", "UpperBound", "VectorField", "WeightedL1", "WeightedL2",
+    "WeightedLinf", "WellPosed", "Wellposedness", "ZeroOrderHold", "activation_named", "as_activation", "carry_ball",
+    "certify", "certify_paths", "certify_region", "check", "decay_rate", "default_solvers", "distance", "find_metric",
     "fit_metric", "fit_metric_by_inequalities", "fixed_input_convergence", "largest_contracting_ball", "lure_of",
     "rate_against_radius", "register_activation", "register_finder", "register_reader", "register_solver", "report",
     "sampled_rate", "sampled_rate_along", "simulate", "simulate_pairs", "solve", "steady_state", "track",

@@ -103,6 +103,9 @@ class BoundFlow(SteadyFlow):
         """The field f(t, s) = T(s) − s."""
         return self.map(state) - state
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.problem.tensors()
+
     def with_input(self, q: Tensor) -> Self:
         """The same flow, with the same step and what is known of it, under another input q, (batch, n)."""
         return self.on(replace(self.problem, q=q))

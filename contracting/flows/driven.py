@@ -37,6 +37,12 @@ def input_at(signal: Input, t: Time, *, size: int, like: Tensor, name: str, rows
     return value
 
 
+def tensors_of(signal: Input) -> tuple[Tensor, ...]:
+    """What an input depends on and gradients may flow to: what its ``tensors()`` says."""
+    say: Callable[[], tuple[Tensor, ...]] | None = getattr(signal, "tensors", None)
+    return () if say is None else tuple(say())
+
+
 class DrivenFlow(VectorField):
     """A flow of a problem whose input moves: s' = f(s; q(t)).
 
@@ -74,6 +80,9 @@ class DrivenFlow(VectorField):
 
     def __call__(self, t: Time, state: Tensor) -> Tensor:
         return self.at(t, len(state))(t, state)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (*self.flow.tensors(), *tensors_of(self.signal))
 
     def init(self, z: Tensor) -> Tensor:
         return self.flow.init(z)

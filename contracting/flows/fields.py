@@ -35,6 +35,10 @@ class VectorField(Displayed, ABC):
     def __call__(self, t: Time, state: Tensor) -> Tensor:
         """f(t, s): (batch, n) -> (batch, n); t is a number, or a float64 tensor of shape () or (batch, 1)."""
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What f depends on and gradients may flow to, beside the state; an adjoint equation asks for it."""
+        return ()
+
     def init(self, z: Tensor) -> Tensor:
         """The state that corresponds to an output z; here z itself."""
         return z
@@ -163,6 +167,9 @@ class NeuralFlow(VectorField):
         moment = rounded_down(t, self.time_dtype or state.dtype, state.device)
         return _checked(self.module(moment, state), state)
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(self.module.parameters()) if isinstance(self.module, nn.Module) else ()
+
     def shown(self) -> Sequence[Row]:
         return [Row("module", self.module)]
 
@@ -216,6 +223,9 @@ class InputFlow(NeuralFlow):
         value = _checked(self.module(state, self.x.expand(len(state), -1)), state)
         return value - self.leak * state if self.leak else value
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (*super().tensors(), self.x)
+
 
 class LinearFlow(VectorField):
     r"""s' = As + b, whose contraction rate in a metric is exactly −μ(A).
@@ -244,6 +254,9 @@ class LinearFlow(VectorField):
 
     def __call__(self, t: Time, state: Tensor) -> Tensor:
         return state @ self.matrix.mT + self.offset
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.matrix, self.offset
 
     def jacobian(self, state: Tensor, t: Time = 0.0) -> Tensor:
         return self.matrix.expand(state.shape[0], -1, -1)

@@ -22,7 +22,7 @@ from contracting import checks
 from contracting.activations.base import Activation
 from contracting.activations.names import as_activation
 from contracting.errors import InputError, PreconditionError
-from contracting.flows.driven import Input, input_at
+from contracting.flows.driven import Input, input_at, tensors_of
 from contracting.flows.fields import VectorField
 from contracting.gradients.implicit import Backward, Implicit
 from contracting.loop.method import Method, checked_method
@@ -138,6 +138,11 @@ class LureFlow(VectorField):
     def inputs(self) -> int:
         """k, entries of the input."""
         return next((value.shape[1] for _, value in self._given("B2", "D12", "D22")), 0)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        own = [value for _, value in self._given(*_MATRICES, *_OFFSETS)]
+        u = () if self.u is None else (self.u,) if isinstance(self.u, Tensor) else tensors_of(self.u)
+        return (*own, *u, *self.activation.tensors())
 
     def with_input(self, u: Tensor | Input | None) -> Self:
         """The same flow under another input; what is known of D is kept.

@@ -60,6 +60,10 @@ class SampledInput(ABC):
         last = (found.mT - 1).clamp(0, len(knots) - 1)  # (1, rows)
         return self.between(last, moment, knots)[0]
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What gradients may flow to."""
+        return (self.values,) if self.times is None else (self.values, self.times)
+
     def taken(self, index: Tensor) -> Tensor:
         """The values at an index for each row: (1, rows) -> (1, rows, k)."""
         rows = index.shape[1]

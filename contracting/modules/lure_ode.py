@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from contracting import checks
 from contracting.activations.base import Activation, Curved
 from contracting.activations.catalogue import Tanh
 from contracting.activations.names import as_activation
+from contracting.display import Displayed
 from contracting.errors import InputError
 from contracting.flows.driven import Input, input_at
 from contracting.gradients.implicit import Backward, Implicit
@@ -27,9 +29,10 @@ from contracting.modules.settings import WithSettings
 from contracting.modules.weights import LureWeights
 from contracting.precision import as_computed, full_precision
 from contracting.problem import EquilibriumProblem
+from contracting.simulation.events import Event
 from contracting.simulation.time_steps import AdaptiveStep, Integrator
 from contracting.simulation.times import time_grid
-from contracting.simulation.trajectories import simulate
+from contracting.simulation.trajectories import Trajectory, simulate
 from contracting.solvers.automatic import Automatic
 from contracting.solvers.newton import SemismoothNewton
 from contracting.solvers.relay import Relay
@@ -45,8 +48,8 @@ next, a ``SampledInput``, or a function u(t) of a float64 time of shape () or (b
 _CURVED = Relay(first=PeacemanRachford(step=1.0), after=200, then=SemismoothNewton())
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Response:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Response(Displayed):
     """What a module did with an input.
 
     Attributes:
@@ -54,12 +57,27 @@ class Response:
         states: s, (T, batch, n).
         outputs: y, (T, batch, p).
         steps: (batch,), time steps that were accepted.
+        stopped: (batch,), when an event ended the row, infinite where none did; None if none was asked for.
     """
 
     times: Tensor
     states: Tensor
     outputs: Tensor
     steps: Tensor
+    stopped: Tensor | None = None
+    continued: Callable[[Tensor], tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
+
+    def at(self, times: Tensor) -> tuple[Tensor, Tensor]:
+        """The states and the outputs at other times between the first and the last: (S, batch, n), (S, batch, p).
+
+        Args:
+            times: (S,), or (S, batch) with times for each row, in any order.
+
+        Raises:
+            InputError: on another shape, or times outside.
+        """
+        assert self.continued is not None
+        return self.continued(times)
 
 
 class LureODE(WithSettings):
@@ -146,53 +164,72 @@ class LureODE(WithSettings):
         """The matrices as numbers, which certificates are about."""
         return self.flow().system()
 
-    def forward(self, s0: Tensor | None, t: Tensor, u: Signal | None = None) -> Tensor:
-        """y at the times t: (batch, n), (T,) or (T, batch) -> (T, batch, p), differentiable in s0, u and parameters.
+    def forward(
+        self, s0: Tensor | None, t: Tensor, u: Signal | None = None, *, event: Event | None = None
+    ) -> Tensor:
+        """y at the times t: (batch, n), (T,) or (T, batch) -> (T, batch, p), differentiable in s0, t, u and parameters.
 
         Args:
             s0: the state at the first time, (batch, n); None means zero.
             t: times, rising, or falling to integrate backwards; (T, batch) gives each row a grid of its own.
             u: the input; see ``Signal``. None means zero.
+            event: g(t, s), (batch, 1), (batch, n) -> (batch,): a row ends, and rests with its output, where the sign of
+                g first changes.
 
         Raises:
             InputError: on shapes, dtypes or times that do not fit.
             SolveError: if a row could not be followed to its last time, or its w was not found.
         """
-        return self.response(s0, t, u).outputs
+        return self.response(s0, t, u, event=event).outputs
 
-    def response(self, s0: Tensor | None, t: Tensor, u: Signal | None = None) -> Response:
-        """The states, the outputs and what the integration took; arguments as for ``forward``."""
+    def response(
+        self, s0: Tensor | None, t: Tensor, u: Signal | None = None, *, event: Event | None = None
+    ) -> Response:
+        """The states, the outputs and when rows ended, and both at any other time; arguments as for ``forward``."""
         with full_precision(self.example):
             start, grid, signal = self._checked(s0, t, u)
-            flow = self.flow(signal)
-            states, steps = self._states(flow, start, grid, signal)
-            outputs = self._outputs(flow, states, grid, signal)
-        times = grid if grid.shape[1] > 1 or t.ndim == 2 else grid[:, 0]
-        return Response(times=times, states=states, outputs=outputs, steps=steps)
+            flow, rows = self.flow(signal), len(start)
+            knots = signal.times if isinstance(signal, SampledInput) else None
+            if not self.parameterization.states or not rows or knots is None or torch.equal(knots, grid):
+                times, places = grid, None
+            else:
+                times, places = merged_times(grid, knots)
+            path = self._path(flow, start, times.expand(-1, rows), event)
+            moments, states = grid.expand(-1, rows), path.states
+            if places is not None:
+                states = states.gather(0, places.expand(-1, rows)[:, :, None].expand(-1, -1, start.shape[1]))
 
-    def _states(
-        self, flow: LureFlow, start: Tensor, grid: Tensor, signal: Tensor | Input | None
-    ) -> tuple[Tensor, Tensor]:
-        rows = len(start)
-        if not self.parameterization.states or not rows:
-            steps = torch.zeros(rows, dtype=torch.int64, device=start.device)
-            return start.expand(len(grid), -1, -1), steps
-        knots = signal.times if isinstance(signal, SampledInput) else None
-        if knots is None or torch.equal(knots, grid):
-            trajectory = simulate(flow, start, grid.expand(-1, rows), integrator=self.integrator)
-            return trajectory.states, trajectory.steps
-        times, places = merged_times(grid, knots)
-        trajectory = simulate(flow, start, times.expand(-1, rows), integrator=self.integrator)
-        index = places.expand(-1, rows)[:, :, None].expand(-1, -1, start.shape[1])
-        return trajectory.states.gather(0, index), trajectory.steps
+            def outputs(states: Tensor, moments: Tensor) -> Tensor:
+                # a row that has ended keeps its output too
+                return self._outputs(flow, states, path.until_stopped(moments), signal)
 
-    def _outputs(self, flow: LureFlow, states: Tensor, grid: Tensor, signal: Tensor | Input | None) -> Tensor:
+            def continued(times: Tensor) -> tuple[Tensor, Tensor]:
+                states = path.at(times) if path.way is not None else start.expand(len(times), -1, -1)
+                return states, outputs(states, times.reshape(len(times), -1).to(grid).expand(-1, rows))
+
+            return Response(
+                times=grid if t.ndim == 2 else grid[:, 0],
+                states=states,
+                outputs=outputs(states, moments),
+                steps=path.steps,
+                stopped=path.stopped,
+                continued=continued,
+            )
+
+    def _path(self, flow: LureFlow, start: Tensor, times: Tensor, event: Event | None) -> Trajectory:
+        if self.parameterization.states and len(start):
+            return simulate(flow, start, times, integrator=self.integrator, event=event)
+        if event is not None:
+            raise InputError("event is about a state: this module has none (states=0), or s0 has no rows")
+        steps = torch.zeros(len(start), dtype=torch.int64, device=start.device)
+        return Trajectory(times=times, states=start.expand(len(times), -1, -1), steps=steps)
+
+    def _outputs(self, flow: LureFlow, states: Tensor, moments: Tensor, signal: Tensor | Input | None) -> Tensor:
         bias = self.parameterization.output_bias
         if bias is None:
             return states
         rows = states.shape[1]
         if callable(signal):
-            moments = grid.expand(-1, rows)
             kind: dict[str, Any] = {"size": flow.inputs, "like": self.example, "name": "u", "rows": rows}
             values = [input_at(signal, moment[:, None], **kind) for moment in moments]
             flow = flow.with_input(torch.cat([value.expand(rows, -1) for value in values]))
@@ -227,6 +264,8 @@ class LureODE(WithSettings):
             s0 = like.new_zeros(rows, free.states)
         checks.shape("s0", as_computed("s0", s0, "the module", like), (rows, free.states))
         grid = time_grid(t, rows).to(like.device)
+        if t.requires_grad:
+            grid = t.reshape(len(t), -1).to(grid)
         if isinstance(u, Tensor) and u.ndim == 3:
             u = ZeroOrderHold(u)
         if isinstance(u, SampledInput):

@@ -37,8 +37,11 @@ class Integrator(Protocol):
 class Progress:
     """What an integrator carries from one segment to the next: per-row step length, error and counts.
 
-    A row that is no longer ``alive`` keeps its last good state inside the loop, so that no NaN enters a gradient.
+    A row that is no longer ``alive`` keeps its last good state inside the loop, so that no NaN enters a gradient. An
+    integrator that is asked for ``marks`` appends the times, (batch,), and states after every time step.
     """
+
+    marks: list[tuple[Tensor, Tensor]] | None = None
 
     def __init__(self, state: Tensor):
         self.alive = torch.ones(state.shape[0], dtype=torch.bool, device=state.device)
@@ -116,6 +119,8 @@ class FixedStep:
             clock = segment.times(torch.add(begin, step, alpha=k), way)
             new = runge_kutta_step(self.tableau, flow, state, signed, clock=clock)[0]
             state = new if k < least else torch.where((k < count)[:, None], new, state)
+            if progress.marks is not None:
+                progress.marks.append((start + step[:, 0] * count.clamp_max(k + 1), state))
         progress.taken += count.to(torch.int64)
         return state
 
@@ -193,6 +198,8 @@ class AdaptiveStep:
             lost = (progress.tried >= self.max_steps) | (h <= (4 * limits.eps * elapsed).clamp_min(limits.tiny))
             progress.alive = progress.alive & ~(moving & lost & (elapsed < segment.length))
             moving = moving & progress.alive & (elapsed < segment.length)
+            if progress.marks is not None:
+                progress.marks.append((segment.start + segment.direction * elapsed, state))
         return state
 
     def _try(
