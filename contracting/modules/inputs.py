@@ -17,11 +17,11 @@ class SampledInput(ABC):
 
     Args:
         values: (T, k), (T, 1, k) or (T, batch, k); gradients flow to them.
-        times: (T,) or (T, batch), rising; None for the times that the trajectory is asked for. Where they require
-            gradients, these flow to them too, as far as u depends on them without a jump.
+        times: (T,) or (T, batch), rising or falling; None for the times that the trajectory is asked for. Gradients
+            flow to them too, as far as u depends on them without a jump.
 
     Raises:
-        InputError: on a wrong shape, or times that do not rise.
+        InputError: on a wrong shape, or times that go back and forth.
     """
 
     def __init__(self, values: Tensor, times: Tensor | None = None):
@@ -30,21 +30,21 @@ class SampledInput(ABC):
         self.values = values if values.ndim == 3 else values[:, None]
         self.times: Tensor | None = None
         if times is not None:
-            self.times = self._checked(times)
-
-    def _checked(self, times: Tensor) -> Tensor:
-        """The knots, (T, 1) or (T, batch), float64."""
-        rows = times.shape[1] if isinstance(times, Tensor) and times.ndim == 2 else None
-        time_grid(times, rows, forwards=True)
-        knots = (times if times.ndim == 2 else times[:, None]).to(torch.float64)
-        if len(knots) != len(self.values):
-            raise InputError(f"values must have an entry for each of {len(knots)} times, got {len(self.values)}")
-        return knots
+            rows = times.shape[1] if isinstance(times, Tensor) and times.ndim == 2 else None
+            falls = (time_grid(times, rows).diff(dim=0) < 0).any(0)
+            knots = times.reshape(len(times), -1).to(torch.float64)
+            if len(knots) != len(values):
+                raise InputError(f"values must have an entry for each of {len(knots)} times, got {len(values)}")
+            if bool(falls.any()):  # a row whose times fall is turned round
+                self.values = torch.where(falls[:, None], self.values.flip(0), self.values)
+                knots = torch.where(falls, knots.flip(0), knots)
+            self.times = knots
 
     @property
     def rows(self) -> int:
         """How many rows it has, 1 where it serves all."""
-        return max(self.values.shape[1], 1 if self.times is None else self.times.shape[1])
+        times = (1,) if self.times is None else self.times.shape[1:]
+        return int(torch.broadcast_shapes(self.values.shape[1:2], times)[0])
 
     def on(self, times: Tensor) -> SampledInput:
         """The same input, at these times where it has none of its own."""
@@ -54,7 +54,7 @@ class SampledInput(ABC):
         """u(t): a float64 time of shape () or (batch, 1) -> (batch, k) or (1, k)."""
         assert self.times is not None
         moment, knots = t.reshape(-1, 1).mT, self.times  # (1, rows)
-        rows = max(moment.shape[1], knots.shape[1], self.values.shape[1])
+        (rows,) = torch.broadcast_shapes(moment.shape[1:], knots.shape[1:], self.values.shape[1:2])
         moment, knots = moment.expand(1, rows), knots.expand(-1, rows)
         found = torch.searchsorted(knots.detach().mT.contiguous(), moment.detach().mT.contiguous(), right=True)
         last = (found.mT - 1).clamp(0, len(knots) - 1)  # (1, rows)

@@ -236,7 +236,7 @@ class LureODE(WithSettings):
         elif signal is not None and signal.ndim == 2 and len(signal) > 1:
             flow = flow.with_input(signal.repeat(len(states), 1))
         outputs = flow.output(states.flatten(0, 1)) + bias
-        return outputs.reshape(len(states), rows, -1)
+        return outputs.reshape(len(states), rows, len(bias))
 
     def equilibrium_problem(self, u: Tensor | None = None) -> EquilibriumProblem:
         """The problem that w solves at rest under constant inputs, (batch, k): weight D − CA⁻¹B, metric Λ.

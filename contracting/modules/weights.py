@@ -57,18 +57,15 @@ class LureWeights:
 
     def flow(self, activation: Activation, solver: Method | None, stop: Stop | None, backward: Backward) -> LureFlow:
         """The field that runs, without an input, and without the bias of the output."""
+        names = {"e": "state_bias", "q": "bias"}
+        names |= {name: name for name in ("A", "B", "C", "D", "B2", "D12", "C2", "D21", "D22")}
+        # A parameter such as C is part of B as well. As a view it is a tensor of its own, so that an adjoint equation,
+        # which asks for the gradient of each matrix with the others held, does not count it twice.
+        matrices = {
+            name: None if (value := getattr(self, own)) is None else value.view_as(value) for name, own in names.items()
+        }
         return LureFlow(
-            A=self.A,
-            B=self.B,
-            C=self.C,
-            D=self.D,
-            e=self.state_bias,
-            q=self.bias,
-            B2=self.B2,
-            D12=self.D12,
-            C2=self.C2,
-            D21=self.D21,
-            D22=self.D22,
+            **matrices,
             activation=activation,
             layers=(len(self.C),),
             metric=WeightedL2(self.multiplier.detach()),

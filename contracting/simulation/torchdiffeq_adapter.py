@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,7 +39,8 @@ class TorchDiffEqStep:
     Raises:
         InputError: on an unknown method, or a setting that is out of range or not one of this method.
         PreconditionError: when followed with ``adjoint``, if the field depends on tensors that its ``tensors()`` does
-            not name: their gradients would be missing.
+            not name, whose gradients would be missing, or if one of these is computed from another, whose gradient
+            would be counted twice.
     """
 
     method: str = "dopri5"
@@ -115,26 +117,38 @@ class _UnitTime:
         """The tensors that need gradients, all that there are.
 
         Raises:
-            PreconditionError: if the field depends on others.
+            PreconditionError: if the field depends on others, or one of them depends on another.
         """
         named = tuple(tensor for tensor in self.flow.tensors() if tensor.requires_grad)
         value = self(torch.zeros(()), state.detach())
         known = {tensor.grad_fn for tensor in named if tensor.grad_fn is not None}
         leaves = {id(tensor) for tensor in named if tensor.is_leaf}
-        todo, seen = [value.grad_fn], set(known)
-        while todo:
-            node = todo.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
+        for node in _ancestors([value.grad_fn], known):
             leaf = getattr(node, "variable", None)
             if leaf is not None and id(leaf) not in leaves:
                 raise PreconditionError(
                     f"adjoint=True needs to know all tensors that the field depends on, and one of shape "
                     f"{tuple(leaf.shape)} is not among its tensors(): bring them, or take adjoint=False"
                 )
-            todo += [source for source, _ in node.next_functions]
+        before = [source for node in known for source, _ in node.next_functions]
+        for node in _ancestors(before, set()):
+            if node in known or id(getattr(node, "variable", None)) in leaves:
+                raise PreconditionError(
+                    "adjoint=True needs the tensors() of a field to be independent, and one is computed from another: "
+                    "let the field use a view of that, tensor.view_as(tensor), or take adjoint=False"
+                )
         return named
+
+
+def _ancestors(nodes: list[Any], stop: set[Any]) -> Iterator[Any]:
+    """These nodes of the graph and all before them, as far as the ones to stop at, which are left out."""
+    todo, seen = list(nodes), set(stop)
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            todo += [source for source, _ in node.next_functions]
 
 
 def _worst_row(rows: Tensor) -> Tensor:

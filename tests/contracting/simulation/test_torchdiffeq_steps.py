@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from contracting import AdaptiveStep, InputError, NeuralFlow, PreconditionError, TorchDiffEqStep, simulate
+from contracting import (
+    AdaptiveStep,
+    InputError,
+    NeuralFlow,
+    PreconditionError,
+    TorchDiffEqStep,
+    VectorField,
+    simulate,
+)
+from contracting.types import Time
 
 DOUBLE = torch.float64
 TIMES = torch.tensor([[0.0, 0.2], [0.7, 0.4], [1.0, 2.0]], dtype=DOUBLE)  # a grid for each row
@@ -59,6 +68,25 @@ def test_an_adjoint_without_all_tensors_is_refused() -> None:
     with torch.no_grad():
         simulate(flow, start, torch.tensor([0.0, 1.0]), integrator=TorchDiffEqStep(adjoint=True))
     simulate(NeuralFlow(_Timed(module)), start, torch.tensor([0.0, 1.0]), integrator=TorchDiffEqStep(adjoint=True))
+
+
+class _Dependent(VectorField):
+    """s' = −a²s: of what it says it depends on, the square is computed from the other."""
+
+    def __init__(self, a: torch.Tensor):
+        self.a, self.square = a, a * a
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self.a, self.square
+
+    def __call__(self, t: Time, state: torch.Tensor) -> torch.Tensor:
+        return -self.square * state
+
+
+def test_an_adjoint_that_would_count_twice_is_refused() -> None:
+    flow = _Dependent(torch.ones((), dtype=DOUBLE, requires_grad=True))
+    with pytest.raises(PreconditionError, match="independent"):
+        simulate(flow, flow.a.detach().expand(1, 1), torch.tensor([0.0, 1.0]), integrator=TorchDiffEqStep(adjoint=True))
 
 
 @pytest.mark.parametrize(
