@@ -43,8 +43,7 @@ class SampledInput(ABC):
     @property
     def rows(self) -> int:
         """How many rows it has, 1 where it serves all."""
-        times = (1,) if self.times is None else self.times.shape[1:]
-        return int(torch.broadcast_shapes(self.values.shape[1:2], times)[0])
+        return _common(self.values.shape[1], 1 if self.times is None else self.times.shape[1])
 
     def on(self, times: Tensor) -> SampledInput:
         """The same input, at these times where it has none of its own."""
@@ -54,7 +53,7 @@ class SampledInput(ABC):
         """u(t): a float64 time of shape () or (batch, 1) -> (batch, k) or (1, k)."""
         assert self.times is not None
         moment, knots = t.reshape(-1, 1).mT, self.times  # (1, rows)
-        (rows,) = torch.broadcast_shapes(moment.shape[1:], knots.shape[1:], self.values.shape[1:2])
+        rows = _common(moment.shape[1], knots.shape[1], self.values.shape[1])
         moment, knots = moment.expand(1, rows), knots.expand(-1, rows)
         found = torch.searchsorted(knots.detach().mT.contiguous(), moment.detach().mT.contiguous(), right=True)
         last = (found.mT - 1).clamp(0, len(knots) - 1)  # (1, rows)
@@ -94,6 +93,11 @@ class LinearInterpolation(SampledInput):
         share = torch.where(length > 0, (moment - begin) / torch.where(length > 0, length, 1.0), 0.0)
         share = share.clamp(0, 1).to(self.values.dtype)[:, :, None]
         return torch.lerp(self.taken(last), self.taken(following), share)
+
+
+def _common(*rows: int) -> int:
+    """As many rows as all broadcast to."""
+    return 0 if 0 in rows else max(rows)
 
 
 def merged_times(grid: Tensor, knots: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +15,14 @@ from contracting import checks
 from contracting.activations.base import Activation, Curved
 from contracting.activations.catalogue import Tanh
 from contracting.activations.names import as_activation
+from contracting.certificates.lure.checker import dissipation_margin
+from contracting.certificates.lure.records import (
+    Dissipation,
+    GainCertificate,
+    PassivityCertificate,
+    check_dissipation,
+)
+from contracting.certificates.records import Certificate, CertificateError
 from contracting.display import Displayed
 from contracting.errors import InputError
 from contracting.flows.driven import Input, input_at
@@ -22,7 +31,7 @@ from contracting.loop.method import Method, checked_method
 from contracting.loop.records import Stop
 from contracting.lure.flow import LureFlow
 from contracting.lure.system import LureSystem
-from contracting.metrics import WeightedL2
+from contracting.metrics import FullP, WeightedL2
 from contracting.modules.inputs import SampledInput, ZeroOrderHold, merged_times
 from contracting.modules.parameterization import LureParameterization
 from contracting.modules.settings import WithSettings
@@ -37,6 +46,7 @@ from contracting.solvers.automatic import Automatic
 from contracting.solvers.newton import SemismoothNewton
 from contracting.solvers.relay import Relay
 from contracting.solvers.splitting import PeacemanRachford
+from contracting.types import UNIT_SLOPES
 
 Signal = Tensor | SampledInput | Input
 """An input: (k,) or (batch, k) for a constant, (T, batch, k) or (T, 1, k) held from each time of the trajectory to the
@@ -46,6 +56,11 @@ next, a ``SampledInput``, or a function u(t) of a float64 time of shape () or (b
 # with the best step, and the number of steps is hardly larger; D of a module in training is rarely far from that. The
 # limit is where Newton's method, which takes about as long as 200 such steps, is the better choice.
 _CURVED = Relay(first=PeacemanRachford(step=1.0), after=200, then=SemismoothNewton())
+
+
+# Shortages of input passivity that are tried in turn, in units of outputs per input: rounding errors of float64 and of
+# float32 come to about the second and the fourth.
+_SHORTAGES = (0.0, 1e-12, 1e-9, 1e-6, 1e-4, 1e-2)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -163,6 +178,43 @@ class LureODE(WithSettings):
     def system(self) -> LureSystem:
         """The matrices as numbers, which certificates are about."""
         return self.flow().system()
+
+    @torch.no_grad()
+    def certificates(self) -> list[Certificate | Dissipation]:
+        """What is promised and proved of the present numbers as they are: the rate, then gain and passivity.
+
+        What the rounding of the matrices hides is left out, as may happen for extreme parameters in float32. Without a
+        feedthrough, passivity is one of infinite precision: rounded numbers have it up to a shortage of input
+        passivity, which is the ``input_index`` that is said.
+        """
+        free, weights, flow = self.parameterization, self.weights(), self.flow()
+        system, rate = flow.system(), free.contraction_rate
+        if rate is None:
+            return []
+        metric = None if weights.P is None or not free.states else FullP(weights.P.to("cpu", torch.float64))
+        lam = weights.multiplier.to("cpu", torch.float64)
+        about: dict[str, Any] = {
+            "rate": rate, "metric": metric, "multiplier": lam, "slopes": UNIT_SLOPES,
+            "method": "direct parameterisation", "flow": type(self).__name__,
+        }  # fmt: skip
+        found: list[Certificate | Dissipation] = []
+        P = None if metric is None else metric.matrix
+        margin = dissipation_margin(system.with_slopes(UNIT_SLOPES), P, lam, rate)
+        if metric is not None and margin > 0:
+            found.append(Certificate(**about, margin=margin))
+        claims: list[Dissipation] = []
+        if free.lipschitz is not None:
+            claims.append(GainCertificate(gain=free.lipschitz, **about))
+        if free.passive is not None:
+            own, out = free.passive.input, free.passive.output
+            claims += [
+                PassivityCertificate(input_index=own - less, output_index=out, **about) for less in _SHORTAGES
+            ]
+        for claim in claims:
+            if not any(type(known) is type(claim) for known in found):
+                with suppress(CertificateError):
+                    found.append(replace(claim, margin=check_dissipation(claim, system)))
+        return found
 
     def forward(
         self, s0: Tensor | None, t: Tensor, u: Signal | None = None, *, event: Event | None = None

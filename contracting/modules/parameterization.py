@@ -1,13 +1,15 @@
 r"""Free parameters → a Lur'e system that contracts at rate c, for every value of the parameters.
 
-With any X, X_P, S₁, S₂, λ, C, B₂, D₁₂, C₂, D₂₁ let P = X_PᵀX_P + εI, Λ = diag(exp λ) and, in blocks of states and
-neurons, H = XᵀX + εI + Q, Q ⪰ 0 from the gain or passivity that is asked for (``supply``). Then
+With [G] := G + ε(I + diag G) for G ⪰ 0, and any X, X_P, S₁, S₂, λ, C, B₂, D₁₂, C₂, D₂₁, let P = [X_PᵀX_P],
+Λ = diag(exp λ) and, in blocks of states and neurons, H = [XᵀX + Q], Q ⪰ 0 from the gain or passivity that is asked for
+(``supply``). Then
 
     A = P⁻¹(−½(H₁₁ + S₁ − S₁ᵀ) − cP),   B = −P⁻¹(H₁₂ + CᵀΛ),   D = I − ½Λ⁻¹(H₂₂ + S₂ − S₂ᵀ)
 
-make [[AᵀP + PA + 2cP, PB + CᵀΛ], [·, −(2Λ − ΛD − DᵀΛ)]] = −H ⪯ −εI − Q: the state contracts at rate c in P, and D is
-exactly the weight of an equilibrium network in the metric Λ. (The published continuous recurrent equilibrium networks,
-arXiv 2304.02976, need a strictly triangular D.)
+make [[AᵀP + PA + 2cP, PB + CᵀΛ], [·, −(2Λ − ΛD − DᵀΛ)]] = −H ≺ −Q: the state contracts at rate c in P, and D is exactly
+the weight of an equilibrium network in the metric Λ. (The published continuous recurrent equilibrium networks, arXiv
+2304.02976, need a strictly triangular D.) The margin ε is relative to every diagonal entry, and so is the condition of
+P, n/ε at unit diagonal: therefore rounding leaves the inequality true however large parameters are.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from contracting import checks
+from contracting.certificates.lure.checker import Supply, gain_supply, passivity_supply
 from contracting.errors import InputError
 from contracting.modules.settings import WithSettings
-from contracting.modules.supply import Passive, Supply
+from contracting.modules.supply import Passive, feedthrough_of, roots_of
 from contracting.modules.weights import LureWeights
 
 # The spread of the eigenvalues that X and the skew parts start with: so H is between a quarter and four times its mean,
@@ -41,7 +44,7 @@ class LureParameterization(WithSettings):
         feedback: whether the neurons act on each other, with a full D. Without, D = 0: one hidden layer, and there is
             no equation to solve in a time step.
         feedthrough: whether y has a term D₂₂u.
-        epsilon: ε > 0, what is added to Gram matrices to make them definite.
+        epsilon: ε > 0, the margin by which Gram matrices are made definite, relative to their diagonal.
         device: device of the parameters.
         dtype: floating-point type of the parameters.
 
@@ -50,6 +53,9 @@ class LureParameterization(WithSettings):
     """
 
     example: Tensor
+    contraction_rate: float | None = None  # what is promised; None where nothing is
+    lipschitz: float | None = None
+    passive: Passive | None = None
 
     def __init__(
         self,
@@ -133,6 +139,12 @@ class LureParameterization(WithSettings):
             **{**own, **others},
         )
 
+    def definite(self, *roots: Tensor) -> Tensor:
+        """[G] = G + ε(I + diag G) with G = Σ XᵀX: (k, n), … -> (n, n)."""
+        stacked = torch.cat(roots)
+        gram = stacked.mT @ stacked
+        return gram + torch.diag(self.epsilon * (1 + gram.diagonal()))
+
     @property
     def multiplier(self) -> Tensor:
         """Λ, (m,)."""
@@ -169,9 +181,7 @@ class WellPosed(LureParameterization):
 
     def explicit(self) -> LureWeights:
         """The matrices; nothing is promised of the state."""
-        X = self.X
-        symmetric = None if X is None else X.mT @ X + self.epsilon * self.identity(self.neurons)
-        return self.with_matrices(self.A, self.B, symmetric, None)
+        return self.with_matrices(self.A, self.B, None if self.X is None else self.definite(self.X), None)
 
 
 class Contracting(LureParameterization):
@@ -204,7 +214,7 @@ class Contracting(LureParameterization):
         **options: Any,
     ):
         super().__init__(inputs, states, neurons, outputs, **options)
-        self.contraction_rate = checks.number(
+        self.contraction_rate: float = checks.number(
             "contraction_rate", contraction_rate, low=0, high=math.inf, high_open=True
         )
         self.lipschitz = None if lipschitz is None else checks.positive_number("lipschitz", lipschitz)
@@ -242,8 +252,9 @@ class Contracting(LureParameterization):
     @property
     def supplies(self) -> list[Supply]:
         """What is promised of inputs and outputs."""
-        gain = [] if self.lipschitz is None else [Supply.gain(self.lipschitz)]
-        return gain + ([] if self.passive is None else [self.passive.supply])
+        gain = [] if self.lipschitz is None else [gain_supply(self.lipschitz)]
+        passive = self.passive
+        return gain + ([] if passive is None else [passivity_supply(passive.input, passive.output)])
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -271,7 +282,7 @@ class Contracting(LureParameterization):
     def explicit(self) -> LureWeights:
         """The matrices, with every promise kept up to the rounding of their computation."""
         n, m, lam = self.states, self.neurons, self.multiplier
-        P = self.X_P.mT @ self.X_P + self.epsilon * self.identity(n)
+        P = self.definite(self.X_P)
         factor = torch.linalg.cholesky(P)
         C2 = self.identity(n) if self.C2 is None else self.C2
         output = torch.cat([C2, C2.new_zeros(len(C2), m) if self.D21 is None else self.D21], 1)
@@ -284,16 +295,14 @@ class Contracting(LureParameterization):
         else:
             coupled = torch.cat([P @ B2, B2.new_zeros(m, self.inputs) if D12 is None else lam[:, None] * D12])
         if D22 is not None and self.supplies:
-            D22 = self.supplies[0].feedthrough(D22, self.D22_root, self.epsilon)
-        roots = [root for supply in self.supplies for root in supply.roots(coupled, output, D22)]
+            D22 = feedthrough_of(self.supplies[0], D22, self.D22_root, self.epsilon)
+        roots = [root for supply in self.supplies for root in roots_of(supply, coupled, output, D22)]
         if self.H12 is None:
-            stacked = torch.cat([self.X, *roots])
-            H = stacked.mT @ stacked + self.epsilon * self.identity(n + m)
+            H = self.definite(self.X, *roots)
             H11, H12, H22 = H[:n, :n], H[:n, n:], H[n:, n:]
         else:  # H₂₂ = 2Λ, so that D = 0, and the least H₁₁ that goes with it
             H12, H22 = self.H12, None
-            stacked = torch.cat([self.X, *(root[:, :n] for root in roots), (H12 / (2 * lam).sqrt()).mT])
-            H11 = stacked.mT @ stacked + self.epsilon * self.identity(n)
+            H11 = self.definite(self.X, *(root[:, :n] for root in roots), (H12 / (2 * lam).sqrt()).mT)
         A = torch.cholesky_solve(-(H11 + self.S1 - self.S1.mT) / 2, factor) - self.contraction_rate * self.identity(n)
         B = -torch.cholesky_solve(H12 + self.C.mT * lam, factor)
         return self.with_matrices(A, B, H22, P, B2=B2, D12=D12, D22=D22)

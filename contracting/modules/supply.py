@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.certificates.lure.checker import Supply
 from contracting.errors import InputError
 
 
@@ -41,61 +42,47 @@ class Passive:
                 f"input and output must satisfy 4·input·output < 1, got {self.input:g} and {self.output:g}"
             )
 
-    @property
-    def supply(self) -> Supply:
-        """The supply rate."""
-        return Supply(q=2 * self.output, s=1.0, r=-2 * self.input)
+
+def feedthrough_of(supply: Supply, ball: Tensor, root: Tensor | None, epsilon: float) -> Tensor:
+    """A D with rI + s(D + Dᵀ) − qDᵀD ≻ 0, from any matrices of its shape: in a ball, or a half-space where q = 0.
+
+    Args:
+        supply: r|u|² + 2s⟨u, y⟩ − q|y|².
+        ball: (p, k).
+        root: (k, k), which counts where q = 0 only.
+        epsilon: how definite it is at least, where q = 0.
+    """
+    q, s, r = -supply.output, supply.cross, supply.input
+    identity = torch.eye(*ball.shape, dtype=ball.dtype, device=ball.device)
+    if q > 0:
+        return s / q * identity + math.sqrt((r + s**2 / q) / q) * into_unit_ball(ball)
+    assert root is not None
+    return (root.mT @ root + (epsilon - r) * identity) / (2 * s) + (ball - ball.mT)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Supply:
-    r"""r|u|² + 2s⟨u, y⟩ − q|y|² with q ≥ 0; what a feedthrough D may be is a ball, or a half-space where q = 0."""
+def roots_of(supply: Supply, B: Tensor, C: Tensor, D: Tensor | None) -> list[Tensor]:
+    r"""X₁, … such that −M ⪰ Σ XᵀX makes the system obey a supply rate.
 
-    q: float
-    s: float
-    r: float
+    That is [[−M − qCᵀC, −(B − Cᵀ(s − qD))], [·, rI + s(D + Dᵀ) − qDᵀD]] ⪰ 0, by a Schur complement. Without D and with
+    r = 0 the corner is zero, and B = sCᵀ.
 
-    @classmethod
-    def gain(cls, gamma: float) -> Supply:
-        """Of the gain γ."""
-        return cls(q=1 / gamma, s=0.0, r=gamma)
-
-    def feedthrough(self, ball: Tensor, root: Tensor | None, epsilon: float) -> Tensor:
-        """A D with rI + s(D + Dᵀ) − qDᵀD ≻ 0, from any matrices of its shape; ``root`` counts where q = 0 only."""
-        identity = torch.eye(*ball.shape, dtype=ball.dtype, device=ball.device)
-        if self.q > 0:
-            return self._centre * identity + self._radius * into_unit_ball(ball)
-        assert root is not None
-        symmetric = root.mT @ root + (epsilon - self.r) * identity
-        return symmetric / (2 * self.s) + (ball - ball.mT)
-
-    def roots(self, B: Tensor, C: Tensor, D: Tensor | None) -> list[Tensor]:
-        r"""X₁, … such that −M ⪰ Σ XᵀX makes the system obey this supply rate.
-
-        That is [[−M − qCᵀC, −(B − Cᵀ(s − qD))], [·, rI + s(D + Dᵀ) − qDᵀD]] ⪰ 0, by a Schur complement. Without D and
-        with r = 0 the corner is zero, and B = sCᵀ.
-
-        Args:
-            B: from the input to the state and the neurons, times P and Λ: (n + m, k).
-            C: from both to the output, (p, n + m).
-            D: (p, k), or None.
-        """
-        output = [] if self.q == 0 else [math.sqrt(self.q) * C]
-        if D is None:
-            coupled = B - self.s * C.mT if self.s else B
-            return [*output, coupled.mT / math.sqrt(self.r)] if self.r > 0 else output
-        identity = torch.eye(D.shape[1], dtype=D.dtype, device=D.device)
-        corner = self.r * identity + self.s * (D + D.mT if self.s else 0.0) - self.q * (D.mT @ D)
-        coupled = B - C.mT @ (self.s * torch.eye(*D.shape, dtype=D.dtype, device=D.device) - self.q * D)
-        return [*output, torch.linalg.solve_triangular(torch.linalg.cholesky(corner), coupled.mT, upper=False)]
-
-    @property
-    def _centre(self) -> float:
-        return self.s / self.q
-
-    @property
-    def _radius(self) -> float:
-        return math.sqrt((self.r + self.s**2 / self.q) / self.q)
+    Args:
+        supply: r|u|² + 2s⟨u, y⟩ − q|y|².
+        B: from the input to the state and the neurons, times P and Λ: (n + m, k).
+        C: from both to the output, (p, n + m).
+        D: (p, k), or None.
+    """
+    q, s, r = -supply.output, supply.cross, supply.input
+    output = [math.sqrt(q) * C] if q else []
+    if D is None:
+        coupled = B - s * C.mT if s else B
+        return [*output, coupled.mT / math.sqrt(r)] if r > 0 else output
+    identity = torch.eye(*D.shape, dtype=D.dtype, device=D.device)
+    corner = r * torch.eye(D.shape[1], dtype=D.dtype, device=D.device) - q * (D.mT @ D)
+    if s:
+        corner = corner + s * (D + D.mT)
+    coupled = B - C.mT @ (s * identity - q * D)
+    return [*output, torch.linalg.solve_triangular(torch.linalg.cholesky(corner), coupled.mT, upper=False)]
 
 
 def into_unit_ball(matrix: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -61,7 +62,7 @@ class LureWeights:
         names |= {name: name for name in ("A", "B", "C", "D", "B2", "D12", "C2", "D21", "D22")}
         # A parameter such as C is part of B as well. As a view it is a tensor of its own, so that an adjoint equation,
         # which asks for the gradient of each matrix with the others held, does not count it twice.
-        matrices = {
+        matrices: dict[str, Any] = {
             name: None if (value := getattr(self, own)) is None else value.view_as(value) for name, own in names.items()
         }
         return LureFlow(
