@@ -26,8 +26,8 @@ from contracting import checks
 from contracting.errors import InputError
 from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
+from contracting.modules.ball import into_unit_ball
 from contracting.modules.settings import WithSettings
-from contracting.modules.supply import into_unit_ball
 from equilibrium.weights import NetworkWeights, Weights, survives_rounding
 
 

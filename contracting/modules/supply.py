@@ -17,6 +17,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.certificates.lure.checker import Supply
 from contracting.errors import InputError
+from contracting.modules.ball import into_unit_ball
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +84,3 @@ def roots_of(supply: Supply, B: Tensor, C: Tensor, D: Tensor | None) -> list[Ten
         corner = corner + s * (D + D.mT)
     coupled = B - C.mT @ (s * identity - q * D)
     return [*output, torch.linalg.solve_triangular(torch.linalg.cholesky(corner), coupled.mT, upper=False)]
-
-
-def into_unit_ball(matrix: Tensor) -> Tensor:
-    """X ↦ X/√(1 + ‖X‖_F²), onto the matrices of Frobenius norm below one: smooth, and free of constraints."""
-    return matrix / torch.sqrt(1 + matrix.square().sum())
