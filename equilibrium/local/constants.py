@@ -11,6 +11,7 @@ from contracting import checks
 from contracting.display import Displayed
 from contracting.errors import InputError
 from equilibrium.layers import EquilibriumLayer
+from equilibrium.lipschitz.certificate import Norm
 from equilibrium.local.finder import Effort
 from equilibrium.local.network import LocalNetwork
 from equilibrium.local.passes import Narrowing, pieces
@@ -24,7 +25,8 @@ class LocalLipschitz(Displayed):
     Attributes:
         drops: (batch, k); ∞ where nothing is proved.
         functionals: rows c, (k, out), or (batch, k, out).
-        radius: of the balls, ℓ2, (batch,).
+        radius: of the balls in ``norm``, (batch,).
+        norm: ℓ2 or ℓ∞.
         cut: whether the balls are cut by the range of the inputs.
         undecided: neurons that are not linear all over the surroundings, as far as is known, (batch,).
         assumption: in words.
@@ -33,6 +35,7 @@ class LocalLipschitz(Displayed):
     drops: Tensor
     functionals: Tensor
     radius: Tensor
+    norm: Norm
     cut: bool
     undecided: Tensor
 
@@ -50,7 +53,7 @@ class LocalLipschitz(Displayed):
     def assumption(self) -> str:
         """What is assumed, in words."""
         where = "inputs in the given range" if self.cut else "any inputs"
-        return f"{where} within the radius (ℓ2) of the anchor, the explicit weights as they are, float64"
+        return f"{where} within the radius ({self.norm.value}) of the anchor, the explicit weights as they are, float64"
 
 
 def local_lipschitz(
@@ -60,10 +63,11 @@ def local_lipschitz(
     *,
     functionals: Tensor | None = None,
     bounds: tuple[float, float] | None = None,
+    norm: Norm = Norm.L2,
     passes: int = 3,
     effort: Effort | None = None,
 ) -> LocalLipschitz:
-    r"""How far outputs can move around each input: c·(y(x) − y(x₀)) ≤ drop for ‖x − x₀‖₂ ≤ radius.
+    r"""How far outputs can move around each input: c·(y(x) − y(x₀)) ≤ drop for ‖x − x₀‖ ≤ radius.
 
     Args:
         model: an equilibrium layer, or an nn.Sequential of linear modules around one, float64.
@@ -72,6 +76,7 @@ def local_lipschitz(
         functionals: rows c, (k, out), or (batch, k, out); None takes yᵢ − yⱼ for every ordered pair of outputs, in the
             order of ``itertools.permutations``, or ±y where there is a single output.
         bounds: smallest and largest value of an input, where inputs have a range; a ball is cut by it.
+        norm: of the ball, ℓ2 or ℓ∞.
         passes: how often the slopes are made narrower; 0 takes those that hold everywhere.
         effort: of each search.
 
@@ -87,10 +92,12 @@ def local_lipschitz(
     effort = Effort() if effort is None else effort
     checks.whole_number("passes", passes, low=0)
     c = _functionals(functionals, network.outputs, len(inputs))
-    around = Surroundings.of(inputs, radius, bounds)
+    around = Surroundings.of(inputs, radius, bounds, norm)
     drops, undecided = [], []
     for part in pieces(network, len(inputs), network.size):
-        narrowing = Narrowing(network, network.anchors(inputs[part]), around.rows(part), effort)
+        here = around.rows(part)
+        enclosure = network.enclosure(inputs[part], here)
+        narrowing = Narrowing(network, network.anchors(inputs[part]), here, effort, enclosure=enclosure)
         for _ in range(passes):
             narrowing.step()
         rows = c[part] if c.ndim == 3 else c.expand(len(inputs[part]), -1, -1)
@@ -101,8 +108,9 @@ def local_lipschitz(
     return LocalLipschitz(
         drops=torch.cat(drops),
         functionals=c,
-        radius=around.radius,
-        cut=not around.whole,
+        radius=torch.as_tensor(radius, dtype=inputs.dtype).expand(len(inputs)),
+        norm=norm,
+        cut=bounds is not None,
         undecided=torch.cat(undecided),
     )
 

@@ -15,8 +15,9 @@ from contracting.errors import InputError, PreconditionError
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.lipschitz.composite import parts
 from equilibrium.lipschitz.system import LipschitzSystem, lipschitz_system
+from equilibrium.local.coupled import CoupledNetwork, Enclosure
 from equilibrium.local.relaxation import Matrices
-from equilibrium.local.surroundings import Rows
+from equilibrium.local.surroundings import Rows, Surroundings
 
 _LARGEST = 1500  # neurons; every row takes matrices of this size, at 1,500 a quarter of a second for each factorisation
 
@@ -26,12 +27,14 @@ class Anchors:
     """What is known of the network at each input x₀.
 
     Attributes:
+        state: z, (batch, n).
         inner: v = Wz + Ux + b, (batch, n).
         inner_error: how far each entry can be from the exact one, (batch, n).
         outputs: y, (batch, out).
         output_error: ‖z − z*‖_Λ, of which ``reach`` makes errors of outputs, (batch,).
     """
 
+    state: Tensor
     inner: Tensor
     inner_error: Tensor
     outputs: Tensor
@@ -98,6 +101,15 @@ class LocalNetwork:
         """D, (out, in), or None for zero."""
         return self.system.D if bool(self.system.D.any()) else None
 
+    @cached_property
+    def coupled(self) -> CoupledNetwork | None:
+        """The coupled system for boxes of inputs, or None where it is not well-posed."""
+        zero = torch.zeros(1, self.system.U.shape[1], dtype=torch.float64)
+        with torch.no_grad():
+            inside = nn.Sequential(*self.before)(zero)
+            q = self.layer.weights().problem(inside, self.activation).q
+        return CoupledNetwork.of(self.system.W, self.system.U, q[0], self.activation)
+
     @torch.no_grad()
     def anchors(self, x: Tensor) -> Anchors:
         """The network at inputs, (batch, in).
@@ -126,11 +138,18 @@ class LocalNetwork:
         inner = weights.problem(inside, self.activation).preactivation(solution.z).reshape(len(x), -1)
         reach = torch.linalg.vector_norm(self.system.W / self.metric.sqrt(), dim=-1)
         return Anchors(
+            state=solution.z.reshape(len(x), -1),
             inner=inner,
             inner_error=error.reshape(-1, 1) * reach,
             outputs=outputs.reshape(len(x), -1),
             output_error=error.reshape(-1),
         )
+
+    def enclosure(self, x: Tensor, around: Surroundings) -> Enclosure | None:
+        """Boxes of the equilibria all over surroundings that are cut, where the coupled system is well-posed."""
+        if around.low is None or around.high is None or self.coupled is None:
+            return None
+        return self.coupled.enclosure(x + around.low, x + around.high)
 
     def reach(self, rows: Tensor) -> Tensor:
         """How far an error of 1 in ‖z‖_Λ moves the linear functions ``rows`` of y, (..., out) -> (...)."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from equilibrium.local import checker
+from equilibrium.local.coupled import Enclosure
 from equilibrium.local.finder import Effort, Search
 from equilibrium.local.network import Anchors, LocalNetwork
 from equilibrium.local.relaxation import Forms, middles
@@ -58,7 +59,7 @@ class Narrowing:
         anchors: of the rows.
         around: the surroundings of the rows.
         effort: of each search.
-        multiplier: to begin with, as in ``Slopes``; None takes the metric of the network.
+        enclosure: boxes that are proved to hold the equilibria all over the surroundings, or None.
     """
 
     def __init__(
@@ -67,13 +68,18 @@ class Narrowing:
         anchors: Anchors,
         around: Surroundings,
         effort: Effort,
-        multiplier: Tensor | None = None,
+        enclosure: Enclosure | None = None,
     ):
         self.network, self.anchors, self.around, self.effort = network, anchors, around, effort
         n, v = network.size, anchors.inner
         low, high = (end.expand(len(v), -1) for end in network.activation.slope_intervals(n))
-        start = network.metric.expand(len(v), -1) if multiplier is None else multiplier
+        start = network.metric.expand(len(v), -1)
         self.slopes = Slopes(low=low, high=high, multiplier=start)
+        self.enclosure = enclosure
+        if enclosure is not None:
+            down, up = v - enclosure.inner_low, enclosure.inner_high - v
+            sided = torch.where(v > 0, down, up) if one_sided(network.activation) else torch.maximum(down, up)
+            self._narrow(sided.clamp_min(0), start)
         self._omega: Tensor | None = None
         # of a ReLU only the way to its kink matters
         self._signs = torch.where(v > 0, -1.0, 1.0).to(v)[:, None]
@@ -83,7 +89,7 @@ class Narrowing:
 
     def step(self) -> None:
         """One pass."""
-        v, slopes = self.anchors.inner, self.slopes
+        slopes = self.slopes
         forms = Forms(inner=torch.diag_embed(self._signs).flatten(1, 2))
         multiplier, self._omega = searched(
             self.network, slopes, forms, self._weights, self.around, self.effort, self._omega
@@ -92,9 +98,15 @@ class Narrowing:
             self.network.matrices, slopes.low, slopes.high, _full(slopes, multiplier), forms, self._omega, self.around
         )
         reach = bound.reshape(self._signs.shape).amax(1)
-        low, high = secant_slopes(self.network.activation, v, self.anchors.inner_error, reach)
+        self._narrow(reach, multiplier)
+
+    def _narrow(self, reach: Tensor, multiplier: Tensor) -> None:
+        """Take what moves of v up to ``reach``, (batch, n), leave of the slopes."""
+        low, high = secant_slopes(self.network.activation, self.anchors.inner, self.anchors.inner_error, reach)
         self.slopes = Slopes(
-            low=torch.maximum(slopes.low, low), high=torch.minimum(slopes.high, high), multiplier=multiplier
+            low=torch.maximum(self.slopes.low, low),
+            high=torch.minimum(self.slopes.high, high),
+            multiplier=multiplier,
         )
 
     def keep(self, rows: Tensor) -> None:
@@ -102,6 +114,7 @@ class Narrowing:
         self.anchors, self.around = self.anchors.rows(rows), self.around.rows(rows)
         self.slopes = self.slopes.rows(rows)
         self._omega = None if self._omega is None else self._omega[rows]
+        self.enclosure = None if self.enclosure is None else self.enclosure.rows(rows)
         self._signs, self._weights = self._signs[rows], self._weights[rows]
 
     def drop(self, index: Tensor, rows: Tensor) -> Tensor:
@@ -125,8 +138,25 @@ class Narrowing:
             bound = checker.bounds(
                 network.matrices, slopes.low, slopes.high, _full(slopes, multiplier), forms, omega, around
             )
-            found.append(bound[:, 0])
+            found.append(torch.minimum(bound[:, 0], self._by_boxes(index[part], forms)))
         return torch.cat(found) if found else rows.new_zeros(0)
+
+    def _by_boxes(self, index: Tensor, forms: Forms) -> Tensor:
+        """What the enclosure says of one form for each of some rows, (m,)."""
+        if self.enclosure is None or forms.state is None:
+            return self.around.radius.new_full((len(index),), torch.inf)
+        box, z, around = self.enclosure.rows(index), self.anchors.state[index], self.around.rows(index)
+        found = _highest(forms.state[:, 0], box.low - z, box.high - z)
+        if forms.direct is not None:
+            assert around.low is not None and around.high is not None
+            found = found + _highest(forms.direct[:, 0], around.low, around.high)
+        return found.nan_to_num(nan=torch.inf)
+
+
+def _highest(row: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The largest value of a linear function over a box, with room for rounding: (m, n) each -> (m,)."""
+    ends = torch.where(row > 0, row * high, row * low)
+    return ends.sum(-1) + 1e-12 * ends.abs().sum(-1)
 
 
 def pieces(network: LocalNetwork, rows: int, forms: int) -> Iterator[slice]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from contracting import checks
 from contracting.display import Displayed
 from equilibrium.layers import EquilibriumLayer
+from equilibrium.lipschitz.certificate import Norm
 from equilibrium.local.finder import Effort
 from equilibrium.local.margins import checked_labels, checked_rows, margins
 from equilibrium.local.network import Anchors, LocalNetwork
@@ -46,7 +47,7 @@ class ClassProof(Displayed):
         leads: a lower bound of yᵢ − yⱼ of the label i, where it was looked at: (count, classes); ∞ for the label itself
             and where the global constant decides.
         undecided: neurons that are not known to be linear, as far as it was looked at, (count,).
-        radius: of the surroundings, (count,).
+        radius: of the smallest balls of ℓ2 that hold the surroundings, (count,).
     """
 
     proved: Tensor
@@ -63,11 +64,12 @@ def certified_within(
     radius: Tensor | float,
     *,
     bounds: tuple[float, float] | None = None,
+    norm: Norm = Norm.L2,
     constants: Tensor | None = None,
     search: LocalSearch | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> ClassProof:
-    r"""For which inputs the class is proved to stay the label for all ‖x' − x‖₂ ≤ radius.
+    r"""For which inputs the class is proved to stay the label for all ‖x' − x‖ ≤ radius.
 
     Args:
         model: the classifier, float64: an equilibrium layer, or an nn.Sequential of linear modules around one.
@@ -75,8 +77,9 @@ def certified_within(
         labels: the true classes, (count,), int64.
         radius: > 0, a number or one for each input.
         bounds: smallest and largest value of an input, where inputs have a range: nothing outside is an input.
-        constants: Lipschitz constants of yᵢ − yⱼ, (classes, classes), such as ``pairwise_lipschitz(model).bounds``:
-            what they decide is looked at no further.
+        norm: of the ball, ℓ2 or ℓ∞.
+        constants: Lipschitz constants in ℓ2 of yᵢ − yⱼ, (classes, classes), such as
+            ``pairwise_lipschitz(model).bounds``: what they decide is looked at no further.
         search: how hard to look; None takes ``LocalSearch()``.
         on_batch: called after each batch with its number of inputs.
 
@@ -89,11 +92,12 @@ def certified_within(
     network = LocalNetwork(model)
     checked_labels(labels, network.outputs)
     search = LocalSearch() if search is None else search
-    around = Surroundings.of(inputs, radius, bounds)
+    around = Surroundings.of(inputs, radius, bounds, norm)
     wide = None if constants is None else checks.shape("constants", constants, (network.outputs,) * 2).to(inputs)
     parts = []
     for part in pieces(network, len(inputs), network.size):
-        parts.append(prove(network, network.anchors(inputs[part]), labels[part], around.rows(part), wide, search))
+        x, here = inputs[part], around.rows(part)
+        parts.append(prove(network, x, network.anchors(x), labels[part], here, wide, search))
         if on_batch is not None:
             on_batch(len(labels[part]))
     return ClassProof(
@@ -103,12 +107,12 @@ def certified_within(
 
 def prove(
     network: LocalNetwork,
+    x: Tensor,
     anchors: Anchors,
     labels: Tensor,
     around: Surroundings,
     constants: Tensor | None,
     search: LocalSearch,
-    multiplier: Tensor | None = None,
 ) -> ClassProof:
     """``certified_within`` of some anchors; a row goes on for as long as it has a pair that is not proved."""
     count, classes = anchors.outputs.shape
@@ -126,17 +130,18 @@ def prove(
     undecided = torch.full((count,), network.size)
     rows = torch.nonzero(open_pairs.any(-1)).flatten()
     if len(rows):
-        start = None if multiplier is None else multiplier[rows]
-        narrowing = Narrowing(network, anchors.rows(rows), around.rows(rows), search.effort, start)
+        here = around.rows(rows)
+        enclosure = network.enclosure(x[rows], here)
+        narrowing = Narrowing(network, anchors.rows(rows), here, search.effort, enclosure=enclosure)
         for k in range(search.passes + 1):
             if k:
                 narrowing.step()
             undecided[rows] = narrowing.slopes.undecided
-            here, columns = torch.nonzero(open_pairs[rows], as_tuple=True)
-            functionals = identity[columns] - identity[labels[rows[here]]]
-            least = lead[rows[here], columns] - narrowing.drop(here, functionals)
-            found[rows[here], columns] = torch.maximum(found[rows[here], columns], least)
-            open_pairs[rows[here], columns] = ~(found[rows[here], columns] > 0)
+            places, columns = torch.nonzero(open_pairs[rows], as_tuple=True)
+            functionals = identity[columns] - identity[labels[rows[places]]]
+            least = lead[rows[places], columns] - narrowing.drop(places, functionals)
+            found[rows[places], columns] = torch.maximum(found[rows[places], columns], least)
+            open_pairs[rows[places], columns] = ~(found[rows[places], columns] > 0)
             going = torch.nonzero(open_pairs[rows].any(-1)).flatten()
             if not len(going):
                 break

@@ -147,7 +147,8 @@ def grown(
             if not len(rows):
                 break
             trial = torch.where(torch.isinf(high), 2 * low, (low * high).sqrt())[rows]
-            around = Surroundings.of(inputs[part][rows], trial, bounds)
-            proved = prove(network, anchors.rows(rows), label[rows], around, constants, search).proved
+            x = inputs[part][rows]
+            around = Surroundings.of(x, trial, bounds)
+            proved = prove(network, x, anchors.rows(rows), label[rows], around, constants, search).proved
             low[rows], high[rows] = torch.where(proved, trial, low[rows]), torch.where(proved, high[rows], trial)
     return found

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError
+from equilibrium.lipschitz.certificate import Norm
 
 Rows = Tensor | slice
 
@@ -19,8 +20,10 @@ Rows = Tensor | slice
 class Surroundings:
     """All x + Δ with ‖Δ‖₂ ≤ radius and low ≤ Δ ≤ high, for each row x.
 
+    A ball of ℓ∞ is the box low ≤ Δ ≤ high in the smallest ball of ℓ2 that holds it.
+
     Attributes:
-        radius: (batch,), > 0.
+        radius: (batch,), ≥ 0.
         low: (batch, in), ≤ 0, or None for a whole ball.
         high: (batch, in), ≥ 0; None where ``low`` is.
     """
@@ -30,16 +33,26 @@ class Surroundings:
     high: Tensor | None = None
 
     @classmethod
-    def of(cls, x: Tensor, radius: Tensor | float, bounds: tuple[float, float] | None) -> Self:
+    def of(cls, x: Tensor, radius: Tensor | float, bounds: tuple[float, float] | None, norm: Norm = Norm.L2) -> Self:
         """The surroundings of inputs that lie in ``bounds`` entry by entry, or anywhere for None.
+
+        Args:
+            x: (batch, in).
+            radius: in ``norm``, a number or (batch,).
+            bounds: smallest and largest value of an input.
+            norm: ℓ2 or ℓ∞.
 
         Raises:
             InputError: if a radius is not positive, or an input lies outside the bounds.
         """
         sizes = torch.as_tensor(radius, dtype=x.dtype, device=x.device).expand(len(x))
         checks.positive_tensor("radius", sizes)
+        if norm not in (Norm.L2, Norm.LINF):
+            raise InputError(f"norm must be Norm.L2 or Norm.LINF, got {norm!r}")
         if bounds is None:
-            return cls(radius=sizes)
+            if norm is Norm.L2:
+                return cls(radius=sizes)
+            return cls._box(-sizes[:, None].expand_as(x), sizes[:, None].expand_as(x))
         if not isinstance(bounds, tuple | list) or len(bounds) != 2:
             raise InputError(f"bounds must be the smallest and the largest value of an input, got {bounds!r}")
         low, high = (checks.number("bounds", end, low=-math.inf, high=math.inf) for end in bounds)
@@ -48,7 +61,14 @@ class Surroundings:
                 f"bounds must enclose the inputs, which reach from {float(x.min()):g} to {float(x.max()):g}, got "
                 f"({low:g}, {high:g})"
             )
-        return cls(radius=sizes, low=low - x, high=high - x)
+        if norm is Norm.L2:
+            return cls(radius=sizes, low=low - x, high=high - x)
+        return cls._box(torch.maximum(low - x, -sizes[:, None]), torch.minimum(high - x, sizes[:, None]))
+
+    @classmethod
+    def _box(cls, low: Tensor, high: Tensor) -> Self:
+        corner = torch.linalg.vector_norm(torch.maximum(-low, high), dim=-1)
+        return cls(radius=corner * (1 + 1e-12), low=low, high=high)  # rounded up
 
     @property
     def whole(self) -> bool:
@@ -66,7 +86,3 @@ class Surroundings:
         cut = (None if end is None else end.to(dtype) for end in (self.low, self.high))
         low, high = cut
         return type(self)(radius=self.radius.to(dtype), low=low, high=high)
-
-    def with_radius(self, radius: Tensor) -> Self:
-        """The same cut of balls of other sizes."""
-        return type(self)(radius=radius, low=self.low, high=self.high)

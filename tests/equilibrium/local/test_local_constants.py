@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from contracting import InputError, LeakyReLU, PreconditionError, ReLU
+from contracting import Activation, HardTanh, InputError, LeakyReLU, PreconditionError, ReLU, Softplus
+from contracting.activations.mirrored import Mirrored
+from contracting.contracts import ActivationContract
 from equilibrium import (
     LBEN,
     EquilibriumLayer,
@@ -18,10 +20,13 @@ from equilibrium import (
     explicit_weights,
     from_sequential,
     from_weights,
+    pairwise_lipschitz,
 )
 from equilibrium.layers import EquilibriumLayer as Layer
-from equilibrium.local import checker, passes
+from equilibrium.lipschitz import Norm
+from equilibrium.local import certified_radius, certified_within, checker, passes
 from equilibrium.local.constants import LocalLipschitz, local_lipschitz
+from equilibrium.local.coupled import CoupledNetwork
 from equilibrium.local.finder import Effort
 from equilibrium.local.network import LocalNetwork
 from equilibrium.local.relaxation import Forms, middles, moves
@@ -280,3 +285,106 @@ def test_decided_neurons_take_no_part() -> None:
     move = moves(LocalNetwork(layer).matrices, *middles(low, high))
     assert move.undecided.tolist() == [[False, False, True, False, False, True]]
     assert bool((move.T[0][:, [0, 1, 3, 4]] == 0).all()) and R.shape == (4, 4) and F.shape == (6, 4) and len(W) == 6
+
+
+class TestMirrored(ActivationContract):
+    def activation(self) -> Activation:
+        return Mirrored(base=Softplus())
+
+
+def test_a_mirror_image_is_what_it_says() -> None:
+    v = drawn(0, 5, 4)
+    assert torch.equal(Mirrored(base=ReLU())(v), v.clamp_max(0))
+    with pytest.raises(InputError, match="base"):
+        Mirrored(base=nn.ReLU())
+
+
+def dominant_layer(seed: int, activation: nn.Module | None = None) -> Layer:
+    """W with α(⌈W⌉) < 1 and entries of both signs."""
+    W = drawn(seed, 6, 6)
+    W = W / (1.3 * W.abs().sum(1, keepdim=True))
+    W.diagonal().sub_(0.5)
+    weights = explicit_weights(
+        W, drawn(seed + 1, 6, 4), drawn(seed + 2, 3, 6), bias=drawn(seed + 3, 6), metric=torch.ones(6, dtype=F64)
+    )
+    return from_weights(weights, activation=activation or ReLU())
+
+
+@pytest.mark.parametrize("activation", [ReLU(), Softplus(), HardTanh()])
+def test_a_box_of_inputs_has_its_equilibria_in_the_box(activation: Activation) -> None:
+    for seed in range(4):
+        layer = dominant_layer(seed, activation)
+        network = LocalNetwork(layer)
+        low = drawn(seed + 9, 1, 4)
+        high = low + torch.tensor([0.0, 0.5, 1.0, 0.1], dtype=F64)
+        found = network.coupled.enclosure(low, high)
+        x = low + torch.rand(400, 4, dtype=F64).round(decimals=0 if seed else 3) * (high - low)
+        z = layer.equilibrium(x)
+        v = layer.weights().problem(x, layer.activation).preactivation(z)
+        assert bool(((z >= found.low) & (z <= found.high)).all())
+        assert bool(((v >= found.inner_low) & (v <= found.inner_high)).all())
+        spread = (z.amax(0) - z.amin(0)).sum() / (found.high - found.low).sum()
+        assert 0.2 < float(spread) <= 1
+        still = network.coupled.enclosure(low, low)
+        assert torch.allclose(still.low, still.high, atol=1e-6)
+
+
+def test_a_network_without_a_coupled_equilibrium_refuses_boxes_only_there() -> None:
+    W = torch.tensor([[0.0, 3.0], [-3.0, 0.0]], dtype=F64)
+    eye = torch.eye(2, dtype=F64)
+    layer = from_weights(explicit_weights(W, eye, eye, metric=torch.ones(2, dtype=F64)), activation=ReLU())
+    with pytest.raises(PreconditionError, match="α"):
+        CoupledNetwork(W, eye, torch.zeros(2, dtype=F64), ReLU())
+    x = torch.tensor([[1.0, 1.0]], dtype=F64)
+    found = local_lipschitz(layer, x, 0.1, norm=Norm.LINF)
+    corners = x + 0.1 * torch.tensor(list(itertools.product((-1, 1), repeat=2)), dtype=F64)
+    attained = ((layer(corners) - layer(x)) @ found.functionals.mT).amax(0)
+    assert bool((attained <= found.drops[0] + 1e-9).all()) and float((attained / found.drops[0]).max()) > 0.9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bounds", [None, (-1.5, 1.5)])
+def test_no_corner_of_a_box_is_worse_than_its_bound(bounds: tuple[float, float] | None) -> None:
+    ratios = []
+    for seed in range(4):
+        for layer in (dominant_layer(seed), random_layer(seed)):
+            x = drawn(seed + 30, 1, 4).clamp(-1.5, 1.5)
+            found = local_lipschitz(layer, x, 0.3, norm=Norm.LINF, bounds=bounds)
+            corners = x + 0.3 * torch.tensor(list(itertools.product((-1, 1, 0.3), repeat=4)), dtype=F64)
+            corners = corners if bounds is None else corners.clamp(*bounds)
+            attained = ((layer(corners) - layer(x)) @ found.functionals.mT).amax(0)
+            assert bool((attained <= found.drops[0] + 1e-9).all())
+            ratios.append(float((attained / found.drops[0]).max()))
+    assert sorted(ratios)[len(ratios) // 2] > 0.7
+
+
+def test_classes_are_proved_where_no_attack_succeeds_and_radii_grow() -> None:
+    layer = random_layer(3, outputs=4)
+    x = drawn(11, 40, 4).clamp(-2, 2)
+    with torch.no_grad():
+        labels = layer(x).argmax(-1)
+    constants = pairwise_lipschitz(layer)
+    radius = certified_radius(layer, x, labels, constants)
+    local = certified_radius(layer, x, labels, constants, local=True, bounds=(-2.0, 2.0))
+    assert bool((local >= radius).all()) and float((local / radius).median()) > 1.2
+    directions = torch.nn.functional.normalize(drawn(12, 300, 1, 4), dim=-1)
+    with torch.no_grad():
+        moved = (x + 0.999 * local[:, None] * directions).clamp(-2, 2)
+        assert bool((layer(moved).argmax(-1) == labels).all())
+        further = (x + 3 * local[:, None] * directions).clamp(-2, 2)
+        assert bool((layer(further).argmax(-1) != labels).any())  # the radii are not tiny
+    proof = certified_within(layer, x, labels, local.clamp_min(1e-3), bounds=(-2.0, 2.0), constants=constants.bounds)
+    assert float(proof.proved.double().mean()) > 0.9
+    wrong = certified_within(layer, x, (labels + 1) % 4, 0.01)
+    assert not bool(wrong.proved.any())
+
+
+def test_classes_within_a_box() -> None:
+    layer = dominant_layer(1)
+    x = drawn(5, 30, 4)
+    with torch.no_grad():
+        labels = layer(x).argmax(-1)
+        proof = certified_within(layer, x, labels, 0.1, norm=Norm.LINF)
+        corners = torch.tensor(list(itertools.product((-0.1, 0.1), repeat=4)), dtype=F64)
+        stays = (layer(x[:, None] + corners).argmax(-1) == labels[:, None]).all(-1)
+    assert bool((stays | ~proof.proved).all()) and float(proof.proved.double().mean()) > 0.5
