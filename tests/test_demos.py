@@ -50,6 +50,11 @@ def ode_layer(seen: dict[str, Any]) -> None:
     assert all(difference < 10 * residual for residual, difference in pairs)
 
 
+def own_neural_ode(seen: dict[str, Any]) -> None:
+    assert 0.3 < seen["certificate"].rate <= seen["rates"].bound.rate and 0.2 < seen["kept"] <= 1
+    assert float(seen["still"](0.0, seen["rest"]).norm()) < 1e-6
+
+
 def own_weights(seen: dict[str, Any]) -> None:
     assert seen["found"].monotonicity > 0 and float(seen["solution"].error_bound.max()) < 1e-5
     ratios = seen["change"] / seen["steps"][:, 0]
@@ -68,7 +73,7 @@ CLAIMS: dict[str, Callable[[dict[str, Any]], None]] = {
     check.__name__: check
     for check in (
         compare_solvers, convergence, counterexample, energy, firing_rate_network, lipschitz_training, ode_layer,
-        own_weights, phase_portrait, tracking,
+        own_neural_ode, own_weights, phase_portrait, tracking,
     )
 }  # fmt: skip
 
