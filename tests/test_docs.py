@@ -45,7 +45,7 @@ def named(page: Path) -> str:
 
 
 BLOCKS = {f"{named(page)}-{number}": block for page in PAGES for number, block in enumerate(blocks(page), 1)}
-EXAMPLES = [name for name in BLOCKS if name.startswith("howto/extend-")]
+EXAMPLES = [name for name, block in BLOCKS.items() if re.search(r"^class Test\w+\(\w+Contract\)", block, re.M)]
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +210,14 @@ def test_every_statement_names_a_test_and_a_negative_control_that_exist() -> Non
             assert named_tests, statement
             for file, name in named_tests:
                 assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), (file, name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    text = page.read_text()
+    everything = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name in re.findall(r"`(tests/[\w/]+\.py)`", text) if not (ROOT / name).is_file()] == []
+    assert [n for n in re.findall(r"`(?:[^`]*::)?(test_\w+)`", text) if f"\ndef {n}(" not in everything] == []
 
 
 def test_every_tutorial_is_a_notebook_that_checks_what_it_says() -> None:
