@@ -49,15 +49,15 @@ def random_layer(channels: int, side: int) -> ConvolutionalLayer:
     return layer
 
 
-def timed(call: Callable[[], Solution], repeats: int) -> tuple[Solution, float, float]:
-    """The last solution, the least wall time and the least process time of several calls."""
+def timed(call: Callable[[], Solution], repeats: int) -> tuple[Solution, list[float], list[float]]:
+    """The last solution, and the least and the largest wall time and process time of several calls."""
     wall, process = [], []
     for _ in range(repeats):
         wall_started, started = time.perf_counter(), time.process_time()
         solution = call()
         wall.append(time.perf_counter() - wall_started)
         process.append(time.process_time() - started)
-    return solution, min(wall), min(process)
+    return solution, [min(wall), max(wall)], [min(process), max(process)]
 
 
 def run(problem: EquilibriumProblem, rtol: float, repeats: int) -> dict[str, object]:
@@ -91,8 +91,10 @@ def run(problem: EquilibriumProblem, rtol: float, repeats: int) -> dict[str, obj
         solution, wall, process = timed(partial(solve, problem, method, stop=stop), repeats)
         assert float(solution.relative_residual.max()) <= rtol
         cost[name] = {
-            "seconds": wall,
-            "process seconds": process,
+            "seconds": wall[0],
+            "slowest, seconds": wall[1],
+            "process seconds": process[0],
+            "slowest, process seconds": process[1],
             "steps": int(solution.steps.max()),
             "products": solution.map_evals,
         }

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -35,6 +36,7 @@ from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.splitting import PeacemanRachford
+from equilibrium.experiments.timing import spread
 from equilibrium.files import output_directory, write_figure
 
 WAYS = ("Implicit", "Unrolled")
@@ -62,9 +64,8 @@ def point(file: Path, rows: int, target: float, way: str | None, threads: int, r
     times = [_timed(lambda: solve(problem, PeacemanRachford(), stop=stop)) for _ in range(runs)]
     memory = _peak() - before
     solution = solve(problem, PeacemanRachford(), stop=stop)
-    middle = sorted(times)[len(times) // 2]
     residual = true_residual(W, problem.q, solution.z)
-    return _point(problem, stop, None, int(solution.steps.max()), residual, setup, middle, memory)
+    return _point(problem, stop, None, int(solution.steps.max()), residual, setup, times, memory)
 
 
 def _with_gradient(
@@ -81,7 +82,7 @@ def _with_gradient(
         z.sum().backward()
         answers.append(z.detach())
 
-    times = _timed(both)
+    times = [_timed(both)]
     memory = _peak() - before
     iterations = int(solve(problem, PeacemanRachford(), stop=stop).steps.max())
     residual = true_residual(problem.linear.to_dense(), problem.q, answers[0])
@@ -95,9 +96,10 @@ def _point(
     iterations: int,
     residual: float,
     setup: tuple[float, float],
-    times: tuple[float, float],
+    times: list[tuple[float, float]],
     memory: int,
 ) -> Point:
+    wall, cpu = zip(*times, strict=True)
     return Point(
         size=problem.size,
         rows=problem.batch,
@@ -107,8 +109,10 @@ def _point(
         residual=residual,
         setup_wall=setup[0],
         setup_cpu=setup[1],
-        solve_wall=times[0],
-        solve_cpu=times[1],
+        solve_wall=statistics.median_high(wall),
+        solve_cpu=statistics.median_high(cpu),
+        solve_wall_range=(min(wall), max(wall)),
+        solve_cpu_range=(min(cpu), max(cpu)),
         memory=memory,
     )
 
@@ -166,13 +170,13 @@ def exponent(points: list[Point], field: str, value: str) -> float | None:
 def tables(sizes: list[Point], batches: list[Point], memory: list[Point], clock: str) -> str:
     solved, made = f"solve_{clock}", f"setup_{clock}"
     lines = [
-        f"{clock} time against the number of neurons, {sizes[0].rows} rows, float64",
+        f"{clock} time against the number of neurons, {sizes[0].rows} rows, float64; solves: median (fastest–slowest)",
         "",
         "| n | iterations | true residual | set-up (s) | solve (s) | memory (MB) | in n × n matrices |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {p.size} | {p.iterations} | {p.residual:.1e} | {getattr(p, made):.3g} | {getattr(p, solved):.3g} | "
+        f"| {p.size} | {p.iterations} | {p.residual:.1e} | {getattr(p, made):.3g} | {_spread(p, solved)} | "
         f"{p.memory / 1e6:.0f} | {p.matrices:.1f} |"
         for p in sizes
     ]
@@ -187,7 +191,7 @@ def tables(sizes: list[Point], batches: list[Point], memory: list[Point], clock:
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {p.rows} | {p.iterations} | {p.residual:.1e} | {getattr(p, solved):.3g} | "
+        f"| {p.rows} | {p.iterations} | {p.residual:.1e} | {_spread(p, solved)} | "
         f"{1e6 * getattr(p, solved) / p.rows:.3g} | {p.memory / 1e6:.1f} | {p.states:.1f} |"
         for p in batches
     ]
@@ -209,6 +213,10 @@ def tables(sizes: list[Point], batches: list[Point], memory: list[Point], clock:
         lines += ["", f"{way}: {some[-1].memory / some[0].memory:.2f} times the memory for "
                   f"{some[-1].iterations / some[0].iterations:.1f} times the iterations"]
     return "\n".join(lines) + "\n"
+
+
+def _spread(entry: Point, solved: str) -> str:
+    return spread(getattr(entry, solved), *getattr(entry, f"{solved}_range"))
 
 
 def _shown(value: float | None) -> str:

@@ -19,6 +19,8 @@ class Point:
     setup_cpu: float
     solve_wall: float
     solve_cpu: float
+    solve_wall_range: tuple[float, float]
+    solve_cpu_range: tuple[float, float]
     memory: int
 
     @property

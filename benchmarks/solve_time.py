@@ -27,7 +27,6 @@ import rivals as other
 import torch
 from cases import Network, accepted, networks, true_residual
 from solve_time_case import BARE, CHECKED, DEFAULT, Case, Contestant
-from timing import Timer, Times, in_turn, timer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -41,6 +40,7 @@ from contracting.problem import EquilibriumProblem
 from contracting.solvers.automatic import Automatic
 from contracting.solvers.newton import SemismoothNewton
 from contracting.solvers.splitting import DouglasRachford, PeacemanRachford
+from equilibrium.experiments.timing import Timer, Times, in_turn, timer
 from equilibrium.files import environment, output_directory, write_figure, write_json, write_text
 
 SPLITTING = "PeacemanRachford"
@@ -248,17 +248,18 @@ def table(cases: list[Case], clock: str) -> str:
     lines: list[str] = []
     for dtype, target in dict.fromkeys((case.dtype, case.target) for case in cases):
         lines += [
-            f"{dtype}, true relative residual {target:g}: {clock} time of the default solver, its ratio to the bare "
-            "products of its own iterations, without and with those of its checks, and the time of each other divided "
-            "by the default's",
+            f"{dtype}, true relative residual {target:g}: {clock} time of the default solver, median (fastest–slowest "
+            "round), its ratio to the bare products of its own iterations, without and with those of its checks, and "
+            "the time of each other divided by the default's",
             "",
             f"| network | rows | default (ms) | / bare | / bare with checks | {' | '.join(COLUMNS)} |",
             "|---" * (5 + len(COLUMNS)) + "|",
         ]
         for case in cases:
             if (case.dtype, case.target) == (dtype, target):
-                mine = case.seconds(DEFAULT, clock)
-                cells = [case.network, str(case.rows), _failed(case, DEFAULT) if mine is None else f"{1e3 * mine:.3g}"]
+                mine = case.times(DEFAULT)
+                cells = [case.network, str(case.rows)]
+                cells.append(_failed(case, DEFAULT) if mine is None else mine.text(clock, 1e-3))
                 cells += [_cell(case, name, clock) for name in (BARE, CHECKED, *COLUMNS)]
                 lines.append(f"| {' | '.join(cells)} |")
         lines.append("")

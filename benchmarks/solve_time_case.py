@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from timing import Times
+from equilibrium.experiments.timing import Times
 
 DEFAULT, BARE, CHECKED = "default", "bare", "bare-with-checks"
 """Names of contestants: the default solver, and its bare products without and with those of its checks."""
@@ -36,8 +36,13 @@ class Case:
 
     def seconds(self, name: str, clock: str) -> float | None:
         """Median time of a solve, or None where it failed."""
+        times = self.times(name)
+        return None if times is None else getattr(times, clock)
+
+    def times(self, name: str) -> Times | None:
+        """Times of a solve, or None where it failed."""
         entry = self.contestants.get(name)
-        return None if entry is None or entry.times is None or entry.failure else getattr(entry.times, clock)
+        return None if entry is None or entry.failure else entry.times
 
     def ratio(self, name: str, clock: str) -> float | None:
         """Its time over that of the default solver; for the bare products, the other way round."""

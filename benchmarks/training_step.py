@@ -21,12 +21,12 @@ import command_line
 import reference_algorithm as reference
 import torch
 from cases import images_28
-from timing import Times, in_turn, timer
 from torch import Tensor, nn
 
 from contracting.gradients.implicit import Implicit
 from contracting.loop.records import Stop
 from contracting.loop.run import solve
+from equilibrium.experiments.timing import Times, in_turn, timer
 from equilibrium.files import output_directory
 from equilibrium.layers import LBEN
 from equilibrium.training.data import Dataset, subset
@@ -201,7 +201,7 @@ def measure(hidden: int, images: Dataset, given: argparse.Namespace) -> Step:
         shortest=0.0,
         budget=30.0,
     )
-    times = {name: replace(t, wall=t.wall / _TOGETHER, cpu=t.cpu / _TOGETHER) for name, t in blocks.items()}
+    times = {name: t.per(_TOGETHER) for name, t in blocks.items()}
     resolvent = reference.inverse(probe.W, forward.alpha)
     adjoint_setting = replace(forward, tolerance=backward_tolerance)
     return Step(
@@ -239,7 +239,8 @@ def tight_differences(layer: LBEN, batch: Batch) -> tuple[float, float]:
 
 def table(steps: list[Step], clock: str) -> str:
     lines = [
-        f"Forward and backward pass, float32, {clock} time; residual of the worst row, forward and adjoint",
+        f"Forward and backward pass, float32, {clock} time, median (fastest–slowest round); residual of the worst row, "
+        "forward and adjoint",
         "",
         "| n | rows | ours (ms) | reference (ms) | ratio | our residuals | its residuals | its α | its iterations | "
         "gradients differ by (worst parameter) | in float64, tight (worst parameter) |",
@@ -247,7 +248,7 @@ def table(steps: list[Step], clock: str) -> str:
     ]
     for s in steps:
         lines.append(
-            f"| {s.hidden} | {s.rows} | {1e3 * getattr(s.ours, clock):.3g} | {1e3 * getattr(s.reference, clock):.3g} | "
+            f"| {s.hidden} | {s.rows} | {s.ours.text(clock, 1e-3)} | {s.reference.text(clock, 1e-3)} | "
             f"{s.ratio(clock):.2f} | {s.residual:.1e}, {s.adjoint_residual:.1e} | "
             f"{s.reference_residual:.1e}, {s.reference_adjoint_residual:.1e} | {s.alpha:g} | "
             f"{s.iterations} + {s.backward_iterations} | {s.difference:.1e} ({s.worst_difference:.1e}) | "

@@ -26,6 +26,17 @@ def assert_readable(axes: Axes, name: str = "") -> None:
     for text in (axes.xaxis.label, axes.yaxis.label, *axes.texts):
         box = text.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
         assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, (name, text)
-    boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
-    for i, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[i + 1 :]), (name, axes.texts[i])
+    assert_apart(axes, name)
+
+
+def assert_apart(axes: Axes, name: str = "") -> None:
+    """No two names inside the axes on each other, and no two numbers along an axis; of a figure that was drawn."""
+    groups = [axes.texts]
+    for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+        low, high = sorted(limits)
+        groups.append([t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high])
+    for texts in groups:
+        shown = [text for text in texts if text.get_text() and text.get_visible()]
+        boxes = [text.get_window_extent() for text in shown]
+        for i, box in enumerate(boxes):
+            assert not any(box.overlaps(other) for other in boxes[i + 1 :]), (name, shown[i])

@@ -145,6 +145,7 @@ def table(comparison: Comparison) -> str:
         Column("steps", lambda m: m.steps_max, "d"),
         Column("maps", lambda m: m.map_evals, "d"),
         Column("ms/input", lambda m: 1e3 * m.seconds / m.rows, ".3g"),
+        Column("from–to", lambda m: "–".join(f"{1e3 * s / m.rows:.2g}" for s in m.seconds_range)),
         Column("residual", lambda m: m.relative_residual, ".0e"),
         Column("distance", lambda m: m.distance, ".0e"),
         Column("predicted", lambda m: comparison.solver(m.solver).factor, ".3f"),
@@ -165,7 +166,8 @@ def _notes(comparison: Comparison, shown: Sequence[Measurement]) -> list[str]:
     notes = [
         "steps: of the slowest input (of torchdiffeq: time intervals); maps: applications of W or its resolvent to the",
         "batch; residual, distance: of the worst input, distance to the reference equilibrium; predicted, measured:",
-        "contraction factor per step.",
+        "contraction factor per step; ms/input, from–to: the median of rounds in which all are timed in turn,",
+        "and the fastest and the slowest of them.",
     ]
     bounds = [m.error_bound for m in shown if m.error_bound is not None and m.converged]
     if bounds and comparison.reference.error_bound is not None:

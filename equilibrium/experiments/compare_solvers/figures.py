@@ -34,6 +34,7 @@ SHOWN = (
 )
 """The solvers that are drawn where more than these were compared; a figure with forty curves cannot be read."""
 
+_NEAR = 300.0  # Over more than so large a ratio, labels at 1, 2 and 5 times the powers of ten overlap at half width.
 _FLOOR = 1e-16  # Smaller relative distances are drawn as this one: they are rounding, and zero has no logarithm.
 _FAMILIES = [str(family) for family in Family]  # in the order in which they are drawn
 _COLOURS = {
@@ -185,7 +186,8 @@ def plot_predicted_iterations(comparison: Comparison, axes: Axes | None = None) 
         y="measured",
         title=f"{below} of {len(points)} solvers need no more iterations than predicted",
     )
-    for axis in (axes.xaxis, axes.yaxis):  # the points may all lie between two powers of ten
+    for axis in (axes.xaxis, axes.yaxis) if ends[1] / ends[0] < _NEAR else ():
+        # the points may all lie between two powers of ten
         axis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
     return axes

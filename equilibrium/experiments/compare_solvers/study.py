@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,11 +35,13 @@ from contracting import (
 from contracting.display import Row, Tabular
 from contracting.solvers.catalogue import ROW_LIMITS
 from equilibrium import EquilibriumLayer
+from equilibrium.experiments.timing import Times, in_turn, timer
 from equilibrium.training.progress import progress_bar
 
 TOLERANCES = (1e-2, 1e-4, 1e-6, 1e-8, 1e-10)
 
 _CURVE_POINTS = 200  # A curve keeps so many points of a solve, more than one can tell apart in a figure.
+_SHORTEST = 0.01  # A solver is timed for so many seconds in a round: a solve of a millisecond ten times.
 _PATIENCE = 500  # A row is given up after so many steps without progress.
 _REFERENCE_TOLERANCE = 1e-12  # The reference has at most this relative residual, a hundredth of the tightest tolerance.
 _POLISHING_STEPS = 100  # The reference is improved by at most so many steps of a second method.
@@ -95,7 +97,8 @@ class Measurement:
         status: number of rows that ended in each status.
         steps_max: steps of the slowest row.
         map_evals: applications of W or of its resolvent to the whole batch.
-        seconds: median wall time, without what depends on the weight alone, and without trace.
+        seconds: median wall time of a solve, without what depends on the weight alone, and without trace.
+        seconds_range: of the fastest and of the slowest round.
         relative_residual: ‖z − σ(Wz + q)‖₂/‖σ(Wz + q)‖₂ of the worst row.
         distance: relative distance of the worst row to the reference equilibrium, in the metric.
         error_bound: certified bound on that distance, or None without a metric.
@@ -108,6 +111,7 @@ class Measurement:
     steps_max: int
     map_evals: int
     seconds: float
+    seconds_range: tuple[float, float]
     relative_residual: float | None
     distance: float | None
     error_bound: float | None
@@ -162,6 +166,8 @@ class Comparison(Tabular):
                 "steps": m.steps_max,
                 "maps": m.map_evals,
                 "ms_per_input": 1e3 * m.seconds / m.rows,
+                "fastest": 1e3 * m.seconds_range[0] / m.rows,
+                "slowest": 1e3 * m.seconds_range[1] / m.rows,
                 "residual": m.relative_residual,
                 "distance": m.distance,
             }
@@ -195,8 +201,9 @@ def compare(
 ) -> Comparison:
     """Solve the same rows with every solver at every tolerance, from z = 0.
 
-    Times are medians of several runs after one warm-up, on the threads that torch is set to, with what depends on the
-    weight alone (bounds, steps, resolvent) computed before. They are taken without a trace.
+    Times are medians of several rounds in which all solvers are timed in turn, each after a warm-up, on the threads
+    that torch is set to, with what depends on the weight alone (bounds, steps, resolvent) computed before. They are
+    taken without a trace, and told with the fastest and the slowest round.
 
     Args:
         layer: in float64.
@@ -204,8 +211,9 @@ def compare(
         solvers: methods by name.
         tolerances: relative residuals to ask for.
         row_limits: how many of the rows a solver gets, by name, where it gets fewer than all.
-        repeats: most timed runs per solver and tolerance.
-        seconds_per_cell: no further run is started after this time.
+        repeats: rounds, in each of which every solver is timed.
+        seconds_per_cell: a solver that has taken so long at a tolerance leaves after the third round; one that needs
+            longer for a single solve is timed once.
         max_steps: steps after which a row is given up.
         progress: show a bar where standard error is a terminal.
 
@@ -232,22 +240,22 @@ def compare(
     with torch.no_grad():
         everything = _Case(layer, inputs, timing)
         records, measurements, curves = [], [], []
-        with progress_bar(len(solvers) * len(tolerances), "solving", show=progress) as bar:
-            for name, method in solvers.items():
-                bar.set_postfix_str(name)
-                case = everything.first(row_limits.get(name, len(inputs)))
-                record = case.bind(name, method)
-                if record.refused is None:
-                    for tolerance in sorted(tolerances, reverse=True):
-                        measurements.append(case.measure(name, method, tolerance))
-                        bar.update()
-                    curve, measured = case.watch(name, method, min(tolerances))
+        cases = {name: everything.first(row_limits.get(name, len(inputs))) for name in solvers}
+        bound = {name: cases[name].bind(name, method) for name, method in solvers.items()}
+        able = {name: method for name, method in solvers.items() if bound[name].refused is None}
+        with progress_bar(len(able) * (len(tolerances) + 1), "solving", show=progress) as bar:
+            for tolerance in sorted(tolerances, reverse=True):
+                bar.set_postfix_str(f"to {tolerance:g}")
+                measurements += _measured(cases, able, tolerance, timing)
+                bar.update(len(able))
+            for name, record in bound.items():
+                if name in able:
+                    curve, measured = cases[name].watch(name, able[name], min(tolerances))
                     curves.append(curve)
                     # a step of torchdiffeq is a time interval of any length
                     if record.family != "torchdiffeq":
                         record = replace(record, measured_factor=measured)
-                else:
-                    bar.update(len(tolerances))
+                    bar.update()
                 records.append(record)
     operator, reference = everything.problem.operator, everything.reference
     return Comparison(
@@ -320,14 +328,12 @@ class _Case:
             measured_factor=None,
         )
 
-    def measure(self, name: str, method: Method, tolerance: float) -> Measurement:
+    def solved(self, method: Method, tolerance: float) -> Solution:
+        """What is timed."""
+        return solve(self.problem, method, stop=self.timing.stop(tolerance), throw=False)
+
+    def measurement(self, name: str, tolerance: float, solution: Solution, times: Times) -> Measurement:
         """One solver at one tolerance."""
-        stop, timing = self.timing.stop(tolerance), self.timing
-        solution = solve(self.problem, method, stop=stop, throw=False)
-        # a solve that takes long needs no warm-up
-        times = [solution.seconds] if solution.seconds > timing.seconds else []
-        while not times or (len(times) < timing.repeats and sum(times) < timing.seconds):
-            times.append(solve(self.problem, method, stop=stop, throw=False).seconds)
         status = Counter(Status(int(code)).name for code in solution.status)
         return Measurement(
             solver=name,
@@ -336,7 +342,8 @@ class _Case:
             status=dict(sorted(status.items())),
             steps_max=int(solution.steps.max()),
             map_evals=solution.map_evals,
-            seconds=statistics.median(times),
+            seconds=times.wall,
+            seconds_range=times.wall_range,
             relative_residual=_finite(float(solution.relative_residual.max())),
             distance=self.worst(self.metric.norm(solution.z - self.z)),
             error_bound=self.worst(solution.error_bound),
@@ -364,6 +371,16 @@ class _Case:
         # of the rows that were at work to the last check, the one that is farthest from done
         slowest = torch.where(solution.steps == solution.steps.max(), solution.relative_residual, -1.0).argmax()
         return curve, _late_factor(trace.steps, relative[:, slowest])
+
+
+def _measured(
+    cases: Mapping[str, _Case], solvers: Mapping[str, Method], tolerance: float, timing: _Timing
+) -> list[Measurement]:
+    """Every solver at one tolerance, timed in turn."""
+    solutions = {name: cases[name].solved(method, tolerance) for name, method in solvers.items()}
+    runs = {name: timer(partial(cases[name].solved, method, tolerance)) for name, method in solvers.items()}
+    times = in_turn(runs, rounds=timing.repeats, shortest=_SHORTEST, budget=timing.seconds) if runs else {}
+    return [cases[name].measurement(name, tolerance, solutions[name], times[name]) for name in solvers]
 
 
 def _in_one_precision(method: Method, problem: EquilibriumProblem) -> Method:

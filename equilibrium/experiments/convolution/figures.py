@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from contracting import Method, Stop, Trace, solve
-from contracting.plots.style import BLUE, FULL_WIDTH, GREEN, ORANGE, PURPLE, SKY, VERMILION, finish
+from contracting.plots.style import BLUE, FULL_WIDTH, GREEN, NARROW, ORANGE, PURPLE, SKY, VERMILION, finish
 from equilibrium.convolution.layer import ConvolutionalLayer
 
 if TYPE_CHECKING:
@@ -111,8 +111,9 @@ def _show(panels: list[Axes], pictures: Tensor, **options: Any) -> None:
 
 
 def _panels(count: int, title: str, width: float) -> tuple[Figure, list[Axes]]:
-    few = min(6, count)
-    columns = min(range(few, min(9, count) + 1), key=lambda k: (-count % k, -k))  # the fewest empty places
+    narrow = width < NARROW  # where a picture of a channel needs a fifth of the width to be seen
+    least, most = (min(bound, count) for bound in ((4, 5) if narrow else (6, 9)))
+    columns = min(range(least, most + 1), key=lambda k: (-count % k, -k))  # the fewest empty places
     rows = math.ceil(count / columns)
     figure = matplotlib.figure.Figure(figsize=(width, 0.5 + rows * width / columns), layout="constrained")
     panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flatten())

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from contracting.plots import style
 from contracting.plots.style import CERTIFIED, FULL_WIDTH, HALF_WIDTH
 from contracting.solvers.catalogue import default_solvers
-from equilibrium import LBEN
+from equilibrium import LBEN, LBENConv2d
 from equilibrium.experiments.compare_solvers import figures as comparison_plots
 from equilibrium.experiments.compare_solvers.figures import (
     SHOWN,
@@ -26,6 +26,8 @@ from equilibrium.experiments.compare_solvers.figures import (
 )
 from equilibrium.experiments.compare_solvers.study import compare
 from equilibrium.experiments.contraction_cost import figures as contraction_cost_plots
+from equilibrium.experiments.convolution.figures import plot_equilibrium
+from tests.figures import assert_apart
 
 NAMES = ("SemismoothNewton", "PeacemanRachford", "ForwardBackward", "ExplicitEuler", "DormandPrince/Hopfield")
 PLOTS = (plot_residual_against_iteration, plot_residual_against_time, plot_work_precision)
@@ -170,5 +172,28 @@ def test_nothing_to_draw_is_no_figure(comparison):
 
 
 def test_pyplot_is_not_used():
-    for module in (comparison_plots, contraction_cost_plots, style):
+    for module in (comparison_plots, contraction_cost_plots):
         assert "pyplot" not in inspect.getsource(module)
+    assert "pyplot" not in inspect.getsource(style.axes_for_a_file)  # where somebody looks, ``new_axes`` asks it
+
+
+@pytest.mark.parametrize("slowest", [20.0, 80.0, 700.0, 1e5, 1e9])
+@pytest.mark.parametrize("width", [FULL_WIDTH, HALF_WIDTH])
+def test_numbers_along_the_axes_are_apart_over_any_number_of_decades(comparison, monkeypatch, slowest, width):
+    counts = {"PeacemanRachford": (12.0, 10.0), "ExplicitEuler": (slowest, slowest / 2)}
+    monkeypatch.setattr(comparison_plots, "predicted", lambda comparison: counts)
+    figure = draws(comparison)["predicted-iterations"](width)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert_apart(axes)
+    low, high = axes.get_xlim()
+    assert sum(low <= tick <= high for tick in axes.get_xticks()) >= 2
+
+
+@pytest.mark.parametrize(("width", "least"), [(FULL_WIDTH, 0.5), (HALF_WIDTH, 0.42)])
+def test_small_pictures_are_large_enough_to_be_seen(width, least):
+    layer = LBENConv2d(1, 16, 10, image=(6, 6), pool=1)
+    figure = plot_equilibrium(layer, torch.rand(1, 6, 6), width)
+    figure.draw_without_rendering()
+    panels = [axes for axes in figure.axes if axes.images]
+    assert len(panels) == 17 and min(axes.get_window_extent().width / figure.dpi for axes in panels) > least

@@ -11,7 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _WARM_UP = 5  # Repeated runs follow a fifth as many unmeasured ones, for a predecessor leaves its own cache and clock.
 
@@ -20,12 +20,40 @@ Timer = Callable[[int], tuple[float, float]]  # repeats ↦ wall and CPU seconds
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """Medians over the rounds, per run; ``repeats`` runs made a round."""
+    """Seconds of a run: medians over the rounds, and the fastest and the slowest round.
+
+    Attributes:
+        wall: median wall time.
+        cpu: median time of the processor.
+        wall_range: of the fastest and of the slowest round.
+        cpu_range: the same.
+        rounds: how many there were.
+        repeats: runs of a round.
+    """
 
     wall: float
     cpu: float
+    wall_range: tuple[float, float]
+    cpu_range: tuple[float, float]
     rounds: int
     repeats: int
+
+    def per(self, share: int) -> Times:
+        """The same times of one part of a run that consists of so many."""
+        low, high = self.wall_range
+        less, more = self.cpu_range
+        wall_range, cpu_range = (low / share, high / share), (less / share, more / share)
+        return replace(self, wall=self.wall / share, cpu=self.cpu / share, wall_range=wall_range, cpu_range=cpu_range)
+
+    def text(self, clock: str, unit: float) -> str:
+        """Median, fastest and slowest by one of the two clocks, in units of so many seconds."""
+        return spread(getattr(self, clock) / unit, *(value / unit for value in getattr(self, f"{clock}_range")))
+
+
+def spread(middle: float, low: float, high: float) -> str:
+    """A time with the fastest and the slowest of its rounds, three digits each; they are left out where they agree."""
+    median, fastest, slowest = (f"{value:.3g}" for value in (middle, low, high))
+    return median if fastest == slowest else f"{median} ({fastest}–{slowest})"
 
 
 def timer(run: Callable[[], object]) -> Timer:
@@ -50,6 +78,9 @@ def in_turn(timers: Mapping[str, Timer], *, rounds: int, shortest: float, budget
         budget: seconds for each; whoever needs more for a single run is measured in that run only.
     """
     first = {name: measure(1) for name, measure in timers.items()}  # also the warm-up
+    for name, measure in timers.items():  # a cold run says too much, and so would be repeated too little
+        if first[name][0] <= budget:
+            first[name] = min(first[name], measure(1))
     repeats = {name: max(1, math.ceil(shortest / max(wall, 1e-9))) for name, (wall, _) in first.items()}
     spent = dict.fromkeys(timers, 0.0)
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in timers}
@@ -70,6 +101,8 @@ def in_turn(timers: Mapping[str, Timer], *, rounds: int, shortest: float, budget
         name: Times(
             wall=statistics.median(wall for wall, _ in entries),
             cpu=statistics.median(cpu for _, cpu in entries),
+            wall_range=(min(wall for wall, _ in entries), max(wall for wall, _ in entries)),
+            cpu_range=(min(cpu for _, cpu in entries), max(cpu for _, cpu in entries)),
             rounds=len(entries),
             repeats=repeats[name],
         )
