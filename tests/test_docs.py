@@ -101,6 +101,7 @@ def test_an_example_of_an_extension_runs_and_keeps_its_contract(
 TASKS = {
     "bring my own W, U, b": ("howto/own-weights", "from_weights("),
     "bring my own ODE": ("howto/own-ode", "NeuralFlow("),
+    "find where a field is at rest": ("howto/steady-states", "steady_state("),
     "write my own solver": ("howto/extend", "register_solver("),
     "certify an MLP": ("howto/certify-a-perceptron", "from_sequential("),
     "log the steps": ("howto/log-a-solve", ".numbers()"),

@@ -16,6 +16,7 @@ from equilibrium.experiments.counterexample import counterexample
 from equilibrium.experiments.handwriting.command import handwriting
 from equilibrium.experiments.lipschitz_report import lipschitz_report
 from equilibrium.experiments.ode_layer import ode_layer
+from equilibrium.experiments.pendulum.command import pendulum
 from equilibrium.experiments.phase_portrait import phase_portrait
 from equilibrium.experiments.robustness.command import mnist_robustness
 from equilibrium.experiments.square_wave.command import square_wave
@@ -34,6 +35,7 @@ _STUDIES: tuple[Callable[..., None], ...] = (
     lipschitz_report,
     mnist_robustness,
     ode_layer,
+    pendulum,
     phase_portrait,
     square_wave,
     tracking,

@@ -250,7 +250,7 @@ def test_help(arguments, expected, capsys):
     "command",
     [
         "compare-solvers", "contraction-rates", "convolution", "handwriting", "lipschitz-report", "mnist-robustness",
-        "ode-layer", "square-wave", "tracking",
+        "ode-layer", "pendulum", "square-wave", "tracking",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("seed", [-1, 2**64])
