@@ -41,6 +41,8 @@ _RATE = 0.05  # 1/s, that the contracting model is to have; the linearised pendu
 _ANGLE, _SPEED = 0.8, 2.0
 # rad or rad/s, at which a model in training is taken to have blown up: the line search is then told a large loss.
 _LOST = 1e3
+# Attempted steps for one swing, ten times as many as any tolerance here needs: a line search also tries stiff fields.
+_MOST_STEPS = 3000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +193,7 @@ def integrator_named(name: str, settings: PendulumSettings, finer: float = 1.0) 
     """An integrator, so many times finer than in training: its steps, or for the pair what they would be."""
     if name == PAIR_NAME:
         rtol = min(0.5, settings.rtol * finer**-5)
-        return AdaptiveStep(rtol=rtol, atol=rtol)
+        return AdaptiveStep(rtol=rtol, atol=rtol, max_steps=_MOST_STEPS)
     step, tableau = (settings.euler, EULER) if name == EULER_NAME else (settings.rk4, RK4_CLASSIC)
     return FixedStep(step=step / finer, tableau=tableau)
 
