@@ -176,6 +176,7 @@ class NeuralFlow(VectorField):
 
 def takes(module: Callable[..., Any], arguments: int) -> bool:
     """Whether a module or a function can be called with so many arguments, for all that its signature says."""
+    module = getattr(module, "_orig_mod", module)  # a compiled module says nothing of its arguments
     try:
         signature = inspect.signature(module.forward if isinstance(module, nn.Module) else module)
     except (TypeError, ValueError):  # as of functions compiled in C, which say nothing

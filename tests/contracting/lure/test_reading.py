@@ -247,6 +247,14 @@ def test_single_precision_is_read_exactly() -> None:
     assert torch.allclose(found(0.0, s.float()).double(), twin(s) - s / 3, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, of its compiler
+def test_a_compiled_module_is_read_as_it_was_written() -> None:
+    net, s = mlp(nn.Tanh()), drawn(4, N)
+    compiled = torch.compile(net)
+    assert torch.allclose(lure_of(compiled)(0.0, s), net(s), atol=1e-13)
+    assert torch.allclose(lure_of(lambda t, s: compiled(s) - s)(0.0, s), net(s) - s, atol=1e-13)
+
+
 def test_the_size_of_the_state_is_found_or_asked_for() -> None:
     assert lure_of(lambda t, s: mlp(nn.Tanh())(s)).size == lure_of(NeuralFlow(mlp(nn.Tanh()))).size == N
     with pytest.raises(InputError, match="state"):
