@@ -75,7 +75,7 @@ class _Family:
     Attributes:
         matrices: F from slopes, (batch, m) -> (batch, n, n).
         error: by how much the norm of such a matrix may differ from what is meant, (m,) -> a number.
-        gradient: the derivative of leftᵀF·right in each slope, from slopes (m,), left and right (n,) -> (m,).
+        factors: L and R with which slope i changes F by LeᵢeᵢᵀR, from slopes (m,) -> (n, m), (m, n).
         low: smallest slopes, (m,).
         high: largest slopes, (m,).
         size: n.
@@ -84,7 +84,7 @@ class _Family:
 
     matrices: Callable[[Tensor], Tensor]
     error: Callable[[Tensor], float]
-    gradient: Callable[[Tensor, Tensor, Tensor], Tensor]
+    factors: Callable[[Tensor], tuple[Tensor, Tensor]]
     low: Tensor
     high: Tensor
     size: int
@@ -114,7 +114,7 @@ def _family(system: System) -> _Family:
         return _Family(
             matrices=seen.jacobians,
             error=partial(jacobian_error, seen),
-            gradient=seen.slope_gradient,
+            factors=seen.slope_factors,
             low=seen.low,
             high=seen.high,
             size=seen.size,
@@ -136,7 +136,7 @@ def _family(system: System) -> _Family:
     return _Family(
         matrices=matrices,
         error=lambda slopes: 0.0,
-        gradient=lambda slopes, left, right: left * (W.to(right.dtype) @ right),
+        factors=lambda slopes: (torch.eye(n, dtype=torch.float64), W),
         low=torch.full((n,), low, dtype=torch.float64),
         high=torch.full((n,), high, dtype=torch.float64),
         size=n,
@@ -184,8 +184,8 @@ def abscissa_bound(system: System) -> UpperBound:
 
 def _towards(family: _Family) -> Tensor:
     """Whether a slope raises the trace."""
-    identity = torch.eye(family.size, dtype=torch.float64)
-    return sum(family.gradient(family.low, unit, unit) for unit in identity) > 0  # type: ignore[return-value]
+    left, right = family.factors(family.low)
+    return (left.mT * right).sum(1) > 0
 
 
 def _proved(family: _Family, values: Tensor, patterns: Tensor, method: str) -> tuple[float, str, Tensor]:
@@ -221,7 +221,8 @@ def _climb(family: _Family, pattern: Tensor) -> tuple[float, Tensor]:
             break
         at = int(values.real.argmax())
         x, y = right[:, at], left[:, int((left_values - values[at]).abs().argmin())]
-        gradient = (family.gradient(pattern, y, x) / (y @ x)).real
+        into, out = (factor.to(x.dtype) for factor in family.factors(pattern))
+        gradient = ((y @ into) * (out @ x) / (y @ x)).real
         moved = family.vertex(gradient > 0)
         trial = float(family.abscissae(moved[None])[0])
         if not trial > value:
@@ -330,11 +331,13 @@ def _greedy_words(family: _Family, P: Tensor) -> list[tuple[Tensor, Tensor]]:
     step = 0.05 / _size(family)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(family.size, generator=generator, dtype=torch.float64)
-    slopes = family.high
+    slopes, (into, out), flow = family.high, family.factors(family.high), family.jacobians(family.high[None])[0]
     pieces: list[tuple[Tensor, float]] = []
     for index in range(1500):
-        slopes = family.vertex(family.gradient(slopes, P @ x, x) > 0)
-        x = x + step * (family.jacobians(slopes[None])[0] @ x)
+        better = family.vertex((P @ x @ into) * (out @ x) > 0)
+        if not torch.equal(better, slopes):
+            slopes, (into, out), flow = better, family.factors(better), family.jacobians(better[None])[0]
+        x = x + step * (flow @ x)
         x = x / torch.linalg.vector_norm(x).clamp_min(1e-300)
         if index < 500:
             continue

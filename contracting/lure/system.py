@@ -155,13 +155,12 @@ class LureSystem(Displayed):
             loop, self.C.expand(loop.shape[:-1] + (-1,))
         )
 
-    def slope_gradient(self, slopes: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """The derivative of leftᵀ(∂s'/∂s)right in each slope, real or complex: (m,), (n,), (n,) -> (m,)."""
+    def slope_factors(self, slopes: Tensor) -> tuple[Tensor, Tensor]:
+        """L and R with which slope i changes ∂s'/∂s by LeᵢeᵢᵀR: (m,) -> (n, m), (m, n)."""
         loop = torch.eye(self.neurons, dtype=torch.float64) - self.D * slopes
-        into, out = torch.linalg.solve(loop, self.C), torch.linalg.solve(loop.mT, (self.B * slopes).mT)
-        # with X = (I − DJ)⁻¹: dF = B(I + JXD) dJ XC
-        left = left @ self.B.to(left.dtype) + (left @ out.mT.to(left.dtype)) @ self.D.to(left.dtype)
-        return left * (into.to(right.dtype) @ right)
+        # with X = (I − DJ)⁻¹ the change is B(I + JXD) dJ XC
+        out = torch.linalg.solve(loop.mT, (self.B * slopes).mT).mT
+        return self.B + out @ self.D, torch.linalg.solve(loop, self.C)
 
 
 def steady_gain(A: Tensor, right: Tensor) -> Tensor:

@@ -54,3 +54,20 @@ def test_bad_matrices_are_refused_by_name(changes: dict[str, object], name: str)
     good: dict[str, object] = {"A": drawn(2, 2), "B": drawn(2, 3), "C": drawn(3, 2), "D": drawn(3, 3)}
     with pytest.raises(InputError, match=name):
         LureSystem(**{**good, **changes})  # type: ignore[arg-type]
+
+
+def test_slopes_change_the_jacobian_along_one_line_each() -> None:
+    A, B, C, D = drawn(3, 3), drawn(3, 5, seed=1), drawn(5, 3, seed=2), 0.1 * drawn(5, 5, seed=3)
+    system, slopes = LureSystem(A=A, B=B, C=C, D=D), torch.rand(5, dtype=torch.float64)
+    left, right = system.slope_factors(slopes)
+    found = torch.autograd.functional.jacobian(system.jacobians, slopes)
+    assert torch.allclose(found, left[:, None, :] * right.mT[None, :, :])
+
+
+def test_other_units_are_the_same_system() -> None:
+    A, B, C, D = drawn(3, 3), drawn(3, 5, seed=1), drawn(5, 3, seed=2), 0.1 * drawn(5, 5, seed=3)
+    system, slopes = LureSystem(A=A, B=B, C=C, D=D), torch.rand(5, dtype=torch.float64)
+    states, neurons = torch.tensor([2.0, 0.5, 8.0]).double(), torch.tensor([4.0, 1.0, 0.25, 2.0, 16.0]).double()
+    moved = system.rescaled(states, neurons)
+    assert torch.allclose(moved.jacobians(slopes), system.jacobians(slopes) * states[:, None] / states)
+    assert torch.equal(system.rescaled(states).D, D)
