@@ -59,8 +59,11 @@ def check(certificate: Certificate | Dissipation, system: System) -> float:
     if certificate.metric.size != system.size:
         raise CertificateError(f"the metric acts on {certificate.metric.size} entries, the flow on {system.size}")
     if isinstance(system, LureSystem):
-        margin = _lure_margin(certificate, covered(certificate.slopes, system))
-        return _accepted(margin, certificate, system)
+        claimed = covered(certificate.slopes, system)
+        try:
+            return _accepted(_lure_margin(certificate, claimed), certificate, system)
+        except InputError as error:
+            raise CertificateError(f"not certified, or beyond the range of float64: {error}") from error
     if not isinstance(system, InclusionSystem | LinearSystem):
         low, high = certificate.slopes
         if not isinstance(low, float) or not isinstance(high, float):

@@ -103,6 +103,7 @@ def test_what_is_spoilt_is_refused() -> None:
         replace(good, metric=FullP(P + 0.1 * float(P.diagonal().max()) * torch.eye(3).double())),
         replace(good, multiplier=good.multiplier * torch.tensor([2.0, 0.5, 1.0, 1.0])),
         replace(good, multiplier=-good.multiplier),
+        replace(good, multiplier=good.multiplier[:-1]),
         replace(good, slopes=(system.low - 0.05, system.high)),
     ]
     for certificate in spoilt:
