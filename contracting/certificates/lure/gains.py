@@ -91,6 +91,9 @@ def certify_passivity(
 ) -> PassivityCertificate:
     r"""The largest input index ν of incremental passivity that is found, checked; it may be negative.
 
+    Without a feedthrough D₂₂ no ν above zero is possible, and what is proved with an allowance for rounding stays a
+    little below: at −1e-7, say, where the system is passive.
+
     Args:
         system: a ``LureSystem`` with as many outputs as inputs, or a flow that has one.
         rate: c, at which it must contract in the same P.
