@@ -52,10 +52,17 @@ class Dual:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Truth:
-    """The answer to a comparison over boxes: surely true, perhaps true."""
+    """The answer to a comparison over boxes.
+
+    Attributes:
+        surely: whether it is true at every point of the box.
+        perhaps: whether it may be true at one.
+        n: how many coordinates the state has, if the answer depends on it; 0 if only on constants and the time.
+    """
 
     surely: Tensor
     perhaps: Tensor
+    n: int = 0
 
     @property
     def decided(self) -> Tensor:
@@ -217,10 +224,10 @@ def larger(a: Any, b: Any) -> Dual:
         return Dual(value)
     n = next(len(x.slope.lo) for x in (a, b) if x.slope is not None)
     left, right = (_aligned(x.slopes(n), value.shape) for x in (a, b))
-    either = iv.hull(left, right)
+    mixed = iv.hull(left, right)
     return Dual(
         value,
-        iv.chosen(a.value.lo > b.value.hi, left, iv.chosen(b.value.lo > a.value.hi, right, either)),
+        iv.chosen(a.value.lo > b.value.hi, left, iv.chosen(b.value.lo > a.value.hi, right, mixed)),
     )
 
 
@@ -253,39 +260,61 @@ def clamped(a: Any, low: Any = None, high: Any = None) -> Dual:
 
 def greater(a: Any, b: Any) -> Truth:
     """a > b."""
-    a, b = known(a).value, known(b).value
-    return Truth(a.lo > b.hi, a.hi > b.lo)
+    (a, b), n = (known(a).value, known(b).value), _coordinates(a, b)
+    return Truth(a.lo > b.hi, a.hi > b.lo, n)
 
 
 def at_least(a: Any, b: Any) -> Truth:
     """a ≥ b."""
-    a, b = known(a).value, known(b).value
-    return Truth(a.lo >= b.hi, a.hi >= b.lo)
+    (a, b), n = (known(a).value, known(b).value), _coordinates(a, b)
+    return Truth(a.lo >= b.hi, a.hi >= b.lo, n)
 
 
 def equal(a: Any, b: Any) -> Truth:
     """a = b."""
-    a, b = known(a).value, known(b).value
-    return Truth((a.lo == b.hi) & (a.hi == b.lo), (a.lo <= b.hi) & (b.lo <= a.hi))
+    (a, b), n = (known(a).value, known(b).value), _coordinates(a, b)
+    return Truth((a.lo == b.hi) & (a.hi == b.lo), (a.lo <= b.hi) & (b.lo <= a.hi), n)
 
 
 def opposite(a: Truth) -> Truth:
     """not a."""
-    return Truth(~a.perhaps, ~a.surely)
+    return Truth(~a.perhaps, ~a.surely, a.n)
+
+
+def both(a: Truth, b: Truth) -> Truth:
+    """a and b."""
+    return Truth(a.surely & b.surely, a.perhaps & b.perhaps, max(a.n, b.n))
+
+
+def either(a: Truth, b: Truth) -> Truth:
+    """a or b."""
+    return opposite(both(opposite(a), opposite(b)))
+
+
+def _coordinates(*operands: Any) -> int:
+    """n, if an operand depends on the state; else 0."""
+    return max(
+        (len(x.slope.lo) if isinstance(x, Dual) and x.slope is not None else getattr(x, "n", 0) for x in operands),
+        default=0,
+    )
 
 
 def select(condition: Any, a: Any, b: Any) -> Dual:
-    """``a`` where the condition holds, else ``b``; in a box that has both the field may jump: its slope is unknown."""
+    """``a`` where the condition holds, else ``b``; in a box that has both the field may jump: its slope is unknown.
+
+    Where only the time decides it jumps in time, which harms no contraction: it has the slope of one side or the other.
+    """
     a, b = known(a), known(b)
     if isinstance(condition, Tensor):
         condition = Truth(condition.cpu(), condition.cpu())
     surely, never = condition.surely, ~condition.perhaps
     value = iv.chosen(surely, a.value, iv.chosen(never, b.value, iv.hull(a.value, b.value)))
-    if a.slope is None and b.slope is None and bool(condition.decided.all()):
+    n = _coordinates(a, b, condition)
+    if not n:
         return Dual(value)
-    n = next((len(x.slope.lo) for x in (a, b) if x.slope is not None), 1)
     left, right = (_aligned(x.slopes(n), value.shape) for x in (a, b))
-    return Dual(value, iv.chosen(surely, left, iv.chosen(never, right, iv.everything(left.lo))))
+    undecided = iv.everything(left.lo) if condition.n else iv.hull(left, right)
+    return Dual(value, iv.chosen(surely, left, iv.chosen(never, right, undecided)))
 
 
 def step(function: Callable[[Tensor], Tensor]) -> Rule:
@@ -318,12 +347,18 @@ def overwritten(a: Any, b: Any, *_: Any) -> Any:
     return structural(torch.ops.aten.expand.default, known(b), shape)
 
 
+def reshaped(a: Any, shape: list[int]) -> Any:
+    """The same entries in another shape, however they lie in memory."""
+    return structural(torch.reshape, a, shape)
+
+
 def structural(target: Any, *args: Any, **kwargs: Any) -> Any:
     """An operation that chooses, moves or repeats entries: applied to both ends, and to the derivatives one by one."""
     leaves, spec = tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, (Dual, Truth)))
     pick = _picker(target, leaves, spec)
     if any(isinstance(leaf, Truth) for leaf in leaves):
-        return tree_map(Truth, pick(lambda x: x.surely), pick(lambda x: x.perhaps))
+        n = _coordinates(*leaves)
+        return tree_map(lambda p, q: Truth(p, q, n), pick(lambda x: x.surely), pick(lambda x: x.perhaps))
     found = [leaf for leaf in leaves if isinstance(leaf, Dual)]
     lo = pick(lambda x: x.value.lo)
     hi = lo if all(leaf.value.thin for leaf in found) else pick(lambda x: x.value.hi)
@@ -358,4 +393,6 @@ def _zipped(lo: Any, hi: Any, slope_lo: Any, slope_hi: Any) -> Any:
         count = len(lo)
         slopes = [(None, None)] * count if slope_lo is None else list(zip(slope_lo, slope_hi, strict=True))
         return tuple(_zipped(a, b, *s) for a, b, s in zip(lo, hi, slopes, strict=True))
+    if lo.dtype != torch.float64:
+        raise InputError("f(t, s) looks at the bits of its state as whole numbers: a region cannot be proved for it")
     return Dual(Interval(lo, hi), None if slope_lo is None else Interval(slope_lo, slope_hi))

@@ -6,14 +6,15 @@ import torch
 
 from contracting.regions.duals import (
     Rule,
-    Truth,
     add,
     add_matmul,
     apply,
     at_least,
+    both,
     clamped,
     convert,
     divide,
+    either,
     equal,
     greater,
     inner,
@@ -26,6 +27,7 @@ from contracting.regions.duals import (
     opposite,
     overwritten,
     power,
+    reshaped,
     select,
     smaller,
     smallest,
@@ -43,24 +45,25 @@ def _scalar(name: str) -> Rule:
 
 
 _STRUCTURAL = (
-    "_reshape_alias _unsafe_view alias as_strided as_strided_scatter broadcast_in_dim cat clone collapse_view "
-    "constant_pad_nd contiguous detach diag_embed diagonal diagonal_scatter expand flip gather index index_select "
-    "lift_fresh lift_fresh_copy movedim narrow permute repeat reshape roll select select_scatter slice "
-    "slice_scatter split split_with_sizes squeeze stack t transpose tril triu unbind unflatten unfold unsqueeze "
-    "view"
+    "alias broadcast_in_dim cat clone collapse_view constant_pad_nd contiguous detach diag_embed diagonal "
+    "diagonal_scatter expand flip gather index index_select lift_fresh lift_fresh_copy movedim narrow permute "
+    "repeat roll select select_scatter slice slice_scatter split split_with_sizes squeeze stack t transpose tril "
+    "triu unbind unflatten unfold unsqueeze"
 ).split()
 
 RULES: dict[str, Rule] = {
     **{name: _scalar(name) for name in FUNCTIONS},
+    "_reshape_alias": lambda a, shape, *_: reshaped(a, shape),
     "_to_copy": convert,
+    "_unsafe_view": reshaped,
     "add": add,
     "addmm": add_matmul,
     "amax": largest,
     "amin": smallest,
     "baddbmm": add_matmul,
-    "bitwise_and": lambda a, b: Truth(a.surely & b.surely, a.perhaps & b.perhaps),
+    "bitwise_and": both,
     "bitwise_not": opposite,
-    "bitwise_or": lambda a, b: Truth(a.surely | b.surely, a.perhaps | b.perhaps),
+    "bitwise_or": either,
     "bmm": matmul,
     "ceil": step(torch.ceil),
     "clamp": clamped,
@@ -78,9 +81,9 @@ RULES: dict[str, Rule] = {
     "hardtanh": lambda a, low=-1.0, high=1.0: clamped(a, low, high),
     "le": lambda a, b: at_least(b, a),
     "leaky_relu": lambda a, slope=0.01: apply(leaky_relu(slope), a),
-    "logical_and": lambda a, b: Truth(a.surely & b.surely, a.perhaps & b.perhaps),
+    "logical_and": both,
     "logical_not": opposite,
-    "logical_or": lambda a, b: Truth(a.surely | b.surely, a.perhaps | b.perhaps),
+    "logical_or": either,
     "lt": lambda a, b: greater(b, a),
     "maximum": larger,
     "mean": mean,
@@ -90,6 +93,7 @@ RULES: dict[str, Rule] = {
     "mv": matrix_vector,
     "ne": lambda a, b: opposite(equal(a, b)),
     "pow": power,
+    "reshape": reshaped,
     "round": step(torch.round),
     "rsub": lambda a, b, alpha=1: subtract(b, a, alpha=alpha),
     "sgn": step(torch.sign),
@@ -99,6 +103,7 @@ RULES: dict[str, Rule] = {
     "sum": total,
     "trunc": step(torch.trunc),
     "var": variance,
+    "view": reshaped,
     "where": select,
 }
 """By the name of the operation in ATen, without its overload."""

@@ -181,9 +181,12 @@ def _carried_out(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     rule = RULES.get(name)
     if rule is None:
         raise _unknown(name)
-    if rule is structural:
-        return structural(target, *args, **kwargs)
-    return rule(*args, **kwargs)
+    try:
+        return structural(target, *args, **kwargs) if rule is structural else rule(*args, **kwargs)
+    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        if isinstance(error, ContractingError):
+            raise
+        raise _unknown(str(target)) from error  # a variant that the rule does not know
 
 
 def _unknown(name: str) -> InputError:

@@ -234,6 +234,31 @@ def test_a_field_that_jumps_has_no_bounded_slope_where_it_jumps() -> None:
         assert one.slopes(1).bounded.flatten()[:2].tolist() == [False, True]
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_jump_is_seen_in_every_coordinate_and_entry(n: int) -> None:
+    lo = torch.tensor([[-0.2], [0.1]], dtype=torch.float64).expand(2, n)
+    jumps = {
+        "as a number": lambda s: (s > 0).to(s) - s,
+        "both": lambda s: torch.where((s > 0) & (s < 5), 1.0, 0.0) - s,
+        "stacked": lambda s: torch.cat([torch.where(s[:, :1] > 0, 2.0, 0.0), -s[:, 1:]], 1),
+        "moved": lambda s: torch.stack([*(s > 0).unbind(-1)], -1).logical_not().to(s) - s,
+    }
+    for jump in jumps.values():
+        found = Inclusion(lambda t, s, jump=jump: jump(s), torch.empty(0).double(), n)(Interval(lo, lo + 0.3))
+        slopes = found.slopes(n)
+        assert tuple(slopes.shape) == (n, 2, n)
+        assert not bool(slopes.bounded[0, 0, 0]) and bool(slopes.bounded[:, 1].all())
+
+
+def test_a_jump_in_time_has_the_slopes_of_both_sides() -> None:
+    inclusion = Inclusion(lambda t, s: torch.where(t > 1, -2 * s, -3 * s), torch.empty(0).double(), 2)
+    s = iv.exactly(torch.ones(2, 2).double())
+    t = Interval(torch.tensor([[0.5], [1.5]]).double(), torch.tensor([[1.5], [2.0]]).double())
+    slope = inclusion(s, t).slopes(2)
+    assert [float(x[0, 0, 0]) for x in (slope.lo, slope.hi)] == pytest.approx([-3, -2])
+    assert [float(x[0, 1, 0]) for x in (slope.lo, slope.hi)] == pytest.approx([-2, -2])
+
+
 def test_where_a_function_has_no_value_nothing_is_known() -> None:
     box = Interval(torch.tensor([[-1.0]]).double(), torch.tensor([[1.0]]).double())
     for function in (torch.log, torch.reciprocal, torch.sqrt, torch.rsqrt, lambda s: s**1.5, lambda s: 1 / s**2):
@@ -269,6 +294,10 @@ def test_what_has_no_inclusion_is_refused_by_name() -> None:
     assert "bernoulli" in refused(lambda t, s: nn.functional.dropout(s, 0.5))
     assert "f(t, s)" in refused(lambda t, s: s if float(s[0, 0]) > 0 else -s)
     assert "f(t, s)" in refused(lambda t, s: torch.from_numpy(s.detach().numpy()))
+    assert "round" in refused(lambda t, s: torch.round(s, decimals=2))
+    assert "as_strided" in refused(lambda t, s: torch.as_strided(s, (16, 2), (1, 16)))
+    assert "f(t, s)" in refused(lambda t, s: s.view(torch.int64).to(s))
+    assert "remainder" in refused(lambda t, s: s % 1.0)
 
 
 def test_a_rule_of_ones_own_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
