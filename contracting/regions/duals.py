@@ -24,6 +24,7 @@ from contracting.regions.functions import (
     ScalarFunction,
     clamp,
     real_power,
+    softplus,
     whole_power,
 )
 from contracting.regions.intervals import Interval
@@ -71,7 +72,9 @@ class Truth:
 
 
 def known(value: Any) -> Dual:
-    """A number, or a tensor that depends on no box, as a dual."""
+    """A number, a tensor that depends on no box, or a truth, which is 0 or 1, as a dual."""
+    if isinstance(value, Truth):
+        return select(value, 1.0, 0.0)
     return value if isinstance(value, Dual) else Dual(iv.exactly(value))
 
 
@@ -159,6 +162,11 @@ def power(a: Any, b: Any) -> Dual:
     if isinstance(a, (int, float)) and not a > 0:
         raise InputError(f"a power with the base {a} and an exponent that varies has no real value everywhere")
     return apply(FUNCTIONS["exp"], multiply(b, apply(FUNCTIONS["log"], a)))
+
+
+def add_in_logarithms(a: Any, b: Any) -> Dual:
+    """log(eᵃ + eᵇ)."""
+    return add(b, apply(softplus(1.0, math.inf), subtract(a, b)))
 
 
 def matmul(a: Any, b: Any) -> Dual:
@@ -335,7 +343,7 @@ def step(function: Callable[[Tensor], Tensor]) -> Rule:
 def convert(a: Any, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Any:
     """A change of precision, which exact numbers do not have; a truth becomes 0 or 1."""
     if isinstance(a, Truth):
-        return select(a, 1.0, 0.0) if dtype is None or dtype.is_floating_point else a
+        return known(a) if dtype is None or dtype.is_floating_point else a
     if isinstance(a, Dual) and dtype is not None and not dtype.is_floating_point:
         raise InputError("f(t, s) rounds its state to whole numbers, so it jumps: a region cannot be proved for it")
     return a

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from contracting.regions.duals import (
+    Dual,
     Rule,
     add,
+    add_in_logarithms,
     add_matmul,
     apply,
     at_least,
@@ -38,10 +42,18 @@ from contracting.regions.duals import (
     variance,
 )
 from contracting.regions.functions import FUNCTIONS, elu, leaky_relu, softplus
+from contracting.regions.intervals import exactly, widened
 
 
 def _scalar(name: str) -> Rule:
     return lambda a: apply(FUNCTIONS[name], a)
+
+
+def _logarithm(base: float) -> Rule:
+    # the logarithm of the base is a number of the library, too
+    natural = exactly(math.log(base)).lo
+    scale = Dual(widened(natural, natural))
+    return lambda a: divide(apply(FUNCTIONS["log"], a), scale)
 
 
 _STRUCTURAL = (
@@ -75,12 +87,17 @@ RULES: dict[str, Rule] = {
     "dot": inner,
     "elu": lambda a, alpha=1.0, scale=1.0, input_scale=1.0: apply(elu(alpha, scale, input_scale), a),
     "eq": equal,
+    "erfc": lambda a: subtract(1.0, apply(FUNCTIONS["erf"], a)),
+    "exp2": lambda a: power(2.0, a),
     "floor": step(torch.floor),
     "ge": at_least,
     "gt": greater,
     "hardtanh": lambda a, low=-1.0, high=1.0: clamped(a, low, high),
     "le": lambda a, b: at_least(b, a),
     "leaky_relu": lambda a, slope=0.01: apply(leaky_relu(slope), a),
+    "log10": _logarithm(10.0),
+    "log2": _logarithm(2.0),
+    "logaddexp": add_in_logarithms,
     "logical_and": both,
     "logical_not": opposite,
     "logical_or": either,

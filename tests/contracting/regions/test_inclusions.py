@@ -198,6 +198,7 @@ ZOO = {
     "indices": lambda s: s[:, [1, 0]] * s[:, torch.tensor([0, 0])] + torch.roll(s, 1, -1) + s.mean(-1, True),
     "gradient inside": lambda s: -torch.func.grad(lambda x: (torch.cos(x).sum() + (x[:, 0] * x[:, 1]).tanh().sum()))(s),
     "layers of a batch": lambda s: torch.stack([torch.linalg.vector_norm(s, dim=1), torch.var(s, 1)], 1),
+    "logarithms": lambda s: torch.logaddexp(s, s.flip(-1)) + torch.log2(1 + s) - torch.exp2(s.erfc()),
     "powers": lambda s: (2.0 + s).pow(1.5) + s**3 - torch.pow(2.0, s) + (2 + s) ** (1 + s) + s.rsqrt(),
 }  # fmt: skip
 
