@@ -26,9 +26,6 @@ from contracting.regions.rules import RULES
 _ROWS = (16, 1024)  # A list is traced for so many boxes: few waste no time on one box, many cost no time per operation.
 _MOST_ENTRIES = 2**18  # Of n coordinates and so many boxes, at most so many derivatives of one number at a time.
 
-_FAITHFUL = 1e-3  # A value that differs by more than this share is another function; float32 differs by 1e-6.
-
-
 class Inclusion:
     """A function g(t, s) on boxes of states and times.
 
@@ -77,7 +74,8 @@ class Inclusion:
         found = self(*(exactly(x) for x in (states, times))).value
         with torch.no_grad():
             value = self.function(times, states).detach().to("cpu", torch.float64)
-        room = _FAITHFUL * (1 + value.abs())
+        # half of the digits: rounding differs by far less, and another function by more
+        room = torch.finfo(self.like.dtype).eps ** 0.5 * (1 + value.abs())
         wrong = (value < found.lo - room) | (value > found.hi + room)
         if bool(wrong.any()):
             raise InputError(

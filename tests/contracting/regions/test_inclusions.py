@@ -295,6 +295,7 @@ def test_what_has_no_inclusion_is_refused_by_name() -> None:
     assert "bernoulli" in refused(lambda t, s: nn.functional.dropout(s, 0.5))
     assert "f(t, s)" in refused(lambda t, s: s if float(s[0, 0]) > 0 else -s)
     assert "f(t, s)" in refused(lambda t, s: torch.from_numpy(s.detach().numpy()))
+    assert "f(t, s)" in refused(lambda t, s: 1e-6 * torch.from_numpy(s.detach().numpy()) - s)
     assert "round" in refused(lambda t, s: torch.round(s, decimals=2))
     assert "as_strided" in refused(lambda t, s: torch.as_strided(s, (16, 2), (1, 16)))
     assert "f(t, s)" in refused(lambda t, s: s.view(torch.int64).to(s))
