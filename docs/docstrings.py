@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import functools
 import importlib
 import inspect
@@ -19,15 +20,16 @@ import equilibrium
 
 OTHERS = {"collections", "enum", "functools", "matplotlib", "numpy", "os", "pathlib", "torch", "typing", "types"}
 _SETTINGS = Config(napoleon_use_ivar=True, napoleon_use_rtype=False)
+_NAME = re.compile(r"(?<=\w)_(?![\w:(])")  # the end of a name such as classes_, which is no link
 _LITERAL = re.compile(r"(``.+?``)", re.S)
 # a star that opens no emphasis: nothing in its paragraph closes it
 _STAR = re.compile(r"(?<![\w*\\])\*(?=[\w,])(?!(?:[^*\n]|\n(?!\n))*[^\s*]\*(?!\w))")
 
 
 def plain(text: str) -> str:
-    """Bars are absolute values, and a lone star is a star: outside of literals neither is markup."""
+    """Bars are absolute values, a lone star is a star, names may end in a line: outside of literals none is markup."""
     parts = _LITERAL.split(text)
-    parts[::2] = [_STAR.sub(r"\*", part.replace("|", r"\|")) for part in parts[::2]]
+    parts[::2] = [_STAR.sub(r"\*", _NAME.sub(r"\_", part.replace("|", r"\|"))) for part in parts[::2]]
     return "".join(parts)
 
 
@@ -44,7 +46,8 @@ def _inside() -> set[str]:
     names: set[str] = set()
     for package in (contracting, equilibrium):
         for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            names |= set(vars(importlib.import_module(info.name)))
+            with contextlib.suppress(ImportError):  # of an extra that nobody needs here
+                names |= set(vars(importlib.import_module(info.name)))
     return names
 
 

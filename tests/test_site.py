@@ -27,9 +27,13 @@ FACES = [
     for package in (contracting, equilibrium)
     for module in (
         package,
-        *(importlib.import_module(i.name) for i in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")),
+        *(
+            importlib.import_module(info.name)
+            for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+            if info.ispkg
+        ),
     )
-    if hasattr(module, "__all__") and hasattr(module, "__path__")
+    if hasattr(module, "__all__")
 ]
 DEMOS = sorted(path.stem for path in (ROOT / "demos").glob("*.py"))
 
