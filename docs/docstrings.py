@@ -18,9 +18,11 @@ from sphinx.ext.napoleon import Config, GoogleDocstring
 import contracting
 import equilibrium
 
-OTHERS = {"collections", "enum", "functools", "matplotlib", "numpy", "os", "pathlib", "torch", "typing", "types"}
+OTHERS = {
+    "collections", "enum", "functools", "matplotlib", "numpy", "os", "pathlib", "sklearn", "torch", "typing", "types",
+}  # fmt: skip
 _SETTINGS = Config(napoleon_use_ivar=True, napoleon_use_rtype=False)
-_NAME = re.compile(r"(?<=\w)_(?![\w:(])")  # the end of a name such as classes_, which is no link
+_NAME = re.compile(r"(?<=\w)_(?!\w)")  # the end of a name such as classes_, which is no link
 _LITERAL = re.compile(r"(``.+?``)", re.S)
 # a star that opens no emphasis: nothing in its paragraph closes it
 _STAR = re.compile(r"(?<![\w*\\])\*(?=[\w,])(?!(?:[^*\n]|\n(?!\n))*[^\s*]\*(?!\w))")
@@ -68,7 +70,15 @@ def _exists(target: str) -> bool:
 
 def unresolved(app: Any, env: Any, node: Element, content: Element) -> Element | None:
     """What Sphinx found no page for stays words if it exists, since nothing is fetched; else Sphinx warns."""
-    return content if node.get("refdomain") == "py" and _exists(node.get("reftarget", "")) else None
+    target = node.get("reftarget", "").partition("[")[0]  # Sphinx takes tuple[complex, …] apart at the comma
+    return content if node.get("refdomain") == "py" and _exists(target) else None
+
+
+def of_others(app: Any, what: str, name: str, obj: object, skip: bool, options: Any) -> bool | None:
+    """Leave out methods that another library gives a class of ours."""
+    module = getattr(obj, "__module__", None)
+    theirs = inspect.isroutine(obj) and module is not None and module.partition(".")[0] in OTHERS
+    return True if theirs else None
 
 
 def without_ways_back(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
@@ -81,4 +91,5 @@ def setup(app: Any) -> None:
     """Called by conf.py."""
     app.connect("html-page-context", without_ways_back)
     app.connect("autodoc-process-docstring", process)
+    app.connect("autodoc-skip-member", of_others)
     app.connect("missing-reference", unresolved)
