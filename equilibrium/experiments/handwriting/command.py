@@ -28,9 +28,10 @@ _NOTES = """
 test error: root mean square distance to the held-out demonstrations at equal times, and warped: mean distance
 after the best alignment of times (millimetres, means over motions); arrived: random starts from which the motion
 ends within 1 % of its size; left: distance, at the end of the motion, between a held-out motion and the same one
-pushed by a fifth of its size at 0.3 (millimetres, the worst of all directions, and median over motions); slowest:
-the smallest rate of any two neighbouring times of any simulated pair, and sampled: of any Jacobian that was met, to
-compare with the certified one (per duration); of tube: the largest share of the certified distance that was used."""
+pushed by a fifth of its size at 0.3 (millimetres, the worst of all directions, and median over motions); proved:
+models whose rate, certified by construction, the independent checker confirms after training; slowest: the smallest
+rate between any two neighbouring times of any simulated pair, and sampled: of any Jacobian that was met, to compare
+with the certified one (per duration); of tube: the largest share of the certified distance that was used."""
 
 
 def handwriting(
@@ -128,6 +129,10 @@ def summary(results: Results) -> str:
         entries = results[kind].values()
         return f"{sum(e['arrived'] for e in entries)} of {sum(e['settings']['starts'] for e in entries)}"
 
+    def proved(kind: Kind) -> str | None:
+        margins = [entry["rate"]["margin"] for entry in results[kind].values() if "rate" in entry]
+        return f"{sum(margin > 0 for margin in margins)} of {len(margins)}" if margins else None
+
     columns = (
         Column("model", lambda kind: kind.value),
         Column("parameters", over(max, "parameters"), ".0f"),
@@ -138,6 +143,7 @@ def summary(results: Results) -> str:
         Column("arrived", arrived),
         Column("left", over(statistics.median, "push", "left"), ".2f"),
         Column("certified", over(min, "rate", "certified"), ".3g"),
+        Column("proved", proved),
         Column("slowest", over(min, "rate", "slowest"), ".3f"),
         Column("sampled", over(min, "rate", "sampled"), ".3f"),
         Column("of tube", over(max, "share of tube"), ".3f"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _COLUMNS = 6  # of the figure of all motions
 _RINGS = 12  # The tube is drawn as so many ellipses.
 _DEMONSTRATED = "0.7"
-_SHOWN = {"pushed": "A push dies out inside the certified tube", "starts": "From random starts"}
+_TITLES = {"pushed": "after a push", "starts": "from random starts"}
 _PAIR = (Kind.CONTRACTING, Kind.UNCONSTRAINED)
 _COLOURS = {Kind.CONTRACTING: BLUE, Kind.UNCONSTRAINED: VERMILION}
 
@@ -65,7 +65,7 @@ def draw_paths(results: Results, name: str, what: str, width: float = FULL_WIDTH
     figure = matplotlib.figure.Figure(figsize=(width, (1.9 if narrow else 0.58) * width), layout="constrained")
     panels = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
     for axes, kind in zip(panels, _PAIR, strict=True):
-        found, paths = results[kind][name], _paths(results, kind, name)
+        title, found, paths = kind.value, results[kind][name], _paths(results, kind, name)
         for k, path in enumerate(_points(paths["demonstrated"])):
             axes.plot(*path.T, color=_DEMONSTRATED, linewidth=0.8, label="_" * k + "demonstrated")
         for k, path in enumerate(_points(paths[what])):
@@ -74,19 +74,19 @@ def draw_paths(results: Results, name: str, what: str, width: float = FULL_WIDTH
         if what == "pushed":
             axes.plot(*_points(paths["unpushed"]).T, color="black", linewidth=1.2, label="not pushed")
             if "tube" in found:
+                title += ", inside the certified tube"
                 _draw_tube(axes, found)
         axes.plot(0, 0, "k*", markersize=8, label="goal")
         reach = 1.6
         axes.set_xlim(-reach, reach)
         axes.set_ylim(-reach, reach)
         axes.set_aspect("equal")
-        title = kind.value
         if what == "starts":
-            title += f": {found['arrived']} of {found['settings']['starts']} starts end at the goal"
+            title += f": {found['arrived']} of {found['settings']['starts']} end at the goal"
         finish(axes, x="x (sizes of the motion)", y="y (sizes of the motion)", title=title, legend=False)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7 if narrow else 8.5, frameon=False)
-    figure.suptitle(f"{name}: {_SHOWN[what][0].lower()}{_SHOWN[what][1:]}", fontsize=9 if narrow else 11)
+    figure.suptitle(f"{name}, {_TITLES[what]}", fontsize=9 if narrow else 11)
     return figure
 
 
@@ -132,7 +132,7 @@ def _draw_tube(axes: Axes, found: Mapping[str, Any]) -> None:
 
 
 def _named(what: str) -> str:
-    return "pushed at 0.3, in eight directions" if what == "pushed" else "from a random start"
+    return f"pushed at {PUSHED:g} of the duration" if what == "pushed" else "from a random start"
 
 
 def _paths(results: Results, kind: Kind, name: str) -> Mapping[str, Any]:

@@ -24,6 +24,7 @@ from contracting import (
     simulate,
     simulate_pairs,
 )
+from contracting.certificates.lure.checker import dissipation_margin
 from equilibrium.experiments.handwriting.distances import rms_distance, warped_distance
 from equilibrium.experiments.handwriting.models import Kind, MotionModel, MotionSettings, new_model, train_model
 from equilibrium.experiments.runner import Workspace
@@ -40,7 +41,7 @@ PUSHED = 0.3
 """When a push comes, in durations of the motion."""
 
 _BOX = 1.5  # Random starts are in a square of so many sizes of the motion around its goal.
-_MOMENTS = 20  # Distances are looked at so often per duration.
+_MOMENTS = 40  # Distances are looked at so often per duration.
 _FLOOR = 1e-7  # Distances below this share of the first one are not asked for their rate: rounding moves them.
 _ACCURATE = AdaptiveStep(
     rtol=1e-7
@@ -132,6 +133,7 @@ def _kept(
     """What was certified, beside what was seen of it."""
     rate, size = settings.rate, float(metric.norm(starts.first[0]).max())
     shape = tube_shape(metric)
+    multiplier = model.ode.weights().multiplier.detach()
     thinnest = float(torch.linalg.eigvalsh(shape)[0].sqrt())
     d = distance(push.pair, metric)
     rates = [local_rates(times, starts, metric), local_rates(push.elapsed, push.pair, metric)]
@@ -140,6 +142,7 @@ def _kept(
     return {
         "rate": {
             "certified": rate,
+            "margin": dissipation_margin(model.ode.system(), metric.matrix, multiplier, rate),
             "slowest": min(float(found.min()) for found in rates),
             "sampled": sampled_rate_along(flow, path, metric).rate,
         },
