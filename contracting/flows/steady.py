@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from contracting import checks
+from contracting.display import Displayed
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.base import Flow, SteadyFlow
 from contracting.flows.fields import NeuralFlow, VectorField, refuse_crowds, takes
@@ -53,8 +54,8 @@ class Rated(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FieldProblem(Problem):
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class FieldProblem(Displayed, Problem):
     r"""Find s with f(t, s) = 0 at one time t, one problem per row.
 
     A row is solved when ‖f(s)‖ ≤ atol + rtol·‖t‖ with tᵢ² = Σⱼ (Jᵢⱼ(|sⱼ| + a))²: when f is no larger than what a change

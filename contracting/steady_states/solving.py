@@ -21,7 +21,7 @@ from contracting.solvers.automatic import Automatic
 from contracting.steady_states.gradient import attached
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SteadyState(Solution):
     """Where a field is at rest, one entry per row; ``z``, (batch, n), is the state, on the graph of the field.
 

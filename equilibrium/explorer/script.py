@@ -17,7 +17,8 @@ _FLOWS = {
 
 def script(answer: Answer) -> str:
     """A script that prints the certificates and the solves of the page, and draws its trajectories."""
-    setting = answer.setting
+    setting, motion = answer.setting, answer.motion
+    end = float(motion.times[-1])
     flow = _FLOWS[setting.flow].format(step=setting.step)
     solvers = [run.name for run in answer.runs if run.name in NAMED and run.refused is None]
     return f"""\
@@ -26,8 +27,8 @@ from contracting import *
 from contracting.plots import plot_distance
 W, q = torch.tensor({_rows(setting.W)}).double(), torch.tensor([{list(setting.q)}]).double()
 problem = EquilibriumProblem(linear=Dense(W), q=q, activation={setting.sigma!r}, metric=find_metric(W).metric)
-flow, starts = {flow}.bind(problem), torch.tensor({_rows(answer.motion.pair[0])}).double()
-pair = simulate_pairs(flow, starts[:1], starts[1:], torch.linspace(0, {float(answer.motion.times[-1])!r}, 61).double())
+flow, starts = {flow}.bind(problem), torch.tensor({_rows(motion.pair[0])}).double()
+pair = simulate_pairs(flow, starts[:1], starts[1:], torch.linspace(0, {end!r}, {len(motion.times)}).double())
 rates, solvers = report(flow), {solvers}
 plot_distance(pair.times, distance(pair, rates.best.metric), evidence=rates.best).figure.savefig("distance.png")
 print(rates, *(f"{{name}}: {{solve(problem, default_solvers()[name], throw=False)}}" for name in solvers), sep="\\n")
