@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -63,6 +64,16 @@ def test_lure_certificates(tmp_path: Path) -> None:
     assert len(kinds) == 8 and all(found["beyond"] == 0 for found in kinds.values())
     assert kinds["cooperative"]["gain: closest"] < 0.05 and kinds["scalar"]["rate: closest"] < 0.05
     assert (tmp_path / "table.md").read_text() in printed
+
+
+@pytest.mark.slow
+def test_contracting_ode(tmp_path: Path) -> None:
+    printed = run("contracting_ode.py", tmp_path)
+    assert "40 of 40 promises proved" in printed
+    (share,) = re.findall(r"gain ([\d.]+) of the promised", printed)
+    assert 0.95 < float(share) <= 1  # not vacuous
+    assert float(printed.split()[-1]) > 0  # the ratio of the two times
+    assert (tmp_path / "out" / "gain-measured.png").stat().st_size > 0
 
 
 CLOCK = ("--clock", "cpu")

@@ -21,6 +21,11 @@ def compare_solvers(seen: dict[str, Any]) -> None:
     assert seen["worst"] < 1e-5
 
 
+def contracting_ode(seen: dict[str, Any]) -> None:
+    assert seen["best"].rate > seen["promised"].rate == 0.5 and seen["gain"].gain == 2
+    assert 0.3 < seen["slowest"] <= 1 + 1e-9 and seen["difference"] < 1e-9
+
+
 def convergence(seen: dict[str, Any]) -> None:
     assert all(0.3 < excess <= 1 + 1e-6 for excess in seen["excess"].values())
 
@@ -72,8 +77,8 @@ def tracking(seen: dict[str, Any]) -> None:
 CLAIMS: dict[str, Callable[[dict[str, Any]], None]] = {
     check.__name__: check
     for check in (
-        compare_solvers, convergence, counterexample, energy, firing_rate_network, lipschitz_training, ode_layer,
-        own_neural_ode, own_weights, phase_portrait, tracking,
+        compare_solvers, contracting_ode, convergence, counterexample, energy, firing_rate_network,
+        lipschitz_training, ode_layer, own_neural_ode, own_weights, phase_portrait, tracking,
     )
 }  # fmt: skip
 

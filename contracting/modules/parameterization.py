@@ -107,9 +107,12 @@ class LureParameterization(WithSettings):
 
     def reset_parameters(self) -> None:
         """Draw new values: moderate inputs and outputs, one time constant of about one unit of time."""
-        for weight in (self.C, self.B2, self.D12, self.C2, self.D21):
+        for weight in (self.C2, self.D21):
             if weight is not None:
                 nn.init.normal_(weight, std=1 / math.sqrt(max(1, weight.shape[1])))
+        for weight in (self.C, self.B2, self.D12):  # of which squares from either side enter the field
+            if weight is not None:
+                nn.init.normal_(weight, std=max(1, weight.numel()) ** -0.25)
         if self.S2 is not None:
             nn.init.normal_(self.S2, std=_SPREAD / math.sqrt(self.neurons))
         nn.init.uniform_(self.bias, -1, 1)

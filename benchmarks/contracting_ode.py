@@ -1,0 +1,123 @@
+"""Random contracting neural ODEs: what is promised against what is measured, and the cost of a field evaluation.
+
+For modules with parameters of all scales (``--models``): how many promises the checker proves of the rounded numbers, by
+how much the steepest Jacobian at sampled slopes exceeds the promised rate, and the largest gain at sampled slopes and
+frequencies over the promised one. Then, side by side, one evaluation of a field with 64 implicit neurons for 128 rows,
+and the solve of an LBEN with the same weights that it contains. Draws the gains. ``--small`` for a few seconds' version.
+"""
+
+import argparse
+from pathlib import Path
+
+import command_line
+import torch
+from timing import in_turn, timer
+from torch import Tensor
+
+from contracting import ContractingODE, ReLU, Stop
+from contracting.certificates.lure.records import GainCertificate
+from contracting.plots.style import BLUE, CERTIFIED, axes_for_a_file, figure_of, finish
+from equilibrium import explicit_weights, from_weights
+from equilibrium.files import output_directory, write_figure
+
+DOUBLE = torch.float64
+
+
+def drawn(seed: int, scale: float, rate: float, gamma: float, *, feedback: bool = True) -> ContractingODE:
+    """A module of a random size, every parameter of which has this scale."""
+    torch.manual_seed(seed)
+    inputs, states, neurons, outputs = (int(torch.randint(1, most, ())) for most in (4, 6, 9, 4))
+    layer = ContractingODE(
+        inputs, states, neurons, outputs, contraction_rate=rate, lipschitz=gamma, feedback=feedback, dtype=DOUBLE,
+        epsilon=1e-4,
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(scale * torch.randn_like(parameter))
+        layer.parameterization.log_multiplier.clamp_(-4, 4)
+        layer.parameterization.X.mul_(0.1)  # what makes the promises slack
+    return layer
+
+
+@torch.no_grad()
+def measured(layer: ContractingODE, patterns: int = 64) -> tuple[float, float]:
+    """The rate of the steepest Jacobian in the metric, and the largest gain, at random slopes of zeros and ones."""
+    system, metric = layer.system(), layer.weights().metric
+    assert metric is not None
+    slopes = torch.cat([torch.rand(patterns, system.neurons).round(), torch.ones(1, system.neurons)]).to(DOUBLE)
+    rate = -float(metric.matrix_measure(system.jacobians(slopes)).max())
+    loop = torch.eye(system.neurons, dtype=DOUBLE) - system.D * slopes[:, None, :]
+
+    def through(left: Tensor, right: Tensor, direct: Tensor) -> Tensor:
+        return direct + (left * slopes[:, None, :]) @ torch.linalg.solve(loop, right.expand(len(slopes), -1, -1))
+
+    A, B = through(system.B, system.C, system.A), through(system.B, system.D12, system.B2)
+    C, D = through(system.D21, system.C, system.C2), through(system.D21, system.D12, system.D22)
+    size = torch.linalg.matrix_norm(A, 2).max()
+    gain = torch.linalg.matrix_norm(D, 2).max()
+    for frequency in [0.0, *torch.logspace(-4, 1, 24, dtype=DOUBLE).tolist()]:
+        resolvent = 1j * frequency * size * torch.eye(system.size) - A
+        response = C.to(resolvent.dtype) @ torch.linalg.solve(resolvent, B.to(resolvent.dtype)) + D
+        gain = torch.maximum(gain, torch.linalg.matrix_norm(response, 2).max())
+    return rate, float(gain)
+
+
+def cost(rounds: int) -> dict[str, float]:
+    """CPU milliseconds, medians: one evaluation of the field, and the solve of the network inside it."""
+    torch.manual_seed(0)
+    layer = ContractingODE(4, 8, 64, 4, activation=ReLU(), dtype=torch.float32).requires_grad_(False)
+    weights, states = layer.weights(), torch.randn(128, 8)
+    flow = layer.flow()
+    assert weights.D is not None
+    inside = explicit_weights(weights.D, weights.C, torch.eye(64), bias=weights.bias, metric=weights.multiplier)
+    network = from_weights(inside, activation=ReLU(), stop=flow.stop or Stop())
+    gap = (flow.activations(states) - network.solve(states).z).abs().max()
+    assert gap < 1e-4, "both find the same w"
+    people = {"field": timer(lambda: flow(0.0, states)), "solve": timer(lambda: network.solve(states))}
+    times = in_turn(people, rounds=rounds, shortest=0.2, budget=20.0)
+    return {name: 1e3 * time.cpu for name, time in times.items()}
+
+
+def figure(promised: list[float], found: list[float], path: Path) -> None:
+    """Gain measured against gain promised."""
+    axes = axes_for_a_file(4.6, 3.6)
+    axes.loglog(promised, promised, label="promised", **CERTIFIED)
+    axes.loglog(promised, found, ".", color=BLUE, markersize=4, label="largest gain measured, one module each")
+    low = min(found)
+    axes.set_ylim(low / 2, 2 * max(promised))
+    share = max(gain / bound for gain, bound in zip(found, promised, strict=True))
+    finish(axes, x="promised gain γ", y="gain", title=f"No gain exceeds γ; the largest is {share:.1%} of it")
+    write_figure(path, figure_of(axes), dpi=150)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=command_line.whole, default=500)
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    parser.add_argument("--small", action="store_true", help="20 modules only")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    models = 20 if options.small else options.models
+    claims, slack, gammas, gains = 0, [], [], []
+    for seed in range(models):
+        rate, gamma = 10.0 ** (seed % 5 - 2), 10.0 ** (seed % 7 / 2 - 1.5)
+        layer = drawn(seed, 10.0 ** (seed % 4 - 2), rate, gamma, feedback=seed % 3 > 0)
+        certificates = layer.certificates()
+        claims += len(certificates)
+        found, gain = measured(layer)
+        slack.append((found - rate) / max(rate, abs(found)))
+        gammas.append(gamma)
+        gains.append(gain)
+        assert found >= rate * (1 - 1e-6), f"seed {seed}: rate {found} of {rate}"
+        assert gain <= gamma * (1 + 1e-6), f"seed {seed}: gain {gain} of {gamma}"
+        assert all(c.gain == gamma for c in certificates if isinstance(c, GainCertificate))
+    print(f"{models} modules: {claims} of {2 * models} promises proved of the rounded numbers; none is exceeded")
+    print(f"largest measured gain {max(g / b for g, b in zip(gains, gammas, strict=True)):.4f} of the promised one")
+    print(f"least excess over the promised rate {min(slack):.2e} of it")
+    times = cost(3 if options.small else 15)
+    print(f"field {times['field']:.3f} ms, LBEN solve {times['solve']:.3f} ms, ratio {times['field'] / times['solve']:.2f}")
+    figure(gammas, gains, output_directory(options.out) / "gain-measured.png")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
