@@ -36,5 +36,6 @@ print(f"distances at most {slowest:.4f} of the certified line; integrated and sp
 
 axes = plot_distance(times, distances, new_axes(), evidence=best)
 axes.set_xlabel("time")
-axes.set_title(f"Promised {promised.rate:g}, proved {best.rate:.2f} of these parameters: every pair keeps to it", loc="left")
+title = f"Promised {promised.rate:g}, proved {best.rate:.2f} of these parameters: every pair keeps to it"
+axes.set_title(title, loc="left", fontsize=10)
 write_figure(output_directory("out") / "contracting_ode.png", figure_of(axes), dpi=150)
