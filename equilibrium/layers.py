@@ -26,6 +26,7 @@ from contracting.loop.method import Method, checked_method
 from contracting.loop.records import LastSolves, Solution, SolveError, Stop, Trace
 from contracting.loop.run import solve
 from contracting.memory import Lineage
+from contracting.modules.diverged import diverged, lost_parameters
 from contracting.modules.settings import WithSettings
 from contracting.precision import as_computed, full_precision
 from contracting.problem import EquilibriumProblem
@@ -208,8 +209,8 @@ class EquilibriumLayer(WithSettings):
 
     def _tolerated(self, error: SolveError) -> Tensor:
         """The rows that are solved, where the others may be NaN; otherwise the error."""
-        if self._lost():
-            raise self._diverged(error) from error
+        if lost_parameters(self.parameterization):
+            raise diverged(self.parameterization, error) from error
         if error.solution is None or self.failed_rows is FailedRows.RAISE:
             raise error
         if self.failed_rows is FailedRows.WARN and not self._warned:
@@ -258,7 +259,7 @@ class EquilibriumLayer(WithSettings):
                 problem, solver or self.solver, z0=z0, stop=stop or self.stop, trace=trace, throw=throw
             )
         except SolveError as error:
-            raise self._diverged(error) if self._lost() else error from None
+            raise diverged(self.parameterization, error) if lost_parameters(self.parameterization) else error from None
         return solution.reshape(*lead)
 
     def weights(self) -> NetworkWeights:
@@ -275,7 +276,7 @@ class EquilibriumLayer(WithSettings):
             with full_precision(example):
                 weights = self.parameterization.explicit()
         except (InputError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-            raise self._diverged(error) from error
+            raise diverged(self.parameterization, error) from error
         if any(t.requires_grad for t in weights.state.tensors()):
             if self.training:
                 weights.state.descend_from(self._lineage)
@@ -299,26 +300,7 @@ class EquilibriumLayer(WithSettings):
         try:
             return weights.problem(rows, self.activation)
         except InputError as error:
-            raise error if weights.state.finite else self._diverged(error) from error
-
-    def _sizes(self) -> dict[str, float]:
-        """The largest entry of each parameter."""
-        parameters = self.parameterization.named_parameters()
-        return {name: float(values.detach().abs().max()) for name, values in parameters if values.numel()}
-
-    def _lost(self) -> list[str]:
-        """The parameters that have entries that are NaN or infinite."""
-        return [name for name, size in self._sizes().items() if not math.isfinite(size)]
-
-    def _diverged(self, error: Exception) -> InputError:
-        """Why there are no weights, by the names of the parameters."""
-        sizes, lost = self._sizes(), self._lost()
-        largest = ", ".join(f"{name} {sizes[name]:.1e}" for name in sorted(sizes, key=lambda name: -sizes[name]))
-        cause = f"{', '.join(lost)}: NaN or infinite entries" if lost else f"{error}; the largest entries are {largest}"
-        return InputError(
-            f"the parameters make no weights. {cause}. Training has diverged, as mostly from a learning rate that is "
-            "too large: go on from earlier parameters with a smaller one, or clip the gradients"
-        )
+            raise error if weights.state.finite else diverged(self.parameterization, error) from error
 
     def flow(self, flow: Flow | type[Flow], x: Tensor | None = None) -> BoundFlow:
         """A flow of this layer as a callable f(t, s), for torchdiffeq.odeint or a certificate.

@@ -32,6 +32,7 @@ from contracting.loop.records import Stop
 from contracting.lure.flow import LureFlow
 from contracting.lure.system import LureSystem
 from contracting.metrics import FullP, WeightedL2
+from contracting.modules.diverged import diverged
 from contracting.modules.inputs import SampledInput, ZeroOrderHold, merged_times
 from contracting.modules.parameterization import LureParameterization
 from contracting.modules.settings import WithSettings
@@ -159,8 +160,15 @@ class LureODE(WithSettings):
     def weights(self) -> LureWeights:
         """The matrices of the present parameters, differentiable in these."""
         checks.with_values("the module", self.example)
-        with full_precision(self.example):
-            return self.parameterization.explicit()
+        try:
+            with full_precision(self.example):
+                weights = self.parameterization.explicit()
+        except (InputError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            raise diverged(self.parameterization, error) from error
+        made = [weights.A, weights.B, weights.multiplier, weights.multiplier.reciprocal()]
+        if not all(bool(torch.isfinite(m.detach()).all()) for m in (*made, *self.parameterization.parameters())):
+            raise diverged(self.parameterization, InputError("the matrices are not finite"))
+        return weights
 
     def flow(self, u: Tensor | Input | None = None) -> LureFlow:
         """The field s' = f(t, s) under an input that is constant or a function of time; what certificates take.
@@ -336,7 +344,7 @@ class LureODE(WithSettings):
 
     def extra_repr(self) -> str:
         """Activation, and what else is not as by default."""
-        return f"activation={self.activation}, integrator={self.integrator}"
+        return f"activation={self.activation}, integrator={type(self.integrator).__name__}"
 
 
 def _rows(s0: Tensor | None, t: Any, u: Signal | None) -> int:

@@ -266,6 +266,15 @@ def test_bad_arguments_are_refused_by_name(arguments: Any, name: str) -> None:
         made(2, 3, 4, 2)(*arguments)
 
 
+@pytest.mark.parametrize(("name", "value"), [("X", torch.nan), ("X_P", torch.inf), ("log_multiplier", 800.0)])
+def test_parameters_that_make_no_matrices_are_named(name: str, value: float) -> None:
+    layer = made(2, 3, 4, 2)
+    with torch.no_grad():
+        getattr(layer.parameterization, name).fill_(value)
+    with pytest.raises(InputError, match=name):
+        layer(drawn(2, 3), TIMES)
+
+
 def test_an_input_for_a_module_without_is_refused() -> None:
     with pytest.raises(InputError, match="u must be None"):
         made(0, 2, 3, None)(drawn(1, 2), TIMES, drawn(1, 1))
