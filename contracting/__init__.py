@@ -20,6 +20,7 @@ from contracting.activations.catalogue import (
     Tanh,
 )
 from contracting.activations.clamped import Clamped
+from contracting.activations.mirrored import Mirrored
 from contracting.activations.names import activation_named, as_activation, register_activation
 from contracting.activations.sheared import Sheared
 from contracting.certificates import (
@@ -125,26 +126,25 @@ from contracting.types import Slopes
 __version__ = "0.1.0"
 
 __all__ = [
-    "ADMISSIBLE", "Activation", "AdaptiveStep", "Anderson", "Arctan", "Automatic", "BackwardEuler", "Ball",
-    "Blockwise", "BogackiShampine", "BoundFlow", "Box", "Candidate", "CarriedBall", "Certificate", "CertificateError",
-    "Choice", "CircleCriterion", "CircularConvolution", "Claim", "Clamped", "Contracting", "ContractingError",
-    "ContractingODE", "Convergence", "Curved", "DecayFit", "Dense", "DiagonalStep", "DormandPrince",
-    "DouglasRachford", "DouglasRachfordFlow", "DrivenFlow", "ELU", "Energy", "EquilibriumProblem", "ExplicitEuler",
-    "FISTA", "Family", "FieldProblem", "FiringRate", "FixedStep", "Flow", "ForwardBackward", "ForwardBackwardFlow",
-    "FullP", "GainCertificate", "HardSigmoid", "HardTanh", "Heun", "Hopfield", "Identity", "Implicit", "InputError",
-    "InputFlow", "Iteration", "LargestBall", "LeakyReLU", "LinearFlow", "LinearInterpolation", "LinearMap",
-    "LureFlow", "LureODE", "LureSystem", "Method", "Metric", "MissingExtraError", "NeuralFlow", "NewtonKrylov",
-    "Passive", "PassivityCertificate", "PathCertificate", "PeacemanRachford", "PeacemanRachfordFlow",
-    "PiecewiseLinear", "PreconditionError", "PseudoTransient", "RK4", "RateFinder", "RateProfile", "ReLU", "ReLU6",
-    "RegionCertificate", "Report", "Response", "RungeKuttaChebyshev", "SampledRate", "SemismoothNewton", "Sheared",
-    "Sigmoid", "Slope", "Slopes", "Softplus", "Softshrink", "Softsign", "Solution", "SolveError", "State",
-    "StateMetric", "Status", "SteadyState", "Stop", "Tanh", "TimeScaledForwardBackward", "TorchDiffEq",
-    "TorchDiffEqAdjoint", "TorchDiffEqStep", "Trace", "Tracking", "Trajectory", "TrajectoryPair", "Tseng", "Unrolled",
-    "UpperBound", "VectorField", "WeightedL1", "WeightedL2", "WeightedLinf", "WellPosed", "Wellposedness",
-    "ZeroOrderHold", "activation_named", "as_activation", "carry_ball", "certify", "certify_gain",
-    "certify_passivity", "certify_paths", "certify_region", "check", "decay_rate", "default_solvers", "distance",
-    "find_metric", "fit_metric", "fit_metric_by_inequalities", "fixed_input_convergence", "largest_contracting_ball",
-    "lure_of", "rate_against_radius", "register_activation", "register_finder", "register_reader", "register_solver",
-    "report", "sampled_rate", "sampled_rate_along", "simulate", "simulate_pairs", "solve", "steady_state", "track",
-    "tracking_bound", "worst_point",
+    "ADMISSIBLE", "Activation", "AdaptiveStep", "Anderson", "Arctan", "Automatic", "BackwardEuler", "Ball", "Blockwise",
+    "BogackiShampine", "BoundFlow", "Box", "Candidate", "CarriedBall", "Certificate", "CertificateError", "Choice",
+    "CircleCriterion", "CircularConvolution", "Claim", "Clamped", "Contracting", "ContractingError", "ContractingODE",
+    "Convergence", "Curved", "DecayFit", "Dense", "DiagonalStep", "DormandPrince", "DouglasRachford",
+    "DouglasRachfordFlow", "DrivenFlow", "ELU", "Energy", "EquilibriumProblem", "ExplicitEuler", "FISTA", "Family",
+    "FieldProblem", "FiringRate", "FixedStep", "Flow", "ForwardBackward", "ForwardBackwardFlow", "FullP",
+    "GainCertificate", "HardSigmoid", "HardTanh", "Heun", "Hopfield", "Identity", "Implicit", "InputError", "InputFlow",
+    "Iteration", "LargestBall", "LeakyReLU", "LinearFlow", "LinearInterpolation", "LinearMap", "LureFlow", "LureODE",
+    "LureSystem", "Method", "Metric", "Mirrored", "MissingExtraError", "NeuralFlow", "NewtonKrylov", "Passive",
+    "PassivityCertificate", "PathCertificate", "PeacemanRachford", "PeacemanRachfordFlow", "PiecewiseLinear",
+    "PreconditionError", "PseudoTransient", "RK4", "RateFinder", "RateProfile", "ReLU", "ReLU6", "RegionCertificate",
+    "Report", "Response", "RungeKuttaChebyshev", "SampledRate", "SemismoothNewton", "Sheared", "Sigmoid", "Slope",
+    "Slopes", "Softplus", "Softshrink", "Softsign", "Solution", "SolveError", "State", "StateMetric", "Status",
+    "SteadyState", "Stop", "Tanh", "TimeScaledForwardBackward", "TorchDiffEq", "TorchDiffEqAdjoint", "TorchDiffEqStep",
+    "Trace", "Tracking", "Trajectory", "TrajectoryPair", "Tseng", "Unrolled", "UpperBound", "VectorField", "WeightedL1",
+    "WeightedL2", "WeightedLinf", "WellPosed", "Wellposedness", "ZeroOrderHold", "activation_named", "as_activation",
+    "carry_ball", "certify", "certify_gain", "certify_passivity", "certify_paths", "certify_region", "check",
+    "decay_rate", "default_solvers", "distance", "find_metric", "fit_metric", "fit_metric_by_inequalities",
+    "fixed_input_convergence", "largest_contracting_ball", "lure_of", "rate_against_radius", "register_activation",
+    "register_finder", "register_reader", "register_solver", "report", "sampled_rate", "sampled_rate_along", "simulate",
+    "simulate_pairs", "solve", "steady_state", "track", "tracking_bound", "worst_point",
 ]  # fmt: skip
