@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from contracting.certificates import CertificateError
-from equilibrium import LBEN, cli
+from equilibrium import LBEN
+from equilibrium import __main__ as cli
 from equilibrium.experiments.contraction_cost.study import CostSettings, contraction_cost_of, cost_table, measure_layer
 from equilibrium.training.data import digits, subset
 

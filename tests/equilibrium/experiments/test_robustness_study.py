@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from contracting import Stop
-from equilibrium import EquilibriumLayer, Unconstrained, cli
+from equilibrium import EquilibriumLayer, Unconstrained
+from equilibrium import __main__ as cli
 from equilibrium.experiments.robustness import classifiers
 from equilibrium.experiments.robustness import command as mnist_robustness
 from equilibrium.experiments.robustness.classifiers import run_model
