@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.lines import Line2D
-
-from contracting.plots.style import BLUE, VERMILION, letters, new_axes
+from contracting.plots.style import BLUE, VERMILION, finish, new_axes
 from equilibrium.experiments.pendulum.study import INTEGRATORS, MODELS, Fit
 
 if TYPE_CHECKING:
@@ -36,15 +34,17 @@ def plot_fits(fits: Sequence[Fit], *, window: float, axes: Axes | None = None) -
         axes.plot([fit.evaluations], [own], linestyle="none", markersize=8, markeredgecolor="black", **look)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel(f"evaluations of the field for {2 * window:g} s")
-    axes.set_ylabel(f"error on new swings, 0 to {2 * window:g} s (rad, rad/s)")
-    axes.set_title("What a learned pendulum costs, and how exact it is")
-    handles = [Line2D([], [], color=_COLOURS[model], linewidth=3, label=model) for model in MODELS]
-    handles += [
-        Line2D([], [], color="0.3", marker=_MARKS[name], linestyle=_LINES[name], markersize=5, label=name)
-        for name in INTEGRATORS
+    kinds: list[tuple[str, dict[str, Any]]] = [
+        (model, {"color": _COLOURS[model], "linewidth": 3}) for model in MODELS
     ]
-    handles.append(Line2D([], [], color="0.3", marker="o", linestyle="none", markeredgecolor="black", markersize=8,
-                          label="as in training"))  # fmt: skip
-    axes.legend(handles=handles, fontsize=letters(axes) - 1, ncols=2)
+    kinds += [(name, {"color": "0.3", "marker": _MARKS[name], "linestyle": _LINES[name]}) for name in INTEGRATORS]
+    kinds += [("as in training", {"color": "0.3", "marker": "o", "linestyle": "none", "markeredgecolor": "black"})]
+    for label, look in kinds:  # in the legend only
+        axes.plot([], [], label=label, **look)
+    finish(
+        axes,
+        x=f"evaluations of the field for {2 * window:g} s",
+        y="error on new swings (rad, rad/s)",
+        title="Cost and error of a learned pendulum",
+    )
     return axes
