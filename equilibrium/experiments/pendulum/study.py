@@ -7,6 +7,7 @@ and 1 (in units of g/ℓ) in some quadratic norm iff β > √(g/ℓ)·(1 − √
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,13 @@ def swings(settings: PendulumSettings, *, part: int, end: float, regular: bool) 
     return Swings(times=times, seen=true + noise, true=true)
 
 
+def error_of_the_truth(settings: PendulumSettings) -> float:
+    """Error of the pendulum itself at the training samples, from the same noisy starts, in units of the noise."""
+    data = swings(settings, part=0, end=settings.window, regular=False)
+    states = simulate(NeuralFlow(pendulum), data.seen[0], data.times).states
+    return float((states[1:] - data.seen[1:]).square().mean().sqrt()) / settings.noise
+
+
 class Free(nn.Module):
     """s' = As + B(tanh(Cs + b) − tanh(b)): the contracting model of the same matrices, without its constraint."""
 
@@ -287,13 +295,14 @@ def run(settings: OneFit, workspace: Workspace) -> dict[str, Any]:
 
 
 def fits(
-    settings: PendulumSettings, folder: Path, *, jobs: int = 1, progress: bool = False
+    settings: PendulumSettings, folder: Path, integrators: Sequence[str], *, jobs: int = 1, progress: bool = False
 ) -> tuple[list[Fit], dict[str, dict[str, float]]]:
-    """All models with all integrators, continued where an earlier run ended; and the seconds of each task."""
+    """All models with these integrators, continued where an earlier run ended; and the seconds of each task."""
     tasks = [
         Task(name=f"{model}-{short}", settings=OneFit(model=model, integrator=integrator, study=settings), run=run)
         for model in MODELS
         for integrator, short in INTEGRATORS.items()
+        if short in integrators
     ]
     outcome = run_tasks(tasks, folder, jobs=jobs, progress=progress)
     found = [Fit(**outcome.results[task.name]) for task in tasks]

@@ -90,3 +90,7 @@ def test_the_command_is_continued_and_writes_table_numbers_and_figures(tmp_path,
     assert (tmp_path / "table.md").read_text() == first
     assert cli.main([*arguments, "--seed", "1"]) == 2
     assert "seed" in capsys.readouterr().err
+    assert cli.main([*arguments, "--integrators", "euler,leapfrog"]) == 2
+    assert "--integrators" in capsys.readouterr().err
+    assert cli.main([*arguments, "--integrators", "euler"]) == 0
+    assert "RK4" not in (tmp_path / "table.md").read_text()
