@@ -15,6 +15,7 @@ from equilibrium.experiments.convolution.command import convolution
 from equilibrium.experiments.counterexample import counterexample
 from equilibrium.experiments.handwriting.command import handwriting
 from equilibrium.experiments.lipschitz_report import lipschitz_report
+from equilibrium.experiments.local_certificates.command import local_certificates
 from equilibrium.experiments.ode_layer import ode_layer
 from equilibrium.experiments.pendulum.command import pendulum
 from equilibrium.experiments.phase_portrait import phase_portrait
@@ -33,6 +34,7 @@ _STUDIES: tuple[Callable[..., None], ...] = (
     explore,
     handwriting,
     lipschitz_report,
+    local_certificates,
     mnist_robustness,
     ode_layer,
     pendulum,

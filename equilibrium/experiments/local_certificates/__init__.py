@@ -1,0 +1,1 @@
+"""Certified accuracy from local constants, beside one global constant and a strong attack."""
