@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,16 @@ def write(folder: Path) -> None:
 
 
 def scraper(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:
-    """The figures that a demo wrote into out/, found by their names, moved to the page."""
-    name = Path(block_vars["src_file"]).stem.replace("_", "-")
-    out = Path(block_vars["src_file"]).parent / "out"
+    """The figures that a demo writes into out/, by the names in its text, moved to the page.
+
+    Two demos run at once, so that whatever else is in the folder may be the other's.
+    """
+    demo = Path(block_vars["src_file"])
     moved = []
-    for path in sorted(out.glob(f"{name}*.png")):
-        target = Path(block_vars["image_path_iterator"].next())
-        target.parent.mkdir(parents=True, exist_ok=True)
-        moved.append(str(path.replace(target)))
+    for name in re.findall(r'"([\w-]+\.png)"', demo.read_text(encoding="utf-8")):
+        path = demo.parent / "out" / name
+        if path.exists():
+            target = Path(block_vars["image_path_iterator"].next())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            moved.append(str(path.replace(target)))
     return figure_rst(moved, gallery_conf["src_dir"])
