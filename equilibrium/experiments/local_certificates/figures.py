@@ -22,9 +22,10 @@ def draw_local_certificates(results: Mapping[str, Any], width: float = FULL_WIDT
         width: of the figure, in inches.
     """
     narrow = width < NARROW
-    columns = min(len(results), 2 if narrow else 3)
+    columns = min(len(results), 2 if narrow or len(results) == 4 else 3)
     lines = math.ceil(len(results) / columns)
-    figure = matplotlib.figure.Figure(figsize=(width, 0.5 * width * lines + 0.4), layout="constrained")
+    height = 0.8 * width / columns * lines + (0.8 if narrow else 0.4)  # inches; the legend of a narrow one is higher
+    figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for k, (axes, (name, found)) in enumerate(zip(panels.flat, results.items(), strict=False)):
         radii = [0.0, *found["settings"]["radii"]]
