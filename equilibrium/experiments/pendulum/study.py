@@ -45,6 +45,11 @@ _LOST = 1e3
 # Attempted steps for one swing in training, five times as many as are needed: a line search also tries stiff fields, in
 # which an adaptive integrator would take thousands.
 _MOST_STEPS = 400
+# Shares of the samples, from the first on, and of the iterations that are spent on them. Over the whole window a field
+# that has not yet found the frequency does best to rest early, and the pair follows it into stiffness, where L-BFGS
+# may stall: with seed 0 it tried contracting fields of up to 2615 evaluations at an error of eight to nine units of the
+# noise, when samples were not added like this, and of up to 469 as it is.
+_GROWING = ((0.25, 0.15), (0.5, 0.15), (1.0, 0.7))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +63,7 @@ class PendulumSettings:
         window: seconds that are seen in training.
         noise: standard deviation of the error of every sample, in rad and rad/s.
         neurons: of both models.
-        iterations: of L-BFGS, on all samples.
+        iterations: of L-BFGS, the last 70 % of them on all samples.
         euler: seconds of a step of Euler's method in training.
         rk4: the same of the classical Runge–Kutta method.
         rtol: relative tolerance of the Dormand–Prince pair in training.
@@ -208,9 +213,22 @@ def integrator_named(name: str, settings: PendulumSettings, finer: float = 1.0) 
 
 
 def train(model: nn.Module, integrator: Integrator, data: Swings, settings: PendulumSettings) -> float:
-    """Fit the samples; their root mean square error, in units of the noise."""
+    """Fit the first samples, then more, then all; the root mean square error of those, in units of the noise."""
+    for share, effort in _GROWING:
+        last = 1 + math.ceil(share * (len(data.times) - 1))
+        error = _descend(
+            model, integrator, data.times[:last], data.seen[:last], settings.noise,
+            iterations=math.ceil(effort * settings.iterations),
+        )  # fmt: skip
+    return error
+
+
+def _descend(
+    model: nn.Module, integrator: Integrator, times: Tensor, seen: Tensor, noise: float, *, iterations: int
+) -> float:
+    """Fit these samples by L-BFGS; their root mean square error, in units of the noise."""
     optimiser = torch.optim.LBFGS(
-        model.parameters(), max_iter=settings.iterations, history_size=20, line_search_fn="strong_wolfe",
+        model.parameters(), max_iter=iterations, history_size=20, line_search_fn="strong_wolfe",
         tolerance_grad=0, tolerance_change=0,
     )  # fmt: skip
     least = math.inf
@@ -218,9 +236,9 @@ def train(model: nn.Module, integrator: Integrator, data: Swings, settings: Pend
     def loss() -> Tensor:
         nonlocal least
         optimiser.zero_grad()
-        path = simulate(field_of(model), data.seen[0], data.times, integrator=integrator, throw=False)
+        path = simulate(field_of(model), seen[0], times, integrator=integrator, throw=False)
         states = path.states.nan_to_num(_LOST).clamp(-_LOST, _LOST)
-        square = (states[1:] - data.seen[1:]).square().mean() / settings.noise**2
+        square = (states[1:] - seen[1:]).square().mean() / noise**2
         square.backward()  # type: ignore[no-untyped-call]
         least = min(least, float(square.detach()))
         return square

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +75,24 @@ def test_training_makes_the_error_smaller() -> None:
     few = study.train(model, integrator, data, SMALL)
     again = study.train(model, integrator, data, SMALL)
     assert again < few and certify(field_of(model)).rate >= 0.05
+
+
+def test_training_begins_with_the_first_samples_and_ends_with_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = model_named("unconstrained", SMALL), swings(SMALL, part=0, end=1.0, regular=False)
+    asked: list[torch.Tensor] = []
+
+    def watched(field: study.VectorField, start: torch.Tensor, times: torch.Tensor, **options: Any) -> Any:
+        asked.append(times)
+        return simulate(field, start, times, **options)
+
+    monkeypatch.setattr(study, "simulate", watched)
+    error = study.train(model, integrator_named(RK4_NAME, SMALL), data, SMALL)
+    counts = [len(times) for times in asked]
+    assert counts == sorted(counts) and set(counts) == {3, 4, 6}
+    assert all(torch.equal(times, data.times[: len(times)]) for times in asked)
+    ends = simulate(field_of(model), data.seen[0], data.times, integrator=integrator_named(RK4_NAME, SMALL)).states
+    missed = (ends - data.seen)[1:].detach()
+    assert math.isclose(error, float(missed.square().mean().sqrt()) / SMALL.noise, rel_tol=1e-9)
 
 
 def test_the_command_is_continued_and_writes_table_numbers_and_figures(tmp_path, monkeypatch, capsys) -> None:
