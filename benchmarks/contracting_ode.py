@@ -11,13 +11,13 @@ from pathlib import Path
 
 import command_line
 import torch
-from timing import in_turn, timer
 from torch import Tensor
 
 from contracting import ContractingODE, ReLU, Stop
 from contracting.certificates.lure.records import GainCertificate
 from contracting.plots.style import CERTIFIED, SEEN, axes_for_a_file, figure_of, finish
 from equilibrium import explicit_weights, from_weights
+from equilibrium.experiments.timing import in_turn, timer
 from equilibrium.files import output_directory, write_figure
 
 DOUBLE = torch.float64

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -45,14 +46,21 @@ from contracting.metrics import FullP
 from contracting.simulation.balls import unit_sphere
 from equilibrium.explorer.setting import Setting
 
-AT_ONCE = ("PeacemanRachford", "ExplicitEuler", "DormandPrince")
-"""Solvers that are run at once: one that splits and two that integrate an ODE take 70 ms of the 130 of an answer."""
+AT_ONCE = ("Anderson/PeacemanRachford", "DormandPrince")
+"""Solvers that are run at once: one that splits and one that integrates an ODE, of either family one that is quick."""
+
+NAMED = (
+    "PeacemanRachford", "Anderson/PeacemanRachford", "ForwardBackward", "SemismoothNewton",
+    "ExplicitEuler", "RK4", "DormandPrince",
+)  # fmt: skip
+"""Solvers whose curves have a colour of their own; one cannot tell thirty apart."""
 
 _TAKES_A_PROGRAM = (VertexInequalities, SectorInequality)  # Semidefinite programs take up to a second for five units.
 _PROGRAMS = 5  # Semidefinite programs are solved for so many units: ten take minutes.
+_PARABOLA = (ParabolaTest().name, ParabolaTest(optimise=1).name)
 _STOP = Stop(rtol=1e-8, atol=1e-14, max_steps=200, patience=200)
 _POINTS = 48  # So many states on the sphere of the ball are followed.
-_MOMENTS = 81  # The flow is simulated at so many times.
+_MOMENTS = 61  # The flow is simulated at so many times.
 _LONGEST = 0.25  # The longest step of the simulation, in time constants of a flow of speed one: RK4 errs by 1e-5.
 
 
@@ -120,7 +128,7 @@ class Answer(Displayed):
         ranges: numerical ranges by name, complex, of Q^½WQ^−½ for the Q that it names.
         parabola: the rate whose parabola holds the second range; None where no parabola is proved.
         runs: the solvers of ``AT_ONCE``.
-        seconds: what all of it took.
+        seconds: until the first answer.
     """
 
     setting: Setting
@@ -136,18 +144,15 @@ class Answer(Displayed):
     runs: tuple[Run, ...]
     seconds: float
 
+
 @torch.no_grad()
 def answer(setting: Setting) -> Answer:
-    """Everything but semidefinite programs and the rest of the solvers."""
+    """What is known soon: no search over multipliers, no semidefinite program, and two of the solvers."""
     started = time.perf_counter()
     problem = setting.problem()
     flow = setting.bound(problem)
-    system, cheap = system_of(flow), []
-    for finder in applicable(system):
-        able = None if isinstance(finder, _TAKES_A_PROGRAM) else finder.affordable(system)
-        if able is not None:
-            cheap.append(able)
-    proved, refusals = _certificates(system, cheap)
+    system = system_of(flow)
+    proved, refusals = _certificates(system, _finders(system)[0])
     equilibrium = _equilibrium(problem)
     ranges, parabola = _ranges(system, proved)
     return Answer(
@@ -167,23 +172,65 @@ def answer(setting: Setting) -> Answer:
 
 
 @torch.no_grad()
+def growing(first: Answer) -> Iterator[Answer]:
+    """The answer with one more solver, semidefinite program or bound each time, so that one can stop in between.
+
+    The solvers with a colour of their own come first, then the certificates that take a search or a semidefinite
+    program, then the bound for switching slopes, then every other solver.
+    """
+    system, found = system_of(first.flow), first
+    known = {run.name for run in first.runs}
+    names = sorted((name for name in default_solvers() if name not in known), key=lambda name: name not in NAMED)
+    runs = {name: partial(_and_solver, name=name) for name in names}
+    pieces: list[Callable[[Answer], Answer]] = [runs.pop(name) for name in names if name in NAMED]
+    pieces += [partial(_and_finder, system=system, finder=finder) for finder in _finders(system)[1]]
+    pieces += [partial(_and_bound, system=system), *runs.values()]
+    for piece in pieces:
+        yield (found := piece(found))
+
+
 def completed(first: Answer) -> Answer:
-    """The same with the certificates that take a semidefinite program, the bound for switching slopes, every solver."""
-    started, system = time.perf_counter(), system_of(first.flow)
-    late = [finder for finder in applicable(system) if isinstance(finder, _TAKES_A_PROGRAM)]
-    late_ones, refusals = _certificates(system, late if system.size <= _PROGRAMS else [])
-    proved = _largest_first((*first.certificates, *late_ones))
-    bound = upper_bound(system, next((c.metric for c in first.certificates if isinstance(c.metric, FullP)), None))
-    known = {run.name: run for run in first.runs}
+    """The last that it grows to: every certificate, the bound for switching slopes, every solver."""
+    *_, last = growing(first)
+    return last
+
+
+def _and_solver(found: Answer, *, name: str) -> Answer:
+    order = [*default_solvers()]
+    runs = (*found.runs, run(found.problem, name, found.equilibrium))
+    return replace(found, runs=tuple(sorted(runs, key=lambda run: order.index(run.name))))
+
+
+def _and_bound(found: Answer, *, system: System) -> Answer:
+    metric = next((c.metric for c in found.certificates if isinstance(c.metric, FullP)), None)
+    return replace(found, bound=upper_bound(system, metric))
+
+
+def _and_finder(found: Answer, *, system: System, finder: RateFinder) -> Answer:
+    more, refusals = _certificates(system, [finder])
+    proved, motion = _largest_first((*found.certificates, *more)), found.motion
+    if proved[:1] != found.certificates[:1]:  # what is proved of the motion is the best certificate
+        motion = _simulated(found.flow, found.equilibrium, proved)
+    ranges, parabola = _ranges(system, proved)
     return replace(
-        first,
-        certificates=proved,
-        refusals={**first.refusals, **refusals},
-        bound=bound,
-        runs=tuple(known.get(name) or run(first.problem, name, first.equilibrium) for name in default_solvers()),
-        motion=_simulated(first.flow, first.equilibrium, proved),
-        seconds=first.seconds + time.perf_counter() - started,
-    )
+        found, certificates=proved, refusals={**found.refusals, **refusals}, motion=motion, ranges=ranges,
+        parabola=parabola,
+    )  # fmt: skip
+
+
+def _finders(system: System) -> tuple[list[RateFinder], list[RateFinder]]:
+    """Those that take milliseconds, and those that search: over multipliers, or by a semidefinite program."""
+    soon: list[RateFinder] = []
+    late: list[RateFinder] = []
+    for finder in applicable(system):
+        if isinstance(finder, _TAKES_A_PROGRAM):
+            able = finder if system.size <= _PROGRAMS else None
+        else:
+            able = finder.affordable(system)
+        if able is not None:
+            searches = isinstance(able, _TAKES_A_PROGRAM) or (isinstance(able, ParabolaTest) and able.optimise > 0)
+            (late if searches else soon).append(able)
+    return soon, late
 
 
 def _certificates(system: System, finders: Iterable[RateFinder]) -> tuple[tuple[Certificate, ...], dict[str, str]]:
@@ -259,14 +306,14 @@ def _simulated(flow: BoundFlow, equilibrium: Tensor, proved: tuple[Certificate, 
 
 
 def _ranges(system: System, proved: Iterable[Certificate]) -> tuple[dict[str, Tensor], float | None]:
-    """Numerical ranges of the weight that the parabola test sees, for Q = 1 and for the best Q, with its rate."""
+    """Numerical ranges of the weight that the parabola test sees, for Q = 1 and for its best Q, with its rate."""
     assert isinstance(system, WeightSystem)  # as of every flow of an equilibrium problem
     view, seen = slopes_view(system)
     M = seen.slopes.largest * seen.W
     if seen.slopes.low < 0:
         return {"weight": boundary(M)}, None
     for certificate in proved:
-        if certificate.method == ParabolaTest(optimise=1).name and certificate.multiplier is not None:
+        if certificate.method in _PARABOLA and certificate.multiplier is not None:  # the largest rate comes first
             Q = view.seen(certificate.multiplier)
             return {"Q = 1": boundary(M), "best Q": boundary(scaled(M, Q))}, certificate.rate / system.speed
     return {"Q = 1": boundary(M)}, None

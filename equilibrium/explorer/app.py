@@ -7,7 +7,9 @@ app = marimo.App(width="full", app_title="Contracting Equilibria")
 
 @app.cell
 def _():
+    import json
     import tempfile
+    import time
     from dataclasses import asdict, replace
     from pathlib import Path
 
@@ -16,15 +18,15 @@ def _():
 
     from contracting.errors import ContractingError
     from equilibrium.explorer import page
-    from equilibrium.explorer.answer import answer, completed
+    from equilibrium.explorer.answer import answer, growing
     from equilibrium.explorer.command import opened
     from equilibrium.explorer.script import script
     from equilibrium.explorer.setting import ACTIVATIONS, EXAMPLES, FLOWS, TYPED, Setting, drawn, parsed, written
 
     torch.set_num_threads(1)
     return (
-        ACTIVATIONS, ContractingError, EXAMPLES, FLOWS, Path, Setting, TYPED, answer, asdict, completed, drawn, mo,
-        opened, page, parsed, replace, script, tempfile, written,
+        ACTIVATIONS, ContractingError, EXAMPLES, FLOWS, Path, Setting, TYPED, answer, asdict, drawn, growing, json, mo,
+        opened, page, parsed, replace, script, tempfile, time, written,
     )  # fmt: skip
 
 
@@ -114,34 +116,44 @@ def _(
 
 
 @app.cell
-def _(ContractingError, answer, completed, mo, page, plane, setting):
+def _(ContractingError, answer, asdict, growing, json, mo, page, plane, script, setting, time):
+    between = 0.4  # Seconds between two pictures of an answer that grows; a picture takes 15 ms.
+
     def shown(found, when):
         inside = page.picture(found, plane=plane) + page.tables(found)
         return mo.Html(f'<div id="answer" data-when="{when}">{inside}</div>')
 
-    found = None
+    def kept(found):
+        """What can be taken away from the page."""
+        lines = script(found) if found.certificates else ""
+        files = [
+            mo.download(page.picture(found, plane=plane).encode(), "explorer.svg", label="the picture"),
+            mo.download(json.dumps(asdict(found.setting)).encode(), "problem.json", label="the problem"),
+            mo.download(lines.encode(), "explorer.py", label="the script"),
+        ]
+        return mo.vstack([mo.hstack(files, justify="start"), mo.md(f"```python\n{lines}```")])
+
+    def grow(first):
+        """Everything else beside the page, which answers the next slider meanwhile; that one ends this thread."""
+        thread, last = mo.current_thread(), time.monotonic()
+        found = first
+        for found in growing(first):
+            if thread.should_exit:
+                return
+            if time.monotonic() - last > between:
+                mo.output.replace(shown(found, "growing"))
+                last = time.monotonic()
+        whole = mo.vstack([shown(found, "complete"), kept(found)])
+        if not thread.should_exit:
+            mo.output.replace(whole)
+
     if setting is not None:
         try:
-            found = answer(setting)
-            mo.output.replace(shown(found, "at once"))
-            found = completed(found)
-            mo.output.replace(shown(found, "complete"))
+            _found = answer(setting)
+            mo.output.replace(shown(_found, "at once"))
+            mo.Thread(target=grow, args=(_found,)).start()
         except ContractingError as _error:
             mo.output.replace(mo.Html(page.refused(str(_error))))
-    return (found,)
-
-
-@app.cell
-def _(asdict, found, mo, page, plane, script):
-    import json
-
-    _lines = "" if found is None or not found.certificates else script(found)
-    _files = found and [
-        mo.download(page.picture(found, plane=plane).encode(), "explorer.svg", label="the picture"),
-        mo.download(json.dumps(asdict(found.setting)).encode(), "problem.json", label="the problem"),
-        mo.download(_lines.encode(), "explorer.py", label="the script"),
-    ]
-    mo.vstack([mo.hstack(_files, justify="start"), mo.md(f"```python\n{_lines}```")]) if _files else None
 
 
 if __name__ == "__main__":

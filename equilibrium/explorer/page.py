@@ -11,7 +11,7 @@ from torch import Tensor
 from contracting.display import html_table
 from contracting.metrics import Metric
 from contracting.plots.style import BLUE, BOUND, CERTIFIED, GREEN, ORANGE, PURPLE, SKY, VERMILION, shown
-from equilibrium.explorer.answer import Answer, Run
+from equilibrium.explorer.answer import NAMED, Answer, Run
 from equilibrium.explorer.svg import Panel, page
 
 _PROVED, _LIMIT = str(CERTIFIED["color"]), str(BOUND["color"])  # dashed and dotted, as in every figure
@@ -19,8 +19,6 @@ _DASHED, _DOTTED = "7 3", "2 2"
 _ARROWS = 15  # The field is shown at so many points along each side.
 _SHAPE = 1.4  # The axes of the portrait are about so many times as wide as high.
 _FEWEST = 1e-10  # What has fallen below is drawn there.
-NAMED = ("PeacemanRachford", "ForwardBackward", "SemismoothNewton", "ExplicitEuler", "RK4", "DormandPrince")
-"""Solvers whose curves have a colour of their own; one cannot tell thirty apart."""
 _SPLITTING = (BLUE, GREEN, SKY, "#000000")
 _INTEGRATING = (VERMILION, ORANGE, PURPLE)
 _ANGLES = 120  # The outline of a ball has so many points.
@@ -161,9 +159,9 @@ def solvers(answer: Answer) -> str:
 
 
 def tables(answer: Answer) -> str:
-    """Both side by side, and how long all of it took."""
+    """Both side by side, and how long the first answer took."""
     look = "display:flex;gap:4em;align-items:flex-start;flex-wrap:wrap;font-size:85%;white-space:nowrap"
-    times = f"<p>answered in {1e3 * answer.seconds:.0f} ms</p>"
+    times = f"<p>first answered in {1e3 * answer.seconds:.0f} ms</p>"
     space = "<style>#answer td, #answer th {padding: 0 0.5em; text-align: left}</style>"
     return f'{space}<div style="{look}"><div>{certificates(answer)}{times}</div><div>{solvers(answer)}</div></div>'
 

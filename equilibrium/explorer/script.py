@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from equilibrium.explorer.answer import Answer
-from equilibrium.explorer.page import NAMED
+from equilibrium.explorer.answer import NAMED, Answer
 
 _FLOWS = {
     "firing rate": "FiringRate()",

@@ -6,6 +6,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from contracting import InputError, MissingExtraError
 from equilibrium.explorer.command import ServerError, serving
+from equilibrium.explorer.script import _rows
 from equilibrium.explorer.setting import EXAMPLES
 
 _FLAGS = (
@@ -77,7 +79,10 @@ def test_the_page_answers_in_a_browser(browser: Any, tmp_path: Path) -> None:
         assert len(sliders) == 5  # the skew part, α and three inputs
         sliders[0].send_keys("\ue014" * 10)  # the right arrow: half a unit more of the skew part
         when(browser, lambda: browser.find_element("id", "answer").text.split("\n")[:8] != said.split("\n")[:8])
-        when(browser, lambda: browser.find_elements("css selector", "#answer[data-when=complete]"))
+        sliders[0].send_keys("\ue014" * 10)  # while the answer to the former is not complete
+        script = f"torch.tensor({_rows(replace(start, skewness=start.skewness + 1.0).W)})"
+        when(browser, lambda: script in browser.find_element("tag name", "body").text)
+        assert browser.find_elements("css selector", "#answer[data-when=complete]")
         browser.save_screenshot(str(tmp_path / "explorer.png"))
         assert (tmp_path / "explorer.png").stat().st_size > 50_000
 
