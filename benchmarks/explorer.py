@@ -2,10 +2,13 @@
 
 For every example of the page, side by side: the answer that is shown at once, its picture and tables as they are sent
 to the browser, and the semidefinite programs, bounds and solvers that the page adds afterwards beside the next answer.
-A median with the fastest and the slowest round in milliseconds. ``--small`` takes seconds.
+The answer is also timed while such pieces of another one are being made. A median with the fastest and the slowest
+round in milliseconds, the CPU time of all threads. ``--small`` takes seconds.
 """
 
 import argparse
+import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,6 +33,28 @@ def at_once(setting: Setting) -> str:
     return shown(answer(setting))
 
 
+def meanwhile(setting: Setting, first: Answer, repeats: int) -> tuple[float, float]:
+    """Wall and CPU seconds of the same while another answer grows, which then stops as it does on the page."""
+    walls = cpus = 0.0
+    for repeat in range(repeats):
+        stop = threading.Event()
+
+        def grow(stop: threading.Event = stop) -> None:
+            for _ in growing(first):
+                if stop.is_set():
+                    return
+
+        other = threading.Thread(target=grow)
+        other.start()
+        time.sleep(0.1 + 0.2 * (repeat % 4))  # in the midst of another piece each time
+        wall, cpu = time.perf_counter(), time.process_time()
+        stop.set()
+        at_once(setting)
+        walls, cpus = walls + time.perf_counter() - wall, cpus + time.process_time() - cpu
+        other.join()
+    return walls, cpus
+
+
 def measured(setting: Setting, rounds: int) -> dict[str, Times]:
     """The answer with its picture, the picture alone, and what follows."""
     first = answer(setting)
@@ -38,7 +63,9 @@ def measured(setting: Setting, rounds: int) -> dict[str, Times]:
         "picture": partial(shown, first),
         "afterwards": lambda: list(growing(first)),
     }
-    return in_turn({name: timer(run) for name, run in people.items()}, rounds=rounds, shortest=0.01, budget=5.0)
+    timers = {name: timer(run) for name, run in people.items()}
+    timers["at once, meanwhile"] = partial(meanwhile, setting, first)
+    return in_turn(timers, rounds=rounds, shortest=0.01, budget=5.0)
 
 
 def main(arguments: list[str] | None = None) -> None:

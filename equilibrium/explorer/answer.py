@@ -224,12 +224,9 @@ def _finders(system: System) -> tuple[list[RateFinder], list[RateFinder]]:
     late: list[RateFinder] = []
     for finder in applicable(system):
         if isinstance(finder, _TAKES_A_PROGRAM):
-            able = finder if system.size <= _PROGRAMS else None
-        else:
-            able = finder.affordable(system)
-        if able is not None:
-            searches = isinstance(able, _TAKES_A_PROGRAM) or (isinstance(able, ParabolaTest) and able.optimise > 0)
-            (late if searches else soon).append(able)
+            late += [finder] if system.size <= _PROGRAMS else []
+        elif (able := finder.affordable(system)) is not None:
+            (late if isinstance(able, ParabolaTest) and able.optimise > 0 else soon).append(able)
     return soon, late
 
 
