@@ -1,19 +1,19 @@
 """Time and memory of a contraction certificate with its metric: the parabola test against the number of neurons.
 
-Prints process CPU time, which does not depend on what else the machine is doing, and the largest memory the process
-took beyond what it had before, for random weights of each size. ``--small`` for a second's version.
+Prints process CPU time, the median of several rounds (fastest–slowest), and the largest memory that the first run took
+beyond what the process had before, for random weights of each size. ``--small`` for a second's version.
 """
 
 import argparse
 import resource
 import sys
-import time
 
 import command_line
 import torch
 from own_process import in_own_process
 
 from contracting.certificates import FiringRateSystem, ParabolaTest, check
+from equilibrium.experiments.timing import in_turn, timer
 
 
 def certificate(size: int) -> None:
@@ -24,14 +24,15 @@ def certificate(size: int) -> None:
     system = FiringRateSystem(W=0.9 * W)
     torch.linalg.eigvalsh(torch.eye(8, dtype=torch.complex128))  # what is loaded on first use is no cost of the method
     before = _peak()
-    started = time.process_time()
-    found = ParabolaTest(tolerance=1e-4).certify(system)
-    certified = time.process_time()
+    finder = ParabolaTest(tolerance=1e-4)
+    found = finder.certify(system)
     check(found, system)
-    checked = time.process_time()
     memory = _peak() - before
+    people = {"certify": timer(lambda: finder.certify(system)), "check": timer(lambda: check(found, system))}
+    times = in_turn(people, rounds=3, shortest=0.01, budget=60.0)
+    certified, checked = ("".join(times[name].text("cpu", 1).split()) for name in people)
     print(
-        f"{size:6d} {certified - started:14.2f} {checked - certified:14.2f} {memory / 1e6:12.0f} "
+        f"{size:6d} {certified:>24s} {checked:>24s} {memory / 1e6:12.0f} "
         f"{memory / (8 * size**2):18.1f} {found.rate:12.4f} {found.margin:10.1e}",
         flush=True,
     )
@@ -48,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="sizes 10 and 40 only")
     options = parser.parse_args(arguments)
     print(
-        f"{'n':>6s} {'certify (s)':>14s} {'check (s)':>14s} {'memory (MB)':>12s} {'matrices of n × n':>18s} "
+        f"{'n':>6s} {'certify (s)':>24s} {'check (s)':>24s} {'memory (MB)':>12s} {'matrices of n × n':>18s} "
         f"{'rate':>12s} {'margin':>10s}",
         flush=True,
     )

@@ -17,7 +17,7 @@ from contracting import ContractingODE, ReLU, Stop
 from contracting.certificates.lure.records import GainCertificate
 from contracting.plots.style import CERTIFIED, SEEN, axes_for_a_file, figure_of, finish
 from equilibrium import explicit_weights, from_weights
-from equilibrium.experiments.timing import in_turn, timer
+from equilibrium.experiments.timing import Times, in_turn, timer
 from equilibrium.files import output_directory, write_figure
 
 DOUBLE = torch.float64
@@ -62,8 +62,8 @@ def measured(layer: ContractingODE, patterns: int = 64) -> tuple[float, float]:
     return rate, float(gain)
 
 
-def cost(rounds: int) -> dict[str, float]:
-    """CPU milliseconds, medians: one evaluation of the field, and the solve of the network inside it."""
+def cost(rounds: int) -> dict[str, Times]:
+    """One evaluation of the field, and the solve of the network inside it."""
     torch.manual_seed(0)
     layer = ContractingODE(4, 8, 64, 4, activation=ReLU(), dtype=torch.float32).requires_grad_(False)
     weights, states = layer.weights(), torch.randn(128, 8)
@@ -74,8 +74,7 @@ def cost(rounds: int) -> dict[str, float]:
     gap = (flow.activations(states) - network.solve(states).z).abs().max()
     assert gap < 1e-4, "both find the same w"
     people = {"field": timer(lambda: flow(0.0, states)), "solve": timer(lambda: network.solve(states))}
-    times = in_turn(people, rounds=rounds, shortest=0.2, budget=20.0)
-    return {name: 1e3 * time.cpu for name, time in times.items()}
+    return in_turn(people, rounds=rounds, shortest=0.2, budget=20.0)
 
 
 def figure(promised: list[float], found: list[float], path: Path) -> None:
@@ -116,7 +115,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"least excess over the promised rate {min(slack):.2e} of it")
     times = cost(3 if options.small else 15)
     field, solve = times["field"], times["solve"]
-    print(f"field {field:.3f} ms, LBEN solve {solve:.3f} ms, ratio {field / solve:.2f}")
+    print(f"CPU: field {field.text('cpu', 1e-3)} ms, LBEN solve {solve.text('cpu', 1e-3)} ms", end=", ")
+    print(f"ratio {field.cpu / solve.cpu:.2f}")
     figure(gammas, gains, output_directory(options.out) / "gain-measured.png")
 
 

@@ -10,7 +10,6 @@
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import command_line
@@ -29,6 +28,7 @@ from contracting.certificates import (
 from contracting.certificates.systems import vertices
 from contracting.errors import PreconditionError
 from contracting.lure.system import LureSystem
+from equilibrium.experiments.timing import Times, in_turn, timer
 from equilibrium.files import output_directory
 
 KINDS = ("plain", "scalar", "cooperative", "intervals", "graded", "stiff", "nearly ill-posed", "network")
@@ -86,14 +86,14 @@ def against_the_program(sizes: tuple[int, ...], depths: tuple[int, ...]) -> list
     return rows
 
 
-def bisection_time(size: int) -> tuple[float, float]:
-    """Process CPU time of a certificate at ``size`` states and neurons, and its rate."""
+def bisection_time(size: int) -> tuple[Times, float]:
+    """Times of a certificate at ``size`` states and neurons, and its rate."""
     g = torch.Generator().manual_seed(0)
     A = normal(size, size, generator=g) / size**0.5 - 2 * torch.eye(size, dtype=torch.float64)
     B, C, D = (share * normal(size, size, generator=g) / size**0.5 for share in (0.5, 1.0, 0.3))
-    started = time.process_time()
-    rate = CircleCriterion().certify(LureSystem(A=A, B=B, C=C, D=D)).rate
-    return time.process_time() - started, rate
+    system, rates = LureSystem(A=A, B=B, C=C, D=D), []
+    run = timer(lambda: rates.append(CircleCriterion().certify(system).rate))
+    return in_turn({"bisection": run}, rounds=3, shortest=0.01, budget=20.0)["bisection"], rates[-1]
 
 
 def random_system(kind: str, seed: int) -> LureSystem:
@@ -249,8 +249,8 @@ def main(arguments: list[str] | None = None) -> None:
     for n, depth, rate, difference in program:
         lines.append(f"n = {n}, hidden layers {depth}: rate {rate:9.6f} by gradient, {difference:+.1e} by the program")
     size = 20 if options.small else 200
-    seconds, rate = bisection_time(size)
-    lines.append(f"bisection, n = m = {size}: {seconds:.1f} s of process time, rate {rate:.6f}")
+    times, rate = bisection_time(size)
+    lines.append(f"bisection, n = m = {size}: {times.text('cpu', 1)} s of process time, rate {rate:.6f}")
     kinds = {}
     for kind in KINDS:
         each = 1 if options.small else -(-options.count // len(KINDS))
@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> None:
         "\n".join(lines) + "\n",
         parabola=parabola,
         program=program,
-        bisection={"size": size, "seconds": seconds, "rate": rate},
+        bisection={"size": size, "times": vars(times), "rate": rate},
         kinds=kinds,
     )
 

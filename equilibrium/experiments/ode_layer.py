@@ -28,7 +28,7 @@ def ode_layer(
         dataset = digits_for(seed, small=small)
         layer = new_layer(dataset, hidden, seed, lipschitz=1.0, solver=TorchDiffEq(method))
         record = train(layer, dataset, epochs=epochs, seed=seed, progress=True)
-        print(f"trained with {method}: {record.seconds:.1f} s, test error {record.test_error:.2f} %")
+        print(f"trained with {method}: {record.seconds:.1f} s (one run), test error {record.test_error:.2f} %")
         layer = layer.double()
         layer.stop = Stop(rtol=1e-10)
         inputs, labels = dataset.test_inputs[:64].double(), dataset.test_labels[:64]

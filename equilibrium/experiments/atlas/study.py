@@ -109,5 +109,5 @@ COLUMNS = (
     Column("ratio", lambda entry: entry.share, ".3f"),
     Column("rate at 90 %", lambda entry: entry.tube.evidence.rate),
     Column("boxes", lambda entry: float(entry.found.certificate.boxes), ".0f"),
-    Column("seconds", lambda entry: entry.seconds, ".1f"),
+    Column("seconds, one run", lambda entry: entry.seconds, ".1f"),
 )

@@ -129,7 +129,7 @@ def _trained(settings: dict[str, Any], dataset: Dataset) -> tuple[EquilibriumLay
     record = train(layer, dataset, epochs=epochs, batch_size=batch_size, seed=seed, progress=True)
     print(
         f"trained LBEN({dataset.features}, {hidden}, {dataset.classes}, lipschitz={lipschitz:g}) on "
-        f"{dataset.name}: {epochs} epochs in {record.seconds:.1f} s, loss {record.epochs[-1].loss:.3f}"
+        f"{dataset.name}: {epochs} epochs in {record.seconds:.1f} s (one run), loss {record.epochs[-1].loss:.3f}"
     )
     return layer, record
 

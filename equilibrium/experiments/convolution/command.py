@@ -108,7 +108,7 @@ def table(models: Mapping[str, Any], times: Mapping[str, Any]) -> str:
     columns = (
         Column("model", str),
         Column("test error", lambda name: models[name]["test_error"], ".2f"),
-        Column("training", lambda name: times[name]["training"], ".0f"),
+        Column("training, one run", lambda name: times[name]["training"], ".0f"),
         Column("γ", lambda name: lipschitz[name]["built_in"], "g"),
         Column("certified", lambda name: lipschitz[name]["certified"], ".4g"),
         Column("attained", lambda name: lipschitz[name]["attained"], ".4g"),
@@ -119,7 +119,7 @@ def table(models: Mapping[str, Any], times: Mapping[str, Any]) -> str:
     count = next(iter(models.values()))["robustness"]["images"]
     return f"""{aligned(columns, list(models))}
 
-test error: percent of the test images, solved in float64 to 1e-8; training: wall seconds on one thread;
+test error: percent of the test images, solved in float64 to 1e-8; training: wall seconds of one run on one thread;
 γ: built in, for the whole map from normalised pixels to logits; certified: proved afterwards; attained:
 by a pair of inputs; of γ: attained/γ; ratio: attained/certified; inside: attacks that succeeded inside a
 certified radius, of {count} test images."""

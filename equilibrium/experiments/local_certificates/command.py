@@ -74,11 +74,11 @@ def table(results: Mapping[str, Any], times: Mapping[str, Any]) -> str:
         Column("local", of("by_local"), ".2f"),
         Column("attacked", of("attacked"), ".2f"),
         Column("inside", lambda row: str(results[row[0]]["inside"])),
-        Column("s/image", seconds, ".3f"),
+        Column("s/image, one run", seconds, ".3f"),
     )
     return f"""{aligned(columns, rows)}
 
 global, local: percent of the images whose class is proved to stay within the radius, by one constant for each pair of
 classes and by constants of the surroundings of each image; attacked: percent that a strong attack has not fooled;
-inside: attacks that succeeded within a proved radius, of which there are none; s/image: wall time, of all radii and the
-attack together."""
+inside: attacks that succeeded within a proved radius, of which there are none; s/image: mean wall
+time in the one run, of all radii and the attack together."""
