@@ -17,7 +17,9 @@ from equilibrium.files import output_directory, plain
 
 
 def local_certificates(
-    checkpoints: Annotated[Path | None, "Folder with the authors' checkpoints (needed unless --small)."] = None,
+    checkpoints: Annotated[
+        Path | None, "Folder with the authors' checkpoints (default none, which only --small can do without)."
+    ] = None,
     data_dir: Annotated[Path | None, "Folder with the MNIST files (default: downloaded)."] = None,
     networks: Annotated[str | None, "Names of checkpoints, by commas (default all five)."] = None,
     radii: Annotated[str, "ℓ2 radii in normalised pixels, by commas."] = "1.54",
