@@ -79,7 +79,8 @@ class Narrowing:
         if enclosure is not None:
             down, up = v - enclosure.inner_low, enclosure.inner_high - v
             sided = torch.where(v > 0, down, up) if one_sided(network.activation) else torch.maximum(down, up)
-            self._narrow(sided.clamp_min(0), start)
+            # v is the computed anchor, the moves are those from the exact one
+            self._narrow(sided.clamp_min(0) + anchors.inner_error, start)
         self._omega: Tensor | None = None
         # of a ReLU only the way to its kink matters
         self._signs = torch.where(v > 0, -1.0, 1.0).to(v)[:, None]
@@ -147,6 +148,9 @@ class Narrowing:
             return self.around.radius.new_full((len(index),), torch.inf)
         box, z, around = self.enclosure.rows(index), self.anchors.state[index], self.around.rows(index)
         found = _highest(forms.state[:, 0], box.low - z, box.high - z)
+        # z is computed; the move is that from the exact equilibrium
+        wrong = torch.linalg.vector_norm(forms.state[:, 0] / self.network.metric.sqrt(), dim=-1)
+        found = found + wrong * self.anchors.output_error[index]
         if forms.direct is not None:
             assert around.low is not None and around.high is not None
             found = found + _highest(forms.direct[:, 0], around.low, around.high)

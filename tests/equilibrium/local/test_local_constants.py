@@ -15,6 +15,7 @@ from contracting.contracts import ActivationContract
 from equilibrium import (
     LBEN,
     EquilibriumLayer,
+    Stop,
     Unconstrained,
     certified_lipschitz,
     explicit_weights,
@@ -388,3 +389,24 @@ def test_classes_within_a_box() -> None:
         corners = torch.tensor(list(itertools.product((-0.1, 0.1), repeat=4)), dtype=F64)
         stays = (layer(x[:, None] + corners).argmax(-1) == labels[:, None]).all(-1)
     assert bool((stays | ~proof.proved).all()) and float(proof.proved.double().mean()) > 0.5
+
+
+@torch.no_grad()
+def test_a_rough_solve_is_paid_for() -> None:
+    """Anchors that are solved to 5 % only: what is proved is about the exact network all the same."""
+    for seed in range(6):
+        exact, rough = dominant_layer(seed), dominant_layer(seed)
+        rough.stop = Stop(rtol=5e-2, atol=0.0)
+        x = drawn(seed + 70, 1, 4)
+        for norm, corner in ((Norm.LINF, 1.0), (Norm.L2, 0.5)):
+            found = local_lipschitz(rough, x, 0.02, norm=norm)
+            corners = x + 0.02 * corner * torch.tensor(list(itertools.product((-1, 1), repeat=4)), dtype=F64)
+            attained = ((exact(corners) - exact(x)) @ found.functionals.mT).amax(0)
+            assert bool((attained <= found.drops[0] + 1e-9).all())
+        network = LocalNetwork(rough)
+        anchors, around = network.anchors(x), Surroundings.of(x, 0.02, None, Norm.LINF)
+        box = network.enclosure(x, around)
+        slopes = passes.Narrowing(network, anchors, around, Effort(), enclosure=box).slopes
+        v0, v = (exact.weights().problem(rows, ReLU()).preactivation(exact.equilibrium(rows)) for rows in (x, corners))
+        secants = (v.clamp_min(0) - v0.clamp_min(0)) / (v - v0)
+        assert bool(((secants >= slopes.low - 1e-9) & (secants <= slopes.high + 1e-9)).all())
