@@ -16,6 +16,7 @@ from torch import Tensor
 from equilibrium.local import checker
 from equilibrium.local.coupled import Enclosure
 from equilibrium.local.finder import Effort, Search
+from equilibrium.local.linear import LinearBounds
 from equilibrium.local.network import Anchors, LocalNetwork
 from equilibrium.local.relaxation import Forms, middles
 from equilibrium.local.slopes import one_sided, secant_slopes
@@ -75,7 +76,9 @@ class Narrowing:
         low, high = (end.expand(len(v), -1) for end in network.activation.slope_intervals(n))
         start = network.metric.expand(len(v), -1)
         self.slopes = Slopes(low=low, high=high, multiplier=start)
-        self.enclosure = enclosure
+        self.enclosure, self.linear = enclosure, LinearBounds.of(network, anchors, around)
+        if self.linear is not None:
+            self._narrow(torch.full_like(v, torch.inf), start)
         if enclosure is not None:
             down, up = v - enclosure.inner_low, enclosure.inner_high - v
             sided = torch.where(v > 0, down, up) if one_sided(network.activation) else torch.maximum(down, up)
@@ -103,6 +106,7 @@ class Narrowing:
 
     def _narrow(self, reach: Tensor, multiplier: Tensor) -> None:
         """Take what moves of v up to ``reach``, (batch, n), leave of the slopes."""
+        reach = reach if self.linear is None else self.linear.tightened(reach)
         low, high = secant_slopes(self.network.activation, self.anchors.inner, self.anchors.inner_error, reach)
         self.slopes = Slopes(
             low=torch.maximum(self.slopes.low, low),
@@ -116,6 +120,7 @@ class Narrowing:
         self.slopes = self.slopes.rows(rows)
         self._omega = None if self._omega is None else self._omega[rows]
         self.enclosure = None if self.enclosure is None else self.enclosure.rows(rows)
+        self.linear = None if self.linear is None else self.linear.rows(rows)
         self._signs, self._weights = self._signs[rows], self._weights[rows]
 
     def drop(self, index: Tensor, rows: Tensor) -> Tensor:
@@ -139,7 +144,10 @@ class Narrowing:
             bound = checker.bounds(
                 network.matrices, slopes.low, slopes.high, _full(slopes, multiplier), forms, omega, around
             )
-            found.append(torch.minimum(bound[:, 0], self._by_boxes(index[part], forms)))
+            bound = torch.minimum(bound[:, 0], self._by_boxes(index[part], forms))
+            if self.linear is not None:
+                bound = torch.minimum(bound, self.linear.rows(index[part]).bounds(forms)[:, 0])
+            found.append(bound)
         return torch.cat(found) if found else rows.new_zeros(0)
 
     def _by_boxes(self, index: Tensor, forms: Forms) -> Tensor:

@@ -1,0 +1,187 @@
+r"""Bounds by linear functions of the input, for a network in which no neuron feeds back on itself.
+
+Each neuron is held between two lines sΔv + t over the stretch that v can reach. Where W is strictly triangular, in some
+order of the neurons, the lines can be put in for Δz layer by layer until a function of Δx is left, whose largest value
+over the surroundings is known (arXiv 1811.00866). The ellipsoid of ``relaxation`` couples all neurons by
+one inequality and knows nothing of offsets t, so that sometimes this proves more and sometimes that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from contracting.activations.base import Activation
+from contracting.certificates.definite import UNIT
+from equilibrium.local.network import Anchors, LocalNetwork
+from equilibrium.local.relaxation import Forms
+from equilibrium.local.slopes import one_sided, secant_slopes
+from equilibrium.local.surroundings import Rows, Surroundings
+
+_HALVINGS = 40  # of the multiplier of the ball where it is cut by a box; any multiplier gives a bound
+
+
+class Lines(NamedTuple):
+    """sΔv + t below and above Δz over the stretch of each neuron, each (batch, n).
+
+    Attributes:
+        under: s of the lower line.
+        depth: −t of the lower line, ≥ 0.
+        over: s of the upper line.
+        height: t of the upper line, ≥ 0.
+    """
+
+    under: Tensor
+    depth: Tensor
+    over: Tensor
+    height: Tensor
+
+
+def lines(activation: Activation, anchors: Anchors, down: Tensor, up: Tensor) -> Lines:
+    """Lines around Δz for −down ≤ Δv ≤ up, each (batch, n), from the exact anchor."""
+    v, error = anchors.inner, anchors.inner_error
+    if one_sided(activation):
+        # a convex σ with one kink at 0 lies under its chord, and over every line through the kink
+        flat, steep = (end.expand_as(v) for end in activation.slope_intervals(v.shape[-1]))
+        low, high, value = v - down - error, v + up + error, activation(v)
+        bent = (low < 0) & (high > 0)
+        chord = torch.where(bent, (steep * high - flat * low) / (high - low), torch.where(low < 0, flat, steep))
+        under = torch.where(bent, torch.where(high > -low, steep, flat), chord)
+        height = torch.where(bent, chord * (v - low) + flat * low - value + error, 0.0)
+        depth = torch.where(bent, value - under * v + error, 0.0)
+        return _known(Lines(under, depth.clamp_min(0), chord, height.clamp_min(0)))
+    flat, steep = secant_slopes(activation, v, error, torch.maximum(down, up))
+    width = (down + up).clamp_min(torch.finfo(v.dtype).tiny)
+    over, under = (steep * up + flat * down) / width, (flat * up + steep * down) / width
+    offset = (steep - flat) * (up / width) * down
+    return _known(Lines(under, offset, over, offset))
+
+
+def _known(found: Lines) -> Lines:
+    """The lines; of a neuron whose stretch is not known, lines infinitely far away."""
+    known = torch.isfinite(found.over) & torch.isfinite(found.under)
+    slopes = (torch.where(known, part, 0.0) for part in (found.under, found.over))
+    offsets = (torch.where(known, part, torch.inf).nan_to_num(torch.inf) for part in (found.depth, found.height))
+    (under, over), (depth, height) = slopes, offsets
+    return Lines(under, depth, over, height)
+
+
+def layers_of(W: Tensor) -> list[Tensor] | None:
+    """The neurons in layers, each of which sees only those before it; None where one feeds back on itself."""
+    seen, left, found = W != 0, torch.ones(len(W), dtype=torch.bool), []
+    while bool(left.any()):
+        ready = left & ~(seen & left).any(-1)
+        if not bool(ready.any()):
+            return None
+        found.append(torch.nonzero(ready).flatten())
+        left = left & ~ready
+    return found
+
+
+@dataclass(kw_only=True, eq=False)
+class LinearBounds:
+    """How far every pre-activation can move, and bounds of forms from that.
+
+    Attributes:
+        network: one that has layers.
+        layers: of ``layers_of``.
+        anchors: x₀ of each row.
+        around: the surroundings of the rows.
+        down: how far each v can fall, (batch, n).
+        up: how far it can rise, (batch, n).
+    """
+
+    network: LocalNetwork
+    layers: list[Tensor]
+    anchors: Anchors
+    around: Surroundings
+    down: Tensor
+    up: Tensor
+
+    @classmethod
+    def of(cls, network: LocalNetwork, anchors: Anchors, around: Surroundings) -> Self | None:
+        """Of moves of which nothing is known yet, or None for a network without layers."""
+        layers = layers_of(network.system.W)
+        if layers is None:
+            return None
+        unknown = torch.full_like(anchors.inner, torch.inf)
+        return cls(network=network, layers=layers, anchors=anchors, around=around, down=unknown, up=unknown)
+
+    def tightened(self, reach: Tensor) -> Tensor:
+        """What follows from moves of v that are known from elsewhere, in the same form: (batch, n) -> (batch, n).
+
+        Args:
+            reach: of a ReLU how far v can go towards its kink, else how far both ways.
+        """
+        sided, falls = one_sided(self.network.activation), self.anchors.inner > 0
+        self.down = torch.minimum(self.down, torch.where(falls, reach, torch.inf) if sided else reach)
+        self.up = torch.minimum(self.up, torch.where(falls, torch.inf, reach) if sided else reach)
+        rows = torch.eye(self.network.size, dtype=torch.float64)
+        for layer in self.layers:
+            both = torch.cat([-rows[layer], rows[layer]]).expand(len(reach), -1, -1)
+            for known, found in zip((self.down, self.up), self.bounds(Forms(inner=both)).chunk(2, -1), strict=True):
+                known[:, layer] = torch.minimum(known[:, layer], found)
+        return torch.where(falls, self.down, self.up) if sided else torch.maximum(self.down, self.up)
+
+    def rows(self, index: Rows) -> Self:
+        """Those of some rows."""
+        cut = {name: getattr(self, name)[index] for name in ("down", "up")}
+        return replace(self, anchors=self.anchors.rows(index), around=self.around.rows(index), **cut)
+
+    def bounds(self, forms: Forms) -> Tensor:
+        """An upper bound of every form over the surroundings, (batch, k); ∞ where nothing is proved."""
+        held = lines(self.network.activation, self.anchors, self.down, self.up)
+        batch, n = self.down.shape
+        part = next(part for part in (forms.state, forms.inner, forms.direct) if part is not None)
+        zero = part.new_zeros(batch, part.shape[1], n)
+        state = zero if forms.state is None else forms.state
+        inner = zero if forms.inner is None else forms.inner
+        direct = part.new_zeros(batch, part.shape[1], self.network.system.U.shape[1])
+        direct = direct if forms.direct is None else forms.direct
+        system = self.network.system
+        slope, offset = self._replaced(state, inner, direct, held, system.W, system.U)
+        found = highest(slope, self.around) + offset
+        # rounding is relative to what the same substitution makes of absolute values
+        most = torch.maximum(held.under.abs(), held.over.abs())
+        least = Lines(most, held.depth + held.height, most, held.depth + held.height)
+        sizes = self._replaced(state.abs(), inner.abs(), direct.abs(), least, system.W.abs(), system.U.abs())
+        room = self.around.radius[:, None] * torch.linalg.vector_norm(sizes[0], dim=-1) + sizes[1]
+        return (found + 8 * (n + slope.shape[-1]) * UNIT * room).nan_to_num(nan=torch.inf)
+
+    def _replaced(
+        self, state: Tensor, inner: Tensor, slope: Tensor, held: Lines, W: Tensor, U: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The slopes in Δx and the offset of linear functions above the forms."""
+        offset = torch.zeros_like(slope[..., 0])
+        for layer in reversed(self.layers):
+            under, depth, over, height = (part[:, None, layer] for part in held)
+            up, down = state[..., layer].clamp_min(0), (-state[..., layer]).clamp_min(0)
+            moved = inner[..., layer] + up * over - down * under
+            # a neuron that takes no part has no offset, be it infinite
+            offset = offset + torch.where(up > 0, up * height, 0.0).sum(-1)
+            offset = offset + torch.where(down > 0, down * depth, 0.0).sum(-1)
+            state = state + moved @ W[layer]
+            slope = slope + moved @ U[layer]
+        return slope, offset
+
+
+def highest(slope: Tensor, around: Surroundings) -> Tensor:
+    """A bound of g·Δx over the surroundings, for g (batch, k, in): by what of g no end of the box takes away."""
+    radius = around.radius[:, None]
+    whole = radius * torch.linalg.vector_norm(slope, dim=-1)
+    if around.low is None or around.high is None:
+        return whole
+    low, high = around.low[:, None], around.high[:, None]
+    # Δ = clamp(g/μ) is the best for some μ ≥ 0; g − μΔ is left to the ends of the box, μΔ to the ball
+    least, most = torch.zeros_like(whole), 2 * torch.linalg.vector_norm(slope, dim=-1) / radius
+    for _ in range(_HALVINGS):
+        middle = (least + most) / 2
+        far = torch.linalg.vector_norm((slope / middle[..., None]).clamp(low, high).nan_to_num(0.0), dim=-1) > radius
+        least, most = torch.where(far, middle, least), torch.where(far, most, middle)
+    kept = most[..., None] * (slope / most[..., None]).clamp(low, high).nan_to_num(0.0)
+    left = slope - kept
+    ends = torch.where(left > 0, left * high, left * low).sum(-1)
+    return torch.minimum(whole, radius * torch.linalg.vector_norm(kept, dim=-1) + ends)
