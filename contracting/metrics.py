@@ -29,13 +29,24 @@ class Metric(Displayed, ABC):
     A metric of your own subclasses this and must bring ``size``, ``tensors``, ``vector_norm``, ``induced_norm``,
     ``log_norm``, ``make_dual``, ``rescaled`` and ``to``; what it is given has been checked to be of its size.
     ``contracting.contracts.MetricContract`` has the tests that each must pass. Flows can then be simulated, tracked and
-    sampled in it; a certificate needs a proof, and the checker knows those of the four metrics of this file.
+    sampled in it; a certificate needs a proof, and the checker knows those of the four metrics of this file and of
+    ``LiftedForm``.
     """
 
     @property
     @abstractmethod
     def size(self) -> int:
         """Dimension n of the space."""
+
+    @property
+    def convex(self) -> bool:
+        """Whether its balls are convex, as those of every norm are; a ``LiftedForm`` may be no more than a gauge."""
+        return True
+
+    @property
+    def words(self) -> str:
+        """What it is, in words."""
+        return type(self).__name__
 
     @abstractmethod
     def tensors(self) -> tuple[Tensor, ...]:

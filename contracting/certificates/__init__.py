@@ -30,6 +30,8 @@ from contracting.certificates.finders import (
     PolyhedralMetric,
     RateFinder,
 )
+from contracting.certificates.lifted.finder import LiftedInequality
+from contracting.certificates.lifted.form import LiftedForm
 from contracting.certificates.lmi import SectorInequality, VertexInequalities
 from contracting.certificates.lure.circle import CircleCriterion
 from contracting.certificates.lure.frequencies import frequency_margin
@@ -53,11 +55,11 @@ from contracting.certificates.wellposedness import Wellposedness, find_metric, r
 __all__ = [
     "Candidate", "Certificate", "CertificateError", "CircleCriterion", "Convergence", "DiagonalMetric", "Dissipation",
     "ExplicitMetric", "Finder", "FiringRateSystem", "GainCertificate", "GivenMetric", "HopfieldSystem",
-    "InclusionMetric", "InclusionSystem", "LinearSystem", "LyapunovMetric", "ParabolaTest", "PassivityCertificate",
-    "PolyhedralMetric", "RateFinder", "Report", "SectorInequality", "SkewnessSweep", "StepSweep", "System",
-    "UpperBound", "VertexInequalities", "Wellposedness", "abscissa_bound", "applicable", "best_forward_backward_step",
-    "best_peaceman_rachford_step", "certificates", "certify", "certify_gain", "certify_passivity", "check",
-    "check_convergence", "find_metric", "fixed_input_convergence", "forward_backward_system", "frequency_margin",
-    "peaceman_rachford_system", "register_finder", "report", "rules_out", "sweep_skewness", "sweep_steps",
-    "switching_bound", "system_of", "upper_bound",
+    "InclusionMetric", "InclusionSystem", "LiftedForm", "LiftedInequality", "LinearSystem", "LyapunovMetric",
+    "ParabolaTest", "PassivityCertificate", "PolyhedralMetric", "RateFinder", "Report", "SectorInequality",
+    "SkewnessSweep", "StepSweep", "System", "UpperBound", "VertexInequalities", "Wellposedness", "abscissa_bound",
+    "applicable", "best_forward_backward_step", "best_peaceman_rachford_step", "certificates", "certify",
+    "certify_gain", "certify_passivity", "check", "check_convergence", "find_metric", "fixed_input_convergence",
+    "forward_backward_system", "frequency_margin", "peaceman_rachford_system", "register_finder", "report",
+    "rules_out", "sweep_skewness", "sweep_steps", "switching_bound", "system_of", "upper_bound",
 ]  # fmt: skip

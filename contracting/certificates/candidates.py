@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from contracting.certificates.checker import check, in_units
-from contracting.certificates.lure.checker import dissipated_rate
+from contracting.certificates.lifted.checker import lifted_rate, rescaled_relations
+from contracting.certificates.lifted.form import LiftedForm
+from contracting.certificates.lure.checker import dissipated_rate, power_of_two
 from contracting.certificates.lure.polyhedral import polyhedral_margin
 from contracting.certificates.records import ANY_SLOPE, NO_SLOPE, Certificate, CertificateError
 from contracting.certificates.systems import (
@@ -21,7 +23,7 @@ from contracting.certificates.systems import (
     LinearSystem,
     SlopeSystem,
     System,
-    vertices,
+    vertex_jacobians,
     with_slopes,
 )
 from contracting.display import Displayed
@@ -41,8 +43,9 @@ class Candidate(Displayed):
     """A norm in which a flow may contract.
 
     Attributes:
-        metric: the norm; WeightedL2 or FullP with a multiplier or by vertices, or ℓ1 or ℓ∞.
-        multiplier: diagonal Q of the sector inequality, (n,), or None.
+        metric: the norm; WeightedL2 or FullP with a multiplier or by vertices, ℓ1 or ℓ∞, or a form of higher degree.
+        multiplier: diagonal Q of the sector inequality, (n,), of a LiftedForm the relations of its monomials at each
+            vertex, (2ⁿ, N, N), or None.
         slopes: interval for which it was made, if wider than the system's own.
     """
 
@@ -57,7 +60,10 @@ class Candidate(Displayed):
 
     def rescaled(self, scale: Tensor) -> Candidate:
         """The same for the system in the coordinates x' = scale∘x."""
-        multiplier = None if self.multiplier is None else self.multiplier / scale / scale
+        if isinstance(self.metric, LiftedForm):
+            multiplier = rescaled_relations(self.metric, self.multiplier, scale)
+        else:
+            multiplier = None if self.multiplier is None else self.multiplier / scale / scale
         return replace(self, metric=self.metric.rescaled(scale), multiplier=multiplier)
 
 
@@ -110,6 +116,8 @@ def best_rate(system: System, candidate: Candidate) -> float:
         return system.speed * best_rate(system.at_speed(1.0), candidate)
     system, metric, Q = in_units(system, candidate.metric, candidate.multiplier)
     W = system.W
+    if isinstance(metric, LiftedForm) and not isinstance(system, InclusionSystem):
+        return lifted_rate(metric, Q, vertex_jacobians(system))
     if isinstance(system, LinearSystem):
         return -float(metric.matrix_measure(W))
     if isinstance(system, InclusionSystem):
@@ -124,8 +132,7 @@ def best_rate(system: System, candidate: Candidate) -> float:
         raise InputError(f"no rate is known in {type(metric).__name__}")
     P = metric.matrix
     if Q is None:
-        blocks = vertices(system.slopes, system.size)
-        return -max(float(metric.matrix_measure(system.jacobians(block)).max()) for block in blocks)
+        return -float(metric.matrix_measure(vertex_jacobians(system)).max())
     low, width = system.slopes.low, system.slopes.width
     coupled = P + W.mT * Q if isinstance(system, FiringRateSystem) else P @ W + torch.diag(Q)
     drift = P @ (low * W)
@@ -142,9 +149,12 @@ def _lure_rate(system: LureSystem, candidate: Candidate) -> float:
         return polyhedral_margin(system, metric, 0.0)
     if isinstance(metric, WeightedL2 | FullP) and multiplier is not None:
         return dissipated_rate(system, metric.matrix, multiplier)
+    if isinstance(metric, LiftedForm):
+        states = power_of_two(metric.norm(torch.eye(system.size, dtype=torch.float64)))
+        relations = rescaled_relations(metric, multiplier, states)
+        return lifted_rate(metric.rescaled(states), relations, vertex_jacobians(system.rescaled(states)))
     if multiplier is None:
-        blocks = vertices((system.low, system.high), system.neurons)
-        return -max(float(metric.matrix_measure(system.jacobians(block)).max()) for block in blocks)
+        return -float(metric.matrix_measure(vertex_jacobians(system)).max())
     raise InputError(f"no rate is known in {type(metric).__name__}")
 
 

@@ -11,6 +11,7 @@ from contracting.certificates.finders import (
     PolyhedralMetric,
     RateFinder,
 )
+from contracting.certificates.lifted.finder import LiftedInequality
 from contracting.certificates.lmi import SectorInequality, VertexInequalities
 from contracting.certificates.lure.circle import CircleCriterion
 from contracting.errors import InputError
@@ -28,6 +29,7 @@ FINDERS: list[RateFinder] = [
     SectorInequality(),
     ExplicitMetric(),
     VertexInequalities(),
+    LiftedInequality(),
     CircleCriterion(),
     CircleCriterion(optimise=25),
 ]

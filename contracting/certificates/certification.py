@@ -121,7 +121,7 @@ class Report(Tabular):
 
     def _each(self) -> Iterator[dict[str, Any]]:
         for c in self.all:
-            yield {"what": "certified", "rate": c.rate, "norm": type(c.metric).__name__, "method": c.method}
+            yield {"what": "certified", "rate": c.rate, "norm": c.metric.words, "method": c.method}
         yield {"what": "upper bound", "rate": self.bound.rate, "norm": "any", "method": self.bound.method}
 
     @property
@@ -131,7 +131,7 @@ class Report(Tabular):
 
     def __str__(self) -> str:
         rows = [f"{self.best.flow}, {self.best.assumption}"]
-        rows += [f"  {c.rate:12.6f}  certified in {type(c.metric).__name__}, {c.method}" for c in reversed(self.all)]
+        rows += [f"  {c.rate:12.6f}  certified in {c.metric.words}, {c.method}" for c in reversed(self.all)]
         rows.append(f"  {self.bound.rate:12.6f}  upper bound in any norm, {self.bound.method}")
         return "\n".join(rows)
 

@@ -7,6 +7,7 @@ A matrix is proved positive definite by ``definite``, with every rounding of its
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TypeVar
 
@@ -15,7 +16,18 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.certificates.definite import UNIT, definite_margin, definite_margins, sizes
-from contracting.certificates.lure.checker import LARGEST_BY_VERTICES, covered, dissipation_margin, vertex_margin
+from contracting.certificates.enclosures import Enclosure
+from contracting.certificates.lifted.checker import lifted_margin, rescaled_relations
+from contracting.certificates.lifted.form import LiftedForm
+from contracting.certificates.lure.checker import (
+    LARGEST_BY_VERTICES,
+    covered,
+    dissipation_margin,
+    enclosed_vertices,
+    neuron_units,
+    power_of_two,
+    vertex_margin,
+)
 from contracting.certificates.lure.polyhedral import polyhedral_margin
 from contracting.certificates.lure.records import Dissipation, check_dissipation
 from contracting.certificates.records import Certificate, CertificateError
@@ -93,6 +105,11 @@ def _lure_margin(certificate: Certificate, system: LureSystem) -> float:
     metric, rate = certificate.metric.to(system.A), certificate.rate
     if isinstance(metric, WeightedL1 | WeightedLinf):
         return polyhedral_margin(system, metric, rate)
+    if isinstance(metric, LiftedForm):
+        states = power_of_two(metric.norm(torch.eye(system.size, dtype=torch.float64)))
+        relations = rescaled_relations(metric, certificate.multiplier, states)
+        jacobians = enclosed_vertices(system.rescaled(states, neuron_units(system)))
+        return lifted_margin(metric.rescaled(states), relations, jacobians, rate)
     P = _matrix_of(metric)
     if certificate.multiplier is None:
         return vertex_margin(system, P, rate)
@@ -110,7 +127,9 @@ def in_units(system: S, metric: Metric, multiplier: Tensor | None) -> tuple[S, M
     metric = metric.to(system.W)
     units = metric.norm(torch.eye(system.size, dtype=torch.float64))
     scale = torch.ldexp(torch.ones_like(units), torch.frexp(units)[1] - 1)
-    if multiplier is not None:
+    if isinstance(metric, LiftedForm):
+        multiplier = rescaled_relations(metric, multiplier, scale)
+    elif multiplier is not None:
         given = checks.shape("multiplier", multiplier, (system.size,)).detach().to("cpu", torch.float64)
         multiplier = given / scale / scale
     return replace(system, hint=None).rescaled(scale), metric.rescaled(scale), multiplier
@@ -125,8 +144,12 @@ def _margin(system: WeightSystem, metric: Metric, multiplier: Tensor | None, rat
         # a linear flow has no unit of time of its own: the larger of A and c is brought next to 1, by a power of two
         power = -math.frexp(max(float(system.W.abs().max()), abs(rate)))[1]
         first, second = math.ldexp(1.0, power // 2), math.ldexp(1.0, power - power // 2)
-        return _linear_margin(system.W * first * second, metric, rate * first * second)
+        if multiplier is not None:
+            multiplier = multiplier * first * second
+        return _linear_margin(system.W * first * second, metric, multiplier, rate * first * second)
     assert isinstance(system, SlopeSystem)
+    if isinstance(metric, LiftedForm):
+        return lifted_margin(metric, multiplier, _enclosed_vertices(system), rate)
     if isinstance(metric, WeightedL1 | WeightedLinf):
         return _polyhedral_margin(system, metric, rate)
     P = _matrix_of(metric)
@@ -173,16 +196,29 @@ def _definite(P: Tensor) -> float:
 
 def _vertex_margin(system: SlopeSystem, P: Tensor, rate: float) -> float:
     """Margin of −(FᵀP + PF + 2cP) ≻ 0 at every vertex: F is affine in each slope, so the vertices decide."""
-    n = system.size
-    if n > LARGEST_BY_VERTICES:
-        raise CertificateError(f"a proof by vertices needs n ≤ {LARGEST_BY_VERTICES}, got {n}; give a multiplier")
     worst = _definite(P)
-    absolute = replace(system, W=sizes(system.W))
-    for block in vertices(system.slopes, n):
-        # |D||W| + I: on the diagonal of DW − I little may be left of what was rounded
-        terms = absolute.jacobians(-block.abs()).abs()
-        worst = min(worst, float(_lyapunov_margins(P, system.jacobians(block), terms, rate).min()))
+    for F, terms in _vertex_jacobians(system):
+        worst = min(worst, float(_lyapunov_margins(P, F, terms, rate).min()))
     return worst
+
+
+def _vertex_jacobians(system: SlopeSystem) -> Iterator[tuple[Tensor, Tensor]]:
+    """DW − I or WD − I at all vertices in blocks, and |D||W| + I: of the diagonal little may be left after rounding.
+
+    Raises:
+        CertificateError: if there are too many vertices.
+    """
+    if system.size > LARGEST_BY_VERTICES:
+        limit = f"n ≤ {LARGEST_BY_VERTICES}, got {system.size}"
+        raise CertificateError(f"a proof by vertices needs {limit}; give a multiplier")
+    absolute = replace(system, W=sizes(system.W))
+    for block in vertices(system.slopes, system.size):
+        yield system.jacobians(block), absolute.jacobians(-block.abs()).abs()
+
+
+def _enclosed_vertices(system: SlopeSystem) -> Iterator[Enclosure]:
+    for F, terms in _vertex_jacobians(system):
+        yield Enclosure(F, 2 * UNIT * terms)  # a product and a difference
 
 
 def _lyapunov_margins(P: Tensor, F: Tensor, terms: Tensor, rate: float) -> Tensor:
@@ -193,8 +229,10 @@ def _lyapunov_margins(P: Tensor, F: Tensor, terms: Tensor, rate: float) -> Tenso
     return definite_margins(-(product + product.mT + 2 * rate * P), (P.shape[0] + _ASSEMBLY) * UNIT * size)
 
 
-def _linear_margin(A: Tensor, metric: Metric, rate: float) -> float:
+def _linear_margin(A: Tensor, metric: Metric, relations: Tensor | None, rate: float) -> float:
     """Margin of μ(A) < −c: of −(AᵀP + PA + 2cP) ≻ 0, or of the row or column sums of a weighted ℓ∞ or ℓ1 norm."""
+    if isinstance(metric, LiftedForm):
+        return lifted_margin(metric, relations, [Enclosure.exact(A[None])], rate)
     if isinstance(metric, WeightedL1 | WeightedLinf):
         eta = metric.weights
         scaled = sizes(A) * eta[:, None] / eta[None, :]

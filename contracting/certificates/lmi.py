@@ -1,4 +1,4 @@
-r"""Certificates by semidefinite programming: the only file that knows cvxpy. Nothing a solver says is believed.
+r"""Certificates by semidefinite programming, of which nothing is believed. Only this file imports cvxpy.
 
 Each inequality is bilinear in the rate and the metric, so the rate is bisected; every metric that comes back, whatever
 the solver's status, is rated exactly, which often moves the bisection on by more than half.
@@ -25,7 +25,7 @@ from contracting.certificates.lure.search import well_posed
 from contracting.certificates.lure.views import lure_view
 from contracting.certificates.records import CertificateError
 from contracting.certificates.spectra import eigenvalues
-from contracting.certificates.systems import FiringRateSystem, System, vertices
+from contracting.certificates.systems import FiringRateSystem, System, vertex_jacobians
 from contracting.certificates.views import slopes_view
 from contracting.errors import InputError, PreconditionError
 from contracting.lure.system import LureSystem
@@ -45,13 +45,19 @@ def available() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in _LIBRARIES)
 
 
-def _cvxpy() -> Any:
+def programming() -> Any:
+    """The library cvxpy.
+
+    Raises:
+        MissingExtraError: without it or without Clarabel, the extra ``certificates``.
+    """
     cvxpy, *_ = (checks.extra(name, "certificates", "a certificate by matrix inequalities") for name in _LIBRARIES)
     return cvxpy
 
 
-def _solve(problem: Any) -> bool:
-    cp = _cvxpy()
+def solves(problem: Any) -> bool:
+    """Solve a program, and say whether its variables may have values; they are checked anyway."""
+    cp = programming()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "solution may be inaccurate": it is checked anyway
         try:
@@ -63,7 +69,7 @@ def _solve(problem: Any) -> bool:
 
 def _unknown_metric(size: int, *, diagonal: bool) -> tuple[Any, Any, Callable[[], FullP | WeightedL2 | None]]:
     """P of a program, the constraint that it is positive definite, and what a solver found, None if it is no metric."""
-    cp = _cvxpy()
+    cp = programming()
     p, full = cp.Variable(size), cp.Variable((size, size), symmetric=True)
 
     def found() -> FullP | WeightedL2 | None:
@@ -81,7 +87,7 @@ def _unknown_metric(size: int, *, diagonal: bool) -> tuple[Any, Any, Callable[[]
     return full, full - _FLOOR * torch.eye(size).double().numpy() >> 0, found
 
 
-def _bisected(
+def bisected(
     propose: Callable[[float], T | None], rate_of: Callable[[T], float], *, bottom: float, top: float, gap: float
 ) -> T | None:
     """The proposal with the best rate, found by bisection up to ``gap``; None where nothing was proposed.
@@ -143,7 +149,7 @@ class SectorInequality(RateFinder):
         seen = seen.rescaled(start)
         size = max(1e-3, float(torch.linalg.matrix_norm(seen.W, 2)))
         low, high = seen.slopes
-        best = _bisected(
+        best = bisected(
             self._program(seen),
             lambda candidate: best_rate(seen, candidate),
             # P = I proves 1 − max|slope|·‖W‖; slopes that include 0 leave an undriven neuron, else |α(DW)| ≤ β‖W‖
@@ -168,7 +174,7 @@ class SectorInequality(RateFinder):
         best = None
         if bottom > -math.inf:
             rated = partial(best_rate, seen)
-            best = _bisected(self._loop_program(seen), rated, bottom=bottom, top=question.most, gap=gap)
+            best = bisected(self._loop_program(seen), rated, bottom=bottom, top=question.most, gap=gap)
         if best is None or best.multiplier is None:
             raise CertificateError(f"{self.name}: the solver proposed no metric")
         return view.candidate(replace(best, multiplier=best.multiplier * start))
@@ -190,7 +196,7 @@ class SectorInequality(RateFinder):
 
     def _loop_program(self, seen: LureSystem) -> Callable[[float], Candidate | None]:
         """The same of a loop with slopes in [0, 1]."""
-        cp, n, m = _cvxpy(), seen.size, seen.neurons
+        cp, n, m = programming(), seen.size, seen.neurons
         A, B, C, D = (matrix.numpy() for matrix in (seen.A, seen.B, seen.C, seen.D))
         P, positive, found = _unknown_metric(n, diagonal=self.diagonal)
         q = cp.Variable(m) if self.multiplier is None else cp.Variable() * torch.ones(m).numpy()
@@ -204,7 +210,7 @@ class SectorInequality(RateFinder):
 
         def propose(rate: float) -> Candidate | None:
             c.value = rate
-            if not _solve(problem) or q.value is None:
+            if not solves(problem) or q.value is None:
                 return None
             metric, multiplier = found(), torch.as_tensor(q.value, dtype=torch.float64)
             if metric is None or bool((multiplier <= 0).any()):
@@ -238,8 +244,7 @@ class VertexInequalities(RateFinder):
         if isinstance(system, LureSystem) and system.neurons <= MOST_VERTICES:
             loop = lure_view(system)
             balanced = system.rescaled(loop.states, loop.neurons)
-            corners = torch.cat(list(vertices((balanced.low, balanced.high), balanced.neurons)))
-            metric = common_metric(balanced.jacobians(corners), tolerance=self.tolerance)
+            metric = common_metric(vertex_jacobians(balanced), tolerance=self.tolerance)
             return loop.candidate(Candidate(metric=metric))
         view, seen = slopes_view(system)
         if seen.size > MOST_VERTICES:
@@ -247,8 +252,7 @@ class VertexInequalities(RateFinder):
             raise PreconditionError(f"2ⁿ inequalities need {limit}; use SectorInequality()")
         start = view.guess.sqrt()
         seen = seen.rescaled(start)
-        jacobians = torch.cat([seen.jacobians(block) for block in vertices(seen.slopes, seen.size)])
-        metric = common_metric(jacobians, tolerance=self.tolerance)
+        metric = common_metric(vertex_jacobians(seen), tolerance=self.tolerance)
         return view.candidate(Candidate(metric=metric).rescaled(1 / start))
 
 
@@ -275,7 +279,7 @@ def common_metric(jacobians: Tensor, *, diagonal: bool = False, tolerance: float
         deciding = jacobians[active]
         bottom, top = _rate(euclidean, deciding), -float(eigenvalues(deciding).real.max())
         program, rate_of = _lyapunov_program(deciding, diagonal=diagonal), partial(_rate, jacobians=deciding)
-        found: FullP | WeightedL2 | None = _bisected(program, rate_of, bottom=bottom, top=top, gap=gap)
+        found: FullP | WeightedL2 | None = bisected(program, rate_of, bottom=bottom, top=top, gap=gap)
         if found is None and top - bottom > gap:
             raise CertificateError("the semidefinite programs for a common metric were not solved")
         metric = found or euclidean
@@ -294,7 +298,7 @@ def _rate(metric: FullP | WeightedL2, jacobians: Tensor) -> float:
 
 def _lyapunov_program(jacobians: Tensor, *, diagonal: bool) -> Callable[[float], FullP | WeightedL2 | None]:
     """A function from a rate c to the P with the most room in FᵀP + PF ⪯ −2cP for all given F, or None."""
-    cp, n = _cvxpy(), jacobians.shape[-1]
+    cp, n = programming(), jacobians.shape[-1]
     P, positive, found = _unknown_metric(n, diagonal=diagonal)
     slack, rate_parameter, eye = cp.Variable(), cp.Parameter(), torch.eye(n, dtype=torch.float64).numpy()
     constraints = [positive, cp.trace(P) == n]
@@ -304,7 +308,7 @@ def _lyapunov_program(jacobians: Tensor, *, diagonal: bool) -> Callable[[float],
 
     def propose(rate: float) -> FullP | WeightedL2 | None:
         rate_parameter.value = rate
-        return found() if _solve(problem) else None
+        return found() if solves(problem) else None
 
     return propose
 
@@ -314,12 +318,12 @@ def monotone_weights(W: Tensor) -> tuple[Tensor, Tensor]:
 
     If the optimum is not positive, X proves that no Λ satisfies Condition 1: X ≠ 0 and (AX)ᵢᵢ ≤ 0 for every i.
     """
-    cp, n = _cvxpy(), W.shape[0]
+    cp, n = programming(), W.shape[0]
     lam, slack = cp.Variable(n), cp.Variable()
     eye = torch.eye(n, dtype=torch.float64).numpy()
     half = cp.diag(lam) @ (eye - W.numpy())
     inequality = half + half.T - slack * eye >> 0
     problem = cp.Problem(cp.Maximize(slack), [inequality, lam >= _FLOOR / n, cp.sum(lam) == 1])
-    if not _solve(problem) or lam.value is None or inequality.dual_value is None:
+    if not solves(problem) or lam.value is None or inequality.dual_value is None:
         raise CertificateError("the solver returned no metric")
     return torch.as_tensor(lam.value, dtype=torch.float64), torch.as_tensor(inequality.dual_value, dtype=torch.float64)

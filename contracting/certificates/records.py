@@ -39,11 +39,25 @@ def assumption(slopes: Slopes | tuple[Tensor, Tensor]) -> str:
     return "no activation" if slopes == NO_SLOPE else f"slopes in [{low:g}, {high:g}]"
 
 
+def require_norm(metric: Metric) -> None:
+    """Refuse a gauge, for what adds up displacements and therefore needs the triangle inequality.
+
+    Raises:
+        PreconditionError: if its balls are not proved to be convex.
+    """
+    if not metric.convex:
+        raise PreconditionError(
+            f"this needs the triangle inequality, and the {type(metric).__name__} is not proved to be a norm: take a "
+            "certificate by LiftedInequality(norm=True), or in another metric"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Certificate(Displayed):
     r"""Contraction: any two trajectories under the *same* input q(t), constant or not, approach each other.
 
-    ‖z₁(t) − z₂(t)‖ ≤ e^{−ct}‖z₁(0) − z₂(0)‖ in the norm ``metric``.
+    ‖z₁(t) − z₂(t)‖ ≤ e^{−ct}‖z₁(0) − z₂(0)‖ in the norm ``metric``; where that is a ``LiftedForm`` which is not proved
+    convex, the statement is a decay all the same, and of Euclidean distances one with its ``overshoot``.
 
     Attributes:
         rate: c, per unit of the flow's time. A negative rate bounds how fast trajectories can separate.
@@ -53,7 +67,8 @@ class Certificate(Displayed):
         flow: the flow it is about, in words.
         margin: by how much the inequality that proves it holds, after the allowance for rounding; > 0. For a matrix
             inequality: its smallest eigenvalue when scaled to unit diagonal; for ℓ1 and ℓ∞: in units of the rate.
-        multiplier: diagonal Q > 0 of the sector inequality, one entry per neuron, or None where the proof needs none.
+        multiplier: diagonal Q > 0 of the sector inequality, one entry per neuron; for a ``LiftedForm`` the relations
+            between its monomials at every vertex, (2ⁿ, N, N); or None where the proof needs none.
     """
 
     _units = {"rate": PER_TIME}
@@ -83,8 +98,9 @@ class Certificate(Displayed):
         The rounding of evaluating F is not included.
 
         Raises:
-            PreconditionError: if the rate is not positive.
+            PreconditionError: if the rate is not positive, or the metric is not proved to be a norm.
         """
+        require_norm(self.metric)
         if not self.contracting:
             raise PreconditionError(f"an error bound needs a positive contraction rate, got {self.rate:.3g}")
         checks.last_size("state", state, self.metric.size)
@@ -92,7 +108,7 @@ class Certificate(Displayed):
 
     def __str__(self) -> str:
         return (
-            f"{self.flow}: contracts at rate ≥ {self.rate:.6g} in {type(self.metric).__name__}, {self.assumption} "
+            f"{self.flow}: contracts at rate ≥ {self.rate:.6g} in {self.metric.words}, {self.assumption} "
             f"({self.method})"
         )
 

@@ -163,6 +163,21 @@ SlopeSystem = FiringRateSystem | HopfieldSystem  # those with one slope for each
 System = WeightSystem | LureSystem  # whatever a certificate can be about
 
 
+def vertex_jacobians(system: System) -> Tensor:
+    """The Jacobians at all vertices of the slopes, whose hull holds all others, or A alone: (count, n, n).
+
+    Raises:
+        PreconditionError: for the inclusion, whose slopes are unbounded.
+    """
+    if isinstance(system, InclusionSystem):
+        raise PreconditionError("vertices need bounded slopes; for the inclusion use InclusionMetric()")
+    if isinstance(system, LureSystem):
+        return torch.cat([system.jacobians(block) for block in vertices((system.low, system.high), system.neurons)])
+    if isinstance(system, SlopeSystem):
+        return torch.cat([system.jacobians(block) for block in vertices(system.slopes, system.size)])
+    return system.speed * system.W[None]
+
+
 def with_slopes(system: System, slopes: Slopes | tuple[Tensor, Tensor]) -> System:
     """The same system under another assumption on the slopes.
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from contracting import checks
+from contracting.certificates.records import require_norm
 from contracting.display import Displayed
 from contracting.errors import InputError, PreconditionError
 from contracting.flows.base import BoundFlow
@@ -137,7 +138,7 @@ def track(
 
     Raises:
         InputError: if the metric is of another size than the flow, or an argument is of a wrong kind or shape.
-        PreconditionError: if the rate is not positive, or none is proved.
+        PreconditionError: if the rate is not positive, or none is proved, or its metric is not proved to be a norm.
     """
     DrivenFlow(flow, signal)  # refuses what is no flow or no signal
     if evidence is None:
@@ -152,6 +153,7 @@ def track(
             f"evidence must be about the {flow.problem.size} entries of the flow, its metric has {metric.size}"
         )
     _check_rate(rate)
+    require_norm(metric)
     if speed is not None:
         _check_speed(speed)
     equilibria = moving_equilibrium(flow, signal, times)

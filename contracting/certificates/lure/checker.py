@@ -15,6 +15,7 @@ intervals of slopes would lose all digits in w. A congruence that makes it defin
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -151,6 +152,24 @@ def dissipated_rate(system: LureSystem, P: Tensor, multiplier: Tensor) -> float:
 def vertex_margin(system: LureSystem, P: Tensor, rate: float) -> float:
     """Margin of −(FᵀP + PF + 2cP) ≻ 0 for the Jacobians F at every vertex of the slopes.
 
+    Raises:
+        CertificateError: if there are too many neurons.
+    """
+    states = power_of_two(P.diagonal().sqrt())
+    system, P = system.rescaled(states, neuron_units(system)), (P + P.mT) / 2 / states[:, None] / states
+    worst, exact = definite_margin(P, UNIT * sizes(P)), Enclosure.exact(P)
+    for F in enclosed_vertices(system):
+        if F is None:
+            return -math.inf
+        product = exact @ F
+        form = product + product.mT + Enclosure.exact(2 * P) * rate
+        worst = min(worst, float(definite_margins(-form.value, form.radius).min()))
+    return worst
+
+
+def enclosed_vertices(system: LureSystem) -> Iterator[Enclosure | None]:
+    """The Jacobians at all vertices of the slopes in blocks, or None where nothing follows from them.
+
     Changing one slope moves F along a line, and monotonically as long as I − DJ stays regular, so that the vertices
     decide. It does if det(I − DJ) has one sign, which is proved along every edge: from J to J + δeᵢ it is multiplied by
     1 − δ[(I − DJ)⁻¹D]ᵢᵢ.
@@ -161,22 +180,18 @@ def vertex_margin(system: LureSystem, P: Tensor, rate: float) -> float:
     n, m = system.size, system.neurons
     if m > LARGEST_BY_VERTICES:
         raise CertificateError(f"a proof by vertices needs at most {LARGEST_BY_VERTICES} neurons, got {m}")
-    states = power_of_two(P.diagonal().sqrt())
-    system, P = system.rescaled(states, neuron_units(system)), (P + P.mT) / 2 / states[:, None] / states
-    worst, exact = definite_margin(P, UNIT * sizes(P)), Enclosure.exact(P)
     width = (system.high - system.low) * (1 + 4 * UNIT)
     for block in vertices((system.low, system.high), m):
         loop = loops_solved(system, block, torch.cat([system.C, system.D], 1))
         if loop is None:
-            return -math.inf
+            yield None
+            return
         own = loop[..., n:]
         regular = width * (own.value + own.radius).diagonal(dim1=-2, dim2=-1) < 1 - 8 * UNIT
         if not bool((regular | (block > system.low)).all()):
-            return -math.inf
-        product = exact @ jacobians_enclosed(system, block, loop[..., :n])
-        form = product + product.mT + Enclosure.exact(2 * P) * rate
-        worst = min(worst, float(definite_margins(-form.value, form.radius).min()))
-    return worst
+            yield None
+            return
+        yield jacobians_enclosed(system, block, loop[..., :n])
 
 
 def loops_solved(system: LureSystem, slopes: Tensor, right: Tensor) -> Enclosure | None:
