@@ -81,7 +81,7 @@ def against_the_program(sizes: tuple[int, ...], depths: tuple[int, ...]) -> list
     for n in sizes:
         for depth in depths:
             system = network(n, (n + 2,) * depth, torch.Generator().manual_seed(100 * n + depth))
-            rate = CircleCriterion(optimise=25).certify(system).rate
+            rate = CircleCriterion().certify(system).rate
             rows.append((n, depth, rate, SectorInequality().certify(system).rate - rate))
     return rows
 

@@ -26,7 +26,6 @@ from contracting.certificates.finders import (
     GivenMetric,
     InclusionMetric,
     LyapunovMetric,
-    ParabolaTest,
     PolyhedralMetric,
     RateFinder,
 )
@@ -37,6 +36,7 @@ from contracting.certificates.lure.circle import CircleCriterion
 from contracting.certificates.lure.frequencies import frequency_margin
 from contracting.certificates.lure.gains import certify_gain, certify_passivity
 from contracting.certificates.lure.records import Dissipation, GainCertificate, PassivityCertificate
+from contracting.certificates.parabola import ParabolaTest
 from contracting.certificates.records import Certificate, CertificateError, Convergence
 from contracting.certificates.sweeps import SkewnessSweep, StepSweep, sweep_skewness, sweep_steps
 from contracting.certificates.systems import (

@@ -7,13 +7,13 @@ from contracting.certificates.finders import (
     ExplicitMetric,
     InclusionMetric,
     LyapunovMetric,
-    ParabolaTest,
     PolyhedralMetric,
     RateFinder,
 )
 from contracting.certificates.lifted.finder import LiftedInequality
 from contracting.certificates.lmi import SectorInequality, VertexInequalities
 from contracting.certificates.lure.circle import CircleCriterion
+from contracting.certificates.parabola import ParabolaTest
 from contracting.errors import InputError
 from contracting.metrics import WeightedL1, WeightedLinf
 
@@ -23,15 +23,15 @@ FINDERS: list[RateFinder] = [
     DiagonalMetric(),
     PolyhedralMetric(norm=WeightedLinf),
     PolyhedralMetric(norm=WeightedL1),
+    ParabolaTest(optimise=0),
     ParabolaTest(),
-    ParabolaTest(optimise=25),
     SectorInequality(diagonal=True),
     SectorInequality(),
     ExplicitMetric(),
     VertexInequalities(),
     LiftedInequality(),
+    CircleCriterion(optimise=0),
     CircleCriterion(),
-    CircleCriterion(optimise=25),
 ]
 
 

@@ -35,7 +35,7 @@ def certify(
     Args:
         flow: a flow on a problem, such as ``layer.flow(FiringRate)``; a ``NeuralFlow(module)`` of linear layers and
             activations, which is read as a Lur'e system; or explicit matrices.
-        method: how to look for the metric, such as ``ParabolaTest(optimise=25)``; None tries what is affordable for the
+        method: how to look for the metric, such as ``ParabolaTest()``; None tries what is affordable for the
             size and keeps the largest rate, whatever its norm; ``Certificate.method`` says which it was.
         slopes: interval of slopes to assume in place of the activation's own; of a Lur'e system also (low, high), (m,)
             each.

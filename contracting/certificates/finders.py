@@ -15,12 +15,11 @@ from contracting.certificates.finder import Finder
 from contracting.certificates.lure.checker import LARGEST_BY_VERTICES
 from contracting.certificates.lure.polyhedral import polyhedral_candidates
 from contracting.certificates.lure.views import lure_view
-from contracting.certificates.multipliers import monotone_metric, parabola_multiplier, perron_weights, scaled
-from contracting.certificates.numerical_range import reach
+from contracting.certificates.multipliers import monotone_metric, perron_weights, scaled
 from contracting.certificates.records import Certificate, CertificateError
-from contracting.certificates.riccati import hamiltonian_rate, lyapunov_metric, riccati_metric
+from contracting.certificates.riccati import lyapunov_metric
 from contracting.certificates.search import golden_section
-from contracting.certificates.spectra import eigenvalues
+from contracting.certificates.spectra import eigenvalues, schur
 from contracting.certificates.systems import (
     FiringRateSystem,
     InclusionSystem,
@@ -35,10 +34,10 @@ from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
 from contracting.types import Slopes
 
 # Sizes n of the state that trade time for the rate.
-_EXACT_BISECTION = 150  # Up to here a general slope interval is bisected by the eigenvalues of matrices of size 2n.
-_IN_PASSING = 400  # Beyond, what the parabola test contains anyway is not worth its time where no method is named.
-_OPTIMISED = ((40, 25), (120, 6))  # Up to each, so many gradients per level of smoothing where no method is named.
-_OPTIMISED_INCLUSION = 150  # The same for the inclusion, whose gradients cost one eigenvalue problem each.
+IN_PASSING = 400  # Beyond, what the parabola test contains anyway is not worth its time where no method is named.
+_STEEPEST = 1e-3  # Places of a Schur basis differ by no larger factor, with which T above the diagonal is gone.
+_GRADED = 100  # Up to here a Schur basis is computed where the Lyapunov equation fails, in O(n⁴) time.
+_OPTIMISED_INCLUSION = 150  # Up to here Λ is optimised where no method is named, at one eigenvalue problem a gradient.
 
 
 class RateFinder(Finder[System, Candidate, Certificate]):
@@ -75,7 +74,7 @@ class ExplicitMetric(RateFinder):
 
     def affordable(self, system: System) -> Self | None:
         view, _ = slopes_view(system)
-        return replace(self, weights=view.own(view.guess)) if system.size <= _IN_PASSING else None
+        return replace(self, weights=view.own(view.guess)) if system.size <= IN_PASSING else None
 
     def find(self, system: System) -> Candidate:
         view, seen = slopes_view(system)
@@ -97,68 +96,7 @@ class ExplicitMetric(RateFinder):
         root = lam.sqrt()
         P = root[:, None] * ((1 - 2 * rate) * identity + H) * root[None, :]
         # the sector inequality in W with slopes βJ is the one in βW with slopes J, with P and Q scaled alike
-        candidate = Candidate(metric=_full(P), multiplier=high * lam, slopes=Slopes(0.0, high))
-        return view.candidate(candidate)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ParabolaTest(RateFinder):
-    r"""The best rate for a multiplier Q, exactly, with its metric from one Riccati equation.
-
-    The numerical range of M = Q^½WQ^−½ must lie in a parabola (arXiv 2604.15238 Thm 12 has the matrix inequality; the
-    two are equivalent by the Kalman–Yakubovich–Popov lemma). O(n³) time, O(n²) memory.
-
-    Args:
-        multiplier: Q, (n,); None takes the better of the metric of the problem and other guesses.
-        optimise: gradients of log Q at most per level of smoothing; 0 keeps Q. For slopes in [0, β] the result is the
-            full-P matrix inequality's optimum, else Q is optimal for [0, β] only.
-        tolerance: of the rate, relative to ‖W‖.
-    """
-
-    multiplier: Tensor | None = None
-    optimise: int = 0
-    tolerance: float = 1e-7
-
-    def __post_init__(self) -> None:
-        checks.whole_number("optimise", self.optimise, low=0)
-        checks.number("tolerance", self.tolerance, low=0, high=1, low_open=True)
-
-    @property
-    def name(self) -> str:
-        """The method in words."""
-        return "parabola test, optimised multiplier" if self.optimise else "parabola test"
-
-    def affordable(self, system: System) -> Self | None:
-        if not self.optimise:
-            return replace(self, tolerance=self.tolerance if system.size <= _IN_PASSING else 1e-4)
-        gradients = next((count for size, count in _OPTIMISED if system.size <= size), 0)
-        wanted = gradients and isinstance(system, SlopeSystem) and system.slopes.low >= 0
-        return replace(self, optimise=min(gradients, self.optimise)) if wanted else None
-
-    def find(self, system: System) -> Candidate:
-        view, seen = slopes_view(system)
-        Q = view.guess if self.multiplier is None else view.weights("multiplier", self.multiplier)
-        low, high = seen.slopes
-        if self.optimise:
-            Q = parabola_multiplier(seen.slopes.largest * seen.W, Q, evaluations=self.optimise)
-        M = scaled(seen.W, Q)
-        size = 1e-3 + float(torch.linalg.matrix_norm(M, 2))
-        if low == 0:
-            rate = 1 - reach(high * M, tolerance=self.tolerance).upper
-        elif low == -high:
-            rate = 1 - high * float(torch.linalg.matrix_norm(M, 2))  # the small-gain theorem
-        elif seen.size <= _EXACT_BISECTION:
-            rate = hamiltonian_rate(M, seen.slopes, tolerance=self.tolerance)
-        else:
-            rate = _riccati_rate(M, seen.slopes, tolerance=(1e-3 if seen.size <= 500 else 5e-3) * size)
-        for back_off in (1e-7, 1e-6, 1e-5, 1e-4, 1e-3):
-            P = riccati_metric(M, seen.slopes, rate - max(back_off, self.tolerance) * size)
-            if P is not None:
-                break
-        else:
-            raise CertificateError("parabola test: the Riccati equation has no positive definite solution")
-        root = Q.sqrt()
-        candidate = Candidate(metric=_full(root[:, None] * P * root[None, :]), multiplier=Q)
+        candidate = Candidate(metric=full_metric(P), multiplier=high * lam, slopes=Slopes(0.0, high))
         return view.candidate(candidate)
 
 
@@ -179,7 +117,7 @@ class DiagonalMetric(RateFinder):
     name = "diagonal metric"
 
     def affordable(self, system: System) -> Self | None:
-        return self if system.size <= _IN_PASSING else None
+        return self if system.size <= IN_PASSING else None
 
     def find(self, system: System) -> Candidate:
         view, seen = slopes_view(system)
@@ -310,7 +248,9 @@ class InclusionMetric(RateFinder):
 class LyapunovMetric(RateFinder):
     r"""P from (A + cI)ᵀP + P(A + cI) = −I with c just below −α(A), the best rate of any norm.
 
-    The rate −α(A) itself need not be attained (Jordan blocks), and comes with an ill-conditioned P.
+    The rate −α(A) itself need not be attained (Jordan blocks), and comes with an ill-conditioned P. Where float64 cannot
+    solve the equation (nilpotent A − αI), P is graded along a Schur basis, A = UTUᴴ: P = UD²Uᴴ, D = diag(ε, ε², …),
+    in which the entries of T above the diagonal count ε times less for each place that they are away from it.
 
     Args:
         gap: how far c stays below −α(A), relative to ‖A‖.
@@ -332,15 +272,40 @@ class LyapunovMetric(RateFinder):
         view = view_of(system)
         A = view.system.W
         abscissa, size = float(eigenvalues(A).real.max()), float(torch.linalg.matrix_norm(A, 2))
-        identity = torch.eye(system.size, dtype=torch.float64)
-        for gap in (self.gap, 10 * self.gap, 1e-3, 1e-2, 0.1):
-            P = lyapunov_metric(A - (abscissa + gap * max(size, math.ulp(1.0))) * identity)
+        unit, identity = max(size, math.ulp(1.0)), torch.eye(system.size, dtype=torch.float64)
+        rated: list[tuple[float, Tensor]] = []
+
+        def rate(P: Tensor | None) -> float:
+            """What the checker accepts in P."""
+            if P is None:
+                return -math.inf
             try:
-                if P is not None:
-                    return view.candidate(Candidate(metric=_full(P)))
-            except CertificateError:
-                continue
-        raise CertificateError("Lyapunov equation: no positive definite solution in float64")
+                proved = certified(view.system, Candidate(metric=full_metric(P)), method=self.name).rate
+            except (CertificateError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
+                return -math.inf
+            rated.append((proved, P))
+            return proved
+
+        for gap in (self.gap, 10 * self.gap, 1e-3, 1e-2):
+            if rate(lyapunov_metric(A - (abscissa + gap * unit) * identity)) >= -abscissa - 2 * gap * unit:
+                break
+        else:
+            rate(lyapunov_metric(A - (abscissa + 0.1 * unit) * identity))
+            if system.size <= _GRADED:
+                U, T = schur(A)
+                ratio = 1.0
+                while rate(_graded(U, T, ratio)) > -math.inf and ratio > _STEEPEST:
+                    ratio *= 0.95
+        if not rated:
+            raise CertificateError("Lyapunov equation: no positive definite solution in float64")
+        return view.candidate(Candidate(metric=full_metric(max(rated, key=lambda pair: pair[0])[1])))
+
+
+def _graded(U: Tensor, T: Tensor, ratio: float) -> Tensor:
+    """The real part of UD²Uᴴ, which is as good as that itself for a real matrix, at unit trace."""
+    D = ratio ** torch.arange(len(T), 0, -1, dtype=torch.float64)
+    P = torch.real((U * D.square()) @ U.mH)
+    return P / P.trace()
 
 
 def slopes_of(system: System) -> int:
@@ -353,26 +318,8 @@ def has_rate(system: System) -> bool:
     return isinstance(system, LureSystem) and system.size > 0
 
 
-def _full(P: Tensor) -> FullP:
+def full_metric(P: Tensor) -> FullP:
     try:
         return FullP((P + P.mT) / 2)
     except InputError as error:
         raise CertificateError(f"the metric found is not positive definite in float64: {error}") from error
-
-
-def _riccati_rate(M: Tensor, slopes: Slopes, *, tolerance: float) -> float:
-    """A rate that the Riccati metric keeps, near the largest one: bisection for large n.
-
-    Above the largest rate the doubling may still return some P; only the rate that P really has counts.
-    """
-    system, ones = FiringRateSystem(W=M, slopes=slopes), torch.ones(M.shape[0], dtype=torch.float64)
-    size = float(torch.linalg.matrix_norm(M, 2))
-    low, high = slopes
-    bottom = 1 - slopes.largest * size - 1e-3
-    top = 1 - float(eigenvalues((low + high) / 2 * M).real.max())
-    while top - bottom > tolerance:
-        middle = (top + bottom) / 2
-        P = riccati_metric(M, slopes, middle)
-        kept = P is not None and best_rate(system, Candidate(metric=_full(P), multiplier=ones)) >= middle - tolerance
-        top, bottom = (top, middle) if kept else (middle, bottom)
-    return bottom

@@ -1,8 +1,9 @@
 r"""Searches over diagonal multipliers Q (and metrics Λ), by gradient on log Q.
 
-Both questions minimise, over positive diagonal Q and M = Q^½WQ^−½, the largest top eigenvalue of He(cosθ e^{−jθ}M) over
-a set of angles: all θ for the parabola test, θ = 0 alone for Condition 1 and the inclusion. Either is quasi-convex. The
-maximum is smoothed by log-sum-exp, with the angles gathered where the parabola test finds the worst ones.
+The questions minimise, over positive diagonal Q and M = Q^½WQ^−½, the largest top eigenvalue of He(cosθ e^{−jθ}M) over
+a set of angles: all θ for the parabola test, θ = 0 alone for Condition 1 and the inclusion; or that of [[0, M], [Mᵀ, 0]]
+for the small-gain theorem, ‖M‖. The first two are quasi-convex in log Q, the last is convex. The maximum is smoothed by
+log-sum-exp, with the angles gathered where the parabola test finds the worst ones.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _DENSE_PERRON = 150  # Up to this n, Perron vectors are eigenvectors; beyond, 50
 
 _Angles = tuple[float, ...]
 _Judge = Callable[[Tensor], tuple[float, _Angles]]
+_Loops = Callable[[Tensor, _Angles], Tensor]
 
 
 def scaled(W: Tensor, multiplier: Tensor) -> Tensor:
@@ -49,6 +51,19 @@ def parabola_multiplier(W: Tensor, start: Tensor, *, evaluations: int) -> Tensor
     return _minimise(W, start, judge, evaluations)
 
 
+def small_gain_multiplier(W: Tensor, start: Tensor, *, evaluations: int) -> Tensor:
+    """The Q with the smallest ‖Q^½WQ^−½‖ found from ``start``; never worse than it."""
+
+    def judge(multiplier: Tensor) -> tuple[float, _Angles]:
+        return float(torch.linalg.matrix_norm(scaled(W, multiplier), 2)), ()
+
+    def loops(W: Tensor, angles: _Angles) -> Tensor:
+        # with the scales (Q, Q), the symmetric part of [[0, 2W], [0, 0]] becomes [[0, M], [Mᵀ, 0]]
+        return torch.nn.functional.pad(2 * W, (len(W), 0, 0, len(W)))[None]
+
+    return _minimise(W, start, judge, evaluations, loops=loops)
+
+
 def monotone_metric(W: Tensor, start: Tensor, *, evaluations: int = 25) -> Tensor:
     """The Λ with the largest m = λmin(sym Λ^½(I − W)Λ^−½) found from ``start``; never worse than it."""
 
@@ -58,7 +73,7 @@ def monotone_metric(W: Tensor, start: Tensor, *, evaluations: int = 25) -> Tenso
     return _minimise(W, start, judge, evaluations)
 
 
-def _minimise(W: Tensor, start: Tensor, judge: _Judge, evaluations: int) -> Tensor:
+def _minimise(W: Tensor, start: Tensor, judge: _Judge, evaluations: int, loops: _Loops | None = None) -> Tensor:
     W = normalised(W)  # Q does not depend on the unit of W
     best = start / torch.exp(start.log().mean())
     value, angles = judge(best)
@@ -67,7 +82,7 @@ def _minimise(W: Tensor, start: Tensor, judge: _Judge, evaluations: int) -> Tens
         if size == 0:
             break
         for _ in range(_ROUNDS):
-            candidate = descend(_rotated(W, angles), best, temperature=level * size, evaluations=evaluations)
+            candidate = descend((loops or _rotated)(W, angles), best, temperature=level * size, evaluations=evaluations)
             judged, seen = judge(candidate)
             known = len(angles)
             # the judge shows which angles were missing
@@ -85,20 +100,21 @@ def descend(
     """Q > 0 with a smaller maximum of the top eigenvalues of the symmetric parts of Q^½MQ^−½, over a stack of M.
 
     Args:
-        loops: M, (k, n, n), real or complex.
+        loops: M, (k, n, n), real or complex; of several times the size where Q is repeated along the diagonal.
         start: Q, (n,), without the entries that are known.
         temperature: of the smoothing of the maximum.
         evaluations: gradients at most.
         known: the last entries of Q, which stay as they are.
     """
     log_q, rest = start.log().clone().requires_grad_(), start.new_zeros(0) if known is None else known.log()
+    copies = (loops.shape[-1] - len(rest)) // len(start)
     optimiser = torch.optim.LBFGS(
         [log_q], max_iter=evaluations, max_eval=evaluations, line_search_fn="strong_wolfe", tolerance_grad=1e-9
     )
 
     def closure() -> Tensor:
-        objective, gradient = _smoothed(loops, torch.cat([log_q.detach(), rest]), temperature)
-        log_q.grad = gradient[: len(start)]
+        objective, gradient = _smoothed(loops, torch.cat([*copies * (log_q.detach(),), rest]), temperature)
+        log_q.grad = gradient[: copies * len(start)].reshape(copies, -1).sum(0)
         return objective
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]

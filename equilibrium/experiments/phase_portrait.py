@@ -69,7 +69,7 @@ def phase_portrait(
         check_film(name)
     with working_in(out, threads=threads) as folder:
         flow = FiringRate().bind(_problem(_SPIRAL, _SPIRAL_INPUT, Tanh()))
-        rates, certificate = report(flow), certify(flow, ParabolaTest(optimise=25))
+        rates, certificate = report(flow), certify(flow, ParabolaTest())
         times = torch.linspace(0, 5, 51 if small else 251, dtype=torch.float64)
         radius = 0.3 * float(certificate.metric.norm(torch.tensor([1.0, 0.0], dtype=torch.float64)))
         centre = torch.full((2,), -0.65, dtype=torch.float64)

@@ -57,7 +57,7 @@ NAMED = (
 
 _TAKES_A_PROGRAM = (VertexInequalities, SectorInequality)  # Semidefinite programs take up to a second for five units.
 _PROGRAMS = 5  # Semidefinite programs are solved for so many units: ten take minutes.
-_PARABOLA = (ParabolaTest().name, ParabolaTest(optimise=1).name)
+_PARABOLA = (ParabolaTest(optimise=0).name, ParabolaTest().name)
 _STOP = Stop(rtol=1e-8, atol=1e-14, max_steps=200, patience=200)
 _POINTS = 48  # So many states on the sphere of the ball are followed.
 _MOMENTS = 61  # The flow is simulated at so many times.
@@ -226,7 +226,7 @@ def _finders(system: System) -> tuple[list[RateFinder], list[RateFinder]]:
         if isinstance(finder, _TAKES_A_PROGRAM):
             late += [finder] if system.size <= _PROGRAMS else []
         elif (able := finder.affordable(system)) is not None:
-            (late if isinstance(able, ParabolaTest) and able.optimise > 0 else soon).append(able)
+            (late if isinstance(able, ParabolaTest) and able.optimises else soon).append(able)
     return soon, late
 
 

@@ -11,17 +11,14 @@ half-line, as P of one rate serves all smaller ones. The parabola test is the ca
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Self
+from dataclasses import dataclass
 
-from torch import Tensor
-
-from contracting import checks
 from contracting.certificates.candidates import Candidate, best_rate
-from contracting.certificates.finders import RateFinder
+from contracting.certificates.finders import slopes_of
 from contracting.certificates.lure.questions import RateQuestion
 from contracting.certificates.lure.search import best_multiplier, well_posed
 from contracting.certificates.lure.views import lure_view
+from contracting.certificates.optimised import OptimisingFinder
 from contracting.certificates.records import CertificateError
 from contracting.certificates.systems import System
 from contracting.errors import PreconditionError
@@ -31,44 +28,29 @@ from contracting.metrics import FullP
 # How far below the best rate the metric is looked for, from this share of the rate to that of the Jacobian, ten times
 # farther each time: closer gives more of the rate, farther an equation that float64 solves.
 _NEAREST, _FARTHEST = 1e-8, 1e-2
-_OPTIMISED = ((40, 25), (120, 6))  # Up to so many states and neurons, so many gradients where no method is named.
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CircleCriterion(RateFinder):
+class CircleCriterion(OptimisingFinder):
     r"""The best rate of a Lur'e system for a multiplier Λ, exactly, with its metric from one Riccati equation.
 
     The linear part must be stable at the lowest slopes, and 2Λ − ΛD − DᵀΛ ≻ 0 there (frontier.md 7). O((n + m)³) time.
 
     Args:
         multiplier: Λ, (m,); None takes the hint of the system, else the best guess.
-        optimise: gradients of log Λ at most per level of smoothing; 0 keeps Λ. The result is about the optimum of the
-            full-P matrix inequality.
+        optimise: gradients of log Λ at most per level of smoothing; 0 keeps Λ. None keeps a Λ that is given, and else
+            takes 25 for n + m ≤ 40, 6 for n + m ≤ 120 and 0 beyond. The result is about the optimum of the full-P
+            matrix inequality.
         tolerance: of the rate, relative to ‖A‖.
     """
 
-    multiplier: Tensor | None = None
-    optimise: int = 0
-    tolerance: float = 1e-9
+    title = "circle criterion"
 
-    def __post_init__(self) -> None:
-        checks.whole_number("optimise", self.optimise, low=0)
-        checks.number("tolerance", self.tolerance, low=0, high=1, low_open=True)
-
-    @property
-    def name(self) -> str:
-        """The method in words."""
-        return "circle criterion, optimised multiplier" if self.optimise else "circle criterion"
+    def cost(self, system: System) -> int:
+        return system.size + slopes_of(system)
 
     def applies(self, system: System) -> bool:
         return isinstance(system, LureSystem) and system.size > 0
-
-    def affordable(self, system: System) -> Self | None:
-        if not self.optimise or not isinstance(system, LureSystem):
-            return self
-        size = system.size + system.neurons
-        gradients = next((count for most, count in _OPTIMISED if size <= most), 0)
-        return replace(self, optimise=min(gradients, self.optimise)) if gradients else None
 
     def find(self, system: System) -> Candidate:
         if not isinstance(system, LureSystem):
@@ -81,8 +63,8 @@ class CircleCriterion(RateFinder):
         tolerance = self.tolerance * question.scale
         if self.multiplier is None:
             lam = well_posed(question, lam)
-        if self.optimise:
-            lam = best_multiplier(question, lam, evaluations=self.optimise, tolerance=1e-6 * question.scale)
+        if gradients := self.settled(system).optimise:
+            lam = best_multiplier(question, lam, evaluations=gradients, tolerance=1e-6 * question.scale)
         rate = question.best(lam, tolerance)
         if rate == -math.inf:
             raise CertificateError(
