@@ -21,7 +21,6 @@ from contracting.certificates.riccati import lyapunov_metric
 from contracting.certificates.search import golden_section
 from contracting.certificates.spectra import eigenvalues, schur
 from contracting.certificates.systems import (
-    FiringRateSystem,
     InclusionSystem,
     LinearSystem,
     SlopeSystem,
@@ -248,9 +247,9 @@ class InclusionMetric(RateFinder):
 class LyapunovMetric(RateFinder):
     r"""P from (A + cI)ᵀP + P(A + cI) = −I with c just below −α(A), the best rate of any norm.
 
-    The rate −α(A) itself need not be attained (Jordan blocks), and comes with an ill-conditioned P. Where float64 cannot
-    solve the equation (nilpotent A − αI), P is graded along a Schur basis, A = UTUᴴ: P = UD²Uᴴ, D = diag(ε, ε², …),
-    in which the entries of T above the diagonal count ε times less for each place that they are away from it.
+    The rate −α(A) itself need not be attained (Jordan blocks), and comes with an ill-conditioned P. Where float64
+    cannot solve that (nilpotent A − αI), P is graded along a Schur basis, A = UTUᴴ: P = UD²Uᴴ, D = diag(εⁿ, …, ε², ε),
+    in which an entry of T that is k places above the diagonal counts εᵏ times as much.
 
     Args:
         gap: how far c stays below −α(A), relative to ‖A‖.
@@ -319,6 +318,11 @@ def has_rate(system: System) -> bool:
 
 
 def full_metric(P: Tensor) -> FullP:
+    """P as a metric.
+
+    Raises:
+        CertificateError: if it is not positive definite in float64.
+    """
     try:
         return FullP((P + P.mT) / 2)
     except InputError as error:

@@ -1,9 +1,9 @@
 r"""Searches over diagonal multipliers Q (and metrics Λ), by gradient on log Q.
 
 The questions minimise, over positive diagonal Q and M = Q^½WQ^−½, the largest top eigenvalue of He(cosθ e^{−jθ}M) over
-a set of angles: all θ for the parabola test, θ = 0 alone for Condition 1 and the inclusion; or that of [[0, M], [Mᵀ, 0]]
-for the small-gain theorem, ‖M‖. The first two are quasi-convex in log Q, the last is convex. The maximum is smoothed by
-log-sum-exp, with the angles gathered where the parabola test finds the worst ones.
+a set of angles: all θ for the parabola test, θ = 0 alone for Condition 1 and the inclusion; or ‖M‖, the top eigenvalue
+of [[0, M], [Mᵀ, 0]], for the small-gain theorem. The first two are quasi-convex in log Q, the last is convex. The
+maximum is smoothed by log-sum-exp, with the angles gathered where the parabola test finds the worst ones.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -107,6 +108,7 @@ def _riccati_rate(M: Tensor, slopes: Slopes, *, tolerance: float) -> float:
     while top - bottom > tolerance:
         middle = (top + bottom) / 2
         P = riccati_metric(M, slopes, middle)
-        kept = P is not None and best_rate(system, Candidate(metric=full_metric(P), multiplier=ones)) >= middle - tolerance
+        rate = -math.inf if P is None else best_rate(system, Candidate(metric=full_metric(P), multiplier=ones))
+        kept = rate >= middle - tolerance
         top, bottom = (top, middle) if kept else (middle, bottom)
     return bottom

@@ -1,4 +1,4 @@
-"""Certificates meet the truth where they were loose: multipliers are optimised, and metrics graded, without being asked."""
+"""Rates meet the truth where they were loose: multipliers are optimised and metrics graded without being asked."""
 
 from __future__ import annotations
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
 
 from contracting import checks
-from contracting.activations.catalogue import ReLU
+from contracting.activations.base import Activation
+from contracting.activations.catalogue import ReLU, Tanh
 from contracting.errors import InputError, MissingExtraError, PreconditionError, Status
 from contracting.flows.network import FiringRate
 from contracting.flows.splitting import PeacemanRachfordFlow
@@ -93,6 +95,40 @@ def test_error_bound_covers_rounding() -> None:
     assert solution.error_bound is not None and wide.metric is not None
     assert (wide.metric.norm(solution.z.double() - truth) <= solution.error_bound.double()).all()
     assert exact.shape == truth.shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("activation", [ReLU(), Tanh()], ids=str)
+def test_error_bound_is_nearly_the_error(dtype: torch.dtype, activation: Activation) -> None:
+    """A float32 solve is judged in float64: nothing is charged for rounding that did not happen."""
+    W, lam = monotone_weight(30, seed=5, skew=5.0, spread=1.0)
+    wide, _ = planted(activation, W, lam, batch=10, seed=6)
+    problem = EquilibriumProblem(
+        linear=Dense(W.to(dtype)), q=wide.q.to(dtype), activation=activation, metric=WeightedL2(lam.to(dtype))
+    )
+    solution = solve(problem, PeacemanRachford(), stop=Stop(rtol=1e-4))
+    truth = solve(problem.double(), PeacemanRachford(), stop=Stop(rtol=1e-13, atol=0)).z
+    assert problem.metric is not None and solution.error_bound is not None
+    error = problem.metric.norm(solution.z.double() - truth)
+    assert (error <= solution.error_bound * (1 + 1e-9)).all() and (solution.error_bound <= 1.05 * error).all()
+    # a proof about other weights does not hold: what is bounded is the error, not the size of the residual
+    other = replace(problem, q=1.01 * problem.q)
+    moved = other.error_bound(solution.z)
+    assert moved is not None and (moved > 5 * error).all()
+
+
+def test_error_bound_of_a_large_problem_has_the_product_with_the_residual_itself() -> None:
+    """n > 200 is not polished; ‖Wr‖ is far below ‖W‖‖r‖ where the residual lies where W is small."""
+    gains = torch.cat([torch.full((1,), -40.0), torch.full((299,), 0.1)]).double()
+    metric = WeightedL2.identity(300, dtype=torch.float64)
+    problem = EquilibriumProblem(
+        linear=Dense(torch.diag(gains)), q=torch.ones(1, 300).double(), activation=ReLU(), metric=metric
+    )
+    exact = 1 / (1 - gains)
+    off = torch.cat([torch.zeros(1), torch.full((299,), 1e-3)]).double()
+    bound = problem.error_bound((exact + off)[None])
+    assert bound is not None
+    assert 1.0 <= float(bound) / float(metric.norm(off)) <= 1.1  # with ‖W‖ in the place of W it is 40
 
 
 def test_records_are_frozen() -> None:
