@@ -49,6 +49,7 @@ from equilibrium.local import (
     certified_within,
     local_lipschitz,
 )
+from equilibrium.nemon import NEMON
 from equilibrium.parameterizations import DenseParameterization, MonDEQ, Monotone, Parameterization, Unconstrained
 from equilibrium.training.data import Samples
 from equilibrium.training.loop import train
@@ -57,14 +58,14 @@ from equilibrium.training.records import TrainingRecord, TrainingStep
 from equilibrium.weights import NetworkWeights, Weights, explicit_weights
 
 __all__ = [
-    "Anderson", "Automatic", "BackwardEuler", "BogackiShampine", "Choice", "ClassProof", "CrossEntropy",
-    "DenseParameterization", "DiagonalStep", "DormandPrince", "DouglasRachford", "EquilibriumLayer",
-    "ExplicitEuler", "FISTA", "FailedRows", "FixedIterations", "ForwardBackward", "Heun", "Implicit", "LBEN",
-    "LBENConv2d", "LipschitzCertificate", "LipschitzReport", "LocalLipschitz", "LocalSearch", "Loss", "MonDEQ",
-    "Monotone", "MultiScaleConv2d", "NetworkWeights", "NewtonKrylov", "PairwiseLipschitz", "Parameterization",
-    "PeacemanRachford", "PseudoTransient", "RK4", "RungeKuttaChebyshev", "Samples", "SemismoothNewton",
-    "SquaredError", "Stop", "TorchDiffEq", "TrainingRecord", "TrainingStep", "Tseng", "Unconstrained", "Unrolled",
-    "Weights", "attained_lipschitz", "certified_lipschitz", "certified_radius", "certified_within",
-    "check_lipschitz", "explicit_weights", "from_residual", "from_sequential", "from_weights", "lipschitz_report",
-    "load_reference", "local_lipschitz", "pairwise_lipschitz", "save_reference", "train",
+    "Anderson", "Automatic", "BackwardEuler", "BogackiShampine", "Choice", "ClassProof",
+    "CrossEntropy", "DenseParameterization", "DiagonalStep", "DormandPrince", "DouglasRachford", "EquilibriumLayer",
+    "ExplicitEuler", "FISTA", "FailedRows", "FixedIterations", "ForwardBackward", "Heun", "Implicit",
+    "LBEN", "LBENConv2d", "LipschitzCertificate", "LipschitzReport", "LocalLipschitz",
+    "LocalSearch", "Loss", "MonDEQ", "Monotone", "MultiScaleConv2d", "NEMON", "NetworkWeights", "NewtonKrylov",
+    "PairwiseLipschitz", "Parameterization", "PeacemanRachford", "PseudoTransient", "RK4", "RungeKuttaChebyshev",
+    "Samples", "SemismoothNewton", "SquaredError", "Stop", "TorchDiffEq", "TrainingRecord", "TrainingStep", "Tseng",
+    "Unconstrained", "Unrolled", "Weights", "attained_lipschitz", "certified_lipschitz", "certified_radius",
+    "certified_within", "check_lipschitz", "explicit_weights", "from_residual", "from_sequential", "from_weights",
+    "lipschitz_report", "load_reference", "local_lipschitz", "pairwise_lipschitz", "save_reference", "train",
 ]  # fmt: skip

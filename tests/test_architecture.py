@@ -56,6 +56,7 @@ contracting                   the face
 equilibrium.files             results on disk
 equilibrium.weights           W, U, b, W_o
 equilibrium.parameterizations free parameters → weights
+equilibrium.nemon             free parameters → weights with boxes of equilibria
 equilibrium.layers            weights + solver = nn.Module
 equilibrium.convolution       the same on images
 equilibrium.fixed             a number of steps set beforehand

@@ -16,6 +16,7 @@ from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
 from equilibrium import (
     LBEN,
+    NEMON,
     EquilibriumLayer,
     Monotone,
     Parameterization,
@@ -55,6 +56,17 @@ class TestMonotoneWithFeedthrough(ParameterizationContract):
             Monotone(3, 5, 2, lipschitz=2.0, dtype=D),
             Monotone(3, 5, 2, lipschitz=2.0, feedthrough=True, learn_metric=False, dtype=D),
         ]
+
+
+class TestNEMON(ParameterizationContract):
+    """Contracting in a weighted maximum norm."""
+
+    def parameterization(self) -> Parameterization:
+        return NEMON(3, 5, 2, feedthrough=True, dtype=D)
+
+    def other_settings(self) -> list[Parameterization]:
+        others = {"epsilon": 0.2}, {"learn_metric": False}, {"feedthrough": False}
+        return [NEMON(3, 5, 2, dtype=D, **{"feedthrough": True, **other}) for other in others]  # type: ignore[arg-type]
 
 
 class TestUnconstrained(ParameterizationContract):
