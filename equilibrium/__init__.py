@@ -51,6 +51,7 @@ from equilibrium.local import (
 )
 from equilibrium.nemon import NEMON
 from equilibrium.parameterizations import DenseParameterization, MonDEQ, Monotone, Parameterization, Unconstrained
+from equilibrium.training.certified import CertifiedMargin, IntervalMargin
 from equilibrium.training.data import Samples
 from equilibrium.training.loop import train
 from equilibrium.training.losses import CrossEntropy, Loss, SquaredError
@@ -58,10 +59,10 @@ from equilibrium.training.records import TrainingRecord, TrainingStep
 from equilibrium.weights import NetworkWeights, Weights, explicit_weights
 
 __all__ = [
-    "Anderson", "Automatic", "BackwardEuler", "BogackiShampine", "Choice", "ClassProof",
+    "Anderson", "Automatic", "BackwardEuler", "BogackiShampine", "CertifiedMargin", "Choice", "ClassProof",
     "CrossEntropy", "DenseParameterization", "DiagonalStep", "DormandPrince", "DouglasRachford", "EquilibriumLayer",
     "ExplicitEuler", "FISTA", "FailedRows", "FixedIterations", "ForwardBackward", "Heun", "Implicit",
-    "LBEN", "LBENConv2d", "LipschitzCertificate", "LipschitzReport", "LocalLipschitz",
+    "IntervalMargin", "LBEN", "LBENConv2d", "LipschitzCertificate", "LipschitzReport", "LocalLipschitz",
     "LocalSearch", "Loss", "MonDEQ", "Monotone", "MultiScaleConv2d", "NEMON", "NetworkWeights", "NewtonKrylov",
     "PairwiseLipschitz", "Parameterization", "PeacemanRachford", "PseudoTransient", "RK4", "RungeKuttaChebyshev",
     "Samples", "SemismoothNewton", "SquaredError", "Stop", "TorchDiffEq", "TrainingRecord", "TrainingStep", "Tseng",

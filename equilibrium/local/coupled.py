@@ -107,8 +107,9 @@ class CoupledNetwork:
 
     def terms(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """U⁺x̄ + U⁻x̲ + b and U⁺x̲ + U⁻x̄ + b."""
-        up, down = self.U.clamp_min(0), self.U.clamp_max(0)
-        return high @ up.mT + low @ down.mT + self.bias, low @ up.mT + high @ down.mT + self.bias
+        middle = torch.addmm(self.bias, (high + low) / 2, self.U.mT)
+        half = (high - low) / 2 @ self.U.abs().mT
+        return middle + half, middle - half
 
     @torch.no_grad()
     def enclosure(self, low: Tensor, high: Tensor) -> Enclosure:

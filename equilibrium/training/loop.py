@@ -129,8 +129,9 @@ def train(
                     inputs = shifted(inputs, dataset, shift, generator)
                 if noise > 0:
                     inputs = inputs + noise * torch.randn(inputs.shape, generator=generator).to(inputs)
+                now = chosen.at((epoch * batches + batch) / (epochs * batches))
                 with _diverging(where):
-                    value, outputs = _step(model, optimizer, inputs, targets, chosen)
+                    value, outputs = _step(model, optimizer, inputs, targets, now)
                 loss_sum += value * len(rows)
                 error_sum += float(chosen.errors(outputs, targets).sum())
                 bar.update()
@@ -139,20 +140,18 @@ def train(
             with _diverging(where):
                 for name, parameter in model.named_parameters():
                     checks.finite(name, parameter)
-                test_error, solver_steps = _test(model, dataset, chosen)
+                tested = _test(model, dataset, chosen)
             records.append(
                 Epoch(
                     loss=loss_sum / count,
                     train_error=chosen.told(error_sum / count),
-                    test_error=test_error,
                     seconds=time.perf_counter() - started,
-                    solver_steps=solver_steps,
+                    **tested,
                 )
             )
             if progress_file is not None:
                 progress_file.save(model, optimizer, generator, records)
-            tested = "" if test_error is None else f", test: {test_error:.3g} {chosen.error_name}"
-            bar.set_postfix_str(f"loss {loss_sum / count:.3f}{tested}")
+            bar.set_postfix_str(f"loss {loss_sum / count:.3f}{_of_the_test(tested, chosen)}")
     return TrainingRecord(
         dataset=dataset.name,
         batch_size=batch_size,
@@ -234,14 +233,14 @@ def _step(
     model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, loss: Loss
 ) -> tuple[float, Tensor]:
     """One step of the optimiser: the loss before it, and the outputs."""
-    outputs = model(inputs)
-    value = loss(outputs, targets)
+    judged = loss.of(model, inputs, targets)
+    value = judged.value
     if not bool(torch.isfinite(value)):
         raise TrainingError(f"the loss is {float(value.detach()):g}")
     optimizer.zero_grad()
     value.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    return float(value.detach()), outputs.detach()
+    return float(value.detach()), judged.outputs.detach()
 
 
 def _told(model: nn.Module, epoch: int, step: int, loss: float, optimizer: torch.optim.Optimizer) -> TrainingStep:
@@ -278,12 +277,12 @@ def _check_fit(model: nn.Module, dataset: Dataset | Samples, loss: Loss) -> None
 
 
 @torch.no_grad()
-def _test(model: nn.Module, dataset: Dataset | Samples, loss: Loss) -> tuple[float | None, float | None]:
-    """The error of the test rows and the mean number of solver steps; None where there are no rows or no solver."""
+def _test(model: nn.Module, dataset: Dataset | Samples, loss: Loss) -> dict[str, float | None]:
+    """What an ``Epoch`` says of the test rows; None where there are no rows, no solver, or nothing is proved."""
     if dataset.test_inputs is None or dataset.test_targets is None:
-        return None, None
+        return dict.fromkeys(("test_error", "unproved", "solver_steps"))
     layer = model if isinstance(model, EquilibriumLayer) else None
-    errors, steps = [], 0
+    errors, unproved, steps = [], [], 0
     parts = zip(*(torch.split(t, _TEST_BATCH) for t in (dataset.test_inputs, dataset.test_targets)), strict=True)
     with evaluating(model) if layer is None else contextlib.nullcontext():
         weights = None if layer is None else layer.weights()
@@ -294,6 +293,18 @@ def _test(model: nn.Module, dataset: Dataset | Samples, loss: Loss) -> tuple[flo
                 solution = layer.solve(inputs)
                 outputs, steps = weights.readout(solution.z, inputs), steps + int(solution.steps.sum())
             errors.append(loss.errors(outputs, targets))
+            if (open_rows := loss.unproved(model, inputs, targets)) is not None:
+                unproved.append(open_rows)
     count = len(dataset.test_inputs)
-    error = loss.told(float(torch.cat(errors).sum()) / count)
-    return error, None if layer is None else steps / count
+    return {
+        "test_error": loss.told(float(torch.cat(errors).sum()) / count),
+        "unproved": 100 * float(torch.cat(unproved).sum()) / count if unproved else None,
+        "solver_steps": None if layer is None else steps / count,
+    }
+
+
+def _of_the_test(tested: dict[str, float | None], loss: Loss) -> str:
+    """What the bar says of it."""
+    error, unproved = tested["test_error"], tested["unproved"]
+    said = "" if error is None else f", test: {error:.3g} {loss.error_name}"
+    return said if unproved is None else f"{said}, {unproved:.3g} % unproved"

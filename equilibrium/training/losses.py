@@ -8,13 +8,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from contracting import checks
 from contracting.errors import InputError
 
 Function = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Judged:
+    """What a loss makes of some rows.
+
+    Attributes:
+        value: the mean loss, ().
+        outputs: of the model, (batch, out).
+    """
+
+    value: Tensor
+    outputs: Tensor
 
 
 class Loss(ABC):
@@ -37,6 +50,19 @@ class Loss(ABC):
     def told(self, mean: float) -> float:
         """The number that is told of a mean error; here the mean itself."""
         return mean
+
+    def at(self, progress: float) -> Loss:
+        """The loss after this share of the training, in [0, 1]; here always the same."""
+        return self
+
+    def of(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Judged:
+        """What is minimised; here the loss of the outputs. One that asks for more of the model brings its own."""
+        outputs = model(inputs)
+        return Judged(value=self(outputs, targets), outputs=outputs)
+
+    def unproved(self, model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor | None:
+        """Which rows are not proved to be right all around them, (batch,); None of a loss that proves nothing."""
+        return None
 
     def check(self, outputs: int, targets: Tensor) -> None:  # noqa: B027  # one's own loss says so itself
         """Whether so many outputs can be compared with targets of this kind.

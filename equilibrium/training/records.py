@@ -26,6 +26,8 @@ class Epoch:
         test_error: the same of the test rows at the end of the epoch; None where there are none.
         seconds: wall time of the epoch, with its test.
         solver_steps: mean number of solver steps per test row at the end of the epoch; None without a solver or a test.
+        unproved: test rows at the end of the epoch whose class is not proved to stay within the radius of the loss, in
+            percent; None of a loss that proves nothing.
     """
 
     loss: float
@@ -33,6 +35,7 @@ class Epoch:
     test_error: float | None
     seconds: float
     solver_steps: float | None
+    unproved: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
