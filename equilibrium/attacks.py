@@ -1,4 +1,4 @@
-r"""How far an input may be moved before its class changes: certified from below, attacked from above, in ℓ2.
+r"""How far an input may be moved before its class changes: certified from below, attacked from above, in ℓ2 and ℓ∞.
 
 Certified: the class y of x is the same for every x' with ‖x' − x‖₂ < minⱼ (y_y − y_j)(x)/γ_yj, where γ_yj bounds the
 Lipschitz constant of y_y − y_j; with one constant γ of the whole map, γ_yj = √2 γ. Attacked: perturbations by foolbox,
@@ -169,8 +169,7 @@ def smallest_perturbation(
     attack = foolbox.attacks.DDNAttack(steps=steps, init_epsilon=3.0, gamma=0.1)
     judge = model if verify is None else verify
     if temperature is None:
-        leads = [_leads(model, x.to(kind)) for x, _ in batches(inputs, labels, batch_size)]
-        temperature = float(torch.cat(leads).median()) / 5 or 1.0
+        temperature = _followed(model, inputs.to(kind), batch_size)
     around = _widened(inputs.to(kind), bounds)
     found, sizes = [], []
     with torch.random.fork_rng(devices=[]):
@@ -189,6 +188,75 @@ def smallest_perturbation(
             if on_batch is not None:
                 on_batch()
     return Perturbations(inputs=torch.cat(found), sizes=torch.cat(sizes))
+
+
+def fooled_in_boxes(
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    radius: float,
+    *,
+    bounds: tuple[float, float],
+    steps: int = 40,
+    restarts: int = 2,
+    seed: int = 0,
+    batch_size: int = _BATCH,
+) -> Perturbations:
+    """Inputs of a box ‖x' − x‖_∞ ≤ radius that fool the model: projected gradient (arXiv 1706.06083), by foolbox.
+
+    It begins at the input itself, and again at random points of the box for those rows that are not fooled yet. The
+    cross-entropy is tempered as for ``smallest_perturbation``.
+
+    Args:
+        model: (batch, in) -> (batch, classes), differentiable; float64, so that boxes are not left by rounding.
+        inputs: (count, in).
+        labels: (count,).
+        radius: > 0.
+        bounds: smallest and largest value of an input, to which x' is clipped.
+        steps: gradients per start.
+        restarts: from random points.
+        seed: of these points.
+        batch_size: inputs per call of the model.
+
+    Returns:
+        The perturbed inputs, and their distance in ℓ∞: 0 where x is misclassified, ∞ where nothing was found.
+
+    Raises:
+        InputError: on sizes or labels that do not fit, or inputs outside the bounds.
+        MissingExtraError: without foolbox, the extra ``attacks``.
+    """
+    checked_rows(inputs, labels)
+    checks.number("radius", radius, low=0, low_open=True, high=math.inf, high_open=True)
+    checks.whole_number("steps", steps)
+    checks.whole_number("restarts", restarts, low=0)
+    checks.seed("seed", seed)
+    low, high = _checked_bounds(inputs, bounds)
+    checked_labels(labels, _outputs(model, inputs[:1]).shape[-1])
+    foolbox, temperature = _foolbox(), _followed(model, inputs, batch_size)
+    found, sizes = inputs.clone(), torch.full((len(inputs),), math.inf, dtype=torch.float64)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for start in range(restarts + 1):
+            # so that 40 steps cross the box several times
+            attack = foolbox.attacks.LinfPGD(rel_stepsize=4 / steps, steps=steps, random_start=start > 0)
+            left = torch.nonzero(torch.isinf(sizes)).flatten()
+            for rows in torch.split(left, batch_size) if len(left) else ():
+                x, y = inputs[rows], labels[rows]
+                with _attacked(model, temperature) as call:
+                    wrong = _classes(call, x) != y
+                    moved = attack.run(_wrapped(foolbox, call, (low, high)), x, y, epsilon=radius)
+                    moved = torch.minimum(torch.maximum(moved, x - radius), x + radius).clamp(low, high)
+                    fooled = _classes(call, moved) != y
+                moved = torch.where((fooled & ~wrong)[:, None], moved, x)
+                size = torch.where(fooled, (moved - x).abs().amax(-1).double(), math.inf)
+                found[rows], sizes[rows] = moved, torch.where(wrong, 0.0, size)
+    return Perturbations(inputs=found, sizes=sizes)
+
+
+def _followed(model: nn.Module, inputs: Tensor, batch_size: int) -> float:
+    """A temperature at which no gradient is too small to be followed: a fifth of the median lead."""
+    leads = [_leads(model, x) for x in torch.split(inputs, batch_size)]
+    return float(torch.cat(leads).median()) / 5 or 1.0
 
 
 def _foolbox() -> ModuleType:

@@ -16,7 +16,7 @@ from torch import nn
 from contracting import Stop
 from contracting.errors import InputError, MissingExtraError, PreconditionError
 from equilibrium import LBEN, EquilibriumLayer, Unconstrained
-from equilibrium.attacks import fast_gradient, smallest_perturbation
+from equilibrium.attacks import fast_gradient, fooled_in_boxes, smallest_perturbation
 from equilibrium.convert import from_sequential
 from equilibrium.lipschitz import Norm, pairwise_lipschitz
 from equilibrium.local.margins import accuracy_within, attacks_inside, margins
@@ -85,6 +85,21 @@ def test_attacks_on_a_linear_classifier_find_the_distance_to_the_boundary():
     assert fast.fooled.T.tolist() == [[False, False, True, True, True], [False] * 4 + [True], [True] * 5]
     assert fast.smallest.tolist() == pytest.approx([0.6, 2.1, 0.0])
     assert fast.error_percent.tolist() == pytest.approx([100 / 3, 100 / 3, 200 / 3, 200 / 3, 100])
+
+
+def test_attacks_in_boxes_on_a_linear_classifier_need_the_distance_in_the_maximum_norm():
+    network = linear_classifier()
+    x = torch.tensor([[0.5, 3.0], [-2.0, 1.0], [0.25, 0.0]], dtype=F64)
+    labels = torch.tensor([0, 1, 1])  # the last one is wrong
+    distance = torch.tensor([0.5, 2.0, 0.0], dtype=F64)  # |x₁|, of a class that is right
+    for radius in (0.45, 0.55, 2.2):
+        found = fooled_in_boxes(network, x, labels, radius, bounds=(-9.0, 9.0), steps=10)
+        assert torch.isfinite(found.sizes).tolist() == (distance < radius).tolist()
+        assert bool(((found.inputs - x).abs() <= radius * (1 + 1e-12)).all()) and found.sizes[2] == 0
+        hit = torch.isfinite(found.sizes)
+        assert bool((network(found.inputs).argmax(-1) != labels)[hit].all())
+    kept = fooled_in_boxes(network, x, labels, 100.0, bounds=(-2.0, 3.0), steps=5)
+    assert bool((kept.inputs >= -2).all() and (kept.inputs <= 3).all())
 
 
 def test_fast_gradient_is_that_of_foolbox_at_every_size(trained):
