@@ -14,6 +14,7 @@ from equilibrium.experiments.contraction_rates import contraction_rates
 from equilibrium.experiments.convolution.command import convolution
 from equilibrium.experiments.counterexample import counterexample
 from equilibrium.experiments.handwriting.command import handwriting
+from equilibrium.experiments.interval_training.command import interval_training
 from equilibrium.experiments.lipschitz_report import lipschitz_report
 from equilibrium.experiments.local_certificates.command import local_certificates
 from equilibrium.experiments.ode_layer import ode_layer
@@ -33,6 +34,7 @@ _STUDIES: tuple[Callable[..., None], ...] = (
     counterexample,
     explore,
     handwriting,
+    interval_training,
     lipschitz_report,
     local_certificates,
     mnist_robustness,
