@@ -36,6 +36,7 @@ _FLOOR = (
     1e-6  # No multiplier is less than so much of the largest of its row: a later search may need what this does not.
 )
 _MARGIN = 1e-4  # of λmin(M̃), which a factorisation in float32 of a few hundred rows cannot tell from zero by itself
+_FARTHEST = 100.0  # A multiple of a cut grows at once by no more than so many sizes of the form.
 _SCALES = 6  # So many scales of a first λ are tried, each four times as large as the one before.
 
 
@@ -66,6 +67,7 @@ class Search:
         around: the surroundings.
         starts: λ to begin with, each up to a factor, (batch, n); of all their multiples the best is taken.
         omega: ω to begin with, or None for zero.
+        cuts: m forms that are at least zero at all the moves of interest, or None.
     """
 
     def __init__(
@@ -78,13 +80,22 @@ class Search:
         around: Surroundings,
         starts: Sequence[Tensor],
         omega: Tensor | None = None,
+        cuts: Forms | None = None,
     ):
-        self.matrices, self.around, self.weights, self.direct = matrices, around, weights, forms.direct
+        self.matrices, self.around, self.weights, self.own, self.cuts = matrices, around, weights, forms, cuts
         self.move: Moves = moves(matrices, middle, half)
         self.live = self.move.undecided
-        self.form = self.move.coefficients(forms)
-        self.pull = Pull.made(matrices, self.direct, omega)
-        self._take(*self._best(starts))
+        self.size = half.shape[-1]
+        self.lean = None if cuts is None else weights.new_zeros(*weights.shape, _count(cuts))
+        self.planes = None if cuts is None else self.move.coefficients(cuts)
+        self._combine(omega)
+        self._take(*self._best([start.gather(-1, self.move.index) for start in starts]))
+
+    def _combine(self, omega: Tensor | None) -> None:
+        """The forms with their multiples of the cuts, and pulls of them."""
+        self.forms = self.own if self.cuts is None or self.lean is None else self.own.plus(self.lean, self.cuts)
+        self.form = self.move.coefficients(self.forms)
+        self.pull = Pull.made(self.matrices, self.forms.direct, omega)
 
     def _tried(self, multiplier: Tensor) -> tuple[Whitened, Tensor, Tensor]:
         """The move in the coordinates of a multiplier, the factor of M̃ there, and whether M̃ ≻ 0, (batch,)."""
@@ -95,21 +106,22 @@ class Search:
         return white, factor, (info == 0) & torch.isfinite(factor).all(-1).all(-1)
 
     def _take(self, multiplier: Tensor, white: Whitened, factor: Tensor) -> None:
-        self.multiplier, self.white, self.factor = multiplier, white, factor
+        self.lam, self.white, self.factor = multiplier, white, factor
 
     def _value(self, white: Whitened, factor: Tensor) -> tuple[Values, Tensor]:
         found = evaluated(factor, self.form * white.scale[:, None], self.pull, self.around)
-        return found, (found.bound * self.weights).sum(-1)
+        bound = found.bound if self.forms.constant is None else found.bound + self.forms.constant
+        return found, (bound * self.weights).sum(-1)
 
     def _best(self, starts: Sequence[Tensor]) -> tuple[Tensor, Whitened, Tensor]:
         """The best of a few multiples of each start with M ≻ 0."""
-        n = self.live.shape[-1]
-        best = Whitened(torch.zeros_like(self.move.T), torch.zeros_like(self.move.T[:, 0]))
+        n, own = self.live.shape[-1], self.move.own
+        best = Whitened(torch.zeros_like(own), torch.zeros_like(self.move.T[:, 0]))
         multiplier, factor = torch.ones_like(self.move.half), best.quadratic
-        least = torch.full_like(self.move.half[:, 0], math.inf)
+        least = torch.full_like(self.move.middle[:, 0], math.inf)
         for start, k in itertools.product(starts, range(_SCALES)):
             live = torch.where(self.live, start, 0.0)
-            inputs = (live[..., None] * self.move.T[..., n:].square()).sum((-2, -1)).clamp_min(_TINY)
+            inputs = (live[..., None] * own[..., n:].square()).sum((-2, -1)).clamp_min(_TINY)
             trial = torch.where(self.live, live / inputs[:, None] * 4.0 ** (1 - k), 1.0)
             white, found, proved = self._tried(trial)
             _, total = self._value(white, _where(proved, found, factor))
@@ -124,21 +136,28 @@ class Search:
         values, least = self._value(self.white, self.factor)
         pace = torch.full_like(least, 0.5)
         for k in range(effort.steps):
-            if not self.around.whole and k % effort.every == 0:
+            if k % effort.every == 0 and not (self.around.whole and self.cuts is None):
+                self._cut()
                 self.follow(effort.pulls)
                 values, least = self._value(self.white, self.factor)
-            trial = self.multiplier * torch.exp(2 * pace[:, None] * self._direction(values))
-            trial = torch.maximum(trial, _FLOOR * trial.amax(-1, keepdim=True))
+            trial = self.lam * torch.exp(2 * pace[:, None] * self._direction(values))
+            if trial.shape[-1]:
+                trial = torch.maximum(trial, _FLOOR * trial.amax(-1, keepdim=True))
             white, factor, proved = self._tried(trial)
             found, total = self._value(white, _where(proved, factor, self.factor))
             better = proved & (total < least)
             white = Whitened(*(_where(better, new, old) for new, old in zip(white, self.white, strict=True)))
-            self._take(_where(better, trial, self.multiplier), white, _where(better, factor, self.factor))
+            self._take(_where(better, trial, self.lam), white, _where(better, factor, self.factor))
             values = Values(*(_where(better, new, old) for new, old in zip(found, values, strict=True)))
             least = torch.where(better, total, least)
             pace = torch.where(better, (_GROWTH * pace).clamp_max(_LARGEST), 0.5 * pace)
-        if not self.around.whole:
-            self.follow(2 * effort.pulls)
+        self._cut()
+        self.follow(2 * effort.pulls)
+
+    @property
+    def multiplier(self) -> Tensor:
+        """λ of every neuron, (batch, n); one where a neuron is decided."""
+        return torch.ones_like(self.move.middle).scatter(-1, self.move.index, self.lam)
 
     def _direction(self, values: Values) -> Tensor:
         """(δ² − Δv²)/(δ² + Δv²) of the worst moves, weighted: (batch, n), in [−1, 1]."""
@@ -149,8 +168,9 @@ class Search:
 
     def follow(self, steps: int) -> None:
         """Move the pulls towards their best for the present λ."""
-        around, R = self.around, self.matrices.R
-        assert around.low is not None and around.high is not None
+        around, R, direct = self.around, self.matrices.R, self.forms.direct
+        if around.low is None or around.high is None:
+            return
         n = self.live.shape[-1]
         inverse = torch.cholesky_inverse(self.factor)[:, n:, n:]
         rate = 1 / _largest_eigenvalue(inverse)[:, None, None]
@@ -159,25 +179,62 @@ class Search:
         omega = self.pull.omega
         if omega is None:
             omega = self.form.new_zeros(*self.weights.shape, R.shape[-1])
-        g = ahead = omega if self.direct is None else omega + self.direct
+        g = ahead = omega if direct is None else omega + direct
         momentum = 1.0
         inside = g @ R.mT
         for _ in range(steps):
             slope = ahead + (constant + inside @ inverse - inside) @ R
             price = self._reach(form)[..., None] / around.radius[:, None, None] * rate
-            target = ahead - rate * slope - (0.0 if self.direct is None else self.direct)
+            target = ahead - rate * slope - (0.0 if direct is None else direct)
             lower, upper = price * -around.low[:, None], price * around.high[:, None]
             omega = (target - lower).clamp_min(0) - (-target - upper).clamp_min(0)
-            new = omega if self.direct is None else omega + self.direct
+            new = omega if direct is None else omega + direct
             following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
             ahead = new + (momentum - 1) / following * (new - g)
             inside, g, momentum = ahead @ R.mT, new, following
-            self.pull = Pull.made(self.matrices, self.direct, omega)
+            self.pull = Pull.made(self.matrices, direct, omega)
+
+    def _cut(self) -> None:
+        """Move the multiples of the cuts to their best, one after the other, for the present λ and pulls."""
+        if self.cuts is None or self.lean is None or self.planes is None:
+            return
+        scale, radius, constants = self.white.scale[:, None], self.around.radius[:, None], self.cuts.constant
+        ell, own = shifted(self.form * scale, self.pull), Pull.made(self.matrices, self.cuts.direct, None)
+        lower, planes = (
+            torch.linalg.solve_triangular(self.factor, rows.mT, upper=False)
+            for rows in (ell, shifted(self.planes * scale, own))
+        )
+        square = lower.square().sum(1) + self.pull.outside  # (batch, k)
+        mixed, gram = lower.mT @ planes, planes.mT @ planes
+        if self.cuts.direct is not None and self.pull.inside is not None and self.forms.direct is not None:
+            g = self.forms.direct if self.pull.omega is None else self.forms.direct + self.pull.omega
+            over = self.cuts.direct - own.inside @ self.matrices.R
+            mixed, gram = mixed + g @ over.mT, gram + over @ over.mT
+        lean = self.lean.clone()
+        for j in range(lean.shape[-1]):
+            c = gram[:, j, j][:, None].clamp_min(_TINY)
+            slope = 0.0 if constants is None else constants[:, j][:, None]
+            b = mixed[..., j]
+            rest = (square - b.square() / c).clamp_min(0)
+            steep = c * radius.square() - slope**2
+            best = -slope * (rest / (c * steep.clamp_min(_TINY))).sqrt() - b / c
+            far = torch.where(torch.as_tensor(slope < 0), _FARTHEST * (square / c).sqrt(), -lean[..., j])
+            step = torch.where(steep > 0, best, far).clamp_max(_FARTHEST * (square / c).sqrt())
+            step = torch.maximum(step, -lean[..., j])
+            lean[..., j] += step
+            square = (square + 2 * b * step + c * step.square()).clamp_min(0)
+            mixed = mixed + step[..., None] * gram[:, j][:, None]
+        self.lean = lean
+        self._combine(self.pull.omega)
 
     def _reach(self, form: Tensor) -> Tensor:
         ell = shifted(form, self.pull)
         solved = torch.linalg.solve_triangular(self.factor, ell.mT, upper=False)
         return (solved.square().sum(1) + self.pull.outside).sqrt()
+
+
+def _count(forms: Forms) -> int:
+    return next(part.shape[1] for part in vars(forms).values() if part is not None)
 
 
 def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:

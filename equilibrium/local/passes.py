@@ -6,8 +6,9 @@ that stretch. Every pass is sound by itself, whatever the one before has left, b
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -63,6 +64,8 @@ class Narrowing:
         enclosure: boxes that are proved to hold the equilibria all over the surroundings, or None.
     """
 
+    cuts: Forms | None = None  # at least zero at every move that the slopes are about; None where they are about all
+
     def __init__(
         self,
         network: LocalNetwork,
@@ -85,27 +88,61 @@ class Narrowing:
             # v is the computed anchor, the moves are those from the exact one
             self._narrow(sided.clamp_min(0) + anchors.inner_error, start)
         self._omega: Tensor | None = None
-        # of a ReLU only the way to its kink matters
-        self._signs = torch.where(v > 0, -1.0, 1.0).to(v)[:, None]
-        if not one_sided(network.activation) and not around.whole:
-            self._signs = torch.cat([self._signs, -self._signs], 1)
-        self._weights = (1 / (v.abs() + _NEAR * around.radius[:, None])).repeat(1, self._signs.shape[1])
+        self._moved: Tensor | None = None  # the neurons of ω
+
+    def against(self, index: Tensor, rows: Tensor, lead: Tensor) -> Self:
+        """A narrowing for each of some claims row·Δy < lead, about the moves that refute it only.
+
+        What bounds a form at these moves may take any multiple of row·Δy − lead ≥ 0 into account. Where nothing is left
+        of the slopes, or where row·Δy is proved to be smaller than the lead, there is no such move.
+
+        Args:
+            index: which anchor, (m,).
+            rows: functionals of the output, (m, out).
+            lead: (m,).
+        """
+        claimed = copy.copy(self)
+        claimed.keep(index)
+        forms = self._outputs(rows)
+        claimed.cuts = replace(forms, constant=-lead[:, None])
+        return claimed
 
     def step(self) -> None:
         """One pass."""
-        slopes = self.slopes
-        forms = Forms(inner=torch.diag_embed(self._signs).flatten(1, 2))
-        multiplier, self._omega = searched(
-            self.network, slopes, forms, self._weights, self.around, self.effort, self._omega
+        slopes, v = self.slopes, self.anchors.inner
+        live = slopes.high > slopes.low
+        if not bool(live.any()):
+            return
+        index = torch.argsort(live, dim=-1, descending=True, stable=True)[:, : int(live.sum(-1).max())]
+        # of a ReLU only the way to its kink matters
+        signs = torch.where(v > 0, -1.0, 1.0).to(v)
+        sides = 1 if one_sided(self.network.activation) or (self.around.whole and self.cuts is None) else 2
+        inner = torch.zeros(*index.shape, v.shape[-1], dtype=v.dtype).scatter(
+            -1, index[..., None], signs.gather(-1, index)[..., None]
         )
-        bound = checker.bounds(
-            self.network.matrices, slopes.low, slopes.high, _full(slopes, multiplier), forms, self._omega, self.around
+        forms = Forms(inner=torch.cat([inner, -inner][:sides], 1))
+        weights = (live / (v.abs() + _NEAR * self.around.radius[:, None])).gather(-1, index).repeat(1, sides)
+        omega = self._known(index, sides)
+        multiplier, self._omega, bound = bounded(
+            self.network, slopes, forms, weights, self.around, self.effort, omega, self.cuts
         )
-        reach = bound.reshape(self._signs.shape).amax(1)
+        reach = torch.full_like(v, torch.inf).scatter(-1, index, bound.reshape(len(v), sides, -1).amax(1))
+        self._moved = index
         self._narrow(reach, multiplier)
+
+    def _known(self, index: Tensor, sides: int) -> Tensor | None:
+        """The pulls of the last pass for some neurons of each row, zero for those that had none."""
+        if self._omega is None or self._moved is None:
+            return None
+        same = self._moved[:, None, :] == index[..., None]
+        places = same.to(torch.int8).argmax(-1)[..., None].expand(-1, -1, self._omega.shape[-1])
+        parts = self._omega.chunk(sides, 1)
+        return torch.cat([part.gather(1, places) * same.any(-1)[..., None] for part in parts], 1)
 
     def _narrow(self, reach: Tensor, multiplier: Tensor) -> None:
         """Take what moves of v up to ``reach``, (batch, n), leave of the slopes."""
+        # at moves that refute a claim a neuron may be bound to move the other way
+        reach = reach.clamp_min(0)
         reach = reach if self.linear is None else self.linear.tightened(reach)
         low, high = secant_slopes(self.network.activation, self.anchors.inner, self.anchors.inner_error, reach)
         self.slopes = Slopes(
@@ -118,10 +155,11 @@ class Narrowing:
         """Go on with some rows only."""
         self.anchors, self.around = self.anchors.rows(rows), self.around.rows(rows)
         self.slopes = self.slopes.rows(rows)
-        self._omega = None if self._omega is None else self._omega[rows]
+        if self._omega is not None and self._moved is not None:
+            self._omega, self._moved = self._omega[rows], self._moved[rows]
+        self.cuts = None if self.cuts is None else self.cuts.rows(rows)
         self.enclosure = None if self.enclosure is None else self.enclosure.rows(rows)
         self.linear = None if self.linear is None else self.linear.rows(rows)
-        self._signs, self._weights = self._signs[rows], self._weights[rows]
 
     def drop(self, index: Tensor, rows: Tensor) -> Tensor:
         """An upper bound of row·Δy over the surroundings of the anchor, each by a search of its own.
@@ -136,19 +174,20 @@ class Narrowing:
         network, found = self.network, []
         for part in pieces(network, len(index), 1):
             slopes, around = self.slopes.rows(index[part]), self.around.rows(index[part])
-            row = rows[part][:, None]
-            direct = None if network.feedthrough is None else row @ network.feedthrough
-            forms = Forms(state=row @ network.system.C, direct=direct)
-            ones = torch.ones_like(row[..., 0])
-            multiplier, omega = searched(network, slopes, forms, ones, around, self.effort)
-            bound = checker.bounds(
-                network.matrices, slopes.low, slopes.high, _full(slopes, multiplier), forms, omega, around
-            )
+            forms = self._outputs(rows[part])
+            ones = torch.ones_like(rows[part][:, :1])
+            cuts = None if self.cuts is None else self.cuts.rows(index[part])
+            _, _, bound = bounded(network, slopes, forms, ones, around, self.effort, None, cuts)
             bound = torch.minimum(bound[:, 0], self._by_boxes(index[part], forms))
             if self.linear is not None:
                 bound = torch.minimum(bound, self.linear.rows(index[part]).bounds(forms)[:, 0])
             found.append(bound)
         return torch.cat(found) if found else rows.new_zeros(0)
+
+    def _outputs(self, rows: Tensor) -> Forms:
+        """One form row·Δy for each of some rows, (m, out)."""
+        row, feedthrough = rows[:, None], self.network.feedthrough
+        return Forms(state=row @ self.network.system.C, direct=None if feedthrough is None else row @ feedthrough)
 
     def _by_boxes(self, index: Tensor, forms: Forms) -> Tensor:
         """What the enclosure says of one form for each of some rows, (m,)."""
@@ -182,6 +221,24 @@ def _full(slopes: Slopes, multiplier: Tensor) -> Tensor:
     return multiplier * middles(slopes.low, slopes.high)[1].square()
 
 
+def bounded(
+    network: LocalNetwork,
+    slopes: Slopes,
+    forms: Forms,
+    weights: Tensor,
+    around: Surroundings,
+    effort: Effort,
+    omega: Tensor | None = None,
+    cuts: Forms | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """A multiplier, pulls, and proved bounds of the forms where the cuts are at least zero, (batch, k)."""
+    multiplier, omega, lean = searched(network, slopes, forms, weights, around, effort, omega, cuts)
+    if cuts is not None and lean is not None:
+        forms = forms.plus(lean.to(weights).clamp_min(0), cuts)
+    full = _full(slopes, multiplier)
+    return multiplier, omega, checker.bounds(network.matrices, slopes.low, slopes.high, full, forms, omega, around)
+
+
 def searched(
     network: LocalNetwork,
     slopes: Slopes,
@@ -190,8 +247,9 @@ def searched(
     around: Surroundings,
     effort: Effort,
     omega: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """A multiplier, per unit of the squared half width, and pulls that make the weighted bounds small."""
+    cuts: Forms | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """A multiplier per unit of the squared half width, pulls and multiples of cuts that make the bounds small."""
     middle, half = middles(slopes.low, slopes.high)  # in float64, where narrow intervals are no points
     search = Search(
         network.matrices.to(_SEARCHED),
@@ -202,8 +260,9 @@ def searched(
         around.to(_SEARCHED),
         [_full(slopes, start).to(_SEARCHED) for start in (slopes.multiplier, network.metric.expand_as(half))],
         omega,
+        None if cuts is None else cuts.to(_SEARCHED),
     )
     search.run(effort)
     squared = half.square()
     found = search.multiplier.to(squared) / squared
-    return torch.where(squared > 0, found, slopes.multiplier), search.pull.omega
+    return torch.where(squared > 0, found, slopes.multiplier), search.pull.omega, search.lean

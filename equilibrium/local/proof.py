@@ -12,6 +12,7 @@ from contracting import checks
 from contracting.display import Displayed
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.lipschitz.certificate import Norm
+from equilibrium.local.counterexamples import counterexamples
 from equilibrium.local.finder import Effort
 from equilibrium.local.margins import checked_labels, checked_rows, margins
 from equilibrium.local.network import Anchors, LocalNetwork
@@ -25,16 +26,23 @@ class LocalSearch:
 
     Attributes:
         passes: how often the slopes around an anchor are made narrower at most; a row that is proved takes no more.
+        attack: gradients of the ascent that looks for a counterexample after the first pass; a row that is refuted
+            takes no more.
+        claims: how often the slopes are made narrower for each claim y_label > yⱼ that is left, at the moves that
+            refute it only.
         effort: of each search.
         accuracy: a radius is searched to this share of itself.
     """
 
-    passes: int = 4
+    passes: int = 3
+    attack: int = 30
+    claims: int = 4
     effort: Effort = Effort()
     accuracy: float = 0.05
 
     def __post_init__(self) -> None:
-        checks.whole_number("passes", self.passes, low=0)
+        for name in ("passes", "attack", "claims"):
+            checks.whole_number(name, getattr(self, name), low=0)
         checks.number("accuracy", self.accuracy, low=0, high=1, low_open=True, high_open=True)
 
 
@@ -44,13 +52,19 @@ class ClassProof(Displayed):
 
     Attributes:
         proved: the class is the label everywhere, (count,).
+        refuted: there is an input with another class, (count,); rows with neither are open.
+        counterexamples: such inputs, (count, in), each checked with the certified error of its solve; the input itself
+            where none was found.
         leads: a lower bound of yᵢ − yⱼ of the label i, where it was looked at: (count, classes); ∞ for the label itself
-            and where the global constant decides.
+            and where the global constant decides, 0 where it is larger because the contrary was refuted. The least one
+            is the gap of a row that is open.
         undecided: neurons that are not known to be linear, as far as it was looked at, (count,).
         radius: of the smallest balls of ℓ2 that hold the surroundings, (count,).
     """
 
     proved: Tensor
+    refuted: Tensor
+    counterexamples: Tensor
     leads: Tensor
     undecided: Tensor
     radius: Tensor
@@ -100,9 +114,7 @@ def certified_within(
         parts.append(prove(network, x, network.anchors(x), labels[part], here, wide, search))
         if on_batch is not None:
             on_batch(len(labels[part]))
-    return ClassProof(
-        **{name: torch.cat([vars(part)[name] for part in parts]) for name in ("proved", "leads", "undecided", "radius")}
-    )
+    return ClassProof(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
 
 
 def prove(
@@ -115,40 +127,111 @@ def prove(
     search: LocalSearch,
 ) -> ClassProof:
     """``certified_within`` of some anchors; a row goes on for as long as it has a pair that is not proved."""
-    count, classes = anchors.outputs.shape
-    identity = torch.eye(classes, dtype=torch.float64)
-    lead = margins(anchors.outputs, labels) - _doubt(network, anchors, identity, labels)
-    lead[torch.arange(count), labels] = torch.inf
-    found = lead.clone()
-    right = (lead > 0).all(-1)
-    open_pairs = right[:, None] & torch.isfinite(lead)
+    ledger = _Ledger(network, x, anchors, labels, around)
     if constants is not None:
-        decided = lead > around.radius[:, None] * constants[labels]
-        found = torch.where(decided & open_pairs, torch.inf, found)
-        open_pairs &= ~decided
-    found = torch.where(open_pairs, -torch.inf, found)
-    undecided = torch.full((count,), network.size)
-    rows = torch.nonzero(open_pairs.any(-1)).flatten()
-    if len(rows):
-        here = around.rows(rows)
-        enclosure = network.enclosure(x[rows], here)
-        narrowing = Narrowing(network, anchors.rows(rows), here, search.effort, enclosure=enclosure)
-        for k in range(search.passes + 1):
-            if k:
-                narrowing.step()
-            undecided[rows] = narrowing.slopes.undecided
-            places, columns = torch.nonzero(open_pairs[rows], as_tuple=True)
-            functionals = identity[columns] - identity[labels[rows[places]]]
-            least = lead[rows[places], columns] - narrowing.drop(places, functionals)
-            found[rows[places], columns] = torch.maximum(found[rows[places], columns], least)
-            open_pairs[rows[places], columns] = ~(found[rows[places], columns] > 0)
-            going = torch.nonzero(open_pairs[rows].any(-1)).flatten()
-            if not len(going):
-                break
-            if len(going) < len(rows):
-                rows = rows[going]
-                narrowing.keep(going)
-    return ClassProof(proved=right & ~open_pairs.any(-1), leads=found, undecided=undecided, radius=around.radius)
+        ledger.take_global(constants)
+    rows = torch.nonzero(ledger.open.any(-1)).flatten()
+    if not len(rows):
+        return ledger.proof()
+    here = around.rows(rows)
+    enclosure = network.enclosure(x[rows], here)
+    narrowing = Narrowing(network, anchors.rows(rows), here, search.effort, enclosure=enclosure)
+    for k in range(search.passes + 1):
+        if k:
+            narrowing.step()
+        ledger.undecided[rows] = narrowing.slopes.undecided
+        places, columns = torch.nonzero(ledger.open[rows], as_tuple=True)
+        ledger.take(rows[places], columns, narrowing.drop(places, ledger.claims(rows[places], columns)))
+        if k == min(1, search.passes) and search.attack:
+            ledger.attack(search.attack)
+        going = torch.nonzero(ledger.open[rows].any(-1)).flatten()
+        if not len(going):
+            return ledger.proof()
+        rows = rows[going]
+        narrowing.keep(going)
+    places, columns = torch.nonzero(ledger.open[rows], as_tuple=True)
+    rows = rows[places]
+    claims = ledger.claims(rows, columns)
+    claimed = narrowing.against(places, claims, ledger.lead[rows, columns])
+    for _ in range(search.claims):
+        claimed.step()
+        ledger.undecided[rows] = claimed.slopes.undecided
+        ledger.take(rows, columns, claimed.drop(torch.arange(len(rows)), claims), refuting=True)
+        going = torch.nonzero(ledger.open[rows, columns]).flatten()
+        if not len(going):
+            break
+        rows, columns, claims = rows[going], columns[going], claims[going]
+        claimed.keep(going)
+    return ledger.proof()
+
+
+class _Ledger:
+    """What is known so far of every pair of label and class.
+
+    Attributes:
+        lead: y_label − yⱼ at the anchors, less what the error of the equilibrium may be, (batch, classes).
+        least: a lower bound of it all over the surroundings, (batch, classes).
+        open: pairs that are to be looked at further, (batch, classes).
+        undecided: neurons of each row, (batch,).
+    """
+
+    def __init__(self, network: LocalNetwork, x: Tensor, anchors: Anchors, labels: Tensor, around: Surroundings):
+        self.network, self.x, self.labels, self.around = network, x, labels, around
+        count, classes = anchors.outputs.shape
+        self.identity = torch.eye(classes, dtype=torch.float64)
+        doubt = _doubt(network, anchors, self.identity, labels)
+        self.lead = margins(anchors.outputs, labels) - doubt
+        others = torch.arange(classes) != labels[:, None]
+        self.refuted = (others & (self.lead + 2 * doubt <= 0)).any(-1)
+        self.lead[torch.arange(count), labels] = torch.inf
+        self.right = (self.lead > 0).all(-1)
+        self.open = self.right[:, None] & torch.isfinite(self.lead)
+        self.least = torch.where(self.open, -torch.inf, self.lead)
+        self.undecided = torch.full((count,), network.size)
+        self.counterexamples = x.clone()
+
+    def claims(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """yⱼ − y_label of some pairs as functionals of the output, (m, out)."""
+        return self.identity[columns] - self.identity[self.labels[rows]]
+
+    def take_global(self, constants: Tensor) -> None:
+        """Close the pairs that Lipschitz constants decide."""
+        decided = self.open & (self.lead > self.around.radius[:, None] * constants[self.labels])
+        self.least = torch.where(decided, torch.inf, self.least)
+        self.open &= ~decided
+
+    def take(self, rows: Tensor, columns: Tensor, drops: Tensor, *, refuting: bool = False) -> None:
+        """Close what bounds of the drops decide, (m,): all over the surroundings, or at moves that refute only."""
+        lead = self.lead[rows, columns]
+        least = lead - drops
+        proved = least > 0
+        self.least[rows, columns] = torch.maximum(self.least[rows, columns], least.clamp_max(0) if refuting else least)
+        self.open[rows, columns] &= ~proved
+
+    def attack(self, steps: int) -> None:
+        """Look for counterexamples of the open pairs."""
+        rows, columns = torch.nonzero(self.open, as_tuple=True)
+        if not len(rows):
+            return
+        claims, around = self.claims(rows, columns), self.around.rows(rows)
+        found = counterexamples(self.network, self.x[rows], claims, around, steps)
+        self.refute(rows[found.refuted], found.inputs[found.refuted])
+
+    def refute(self, rows: Tensor, inputs: Tensor) -> None:
+        """Close rows with a counterexample, (m, in)."""
+        self.refuted[rows], self.counterexamples[rows] = True, inputs
+        self.open[rows] = False
+
+    def proof(self) -> ClassProof:
+        """What is known."""
+        return ClassProof(
+            proved=self.right & ~self.refuted & ~self.open.any(-1),
+            refuted=self.refuted,
+            counterexamples=self.counterexamples,
+            leads=self.least,
+            undecided=self.undecided,
+            radius=self.around.radius,
+        )
 
 
 def _doubt(network: LocalNetwork, anchors: Anchors, identity: Tensor, labels: Tensor) -> Tensor:

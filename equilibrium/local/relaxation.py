@@ -43,17 +43,19 @@ class Matrices(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Forms:
-    """k linear forms of a move for each row: state·Δz + inner·Δv + direct·Δx.
+    """k affine forms of a move for each row: state·Δz + inner·Δv + direct·Δx + constant.
 
     Attributes:
         state: (batch, k, n), or None for zero.
         inner: (batch, k, n), or None for zero.
         direct: (batch, k, in), or None for zero.
+        constant: (batch, k), or None for zero.
     """
 
     state: Tensor | None = None
     inner: Tensor | None = None
     direct: Tensor | None = None
+    constant: Tensor | None = None
 
     def rows(self, index: Rows) -> Self:
         """Those of some rows."""
@@ -63,34 +65,54 @@ class Forms:
         """The same in another precision."""
         return type(self)(**{name: None if part is None else part.to(dtype) for name, part in vars(self).items()})
 
+    def plus(self, multiples: Tensor, others: Forms) -> Self:
+        """These and so many times each of others: (batch, k, m), m forms for each row."""
+        added = {}
+        for name, part in vars(others).items():
+            own = vars(self)[name]
+            if part is not None:
+                more = multiples @ (part[..., None] if name == "constant" else part)
+                more = more[..., 0] if name == "constant" else more
+                own = more if own is None else own + more
+            added[name] = own
+        return type(self)(**added)
+
 
 class Moves(NamedTuple):
-    """How a move depends on p = [δ; ξ]: Δv = Tp, Δz = mTp + hδ.
+    """How a move depends on p = [δ; ξ]: Δv = Tp, Δz = mTp + hδ, with the δ of u neurons, the undecided ones first.
 
     Attributes:
-        T: (batch, n, n + q).
+        T: (batch, n, u + q).
+        index: the neuron of each δ, (batch, u); u is the largest number of undecided neurons of a row.
         middle: m, (batch, n).
-        half: h, (batch, n); zero where a neuron is decided.
+        half: h of those neurons, (batch, u); zero where one is decided.
     """
 
     T: Tensor
+    index: Tensor
     middle: Tensor
     half: Tensor
 
     @property
     def undecided(self) -> Tensor:
-        """Neurons whose slope is not known, (batch, n)."""
+        """Which of the u neurons have a slope that is not known, (batch, u)."""
         return self.half > 0
 
+    @property
+    def own(self) -> Tensor:
+        """The rows of T of those neurons, (batch, u, u + q)."""
+        return self.T.gather(1, self.index[..., None].expand(-1, -1, self.T.shape[-1]))
+
     def coefficients(self, forms: Forms) -> Tensor:
-        """The forms, without their direct part, as rows e of p: (batch, k, n + q)."""
-        n = self.T.shape[-2]
+        """The forms, without direct part and constant, as rows e of p: (batch, k, u + q)."""
+        u = self.index.shape[-1]
         found: Tensor | None = None
         if forms.inner is not None:
             found = forms.inner @ self.T
         if forms.state is not None:
             added = (forms.state * self.middle[:, None]) @ self.T
-            added[..., :n] += forms.state * self.half[:, None]
+            places = self.index[:, None].expand(-1, added.shape[1], -1)
+            added[..., :u] += forms.state.gather(-1, places) * self.half[:, None]
             found = added if found is None else found + added
         assert found is not None
         return found
@@ -106,10 +128,12 @@ def middles(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 def moves(matrices: Matrices, middle: Tensor, half: Tensor) -> Moves:
     """T for slopes within m ± h, each (batch, n)."""
     W, F, _ = matrices
+    index = torch.argsort(half > 0, dim=-1, descending=True, stable=True)[:, : int((half > 0).sum(-1).max())]
+    half = half.gather(-1, index)
     loop = torch.eye(len(W), dtype=W.dtype) - W * middle[:, None, :]
-    inputs = torch.cat([W * half[:, None, :], F.expand(len(middle), -1, -1)], -1)
+    inputs = torch.cat([W.mT[index].mT * half[:, None, :], F.expand(len(middle), -1, -1)], -1)
     solved, _ = torch.linalg.solve_ex(loop, inputs)  # of a singular loop not finite
-    return Moves(solved, middle, half)
+    return Moves(solved, index, middle, half)
 
 
 class Whitened(NamedTuple):
@@ -119,8 +143,8 @@ class Whitened(NamedTuple):
     both are of the size of everything else, and a decided neuron has a row and a column of zeros.
 
     Attributes:
-        T: √λ T/√λ, (batch, n, n + q).
-        scale: 1/√λ for δ, zero where decided, and one for ξ, (batch, n + q).
+        T: √λ T/√λ, the rows of the u neurons that have a δ, (batch, u, u + q).
+        scale: 1/√λ for δ, zero where decided, and one for ξ, (batch, u + q).
     """
 
     T: Tensor
@@ -128,18 +152,18 @@ class Whitened(NamedTuple):
 
     @property
     def quadratic(self) -> Tensor:
-        """M̃, (batch, n + q, n + q)."""
+        """M̃, (batch, u + q, u + q)."""
         M = -self.T.mT @ self.T
         M.diagonal(dim1=-2, dim2=-1).add_(1.0)
         return M
 
 
 def whitened(move: Moves, multiplier: Tensor) -> Whitened:
-    """The move in the coordinates of λ > 0, (batch, n); that of a decided neuron is ignored."""
+    """The move in the coordinates of λ > 0 of its u neurons, (batch, u); that of a decided one is ignored."""
     root = torch.where(move.undecided, multiplier, 0.0).sqrt()
     inverse = torch.where(move.undecided, 1 / root, 0.0)
     scale = torch.cat([inverse, torch.ones_like(move.T[:, 0, root.shape[-1] :])], -1)
-    return Whitened(root[..., None] * move.T * scale[:, None], scale)
+    return Whitened(root[..., None] * move.own * scale[:, None], scale)
 
 
 class Pull(NamedTuple):
@@ -180,7 +204,7 @@ class Values(NamedTuple):
     Attributes:
         bound: (batch, k).
         reach: √(ℓᵀM⁻¹ℓ + outside), (batch, k).
-        point: M⁻¹ℓ, (batch, k, n + q): the direction of the worst move.
+        point: M⁻¹ℓ, (batch, k, u + q): the direction of the worst move.
     """
 
     bound: Tensor

@@ -13,7 +13,6 @@ from contracting import Activation, HardTanh, InputError, LeakyReLU, Preconditio
 from contracting.activations.mirrored import Mirrored
 from contracting.contracts import ActivationContract
 from equilibrium import (
-    LBEN,
     EquilibriumLayer,
     Stop,
     Unconstrained,
@@ -32,22 +31,9 @@ from equilibrium.local.finder import Effort
 from equilibrium.local.network import LocalNetwork
 from equilibrium.local.relaxation import Forms, middles, moves
 from equilibrium.local.surroundings import Surroundings
+from tests.equilibrium.local.instances import drawn, random_layer
 
 F64 = torch.float64
-
-
-def random_layer(seed: int, inputs: int = 4, neurons: int = 6, outputs: int = 3, scale: float = 1.0) -> Layer:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        layer = LBEN(inputs, neurons, outputs, epsilon=0.3, dtype=F64)
-        with torch.no_grad():
-            for parameter in layer.parameters():
-                parameter.copy_(scale * torch.randn_like(parameter) / max(1, parameter.shape[-1]) ** 0.5)
-    return layer
-
-
-def drawn(seed: int, *shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def largest_drops(layer: nn.Module, x: torch.Tensor, radius: float, bounds, c: torch.Tensor) -> torch.Tensor:
@@ -192,7 +178,7 @@ def test_the_room_for_rounding_is_ample() -> None:
         low, high = torch.zeros(1, 4, dtype=F64), torch.tensor([[1.0, 1.0, 0.7, 0.3]], dtype=F64)
         slopes = passes.Slopes(low=low, high=high, multiplier=network.metric[None])
         forms = Forms(state=drawn(seed, 1, 1, 4))
-        multiplier, _ = passes.searched(network, slopes, forms, torch.ones(1, 1, dtype=F64), around, Effort())
+        multiplier, *_ = passes.searched(network, slopes, forms, torch.ones(1, 1, dtype=F64), around, Effort())
         lam = multiplier * (high / 2) ** 2
         bound = checker.bounds(network.matrices, low, high, lam, forms, None, around)[0, 0]
         exact = lambda tensor: mpmath.matrix(tensor.tolist())  # noqa: E731
@@ -284,8 +270,8 @@ def test_decided_neurons_take_no_part() -> None:
     low = torch.tensor([[0.0, 1.0, 0.0, 0.0, 1.0, 0.2]], dtype=F64)
     high = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0, 0.9]], dtype=F64)
     move = moves(LocalNetwork(layer).matrices, *middles(low, high))
-    assert move.undecided.tolist() == [[False, False, True, False, False, True]]
-    assert bool((move.T[0][:, [0, 1, 3, 4]] == 0).all()) and R.shape == (4, 4) and F.shape == (6, 4) and len(W) == 6
+    assert move.index.tolist() == [[2, 5]] and bool(move.undecided.all())
+    assert move.T.shape == (1, 6, 6) and R.shape == (4, 4) and F.shape == (6, 4) and len(W) == 6
 
 
 class TestMirrored(ActivationContract):
