@@ -45,7 +45,7 @@ def bounds(
     low, high, multiplier = (part.to(torch.float64) for part in (low, high, multiplier))
     move = moves(matrices, *middles(low, high))
     # an undecided neuron without a multiplier could move anywhere
-    multiplier = multiplier.gather(-1, move.index)
+    multiplier = multiplier.gather(-1, move.places)
     constrained = (torch.isfinite(multiplier) & (multiplier > 0)) | ~move.undecided
     usable = torch.isfinite(move.T).all(-1).all(-1) & constrained.all(-1)
     move = move._replace(T=torch.where(usable[:, None, None], move.T, 0.0))
@@ -68,7 +68,7 @@ def bounds(
 def _doubt(matrices: Matrices, move: Moves, white: Whitened) -> Tensor:
     """How much λmin(M̃) may lose to the rounding of T and M̃, (batch,); ∞ where I − Wm is not provably regular."""
     W, F, _ = matrices
-    n, size, u = len(W), move.T.shape[-1], move.index.shape[-1]
+    n, size, u = len(W), move.T.shape[-1], move.places.shape[-1]
     norm = torch.linalg.matrix_norm
     loop = torch.eye(n, dtype=W.dtype) - W * move.middle[:, None, :]
     inverse, info = torch.linalg.inv_ex(loop)
@@ -77,11 +77,11 @@ def _doubt(matrices: Matrices, move: Moves, white: Whitened) -> Tensor:
     defect = norm(torch.eye(n, dtype=W.dtype) - inverse @ loop) + 4 * n * UNIT * norm(inverse) * norm(loop)
     # T − computed T = K·(what is left of the equations), each column in the units of its own coordinate
     columns = white.scale[:, None]
-    inputs = torch.cat([W.mT[move.index].mT * move.half[:, None, :], F.expand(len(move.T), -1, -1)], -1) * columns
+    inputs = torch.cat([W.mT[move.places].mT * move.half[:, None, :], F.expand(len(move.T), -1, -1)], -1) * columns
     computed = move.T * columns
     left = norm(inputs - loop @ computed) + 4 * n * UNIT * (norm(loop) * norm(computed) + norm(inputs))
     root = torch.where(move.undecided, 1 / white.scale[:, :u], 0.0)
-    rows = inverse.gather(1, move.index[..., None].expand(-1, -1, n))
+    rows = inverse.gather(1, move.places[..., None].expand(-1, -1, n))
     wrong = 2 * norm(root[..., None] * rows) * left  # as ‖K − computed K‖ is less than half of ‖computed K‖
     rounding = 4 * (size + 2) * UNIT * (norm(white.T).square() + size)
     doubt = 2 * norm(white.T) * wrong + wrong.square() + rounding

@@ -89,7 +89,7 @@ class Search:
         self.lean = None if cuts is None else weights.new_zeros(*weights.shape, _count(cuts))
         self.planes = None if cuts is None else self.move.coefficients(cuts)
         self._combine(omega)
-        self._take(*self._best([start.gather(-1, self.move.index) for start in starts]))
+        self._take(*self._best([start.gather(-1, self.move.places) for start in starts]))
 
     def _combine(self, omega: Tensor | None) -> None:
         """The forms with their multiples of the cuts, and pulls of them."""
@@ -157,7 +157,7 @@ class Search:
     @property
     def multiplier(self) -> Tensor:
         """λ of every neuron, (batch, n); one where a neuron is decided."""
-        return torch.ones_like(self.move.middle).scatter(-1, self.move.index, self.lam)
+        return torch.ones_like(self.move.middle).scatter(-1, self.move.places, self.lam)
 
     def _direction(self, values: Values) -> Tensor:
         """(δ² − Δv²)/(δ² + Δv²) of the worst moves, weighted: (batch, n), in [−1, 1]."""
@@ -206,7 +206,7 @@ class Search:
         )
         square = lower.square().sum(1) + self.pull.outside  # (batch, k)
         mixed, gram = lower.mT @ planes, planes.mT @ planes
-        if self.cuts.direct is not None and self.pull.inside is not None and self.forms.direct is not None:
+        if self.cuts.direct is not None and own.inside is not None and self.forms.direct is not None:
             g = self.forms.direct if self.pull.omega is None else self.forms.direct + self.pull.omega
             over = self.cuts.direct - own.inside @ self.matrices.R
             mixed, gram = mixed + g @ over.mT, gram + over @ over.mT

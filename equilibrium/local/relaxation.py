@@ -83,13 +83,13 @@ class Moves(NamedTuple):
 
     Attributes:
         T: (batch, n, u + q).
-        index: the neuron of each δ, (batch, u); u is the largest number of undecided neurons of a row.
+        places: the neuron of each δ, (batch, u); u is the largest number of undecided neurons of a row.
         middle: m, (batch, n).
         half: h of those neurons, (batch, u); zero where one is decided.
     """
 
     T: Tensor
-    index: Tensor
+    places: Tensor
     middle: Tensor
     half: Tensor
 
@@ -101,18 +101,18 @@ class Moves(NamedTuple):
     @property
     def own(self) -> Tensor:
         """The rows of T of those neurons, (batch, u, u + q)."""
-        return self.T.gather(1, self.index[..., None].expand(-1, -1, self.T.shape[-1]))
+        return self.T.gather(1, self.places[..., None].expand(-1, -1, self.T.shape[-1]))
 
     def coefficients(self, forms: Forms) -> Tensor:
         """The forms, without direct part and constant, as rows e of p: (batch, k, u + q)."""
-        u = self.index.shape[-1]
+        u = self.places.shape[-1]
         found: Tensor | None = None
         if forms.inner is not None:
             found = forms.inner @ self.T
         if forms.state is not None:
             added = (forms.state * self.middle[:, None]) @ self.T
-            places = self.index[:, None].expand(-1, added.shape[1], -1)
-            added[..., :u] += forms.state.gather(-1, places) * self.half[:, None]
+            own = self.places[:, None].expand(-1, added.shape[1], -1)
+            added[..., :u] += forms.state.gather(-1, own) * self.half[:, None]
             found = added if found is None else found + added
         assert found is not None
         return found
@@ -128,12 +128,12 @@ def middles(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 def moves(matrices: Matrices, middle: Tensor, half: Tensor) -> Moves:
     """T for slopes within m ± h, each (batch, n)."""
     W, F, _ = matrices
-    index = torch.argsort(half > 0, dim=-1, descending=True, stable=True)[:, : int((half > 0).sum(-1).max())]
-    half = half.gather(-1, index)
+    places = torch.argsort(half > 0, dim=-1, descending=True, stable=True)[:, : int((half > 0).sum(-1).max())]
+    half = half.gather(-1, places)
     loop = torch.eye(len(W), dtype=W.dtype) - W * middle[:, None, :]
-    inputs = torch.cat([W.mT[index].mT * half[:, None, :], F.expand(len(middle), -1, -1)], -1)
+    inputs = torch.cat([W.mT[places].mT * half[:, None, :], F.expand(len(middle), -1, -1)], -1)
     solved, _ = torch.linalg.solve_ex(loop, inputs)  # of a singular loop not finite
-    return Moves(solved, index, middle, half)
+    return Moves(solved, places, middle, half)
 
 
 class Whitened(NamedTuple):

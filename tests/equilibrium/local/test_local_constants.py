@@ -270,7 +270,7 @@ def test_decided_neurons_take_no_part() -> None:
     low = torch.tensor([[0.0, 1.0, 0.0, 0.0, 1.0, 0.2]], dtype=F64)
     high = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0, 0.9]], dtype=F64)
     move = moves(LocalNetwork(layer).matrices, *middles(low, high))
-    assert move.index.tolist() == [[2, 5]] and bool(move.undecided.all())
+    assert move.places.tolist() == [[2, 5]] and bool(move.undecided.all())
     assert move.T.shape == (1, 6, 6) and R.shape == (4, 4) and F.shape == (6, 4) and len(W) == 6
 
 
