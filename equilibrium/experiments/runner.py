@@ -7,29 +7,24 @@ from its file too, an interrupted run returns exactly what an uninterrupted one 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import multiprocessing
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from contracting import ContractingError, InputError, checks
 from equilibrium.experiments.publishing import on_threads
 from equilibrium.files import output_directory, plain, write_json
-from equilibrium.training.progress import progress_bar, share_terminal
+from equilibrium.training.progress import progress_bar
 
 _SETTINGS = "settings.json"
 _STEP = ".step.json"
+_WATCH = 0.2  # Seconds from look to look whether the parent is there: what a killed run goes on for at most.
 
 
 class TaskError(ContractingError, RuntimeError):
@@ -58,12 +53,10 @@ class Workspace:
     Attributes:
         folder: where the task keeps its files.
         progress: whether the task may show bars.
-        place: line of the terminal for its bars.
     """
 
     folder: Path
     progress: bool = False
-    place: int = 0
 
     def once(self, step: str, compute: Callable[[], Any]) -> Any:
         """What ``compute`` returned in this or an earlier run, as JSON gives it back.
@@ -100,8 +93,10 @@ def run_tasks(
     Args:
         tasks: with different names; they are started in this order.
         folder: made if need be; an earlier run of the same tasks in it is continued.
-        jobs: processes at work at once. With 1 the tasks run in this process. No result depends on it.
-        progress: show bars where standard error is a terminal.
+        jobs: processes at work at once; no result depends on it. With 1 the tasks run in this process. With more, they
+            are those of joblib: on this machine, or wherever ``joblib.parallel_config`` says, such as on a cluster of
+            dask or ray, which must reach the same folder.
+        progress: show bars where standard error is a terminal: of the tasks, and within them where ``jobs`` is 1.
 
     Returns:
         Results and times.
@@ -111,7 +106,7 @@ def run_tasks(
             with other settings.
         TaskError: if a task raised an error of this library or its process died; any other exception of a task gets
             through, with a note that names the task.
-        MissingExtraError: with ``progress`` but without tqdm, the extra ``cli``.
+        MissingExtraError: with ``progress`` but without tqdm, or with ``jobs`` but without joblib: the extra ``cli``.
     """
     checks.whole_number("jobs", jobs)
     names = [task.name for task in tasks]
@@ -120,6 +115,8 @@ def run_tasks(
     for name in names:
         if Path(name).name != name:
             raise InputError(f"a task is named after its folder: {name!r} must be a plain name, without separators")
+    if jobs > 1:
+        checks.extra("joblib", "cli", "more than one process")
     root = output_directory(folder)
     folders = [_claim(root, task) for task in tasks]
     run = _in_this_process if jobs == 1 else _in_processes
@@ -185,57 +182,48 @@ _Running = Iterator[tuple[int, Any]]
 def _in_this_process(tasks: Sequence[Task], folders: Sequence[Path], jobs: int, progress: bool) -> _Running:
     with on_threads(1):
         for index, (task, folder) in enumerate(zip(tasks, folders, strict=True)):
-            yield index, _run(task, Workspace(folder=folder, progress=progress, place=1))
+            yield index, _run(task, Workspace(folder=folder, progress=progress))
 
 
 def _in_processes(tasks: Sequence[Task], folders: Sequence[Path], jobs: int, progress: bool) -> _Running:
-    # spawn: a forked process inherits the state of thread pools, which may hang
-    context = multiprocessing.get_context("spawn")
-    arguments = (context.Value("i", 0), context.RLock())
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=arguments) as pool:
-        futures: dict[Future[Any], int] = {
-            pool.submit(_work, task, folder, progress): index
-            for index, (task, folder) in enumerate(zip(tasks, folders, strict=True))
-        }
-        failed: TaskError | None = None
+    import joblib
+
+    chosen, _ = joblib.parallel.get_active_backend()
+    ours = {"initializer": _end_with, "initargs": (os.getpid(),)} if type(chosen).__name__ == "LokyBackend" else {}
+    # one task at a time, as soon as a process is free for it
+    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1, pre_dispatch=jobs, **ours)
+    calls = zip(range(len(tasks)), tasks, folders, strict=True)
+    failed: TaskError | None = None
+    try:
+        for index, result in parallel(joblib.delayed(_work)(*call) for call in calls):
+            if isinstance(result, TaskError):
+                failed = failed or result
+            else:
+                yield index, result
+    except BrokenProcessPool as error:
+        raise TaskError(
+            "a process of the experiment died, perhaps for lack of memory; run the same command again to continue, "
+            "with fewer jobs"
+        ) from error
+    if failed is not None:
+        raise failed
+
+
+def _work(index: int, task: Task, folder: Path) -> tuple[int, Any]:
+    """Which task it was, and its result; an error of this library counts as one, since the others can finish."""
+    with on_threads(1):
         try:
-            for future in as_completed(futures):
-                try:
-                    yield futures[future], future.result()
-                except TaskError as error:
-                    failed = failed or error  # the others can finish nevertheless
-            if failed is not None:
-                raise failed
-        except BrokenProcessPool as error:
-            raise TaskError(
-                "a process of the experiment died, perhaps for lack of memory; run the same command again to continue, "
-                "with fewer jobs"
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            return index, _run(task, Workspace(folder=folder))
+        except TaskError as error:
+            return index, error
 
 
-_place = 0  # of this worker's bars in the terminal
-
-
-def _start_worker(counter: Any, lock: Any) -> None:
-    global _place
-    with counter.get_lock():
-        counter.value += 1
-        _place = counter.value
-    torch.set_num_threads(1)
-    share_terminal(lock)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
+def _end_with(owner: int) -> None:
     """End this process when its parent was killed, or it would go on computing what the next run computes again."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        with contextlib.suppress(OSError):
-            connection.wait([parent.sentinel])
+
+    def watch() -> None:
+        while os.getppid() == owner:
+            time.sleep(_WATCH)
         os._exit(1)
 
-
-def _work(task: Task, folder: Path, progress: bool) -> Any:
-    return _run(task, Workspace(folder=folder, progress=progress, place=_place))
+    threading.Thread(target=watch, daemon=True).start()

@@ -43,7 +43,6 @@ def train(
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = False,
-    place: int = 0,
 ) -> TrainingRecord:
     """Minimise a loss of outputs and targets in place, with Adam.
 
@@ -68,7 +67,6 @@ def train(
         checkpoint: file that holds, after every epoch, everything that the rest of the training depends on. If it
             exists, training continues from there and ends with the same weights, bit for bit, as without a break.
         progress: show a bar where standard error is a terminal.
-        place: line of the bar.
 
     Returns:
         The record of all epochs.
@@ -115,7 +113,7 @@ def train(
     progress_file = None if checkpoint is None else Checkpoint(Path(checkpoint), settings)
     records = [] if progress_file is None else progress_file.load(model, optimizer, generator)
     done = len(records) * batches
-    bars = progress_bar(epochs * batches, "training", show=progress, place=place, start=done)
+    bars = progress_bar(epochs * batches, "training", show=progress, start=done)
     with modes_restored(model), bars as bar:
         for epoch in range(len(records), epochs):
             started, where = time.perf_counter(), f"epoch {epoch + 1} of {epochs}"

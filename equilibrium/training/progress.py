@@ -9,14 +9,13 @@ from typing import Any
 from contracting import checks
 
 
-def progress_bar(total: int, description: str, *, show: bool, place: int = 0, start: int = 0) -> Any:
+def progress_bar(total: int, description: str, *, show: bool, start: int = 0) -> Any:
     """A tqdm bar on standard error or in a notebook, silent where there is neither or ``show`` is off.
 
     Args:
         total: number of updates.
         description: text before the bar.
         show: whether it is wanted.
-        place: line below the first bar, so that several can stand together.
         start: updates of an earlier run that is continued.
 
     Raises:
@@ -30,17 +29,8 @@ def progress_bar(total: int, description: str, *, show: bool, place: int = 0, st
         disable=False if _in_notebook() else None,  # None: where standard error is no terminal
         leave=False,
         dynamic_ncols=True,
-        position=place,
         initial=start,
     )
-
-
-def share_terminal(lock: Any) -> None:
-    """Draw the bars of this process only while it holds ``lock``, which other processes share; nothing without tqdm."""
-    try:
-        _bars().set_lock(lock)
-    except ImportError:
-        return
 
 
 def _bars() -> Any:

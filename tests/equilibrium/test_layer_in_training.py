@@ -8,6 +8,7 @@ import math
 import socket
 import warnings
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -238,8 +239,8 @@ def test_a_training_in_the_manner_of_lightning() -> None:
     assert torch.equal(restored(x[:16]), averaged(x[:16])) and not torch.equal(averaged(x[:16]), other.model(x[:16]))
 
 
-def _gradients(rank: int, port: int) -> list[Tensor]:
-    """Those that each of two processes has, which see one half of the rows each."""
+def _gradients(rank: int, port: int, path: Path) -> None:
+    """Write down those that each of two processes has, which see one half of the rows each."""
     address = f"tcp://127.0.0.1:{port}"
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=120))
     torch.manual_seed(rank)  # the parameters of rank 0 are those of all
@@ -251,19 +252,27 @@ def _gradients(rank: int, port: int) -> list[Tensor]:
     own = torch.cat([p.grad.flatten() for p in parallel.parameters() if p.grad is not None])
     found = [torch.empty_like(own) for _ in range(2)]
     dist.all_gather(found, own)
+    torch.save(found, path)
     dist.destroy_process_group()
-    return found
 
 
-def test_two_processes_train_as_one() -> None:
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    other = mp.get_context("spawn").Process(target=_gradients, args=(1, port), daemon=True)
-    other.start()
-    found = _gradients(0, port)
-    other.join(60)
-    assert other.exitcode == 0
+    # both in processes of their own, which can be ended: one that waits for the other inside of gloo hears no signal
+    paths = [tmp_path / f"{rank}.pt" for rank in range(2)]
+    spawn = mp.get_context("spawn").Process
+    both = [spawn(target=_gradients, args=(rank, port, path), daemon=True) for rank, path in enumerate(paths)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+        process.kill()
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    found = torch.load(paths[0], weights_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(found, torch.load(paths[1], weights_only=True), strict=True))
     torch.manual_seed(0)
     alone = LBEN(4, 6, 2, lipschitz=1.0)
     alone(torch.randn(8, 4, generator=torch.Generator().manual_seed(7))).square().mean().backward()

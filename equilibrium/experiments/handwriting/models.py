@@ -124,7 +124,7 @@ def new_model(settings: MotionSettings) -> MotionModel:
 
 
 def train_model(
-    model: MotionModel, motion: Motion, settings: MotionSettings, *, progress: bool = False, place: int = 0
+    model: MotionModel, motion: Motion, settings: MotionSettings, *, progress: bool = False
 ) -> list[float]:
     """Minimise the mean square distance of paths to demonstrations at equal times, by Adam, in place.
 
@@ -147,7 +147,7 @@ def train_model(
         optimizer, settings.learning_rate, total_steps=settings.iterations, pct_start=0.2, div_factor=1 / _BEGIN
     )
     seen = []
-    with progress_bar(settings.iterations, f"{motion.name}, {settings.kind.value}", show=progress, place=place) as bar:
+    with progress_bar(settings.iterations, f"{motion.name}, {settings.kind.value}", show=progress) as bar:
         for _ in range(settings.iterations):
             flow, states = model.ode.flow(), [model.start(positions[0])]
             for _ in wanted[1:]:

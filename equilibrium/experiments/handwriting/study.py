@@ -68,7 +68,7 @@ def run_motion(settings: MotionSettings, workspace: Workspace) -> dict[str, Any]
     weights = workspace.folder / "weights.pt"
 
     def train() -> list[float]:
-        seen = train_model(model, motion, settings, progress=workspace.progress, place=workspace.place)
+        seen = train_model(model, motion, settings, progress=workspace.progress)
         write_tensors(weights, model.state_dict())
         return seen
 

@@ -97,7 +97,7 @@ def run_network(
     pairs = pairwise_lipschitz(layer)
     batches = range(0, len(labels), _BATCH)
     parts = []
-    with progress_bar(len(batches), settings.name, show=workspace.progress, place=workspace.place) as bar:
+    with progress_bar(len(batches), settings.name, show=workspace.progress) as bar:
         for k in batches:
             rows = slice(k, k + _BATCH)
             measure = functools.partial(_measured, layer, inputs[rows], labels[rows], pairs, bounds, settings)

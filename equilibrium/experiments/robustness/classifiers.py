@@ -66,7 +66,6 @@ def run_model(settings: ModelSettings, workspace: Workspace, *, data_dir: Path |
             seed=settings.seed,
             checkpoint=checkpoint,
             progress=workspace.progress,
-            place=workspace.place,
         ).epochs
     except TrainingError as error:
         # without Condition 1 an equilibrium need not exist; with it this is a defect
@@ -220,7 +219,7 @@ def _perturbations(
     rows = slice(None if settings.strongly_attacked is None else -settings.strongly_attacked, None)
     inputs, labels = exact.inputs[rows], exact.labels[rows]
     batches = math.ceil(len(labels) / _BATCH)
-    with progress_bar(batches, "attacking", show=workspace.progress, place=workspace.place) as bar:
+    with progress_bar(batches, "attacking", show=workspace.progress) as bar:
         return smallest_perturbation(
             model,
             inputs,

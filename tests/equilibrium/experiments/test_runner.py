@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import joblib
 import pytest
 import torch
 
-from contracting.errors import InputError
+from contracting.errors import InputError, MissingExtraError
 from equilibrium.experiments.runner import Task, TaskError, Workspace, run_tasks
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -63,6 +64,23 @@ def test_processes_give_what_one_process_gives(tmp_path):
     tasks = [Task(name=f"t{n}", settings=Sum(n), run=add) for n in (3, 1)]
     alone, together = (run_tasks(tasks, tmp_path / str(jobs), jobs=jobs).results for jobs in (1, 2))
     assert alone == together and alone["t3"]["threads"] == 1
+
+
+def test_tasks_go_where_joblib_is_told_to_send_them(tmp_path):
+    calls: list[str] = []
+    tasks = [Task(name=name, settings=Sum(3), run=partial(add, calls=calls)) for name in "abc"]
+    with joblib.parallel_config(backend="threading"):  # of this process, where the calls are seen
+        results = run_tasks(tasks, tmp_path / "threads", jobs=2).results
+    assert sorted(calls) == ["a", "b", "c"] and {result["total"] for result in results.values()} == {1 + 1 / 2 + 1 / 3}
+    assert run_tasks(tasks, tmp_path / "processes", jobs=2).results == results and len(calls) == 3
+
+
+def test_without_joblib_there_is_one_process(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "joblib", None)
+    tasks = [Task(name=name, settings=Sum(1), run=add) for name in "ab"]
+    with pytest.raises(MissingExtraError, match="cli"):
+        run_tasks(tasks, tmp_path, jobs=2)
+    assert len(run_tasks(tasks, tmp_path).results) == 2
 
 
 def test_finished_work_is_not_repeated(tmp_path):
