@@ -111,7 +111,6 @@ def run_network(settings: BoxSettings, workspace: Workspace, *, data_dir: Path |
         seed=settings.seed,
         checkpoint=workspace.folder / "training.pt",
         progress=workspace.progress,
-        place=workspace.place,
     )
     exact = layer.double().requires_grad_(False)
     inputs, labels = dataset.test_inputs.double(), dataset.test_labels
