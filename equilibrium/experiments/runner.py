@@ -115,14 +115,16 @@ def run_tasks(
     for name in names:
         if Path(name).name != name:
             raise InputError(f"a task is named after its folder: {name!r} must be a plain name, without separators")
-    if jobs > 1:
-        checks.extra("joblib", "cli", "more than one process")
+    joblib = checks.extra("joblib", "cli", "more than one process") if jobs > 1 else None
     root = output_directory(folder)
     folders = [_claim(root, task) for task in tasks]
-    run = _in_this_process if jobs == 1 else _in_processes
+    if joblib is None:
+        running = _in_this_process(tasks, folders, progress)
+    else:
+        running = _in_processes(joblib, tasks, folders, jobs)
     outcome = Outcome(results=dict.fromkeys(names), seconds=dict.fromkeys(names, {}))
     with progress_bar(len(tasks), "tasks", show=progress) as bar:
-        for index, result in run(tasks, folders, jobs, progress):
+        for index, result in running:
             outcome.results[names[index]] = result
             outcome.seconds[names[index]] = Workspace(folder=folders[index]).seconds()
             bar.update()
@@ -179,15 +181,13 @@ def _run(task: Task, workspace: Workspace) -> Any:
 _Running = Iterator[tuple[int, Any]]
 
 
-def _in_this_process(tasks: Sequence[Task], folders: Sequence[Path], jobs: int, progress: bool) -> _Running:
+def _in_this_process(tasks: Sequence[Task], folders: Sequence[Path], progress: bool) -> _Running:
     with on_threads(1):
         for index, (task, folder) in enumerate(zip(tasks, folders, strict=True)):
             yield index, _run(task, Workspace(folder=folder, progress=progress))
 
 
-def _in_processes(tasks: Sequence[Task], folders: Sequence[Path], jobs: int, progress: bool) -> _Running:
-    import joblib
-
+def _in_processes(joblib: Any, tasks: Sequence[Task], folders: Sequence[Path], jobs: int) -> _Running:
     chosen, _ = joblib.parallel.get_active_backend()
     ours = {"initializer": _end_with, "initargs": (os.getpid(),)} if type(chosen).__name__ == "LokyBackend" else {}
     # one task at a time, as soon as a process is free for it
