@@ -22,11 +22,13 @@ from equilibrium.lipschitz.report import (
     pair_ratio,
     verify_report,
 )
+from equilibrium.lipschitz.rowwise import RowByRow
 from equilibrium.lipschitz.system import LipschitzSystem, lipschitz_system
 
 __all__ = [
     "AttainedRatio", "BuiltIn", "Elementwise", "FirstOrder", "InteriorPoint", "LipschitzCertificate",
     "LipschitzFinder", "LipschitzReport", "LipschitzSystem", "MatrixInequality", "Norm", "PairAscent",
-    "PairwiseLipschitz", "PatternSearch", "RegionWalk", "attained_lipschitz", "certified_bound", "certified_lipschitz",
-    "check_lipschitz", "lipschitz_report", "lipschitz_system", "pair_ratio", "pairwise_lipschitz", "verify_report",
+    "PairwiseLipschitz", "PatternSearch", "RegionWalk", "RowByRow", "attained_lipschitz", "certified_bound",
+    "certified_lipschitz", "check_lipschitz", "lipschitz_report", "lipschitz_system", "pair_ratio",
+    "pairwise_lipschitz", "verify_report",
 ]  # fmt: skip

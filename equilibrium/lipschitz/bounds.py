@@ -24,6 +24,7 @@ from equilibrium.lipschitz.finder import BuiltIn
 from equilibrium.lipschitz.frequencies import PerFrequency, image_system
 from equilibrium.lipschitz.frequency_checker import ImageSystem
 from equilibrium.lipschitz.interior import InteriorPoint
+from equilibrium.lipschitz.rowwise import RowByRow
 from equilibrium.lipschitz.start import prepared
 from equilibrium.lipschitz.system import LipschitzSystem, lipschitz_system
 
@@ -44,9 +45,10 @@ def certified_lipschitz(
     """The tightest affordable certified Lipschitz constant of ``following ∘ model ∘ preceding``.
 
     In ℓ2 it is the best of the optimal multiplier (interior point, O(n³) per step), the built-in γ and the elementwise
-    bound; in ℓ1 and ℓ∞ the elementwise bound. The linear maps become part of the weights, which is tighter than a
-    product of norms. Every candidate is proved again by the independent checker. For a network on images, in ℓ2 and
-    without ``preceding``, all this is done per frequency; otherwise its matrices are needed.
+    bound; in ℓ1 and ℓ∞ of the elementwise bound and the optimal multipliers of single inputs or outputs. The linear
+    maps become part of the weights, which is tighter than a product of norms. Every candidate is proved again by the
+    independent checker. For a network on images, in ℓ2 and without ``preceding``, all this is done per frequency;
+    otherwise its matrices are needed.
 
     Args:
         model: a layer, explicit weights, or an nn.Sequential of linear modules around one layer, in evaluation mode.
@@ -73,10 +75,13 @@ def certified_lipschitz(
 
 def certified_bound(system: LipschitzSystem, norm: Norm = Norm.L2) -> LipschitzCertificate:
     """``certified_lipschitz`` of explicit matrices."""
-    if norm is not Norm.L2:
-        return Elementwise(norm=norm).certify(system)
-    optimum = InteriorPoint(tolerance=1e-6 if system.size <= _TIGHT_UP_TO else 1e-4)
-    found, refusals = _certified_by((BuiltIn(), optimum, Elementwise()), system)
+    if norm is Norm.L2:
+        optimum: Bounding = InteriorPoint(tolerance=1e-6 if system.size <= _TIGHT_UP_TO else 1e-4)
+        finders = (BuiltIn(), optimum, Elementwise())
+    else:
+        optimum = RowByRow(norm=norm)
+        finders = (optimum, Elementwise(norm=norm))
+    found, refusals = _certified_by(finders, system)
     if not found:
         raise PreconditionError(f"no Lipschitz constant can be certified: {refusals[optimum]}")
     return min(found, key=lambda certificate: certificate.bound)

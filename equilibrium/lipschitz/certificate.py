@@ -31,6 +31,8 @@ class LipschitzCertificate(Displayed):
         multiplier: ℓ2: diagonal Λ of [[2Λ − ΛW − WᵀΛ − CᵀC, ·], [·, bound²·I − DᵀD]] ≻ 0, (n,), in ``units``, or None.
         state_gains: elementwise: X ≥ 0 with |Δz| ≤ X|Δx|, (n, in), in ``units``, or None.
         entrywise: elementwise: |Δyᵢ| ≤ Σⱼ entrywiseᵢⱼ|Δxⱼ|, (out, in), or None.
+        rows: ℓ∞: a certificate in ℓ2 for every single output as a map of ξ, x = u∘ξ; ℓ1: those of the transposed map.
+        input_units: u of each row, (rows, in), or None.
         units: (p, q): the two above are those of U·2⁻ᵖ, C·2⁻ᑫ, D·2⁻ᵖ⁻ᑫ and bound·2⁻ᵖ⁻ᑫ, so that neither weights of
             1e-160 nor of 1e+160 leave the range of float64. In the units of the weights they are 4ᑫΛ and 2ᵖX.
         about: a hash of the weights it was proved for, or None.
@@ -44,6 +46,8 @@ class LipschitzCertificate(Displayed):
     multiplier: Tensor | None = None
     state_gains: Tensor | None = None
     entrywise: Tensor | None = None
+    rows: tuple[LipschitzCertificate, ...] | None = None
+    input_units: Tensor | None = None
     units: tuple[int, int] = (0, 0)
     about: str | None = None
 

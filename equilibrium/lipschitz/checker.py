@@ -27,7 +27,7 @@ def check_lipschitz(certificate: LipschitzCertificate, system: LipschitzSystem) 
     """Prove again, from explicit matrices only, that a certificate holds for a map.
 
     Args:
-        certificate: its bound, norm and slopes, and its multiplier or state gains; nothing else in it is read.
+        certificate: its bound, norm and slopes, and its multiplier, state gains or rows; nothing else is read.
         system: the matrices of the map it is claimed to be about.
 
     Returns:
@@ -46,6 +46,8 @@ def check_lipschitz(certificate: LipschitzCertificate, system: LipschitzSystem) 
         margin = _multiplier_margin(certificate, scaled, bound)
     elif certificate.state_gains is not None:
         margin = _elementwise_margin(certificate, scaled, bound)
+    elif certificate.rows is not None:
+        margin = _row_margin(certificate, scaled, bound)
     if not margin > 0:
         raise CertificateError(
             f"not certified: {certificate.norm.value} constant {certificate.bound:.6g} by {certificate.method}"
@@ -126,6 +128,47 @@ def _elementwise_margin(certificate: LipschitzCertificate, system: LipschitzSyst
         if claimed.shape != gains.shape or not bool((claimed >= gains * (1 + 4 * n * UNIT)).all()):
             return _FAIL
     return (bound - needed) / max(needed, SMALLEST)
+
+
+def _row_margin(certificate: LipschitzCertificate, system: LipschitzSystem, bound: float) -> float:
+    r"""Relative room between the bound and the largest of the rows' own, each proved in ℓ2 for its units of the inputs.
+
+    With x = u∘ξ, ‖Δξ‖₂ ≤ ‖1/u‖₂‖Δx‖∞, so that a row with a constant γ in ξ has the constant γ‖1/u‖₂ in ℓ∞.
+    """
+    rows, units = certificate.rows, certificate.input_units
+    if rows is None or units is None or certificate.norm not in (Norm.L1, Norm.LINF):
+        return _FAIL
+    system = turned(system, certificate.norm)
+    outputs, inputs = system.D.shape
+    usable = len(rows) == outputs and units.shape == (outputs, inputs)
+    if not (usable and bool((torch.isfinite(units) & (units > 0)).all())):
+        return _FAIL
+    needed = 0.0
+    for i, row in enumerate(rows):
+        if row.norm is not Norm.L2:
+            return _FAIL
+        check_lipschitz(row, single_output(system, i, units[i]))
+        reach = float(torch.linalg.vector_norm(1 / units[i])) * (1 + 2 * (inputs + _ASSEMBLY) * UNIT)
+        needed = max(needed, row.bound * reach * (1 + 4 * UNIT))
+    return (bound - needed) / max(needed, SMALLEST)
+
+
+def turned(system: LipschitzSystem, norm: Norm) -> LipschitzSystem:
+    """The map whose constant in ℓ∞ is that of ``system`` in ``norm``: itself, or in ℓ1 that of Wᵀ, Cᵀ, Uᵀ and Dᵀ."""
+    if norm is not Norm.L1:
+        return system
+    U_error, C_error, D_error = (error.mT for error in system.errors)
+    W, U, C, D = (matrix.mT.contiguous() for matrix in (system.W, system.U, system.C, system.D))
+    errors = (C_error, U_error, D_error)
+    return replace(system, W=W, U=C, C=U, D=D, errors=errors, metric=None, claimed=None)
+
+
+def single_output(system: LipschitzSystem, i: int, units: Tensor) -> LipschitzSystem:
+    """The map ξ ↦ yᵢ for inputs x = u∘ξ, (in,)."""
+    U_error, C_error, D_error = system.errors
+    errors = (U_error, C_error[i : i + 1], D_error[i : i + 1])
+    row = replace(system, C=system.C[i : i + 1], D=system.D[i : i + 1], errors=errors, claimed=None)
+    return row.with_input(torch.diag(units))
 
 
 def positive_vector(T: Tensor) -> Tensor | None:

@@ -204,12 +204,16 @@ def test_elementwise_is_exact_on_a_monotone_network() -> None:
         assert Elementwise(norm=norm).certify(system).bound == pytest.approx(truth_norm, rel=1e-9)
 
 
-def test_elementwise_refuses_what_it_cannot_do() -> None:
+def test_elementwise_refuses_what_it_cannot_do_and_single_rows_go_on() -> None:
     W = torch.tensor([[0.0, 2.0], [-2.0, 0.0]], dtype=torch.float64)
     weights = explicit_weights(W, torch.eye(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64))
     with pytest.raises(PreconditionError, match="spectral abscissa"):
-        certified_lipschitz(weights, norm=Norm.LINF)
-    assert certified_lipschitz(weights).bound < 2
+        Elementwise(norm=Norm.LINF).certify(lipschitz_system(weights))
+    euclidean = certified_lipschitz(weights).bound
+    assert euclidean < 2
+    for norm, order in ((Norm.L1, 1), (Norm.LINF, float("inf"))):
+        truth = float(torch.linalg.matrix_norm(worst_gain(lipschitz_system(weights)), order).max())
+        assert truth <= certified_lipschitz(weights, norm=norm).bound <= 2**0.5 * euclidean
 
 
 def test_linear_maps_become_part_of_the_weights() -> None:
