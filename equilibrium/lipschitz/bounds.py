@@ -75,12 +75,14 @@ def certified_lipschitz(
 
 def certified_bound(system: LipschitzSystem, norm: Norm = Norm.L2) -> LipschitzCertificate:
     """``certified_lipschitz`` of explicit matrices."""
+    optimum: Bounding
     if norm is Norm.L2:
-        optimum: Bounding = InteriorPoint(tolerance=1e-6 if system.size <= _TIGHT_UP_TO else 1e-4)
-        finders = (BuiltIn(), optimum, Elementwise())
+        optimum = InteriorPoint(tolerance=1e-6 if system.size <= _TIGHT_UP_TO else 1e-4)
     else:
         optimum = RowByRow(norm=norm)
-        finders = (optimum, Elementwise(norm=norm))
+    finders: list[Bounding] = [optimum, Elementwise(norm=norm)]
+    if norm is Norm.L2:
+        finders.insert(0, BuiltIn())
     found, refusals = _certified_by(finders, system)
     if not found:
         raise PreconditionError(f"no Lipschitz constant can be certified: {refusals[optimum]}")

@@ -32,6 +32,7 @@ from equilibrium.lipschitz.system import LipschitzSystem, in_power
 
 _FACTOR = 10.0  # growth of the weight t of the objective
 _MOST_NEWTON = 30  # Newton steps per value of t
+_LARGEST = 1500  # neurons and inputs together; a Newton step on more of them takes seconds, for every row anew
 _LEAST = 1e-10  # No share dⱼ is less than so much of the mean: an input that does nothing keeps a finite unit.
 
 
@@ -57,7 +58,7 @@ class RowByRow(Finder[LipschitzSystem, Tensor, LipschitzCertificate]):
         checks.number("tolerance", self.tolerance, low=1e-8, high=1)
 
     def find(self, system: LipschitzSystem) -> Tensor:
-        """Λ and the units of the inputs; a row that cannot be the worst keeps equal units.
+        """Λ and the units of the inputs; a row that cannot be the worst, or is too large, keeps equal units.
 
         Raises:
             PreconditionError: if no Λ is found in which Condition 1 holds.
@@ -76,15 +77,16 @@ class RowByRow(Finder[LipschitzSystem, Tensor, LipschitzCertificate]):
         worst = 0.0
         for i in sorted(range(len(values)), key=values.__getitem__, reverse=True):
             if values[i] > worst:
-                value, *found[i] = self._optimum(system, i, *found[i], values[i])
-                worst = max(worst, value)
+                value, *better = self._optimum(system, i, *found[i], values[i])
+                found[i], worst = (better[0], better[1]), max(worst, value)
         return torch.stack([torch.cat(pair) for pair in found])
 
     def _optimum(
         self, system: LipschitzSystem, i: int, lam: Tensor, equal: Tensor, value: float
     ) -> tuple[float, Tensor, Tensor]:
         row = single_output(system, i, equal)
-        if not 0 < value < math.inf or row.slopes[0] == row.slopes[1]:
+        size = sum(row.U.shape)
+        if not 0 < value < math.inf or row.slopes[0] == row.slopes[1] or size > _LARGEST:
             return value, lam, equal
         program = _Program(row.in_units(row.units), lam)
         point = program.solved(self.tolerance)
