@@ -35,6 +35,7 @@ from contracting.types import Slopes
 # Sizes n of the state that trade time for the rate.
 IN_PASSING = 400  # Beyond, what the parabola test contains anyway is not worth its time where no method is named.
 _STEEPEST = 1e-3  # Places of a Schur basis differ by no larger factor, with which T above the diagonal is gone.
+_LARGEST_GAP = 1e-3  # A metric that stays farther from −α(A), relative to ‖A‖, is compared with graded ones.
 _GRADED = 100  # Up to here a Schur basis is computed where the Lyapunov equation fails, in O(n⁴) time.
 _OPTIMISED_INCLUSION = 150  # Up to here Λ is optimised where no method is named, at one eigenvalue problem a gradient.
 
@@ -272,32 +273,30 @@ class LyapunovMetric(RateFinder):
         A = view.system.W
         abscissa, size = float(eigenvalues(A).real.max()), float(torch.linalg.matrix_norm(A, 2))
         unit, identity = max(size, math.ulp(1.0)), torch.eye(system.size, dtype=torch.float64)
-        rated: list[tuple[float, Tensor]] = []
+        rated: list[tuple[float, Candidate]] = []
 
         def rate(P: Tensor | None) -> float:
-            """What the checker accepts in P."""
+            """What the checker accepts in P, in the caller's own coordinates."""
             if P is None:
                 return -math.inf
             try:
-                proved = certified(view.system, Candidate(metric=full_metric(P)), method=self.name).rate
+                candidate = view.candidate(Candidate(metric=full_metric(P)))
+                proved = certified(system, candidate, method=self.name).rate
             except (CertificateError, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
                 return -math.inf
-            rated.append((proved, P))
+            rated.append((proved, candidate))
             return proved
 
-        for gap in (self.gap, 10 * self.gap, 1e-3, 1e-2):
-            if rate(lyapunov_metric(A - (abscissa + gap * unit) * identity)) >= -abscissa - 2 * gap * unit:
+        for gap in (self.gap, 10 * self.gap, 1e-3, 1e-2, 0.03, 0.1):
+            if rate(lyapunov_metric(A - (abscissa + gap * unit) * identity)) > -math.inf:
                 break
-        else:
-            rate(lyapunov_metric(A - (abscissa + 0.1 * unit) * identity))
-            if system.size <= _GRADED:
-                U, T = schur(A)
-                ratio = 1.0
-                while rate(_graded(U, T, ratio)) > -math.inf and ratio > _STEEPEST:
-                    ratio *= 0.95
+        if gap > _LARGEST_GAP and system.size <= _GRADED:
+            (U, T), ratio = schur(A), 1.0
+            while rate(_graded(U, T, ratio)) > -math.inf and ratio > _STEEPEST:
+                ratio *= 0.95
         if not rated:
             raise CertificateError("Lyapunov equation: no positive definite solution in float64")
-        return view.candidate(Candidate(metric=full_metric(max(rated, key=lambda pair: pair[0])[1])))
+        return max(rated, key=lambda pair: pair[0])[1]
 
 
 def _graded(U: Tensor, T: Tensor, ratio: float) -> Tensor:

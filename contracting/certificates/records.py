@@ -126,7 +126,9 @@ class Convergence(Displayed):
         slopes: the slopes [a, β] of the activation for which it holds.
         method: where the bound comes from.
         flow: the flow it is about, in words.
-        margin: lower bound of m = λmin(sym Ã) after the allowance for rounding, which the proof rests on.
+        margin: by how much the inequalities that prove it hold at unit diagonal, after the allowance for rounding; > 0.
+        integrals: K of the Lur'e–Postnikov function, (n,), or None where the flow contracts in the metric.
+        multiplier: diagonal of the sector inequality, (n,); without ``integrals`` as in a ``Certificate``.
     """
 
     _units = {"rate": PER_TIME}
@@ -138,6 +140,8 @@ class Convergence(Displayed):
     method: str
     flow: str
     margin: float
+    integrals: Tensor | None = None
+    multiplier: Tensor | None = None
 
     @property
     def assumption(self) -> str:

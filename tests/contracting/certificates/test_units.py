@@ -166,7 +166,7 @@ def test_tiny_weights_have_the_rate_and_the_metric_of_none(size: float) -> None:
         assert found.best.rate == pytest.approx(1, abs=1e-5) and found.best.rate <= found.bound.rate
     linear = LinearSystem(W=W)
     assert abs(certify(linear).rate) <= 10 * max(size, 1e-300)
-    assert fixed_input_convergence(HopfieldSystem(W=W)).rate == pytest.approx(0.5)
+    assert fixed_input_convergence(HopfieldSystem(W=W)).rate == pytest.approx(1, abs=1e-5)
 
 
 def test_convergence_is_certified_in_all_units() -> None:

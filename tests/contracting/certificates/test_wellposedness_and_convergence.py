@@ -16,9 +16,9 @@ from contracting.certificates import (
     FiringRateSystem,
     HopfieldSystem,
     InclusionSystem,
+    abscissa_bound,
     certify,
     check_convergence,
-    convergence,
     find_metric,
     fixed_input_convergence,
     rules_out,
@@ -120,59 +120,75 @@ def test_flows_converge_as_certified_even_where_they_do_not_contract(flow: Firin
         assert certify(bound).rate < 0
 
 
-def test_convergence_is_not_contraction_and_forgeries_fail() -> None:
-    W, lam = monotone_weight(5, seed=7, skew=1.0, spread=0.5, monotonicity=0.6)
-    for system in (HopfieldSystem(W=W, hint=lam), FiringRateSystem(W=W, hint=lam)):
-        certificate = fixed_input_convergence(system)
-        assert certificate.rate == pytest.approx(0.3, abs=1e-6) and "constant input" in certificate.assumption
+@pytest.mark.parametrize("system", [HopfieldSystem, FiringRateSystem])
+def test_convergence_is_not_contraction_and_forgeries_fail(
+    system: type[HopfieldSystem] | type[FiringRateSystem],
+) -> None:
+    W, lam = monotone_weight(5, seed=7, skew=1.0, spread=0.5, monotonicity=0.4)
+    flow = system(W=W, hint=lam)
+    given, found = fixed_input_convergence(flow, metric=WeightedL2(lam)), fixed_input_convergence(flow)
+    assert given.rate == pytest.approx(0.36) and "constant input" in given.assumption
+    assert given.rate < found.rate <= abscissa_bound(flow).rate
+    assert isinstance(given.metric, WeightedL2)
+    assert torch.allclose(given.metric.weights / lam, given.metric.weights[:1] / lam[:1])
+    assert found.multiplier is not None and found.integrals is not None and given.integrals is not None
+    for certificate in (given, found):
         for forged in (
-            replace(certificate, rate=certificate.rate + 1e-4),
+            replace(certificate, rate=certificate.rate + 0.05),
             replace(certificate, overshoot=certificate.overshoot * 0.999),
             replace(certificate, overshoot=0.5),
-            replace(certificate, rate=0.6),
+            replace(certificate, rate=1.01),
             replace(certificate, slopes=(0.0, 0.5)),
             replace(certificate, metric=WeightedL2(1 / lam)),
+            replace(certificate, integrals=-certificate.integrals),
+            replace(certificate, integrals=None),
+            replace(certificate, multiplier=None),
         ):
             with pytest.raises(CertificateError):
-                check_convergence(forged, system)
+                check_convergence(forged, flow)
         with pytest.raises(CertificateError):
-            check_convergence(certificate, replace(system, W=2 * W + gaussian(5, 0)))
-    with pytest.raises(CertificateError):
-        check_convergence(certificate, InclusionSystem(W=W))
+            check_convergence(certificate, replace(flow, W=2 * W + gaussian(5, 0)))
+        with pytest.raises(CertificateError):
+            check_convergence(certificate, InclusionSystem(W=W))
+    problem, _ = planted(ReLU(), W, lam, batch=1, seed=0)
+    with pytest.raises(PreconditionError, match=r"\bcertify\b"):
+        fixed_input_convergence(PeacemanRachfordFlow(step=1.0).bind(problem))
+
+
+def test_where_condition_1_fails_convergence_is_refused_or_open() -> None:
     with pytest.raises(CertificateError, match="Condition 1"):
         fixed_input_convergence(HopfieldSystem(W=gaussian(4, 1, 5.0)), metric=WeightedL2(torch.ones(4)))
     with pytest.raises(PreconditionError, match=r"\bmetric\b"):
         fixed_input_convergence(HopfieldSystem(W=2 * torch.eye(3, dtype=torch.float64)))
-    problem, _ = planted(ReLU(), W, lam, batch=1, seed=0)
-    with pytest.raises(PreconditionError, match=r"\bcertify\b"):
-        fixed_input_convergence(PeacemanRachfordFlow(step=1.0).bind(problem))
-    free = fixed_input_convergence(HopfieldSystem(W=0 * W))
-    assert free.rate == pytest.approx(0.5) and free.overshoot == pytest.approx(1)
 
 
 @pytest.mark.parametrize("system", [HopfieldSystem, FiringRateSystem])
-def test_the_room_left_for_rounding_grows_with_the_size(
-    system: type[HopfieldSystem] | type[FiringRateSystem], monkeypatch: pytest.MonkeyPatch
+def test_convergence_is_never_slower_than_contraction_and_not_capped_at_one_half(
+    system: type[HopfieldSystem] | type[FiringRateSystem],
 ) -> None:
-    """W = ½I attains its norm in every direction. Beyond n = 750 only this room is left, so it is tried here alone."""
-    monkeypatch.setattr(convergence, "_SAFETY", 0.0)
-    for n in (2, 30, 200):
-        spread = torch.exp2(torch.linspace(-1, 1, n, dtype=torch.float64))  # uneven after scaling by powers of two
-        for lam in (torch.ones(n, dtype=torch.float64), spread):
-            half = system(W=0.5 * torch.eye(n, dtype=torch.float64), hint=lam)
-            assert fixed_input_convergence(half).rate == pytest.approx(0.25, abs=1e-9)
-    monkeypatch.setattr(convergence, "_UNITS", 1)
-    with pytest.raises(CertificateError, match="‖W̃‖"):
-        fixed_input_convergence(half)
+    for W in (torch.zeros(3, 3, dtype=torch.float64), gaussian(4, 3, 0.5), rotation(1.0)):
+        flow = system(W=W)
+        certificate = fixed_input_convergence(flow)
+        assert certify(flow).rate - 1e-9 <= certificate.rate <= abscissa_bound(flow).rate
+        assert certificate.rate > 0.5
+    assert fixed_input_convergence(system(W=torch.zeros(3, 3, dtype=torch.float64))).overshoot == 1
 
 
-def test_the_bound_on_the_norm_that_is_proved_is_the_one_that_is_used() -> None:
-    """A certificate that needs a norm below the proved bound is refused, and the inequality is named."""
-    W, lam = monotone_weight(5, seed=7, skew=1.0, spread=0.5, monotonicity=0.6)
-    system = HopfieldSystem(W=W, hint=lam)
-    norm = float(WeightedL2(lam).operator_norm(W))
-    exact = (1 + norm**2 / 0.6) ** 0.5  # with m and w without any room
-    certificate = fixed_input_convergence(system)
-    assert exact < certificate.overshoot < exact * (1 + 1e-8)
-    with pytest.raises(CertificateError, match="Condition 1"):
-        check_convergence(replace(certificate, overshoot=exact), system)
+def test_the_rate_of_a_rotation_is_the_one_of_its_closed_form() -> None:
+    """W = k[[0, 1], [−1, 0]], K = I: T = 0 is best and 2(1 − c)c = k(2c − 1); the contraction rate there is 1 − k/2."""
+    for k in (4.0, 10.0):
+        c = (-(k - 1) + ((k - 1) ** 2 + 2 * k) ** 0.5) / 2
+        certificate = fixed_input_convergence(HopfieldSystem(W=rotation(k)))
+        assert 0.5 < 0.98 * c - 2e-3 <= certificate.rate <= c + 1e-6
+
+
+@pytest.mark.parametrize("system", [HopfieldSystem, FiringRateSystem])
+@pytest.mark.parametrize("n", [2, 200])
+def test_uneven_metrics_of_any_size_are_proved(
+    system: type[HopfieldSystem] | type[FiringRateSystem], n: int
+) -> None:
+    """W = ½I attains its norm and its m in every direction."""
+    spread = torch.exp2(torch.linspace(-1, 1, n, dtype=torch.float64))  # uneven after scaling by powers of two
+    for lam in (torch.ones(n, dtype=torch.float64), spread):
+        half = system(W=0.5 * torch.eye(n, dtype=torch.float64))
+        assert fixed_input_convergence(half, metric=WeightedL2(lam)).rate == pytest.approx(0.45, abs=1e-9)
