@@ -35,7 +35,7 @@ from contracting.certificates.wellposedness import find_metric
 from contracting.errors import PreconditionError
 from contracting.flows.base import BoundFlow
 from contracting.lure.system import LureSystem
-from contracting.metrics import FullP, WeightedL2
+from contracting.metrics import FullP, Metric, WeightedL2
 from contracting.types import Slopes
 
 _ASSEMBLY = 16  # An entry of an inequality is rounded so often at most, beside the roundings of its inner products.
@@ -267,8 +267,8 @@ def _margins(certificate: Convergence, system: SlopeSystem, K: Tensor, T: Tensor
     }
 
 
-def _in_units(system: SlopeSystem, metric: FullP | WeightedL2, multiplier: Tensor) -> tuple[SlopeSystem, FullP, Tensor]:
-    """``in_units`` with a multiplier that is there."""
+def _in_units(system: SlopeSystem, metric: Metric, multiplier: Tensor) -> tuple[SlopeSystem, FullP, Tensor]:
+    """``in_units`` of a quadratic metric with a multiplier that is there."""
     balanced, seen, scaled = in_units(system, metric, multiplier)
     assert scaled is not None and isinstance(seen, FullP | WeightedL2)
     return balanced, FullP(seen.matrix) if isinstance(seen, WeightedL2) else seen, scaled
