@@ -6,6 +6,7 @@ from equilibrium.lipschitz.bounds import (
     certified_lipschitz,
     pairwise_lipschitz,
 )
+from equilibrium.lipschitz.branches import Branches
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
 from equilibrium.lipschitz.checker import check_lipschitz
 from equilibrium.lipschitz.elementwise import Elementwise
@@ -26,7 +27,7 @@ from equilibrium.lipschitz.rowwise import RowByRow
 from equilibrium.lipschitz.system import LipschitzSystem, lipschitz_system
 
 __all__ = [
-    "AttainedRatio", "BuiltIn", "Elementwise", "FirstOrder", "InteriorPoint", "LipschitzCertificate",
+    "AttainedRatio", "Branches", "BuiltIn", "Elementwise", "FirstOrder", "InteriorPoint", "LipschitzCertificate",
     "LipschitzFinder", "LipschitzReport", "LipschitzSystem", "MatrixInequality", "Norm", "PairAscent",
     "PairwiseLipschitz", "PatternSearch", "RegionWalk", "RowByRow", "attained_lipschitz", "certified_bound",
     "certified_lipschitz", "check_lipschitz", "lipschitz_report", "lipschitz_system", "pair_ratio",

@@ -29,6 +29,8 @@ class LipschitzCertificate(Displayed):
         slopes: the slopes [a, b] of the activation for which it holds.
         margin: what is left of the inequality after the allowance for rounding, > 0; see the checker.
         multiplier: ℓ2: diagonal Λ of [[2Λ − ΛW − WᵀΛ − CᵀC, ·], [·, bound²·I − DᵀD]] ≻ 0, (n,), in ``units``, or None.
+        branches: of a proof by cases: which ends of slopes each case fixes, 0 the low, 1 the high and −1 none, and its
+            multiplier, (cases, n) each, in ``units``; ``multiplier`` is then for Condition 1 alone. Or None.
         state_gains: elementwise: X ≥ 0 with |Δz| ≤ X|Δx|, (n, in), in ``units``, or None.
         entrywise: elementwise: |Δyᵢ| ≤ Σⱼ entrywiseᵢⱼ|Δxⱼ|, (out, in), or None.
         rows: ℓ∞: a certificate in ℓ2 for every single output as a map of ξ, x = u∘ξ; ℓ1: those of the transposed map.
@@ -44,6 +46,7 @@ class LipschitzCertificate(Displayed):
     slopes: tuple[float, float]
     margin: float
     multiplier: Tensor | None = None
+    branches: tuple[Tensor, Tensor] | None = None
     state_gains: Tensor | None = None
     entrywise: Tensor | None = None
     rows: tuple[LipschitzCertificate, ...] | None = None

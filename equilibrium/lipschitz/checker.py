@@ -42,7 +42,9 @@ def check_lipschitz(certificate: LipschitzCertificate, system: LipschitzSystem) 
     p, q = certificate.units
     scaled, bound = system.in_units(certificate.units), in_power(certificate.bound, -p - q)
     margin = _FAIL
-    if certificate.multiplier is not None:
+    if certificate.branches is not None:
+        margin = _branches_margin(certificate, scaled, bound)
+    elif certificate.multiplier is not None:
         margin = _multiplier_margin(certificate, scaled, bound)
     elif certificate.state_gains is not None:
         margin = _elementwise_margin(certificate, scaled, bound)
@@ -73,9 +75,55 @@ def _multiplier_margin(certificate: LipschitzCertificate, system: LipschitzSyste
     lam, n = certificate.multiplier, system.size
     if certificate.norm is not Norm.L2 or lam is None or lam.shape != (n,):
         return _FAIL
+    low, high = (torch.full((n,), end, dtype=torch.float64) for end in certificate.slopes)
+    return _form_margin(system, lam, low, high, bound)
+
+
+def _branches_margin(certificate: LipschitzCertificate, system: LipschitzSystem, bound: float) -> float:
+    r"""The least margin of all cases, if they cover every pattern of ends of the slopes, and of Condition 1.
+
+    With Condition 1 no I − JW is singular. The gain C(I − JW)⁻¹JU + D moves along one matrix of rank one while a slope
+    goes through its interval, in one direction, so that its norm is largest at an end: patterns of ends bound every J.
+    Where a slope is fixed, a = b, the summand −2λ(Δz − aΔv)² of ``_multiplier_margin`` is zero.
+    """
+    assert certificate.branches is not None
+    (patterns, multipliers), n, root = certificate.branches, system.size, certificate.multiplier
+    if certificate.norm is not Norm.L2 or root is None or root.shape != (n,):
+        return _FAIL
+    if patterns.ndim != 2 or patterns.shape != multipliers.shape or patterns.shape[1] != n or not _covering(patterns):
+        return _FAIL
+    low, high = (torch.full((n,), end, dtype=torch.float64) for end in certificate.slopes)
+    none = replace(
+        system, C=0 * system.C, D=0 * system.D, errors=tuple(torch.zeros_like(error) for error in system.errors)
+    )
+    margin = _form_margin(none, root, low, high, bound)
+    for pattern, lam in zip(patterns, multipliers, strict=True):
+        margin = min(
+            margin,
+            _form_margin(system, lam, torch.where(pattern > 0, high, low), torch.where(pattern == 0, low, high), bound),
+        )
+    return margin
+
+
+def _covering(patterns: Tensor) -> bool:
+    """Whether every pattern of ends belongs to one of these cases: −1 leaves an end open, 0 and 1 are the low and high.
+
+    Any two must differ in an end that both fix; then their shares of all patterns add up, and to one if all are there.
+    """
+    if not bool(((patterns == -1) | (patterns == 0) | (patterns == 1)).all()):
+        return False
+    fixed = (patterns >= 0).sum(1)
+    apart = (patterns[:, None] + patterns == 1) & (patterns[:, None] >= 0) & (patterns >= 0)
+    others = ~torch.eye(len(patterns), dtype=torch.bool)
+    shares = torch.ldexp(torch.ones(len(patterns), dtype=torch.float64), -fixed)
+    return bool(fixed.max() < 50) and bool(apart.any(-1)[others].all()) and float(shares.sum()) == 1.0
+
+
+def _form_margin(system: LipschitzSystem, lam: Tensor, low: Tensor, high: Tensor, bound: float) -> float:
+    """Of the form in ``_multiplier_margin``, for one interval of slopes for each neuron, (n,) each."""
+    n = system.size
     if not bool((torch.isfinite(lam) & (lam > 0)).all()) or not 0 <= bound < float("inf"):
         return _FAIL
-    low, high = certificate.slopes
     U_error, C_error, D_error = system.errors
     V, Y = torch.cat([system.W, system.U], 1), torch.cat([system.C, system.D], 1)
     V_error = torch.cat([torch.zeros_like(system.W), U_error], 1)
@@ -84,21 +132,22 @@ def _multiplier_margin(certificate: LipschitzCertificate, system: LipschitzSyste
         V, Y, V_error, Y_error = V[:, :n], 0 * Y[:, :n], V_error[:, :n], 0 * Y_error[:, :n]
     total = V.shape[1]
     cross = torch.zeros(total, total, dtype=torch.float64)
-    cross[:n] = lam[:, None] * V
+    middle = ((low + high) * lam)[:, None]
+    cross[:n] = middle * V
     cross_error = torch.zeros_like(cross)
-    cross_error[:n] = lam[:, None] * V_error
+    cross_error[:n] = middle * V_error
     diagonal = torch.cat([2 * lam, torch.full((total - n,), bound * bound, dtype=torch.float64)])
-    matrix = torch.diag(diagonal) - (low + high) * (cross + cross.mT) - Y.mT @ Y
-    size = torch.diag(diagonal) + (low + high) * (cross.abs() + cross.mT.abs()) + Y.abs().mT @ Y.abs()
+    matrix = torch.diag(diagonal) - (cross + cross.mT) - Y.mT @ Y
+    size = torch.diag(diagonal) + cross.abs() + cross.mT.abs() + Y.abs().mT @ Y.abs()
     product_error = Y.abs().mT @ Y_error
-    error = (low + high) * (cross_error + cross_error.mT) + product_error + product_error.mT + Y_error.mT @ Y_error
-    if low > 0:
-        root = lam.sqrt()[:, None]
+    error = cross_error + cross_error.mT + product_error + product_error.mT + Y_error.mT @ Y_error
+    if bool((low > 0).any()):
+        root = (2 * low * high * lam).sqrt()[:, None]
         scaled, scaled_error = root * V, root * V_error
-        matrix = matrix + 2 * low * high * (scaled.mT @ scaled)
-        size = size + 2 * low * high * (sizes(scaled).mT @ sizes(scaled))
+        matrix = matrix + scaled.mT @ scaled
+        size = size + sizes(scaled).mT @ sizes(scaled)
         half = sizes(scaled).mT @ scaled_error
-        error = error + 2 * low * high * (half + half.mT + scaled_error.mT @ scaled_error)
+        error = error + half + half.mT + scaled_error.mT @ scaled_error
     inner = max(n, system.C.shape[0]) + _ASSEMBLY
     return definite_margin(matrix, 1.01 * (inner * UNIT * (size + SMALLEST) + error))
 

@@ -43,9 +43,10 @@ class InteriorPoint(LipschitzFinder):
     def find(self, system: LipschitzSystem) -> Tensor:
         """The optimal Λ and, because rounding may hide the optimum, the one it started from: (2, n)."""
         small, lam = prepared(system, self.start)
-        return torch.stack([self._optimum(small, lam), lam])
+        return torch.stack([self.optimum(small, lam), lam])
 
-    def _optimum(self, system: LipschitzSystem, lam: Tensor) -> Tensor:
+    def optimum(self, system: LipschitzSystem, lam: Tensor) -> Tensor:
+        """The optimal Λ of a system as ``prepared`` makes it, from a Λ at its best multiple; never worse than that."""
         value = gain(system, lam)
         if not 0 < value < float("inf") or system.slopes[0] == system.slopes[1]:
             return lam
