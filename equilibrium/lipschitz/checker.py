@@ -93,9 +93,8 @@ def _branches_margin(certificate: LipschitzCertificate, system: LipschitzSystem,
     if patterns.ndim != 2 or patterns.shape != multipliers.shape or patterns.shape[1] != n or not _covering(patterns):
         return _FAIL
     low, high = (torch.full((n,), end, dtype=torch.float64) for end in certificate.slopes)
-    none = replace(
-        system, C=0 * system.C, D=0 * system.D, errors=tuple(torch.zeros_like(error) for error in system.errors)
-    )
+    nothing = (torch.zeros_like(system.U), torch.zeros_like(system.C), torch.zeros_like(system.D))
+    none = replace(system, C=nothing[1], D=nothing[2], errors=nothing)
     margin = _form_margin(none, root, low, high, bound)
     for pattern, lam in zip(patterns, multipliers, strict=True):
         margin = min(
