@@ -121,11 +121,11 @@ def _by_itself(seed: int) -> tuple[float, float]:
 
 
 def _nilpotent(seed: int) -> tuple[float, float]:
-    """−I and ones above the diagonal, 16 rows in rotated coordinates: the truth is 1."""
+    """−I plus a nilpotent matrix of 16 rows in rotated coordinates: the truth is 1."""
     draw = torch.Generator().manual_seed(seed)
     Q = torch.linalg.qr(torch.randn(16, 16, generator=draw, dtype=F64)).Q
-    A = torch.diag(torch.ones(15, dtype=F64), 1) - torch.eye(16, dtype=F64)
-    system = LinearSystem(W=Q @ A @ Q.mT)
+    N = torch.triu(torch.randn(16, 16, generator=draw, dtype=F64), 1)
+    system = LinearSystem(W=Q @ (N / N.abs().max() - torch.eye(16, dtype=F64)) @ Q.mT)
     return 1 - _first_lyapunov(system), 1 - certify(system).rate
 
 

@@ -280,6 +280,16 @@ def test_step_sweep(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_looseness(tmp_path: Path) -> None:
+    printed = run("looseness.py", tmp_path, "--systems", "1", "--rows", "10", "--out", str(tmp_path))
+    rows = json.loads((tmp_path / "results.json").read_text())["looseness"]
+    assert len(rows) == 9 and (tmp_path / "table.md").read_text() in printed
+    for row in rows:
+        before, after = torch.tensor(row["before"]), torch.tensor(row["after"])
+        assert bool((after < before).all()) and bool((after > -1e-6).all()), row["kind"]
+
+
+@pytest.mark.slow
 def test_predicted_iterations(tmp_path: Path) -> None:
     run("predicted_iterations.py", tmp_path, "--out", str(tmp_path))
     counts = {entry["solver"]: entry for entry in json.loads((tmp_path / "results.json").read_text())["counts"]}

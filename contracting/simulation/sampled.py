@@ -193,7 +193,7 @@ def fit_metric_by_inequalities(
     flow: VectorField, points: Tensor, *, family: type[FullP] | type[WeightedL2] = FullP, tolerance: float = 1e-4,
     t: float = 0.0,
 ) -> SampledRate:
-    r"""The best constant metric at given samples, by semidefinite programs: JᵀP + PJ ⪯ −2cP at each, largest c.
+    r"""The best quadratic metric at given samples, by semidefinite programs: JᵀP + PJ ⪯ −2cP at each, largest c.
 
     What ``fit_metric`` approaches by gradients, here up to a tolerance; for tens of neurons and thousands of samples.
     It is as little a certificate: test it on *other* points.

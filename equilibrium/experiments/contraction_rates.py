@@ -224,7 +224,7 @@ def _inclusion(name: str, layer: EquilibriumLayer) -> RateRecord:
 
 
 def _sweeps(small: bool) -> tuple[SkewnessSweep, StepSweep]:
-    """On a few random units, for which the truth is known well: the best constant metric comes from all vertices."""
+    """On a few random units, for which the best constant quadratic metric is known, from all vertices."""
     n = _SMALL_UNITS if small else _SWEEP_UNITS
     generator = torch.Generator().manual_seed(3)
     V, S = torch.randn(2, n, n, dtype=torch.float64, generator=generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +14,11 @@ from contracting import (
     Certificate,
     FiringRate,
     FixedStep,
+    LiftedForm,
     TimeScaledForwardBackward,
+    WeightedL1,
     WeightedL2,
+    WeightedLinf,
     certify,
     decay_rate,
     distance,
@@ -24,8 +28,11 @@ from contracting import (
 )
 from contracting.certificates import (
     DiagonalMetric,
+    ExplicitMetric,
     FiringRateSystem,
     InclusionSystem,
+    ParabolaTest,
+    VertexInequalities,
     best_forward_backward_step,
     forward_backward_system,
 )
@@ -50,6 +57,20 @@ _COLUMNS = (
     Column("α", lambda record: record.step),
     Column("FB cert.", lambda record: record.forward_certified),
     Column("FB seen", lambda record: record.forward_measured),
+)
+_KINDS: dict[str, Callable[[Certificate], bool]] = {
+    "ℓ∞": lambda certificate: isinstance(certificate.metric, WeightedLinf),
+    "ℓ1": lambda certificate: isinstance(certificate.metric, WeightedL1),
+    "diagonal": lambda certificate: certificate.method == DiagonalMetric.name,
+    "explicit P": lambda certificate: certificate.method == ExplicitMetric.name,
+    "parabola": lambda certificate: certificate.method.startswith(ParabolaTest.title),
+    "vertices": lambda certificate: certificate.method == VertexInequalities.name,
+    "degree 4": lambda certificate: isinstance(certificate.metric, LiftedForm),
+}
+_TRUTH = (
+    Column("skewness k", lambda record: record.gain, "g"),
+    *(Column(kind, lambda record, kind=kind: record.rates[kind]) for kind in _KINDS),  # type: ignore[misc]
+    Column("bound"),
 )
 _NOTES = """
 certified ≤ best P ≤ bound: rates of the firing-rate flow. best P: of the best constant quadratic metric
@@ -84,6 +105,7 @@ class GainRecord:
         certified: certified rate of the firing-rate flow, in the best metric found.
         quadratic: the best rate of any constant quadratic metric, from all vertices; None without cvxpy.
         formula: 1 − k/2.
+        rates: the best certified rate of each kind of metric; None where there is none.
         bound: upper bound on the rate in any norm.
         exponent: growth exponent of the diverging pair in closed form; negative where it decays.
         measured: the same from a simulation.
@@ -98,6 +120,7 @@ class GainRecord:
     certified: float
     quadratic: float | None
     formula: float
+    rates: dict[str, float | None]
     bound: float
     exponent: float
     measured: float
@@ -146,6 +169,10 @@ def _study(gain: float, pairs: int) -> tuple[GainRecord, _Curves]:
         certified=rates.best.rate,
         quadratic=None if rates.quadratic is None else rates.quadratic.rate,
         formula=1 - gain / 2,
+        rates={
+            kind: max((found.rate for found in rates.all if belongs(found)), default=None)
+            for kind, belongs in _KINDS.items()
+        },
         bound=rates.bound.rate,
         exponent=trap.exponent,
         measured=-float(fit.rate),
@@ -173,6 +200,10 @@ def _text(records: list[GainRecord]) -> str:
             "firing-rate flow to its",
             f"equilibrium stays below {convergence.overshoot:.4g}·e^(−{convergence.rate:g}t) times the first one "
             f"({convergence.method}, certified).",
+            "",
+            "Every certificate of the firing-rate flow beside the bound, over the skewness of I − W:",
+            "",
+            aligned(_TRUTH, records),
         ]
     )
 
