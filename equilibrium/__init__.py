@@ -50,7 +50,15 @@ from equilibrium.local import (
     local_lipschitz,
 )
 from equilibrium.nemon import NEMON
-from equilibrium.parameterizations import DenseParameterization, MonDEQ, Monotone, Parameterization, Unconstrained
+from equilibrium.parameterizations import (
+    BoundedParameterization,
+    Contractive,
+    DenseParameterization,
+    MonDEQ,
+    Monotone,
+    Parameterization,
+    Unconstrained,
+)
 from equilibrium.training.certified import CertifiedMargin, IntervalMargin
 from equilibrium.training.data import Samples
 from equilibrium.training.loop import train
@@ -59,14 +67,15 @@ from equilibrium.training.records import TrainingRecord, TrainingStep
 from equilibrium.weights import NetworkWeights, Weights, explicit_weights
 
 __all__ = [
-    "Anderson", "Automatic", "BackwardEuler", "BogackiShampine", "CertifiedMargin", "Choice", "ClassProof",
-    "CrossEntropy", "DenseParameterization", "DiagonalStep", "DormandPrince", "DouglasRachford", "EquilibriumLayer",
-    "ExplicitEuler", "FISTA", "FailedRows", "FixedIterations", "ForwardBackward", "Heun", "Implicit",
-    "IntervalMargin", "LBEN", "LBENConv2d", "LipschitzCertificate", "LipschitzReport", "LocalLipschitz",
-    "LocalSearch", "Loss", "MonDEQ", "Monotone", "MultiScaleConv2d", "NEMON", "NetworkWeights", "NewtonKrylov",
-    "PairwiseLipschitz", "Parameterization", "PeacemanRachford", "PseudoTransient", "RK4", "RungeKuttaChebyshev",
-    "Samples", "SemismoothNewton", "SquaredError", "Stop", "TorchDiffEq", "TrainingRecord", "TrainingStep", "Tseng",
-    "Unconstrained", "Unrolled", "Weights", "attained_lipschitz", "certified_lipschitz", "certified_radius",
-    "certified_within", "check_lipschitz", "explicit_weights", "from_residual", "from_sequential", "from_weights",
+    "Anderson", "Automatic", "BackwardEuler", "BogackiShampine", "BoundedParameterization", "CertifiedMargin",
+    "Choice", "ClassProof", "Contractive", "CrossEntropy", "DenseParameterization", "DiagonalStep",
+    "DormandPrince", "DouglasRachford", "EquilibriumLayer", "ExplicitEuler", "FISTA", "FailedRows",
+    "FixedIterations", "ForwardBackward", "Heun", "Implicit", "IntervalMargin", "LBEN", "LBENConv2d",
+    "LipschitzCertificate", "LipschitzReport", "LocalLipschitz", "LocalSearch", "Loss", "MonDEQ", "Monotone",
+    "MultiScaleConv2d", "NEMON", "NetworkWeights", "NewtonKrylov", "PairwiseLipschitz", "Parameterization",
+    "PeacemanRachford", "PseudoTransient", "RK4", "RungeKuttaChebyshev", "Samples", "SemismoothNewton",
+    "SquaredError", "Stop", "TorchDiffEq", "TrainingRecord", "TrainingStep", "Tseng", "Unconstrained",
+    "Unrolled", "Weights", "attained_lipschitz", "certified_lipschitz", "certified_radius", "certified_within",
+    "check_lipschitz", "explicit_weights", "from_residual", "from_sequential", "from_weights",
     "lipschitz_report", "load_reference", "local_lipschitz", "pairwise_lipschitz", "save_reference", "train",
 ]  # fmt: skip

@@ -31,7 +31,7 @@ from contracting.modules.settings import WithSettings
 from contracting.precision import as_computed, full_precision
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.automatic import Automatic
-from equilibrium.parameterizations import Monotone, MonotoneOptions, Parameterization
+from equilibrium.parameterizations import Contractive, Monotone, MonotoneOptions, Parameterization
 from equilibrium.weights import NetworkWeights, Weights
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -351,8 +351,8 @@ class LBEN(EquilibriumLayer):
         out_features: size of y.
         lipschitz: γ > 0, or None for no bound.
         learn_lipschitz: train log γ, starting at ``lipschitz``.
-        contraction_rate: c in [0, 1), or None.
-        epsilon: ε > 0, strong monotonicity of the parameterisation.
+        contraction_rate: c in [0, 1), or None; with it the parameters are those of ``Contractive``.
+        epsilon: ε > 0, strong monotonicity of the parameterisation ``Monotone``; only without ``contraction_rate``.
         learn_metric: False fixes Ψ = I, which gives a monDEQ.
         feedthrough: add a term Dx to the output.
         activation: σ, monotone with slopes in [0, 1].
@@ -375,7 +375,13 @@ class LBEN(EquilibriumLayer):
         self, in_features: int, hidden_features: int, out_features: int, **options: Unpack[LBENOptions]
     ):
         free, own = of_the_layer(options)
-        super().__init__(Monotone(in_features, hidden_features, out_features, **free), **own)
+        made = Monotone if free.get("contraction_rate") is None else Contractive
+        if made is Contractive and "epsilon" in free:
+            raise InputError(
+                "epsilon goes without contraction_rate, which makes I − W strongly monotone by itself: leave one of "
+                "them out, or take EquilibriumLayer(Monotone(…)) for both"
+            )
+        super().__init__(made(in_features, hidden_features, out_features, **free), **own)
 
     def weights(self) -> Weights:
         """The explicit weights of the present parameters, as matrices; otherwise as in ``EquilibriumLayer``."""

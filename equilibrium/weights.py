@@ -66,7 +66,7 @@ class NetworkWeights(Displayed, ABC):
 
     @property
     def hopfield_metric(self) -> FullP | None:
-        """ΛP⁻¹Λ as a matrix, in which the Hopfield flow contracts at the same rate; meant for small n."""
+        """A matrix in which the Hopfield flow contracts at the same rate; meant for small n."""
         return self.dense().hopfield_metric
 
     @abstractmethod
@@ -136,16 +136,28 @@ class Weights(NetworkWeights):
 
     @property
     def hopfield_metric(self) -> FullP | None:
-        """ΛP⁻¹Λ, in which the Hopfield flow contracts at the same rate: its linear part is WJ in place of JW.
+        """A metric in which the Hopfield flow contracts at the same rate: its linear part is WJ in place of JW.
 
-        That the metric of one flow gives that of the other is special to this P, which is the same for W and for the
-        weight with the opposite skew part; a firing-rate metric found otherwise has no such companion.
+        In coordinates with Λ = I let s = ‖(P + W)P^−½‖/(2√(1−c)), below one where P proves c of the firing-rate flow
+        with something left. Then Y = WP⁻¹Wᵀ + 4(1−c)(1−s²)I has (W + Y)(W + Y)ᵀ ⪯ 4(1−c)Y, and Y⁻¹ is the metric.
+        None if nothing is left.
         """
-        if self.contraction_matrix is None or self.metric is None:
+        if self.contraction_matrix is None or self.metric is None or self.contraction_rate is None:
             return None
-        lam = torch.diag(self.metric.weights.detach())
-        P = lam @ torch.linalg.solve(self.contraction_matrix.detach(), lam)
-        return FullP((P + P.mT) / 2)
+        root, share = self.metric.weights.detach().double().sqrt(), 4 * (1 - self.contraction_rate)
+        W = self.state.to_dense().detach().double() * root[:, None] / root
+        P = self.contraction_matrix.detach().double() / root[:, None] / root
+        factor, info = torch.linalg.cholesky_ex(P)
+        if int(info):
+            return None
+        columns = torch.linalg.solve_triangular(factor, torch.cat([(P + W).mT, W.mT], 1), upper=False)
+        used, Z = columns.split(len(P), 1)
+        left = (share - float(torch.linalg.matrix_norm(used, 2)) ** 2) / 2
+        if not left > 0:
+            return None
+        inverse = torch.linalg.inv(Z.mT @ Z + left * torch.eye(len(P), dtype=P.dtype, device=P.device))
+        inverse = root[:, None] * inverse * root
+        return FullP(((inverse + inverse.mT) / 2).to(self.contraction_matrix))
 
     @property
     def output_matrix(self) -> Tensor:

@@ -78,6 +78,14 @@ def test_lure_certificates(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_contractive_draws(tmp_path: Path) -> None:
+    printed = run("contractive_draws.py", tmp_path)
+    assert "checkers 0 of FiringRate, 0 of Hopfield, 0 of γ" in printed
+    assert printed.count("10 of 10 refused") == 2
+    assert all(float(pivot) > 0 for pivot in re.findall(r"of [cγ] ([\d.e+-]+)", printed))
+
+
+@pytest.mark.slow
 def test_contracting_ode(tmp_path: Path) -> None:
     printed = run("contracting_ode.py", tmp_path)
     assert "40 of 40 promises proved" in printed

@@ -25,7 +25,7 @@ default_solvers register_solver register_activation register_finder
 """
 EQUILIBRIUM = """
 LBEN LBENConv2d MultiScaleConv2d EquilibriumLayer FixedIterations FailedRows Stop Implicit
-Parameterization DenseParameterization Monotone MonDEQ Unconstrained Weights NetworkWeights explicit_weights
+Parameterization DenseParameterization Contractive Monotone MonDEQ Unconstrained Weights NetworkWeights explicit_weights
 train certified_lipschitz attained_lipschitz certified_radius pairwise_lipschitz lipschitz_report check_lipschitz
 from_sequential from_residual from_weights load_reference save_reference
 """

@@ -15,6 +15,7 @@ from contracting.activations.names import activation_named
 from contracting.loop.records import Stop
 from equilibrium.layers import LBEN
 from equilibrium.lipschitz import certified_lipschitz
+from equilibrium.parameterizations import MonotoneOptions
 from equilibrium.training.data import Samples
 from equilibrium.training.loop import train
 from equilibrium.training.losses import Function, Loss
@@ -35,7 +36,7 @@ class EquilibriumEstimator(sklearn_base.BaseEstimator):  # type: ignore[misc, na
         hidden_features: n, the neurons.
         lipschitz: γ, the certified ℓ2 Lipschitz constant from the inputs to the outputs, or None.
         contraction_rate: c, the certified rate of the flow whose equilibrium is computed, or None.
-        epsilon: strong monotonicity that is built in.
+        epsilon: strong monotonicity that is built in; without effect where ``contraction_rate`` brings its own.
         activation: its name, as of ``activation_named``.
         loss: None takes the usual one; see ``train``.
         epochs: passes over the rows.
@@ -87,6 +88,8 @@ class EquilibriumEstimator(sklearn_base.BaseEstimator):  # type: ignore[misc, na
         """Train a new layer on inputs (count, in) and targets."""
         generator = checks.extra("sklearn.utils", "data", "fit()").check_random_state(self.random_state)
         seed = int(generator.randint(2**31 - 1))
+        rate = self.contraction_rate
+        asked: MonotoneOptions = {"epsilon": self.epsilon} if rate is None else {"contraction_rate": rate}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             layer = LBEN(
@@ -94,8 +97,7 @@ class EquilibriumEstimator(sklearn_base.BaseEstimator):  # type: ignore[misc, na
                 self.hidden_features,
                 outputs,
                 lipschitz=self.lipschitz,
-                contraction_rate=self.contraction_rate,
-                epsilon=self.epsilon,
+                **asked,
                 activation=activation_named(self.activation),
                 dtype=torch.float64,
             )

@@ -100,7 +100,7 @@ class TrackingRecord:
 
 def _layer(hidden: int, rate: float, seed: int) -> LBEN:
     with seeded(seed), torch.no_grad():
-        layer = LBEN(2, hidden, 2, contraction_rate=rate, epsilon=0.1, dtype=torch.float64)
+        layer = LBEN(2, hidden, 2, contraction_rate=rate, dtype=torch.float64)
         for parameter in layer.parameters():
             parameter.copy_(torch.randn_like(parameter) / math.sqrt(hidden))
     return layer.requires_grad_(False)

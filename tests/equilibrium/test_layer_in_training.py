@@ -22,10 +22,10 @@ from contracting.loop.method import Method
 from contracting.loop.records import LastSolves, SolveError, Stop
 from contracting.loop.run import solve
 from contracting.problem import EquilibriumProblem
-from equilibrium import LBEN, EquilibriumLayer, FailedRows, Implicit, LBENConv2d, Monotone, TorchDiffEq, Unrolled
+from equilibrium import LBEN, EquilibriumLayer, FailedRows, Implicit, LBENConv2d, TorchDiffEq, Unrolled
 from equilibrium.convolution.parameterization import ConvolutionalMonotone, ConvolutionalOptions
 from equilibrium.layers import LayerOptions
-from equilibrium.parameterizations import MonotoneOptions
+from equilibrium.parameterizations import BoundedOptions, BoundedParameterization
 
 D = torch.float64
 
@@ -33,7 +33,7 @@ D = torch.float64
 def test_options_are_those_of_the_constructors() -> None:
     """The one list of each, for those who pass them on."""
     for made, options in (
-        (Monotone, MonotoneOptions),
+        (BoundedParameterization, BoundedOptions),
         (EquilibriumLayer, LayerOptions),
         (ConvolutionalMonotone, ConvolutionalOptions),
     ):

@@ -17,6 +17,7 @@ from contracting.metrics import WeightedL2
 from equilibrium import (
     LBEN,
     NEMON,
+    Contractive,
     EquilibriumLayer,
     Monotone,
     Parameterization,
@@ -67,6 +68,34 @@ class TestNEMON(ParameterizationContract):
     def other_settings(self) -> list[Parameterization]:
         others = {"epsilon": 0.2}, {"learn_metric": False}, {"feedthrough": False}
         return [NEMON(3, 5, 2, dtype=D, **{"feedthrough": True, **other}) for other in others]  # type: ignore[arg-type]
+class TestContractive(ParameterizationContract):
+    """Rate and bound, which is learnt."""
+
+    options = {"lipschitz": 0.7, "contraction_rate": 0.3, "learn_lipschitz": True}
+
+    def parameterization(self) -> Parameterization:
+        return Contractive(3, 5, 2, dtype=D, **self.options)  # type: ignore[arg-type]
+
+    def other_settings(self) -> list[Parameterization]:
+        other = Contractive(3, 5, 2, dtype=D, **{**self.options, "contraction_rate": 0.1})  # type: ignore[arg-type]
+        return [other, Monotone(3, 5, 2, dtype=D, **self.options)]  # type: ignore[arg-type]
+
+
+class TestContractiveWithFeedthrough(ParameterizationContract):
+    """Where ‖D‖ < γ is part of the parameterisation, and c = 0."""
+
+    def parameterization(self) -> Parameterization:
+        return Contractive(3, 5, 2, lipschitz=2.0, feedthrough=True, dtype=D)
+
+    def other_settings(self) -> list[Parameterization]:
+        return [Contractive(3, 5, 2, lipschitz=2.0, dtype=D), Contractive(3, 5, 2, feedthrough=True, dtype=D)]
+
+
+class TestContractiveWithoutBound(ParameterizationContract):
+    """The rate alone, in a metric that is given."""
+
+    def parameterization(self) -> Parameterization:
+        return Contractive(3, 5, 2, contraction_rate=0.8, learn_metric=False, dtype=D)
 
 
 class TestUnconstrained(ParameterizationContract):
@@ -195,7 +224,7 @@ def test_the_state_dict_of_another_map_is_refused_before_anything_is_copied() ->
     model = nn.Sequential(nn.Linear(3, 3), layer)
     others = (
         LBEN(3, 5, 2, lipschitz=1.0),
-        LBEN(3, 5, 2, lipschitz=1.0, epsilon=0.1, contraction_rate=0.1),
+        LBEN(3, 5, 2, lipschitz=1.0, contraction_rate=0.1),
         LBEN(3, 5, 2, lipschitz=1.0, epsilon=0.1, activation=Tanh()),
     )
     for other, name in zip(others, ("epsilon", "contraction_rate", "activation"), strict=True):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import matplotlib.figure
 
 from contracting.plots.style import BLUE, FULL_WIDTH, GREEN, NARROW, ORANGE, SKY, finish
-from equilibrium.experiments.contraction_cost.study import TrainedLayer, by_rate
+from equilibrium.experiments.contraction_cost.study import TrainedLayer, by_rate, named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ def draw_contraction_cost(layers: Sequence[TrainedLayer], width: float = FULL_WI
         width: of the figure, in inches.
     """
     groups = by_rate(layers)
-    places, names = range(len(groups)), ["none" if rate is None else f"{rate:g}" for rate in groups]
+    places, names = range(len(groups)), [named(asked) for asked in groups]
     narrow = width < NARROW
     figure = matplotlib.figure.Figure(figsize=(width, (1.75 if narrow else 0.55) * width), layout="constrained")
     left, right = figure.subplots(2, 1, height_ratios=(1, 1.4)) if narrow else figure.subplots(1, 2)
@@ -41,9 +41,11 @@ def draw_contraction_cost(layers: Sequence[TrainedLayer], width: float = FULL_WI
     draw(right, "slowest", GREEN, "D", "slowest pair of trajectories", 0.02)
     draw(right, "certified", BLUE, "s", "certified, best found", -0.02)
     draw(right, "explicit", SKY, "^", "certified, explicit metric", -0.06)
-    for place, rate in enumerate(groups):
+    rates = [rate for rate, _ in groups]
+    for place, rate in enumerate(rates):
         if rate is not None:
-            label = "asked for" if rate == max(r for r in groups if r is not None) else None
+            last = rate == max(r for r in rates if r is not None) and rate not in rates[:place]
+            label = "asked for" if last else None
             right.plot([place - 0.3, place + 0.3], [rate, rate], color="0.4", linestyle="--", linewidth=1, label=label)
     for axes, y in ((left, "test error (%)"), (right, "rate (per unit of time)")):
         finish(axes, x="contraction rate c asked for", y=y, title="", legend=False)

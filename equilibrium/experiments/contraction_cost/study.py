@@ -9,6 +9,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from math import sqrt
 
 import torch
 
@@ -25,8 +27,8 @@ from contracting import (
     simulate_pairs,
 )
 from contracting.certificates import ExplicitMetric, system_of, upper_bound
-from equilibrium import LBEN, train
-from equilibrium.experiments.networks import new_layer
+from equilibrium import Contractive, EquilibriumLayer, Monotone, train
+from equilibrium.experiments.networks import seeded
 from equilibrium.experiments.tables import Column, markdown
 from equilibrium.lipschitz import BuiltIn, lipschitz_system
 from equilibrium.training.data import Dataset
@@ -38,12 +40,30 @@ _FLOOR = 1e-9  # A fit of a rate ends where the distance, relative to the first 
 _NEAR = 1e-3  # Every second pair starts this much closer than the others, to see the rate of one slope pattern.
 
 
+class Kind(Enum):
+    """What makes a layer contract: the complete parameterisation, or the one with an added term."""
+
+    CONTRACTIVE = "contractive"
+    MONOTONE = "monotone"
+
+
+Asked = tuple[float | None, Kind | None]
+"""A rate and how it is built in; (None, None) where none is asked for."""
+
+
+def named(asked: Asked) -> str:
+    """In words, as tables and figures have it."""
+    rate, kind = asked
+    return "none" if rate is None or kind is None else f"{rate:g}" + ("" if kind is Kind.CONTRACTIVE else " (monotone)")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainedLayer:
     """One trained layer.
 
     Attributes:
         contraction_rate: c that training asked for, or None.
+        kind: how it is built in, or None.
         seed: of weights and batches.
         test_error: in percent.
         kept: whether c, in the metric of the parameterisation, passed the checker; None where none was asked for.
@@ -58,6 +78,7 @@ class TrainedLayer:
     """
 
     contraction_rate: float | None
+    kind: Kind | None
     seed: int
     test_error: float
     kept: bool | None
@@ -77,6 +98,7 @@ class CostSettings:
 
     Attributes:
         rates: those to ask for; None asks for no contraction.
+        kinds: how to build them in.
         seeds: how many.
         hidden: neurons.
         epochs: passes over the training images.
@@ -84,10 +106,66 @@ class CostSettings:
     """
 
     rates: tuple[float | None, ...] = (None, 0.2, 0.5)
+    kinds: tuple[Kind, ...] = (Kind.CONTRACTIVE,)
     seeds: int = 5
     hidden: int = 64
     epochs: int = 15
     lipschitz: float = 1.0
+
+    @property
+    def asked(self) -> list[Asked]:
+        """Every rate in every way."""
+        return [pair for c in self.rates for pair in ([(None, None)] if c is None else [(c, k) for k in self.kinds])]
+
+
+def new_layer_of(dataset: Dataset, settings: CostSettings, asked: Asked, seed: int) -> EquilibriumLayer:
+    """A layer before training."""
+    (rate, kind), gamma = asked, settings.lipschitz
+    sizes = (dataset.features, settings.hidden, dataset.classes)
+    made = Contractive if kind is Kind.CONTRACTIVE else Monotone
+    with seeded(seed):
+        return EquilibriumLayer(made(*sizes, lipschitz=gamma, contraction_rate=rate))
+
+
+def errors_of(
+    dataset: Dataset, settings: CostSettings, *, said: Callable[[Asked, int, float], None] | None = None
+) -> dict[Asked, list[float]]:
+    """Test errors in percent, seed by seed, without measuring anything else.
+
+    Args:
+        dataset: images and labels.
+        settings: what to train.
+        said: called with every error.
+
+    Raises:
+        TrainingError: if training does not go on.
+    """
+    errors: dict[Asked, list[float]] = {asked: [] for asked in settings.asked}
+    for seed in range(settings.seeds):
+        for asked, found in errors.items():
+            layer = new_layer_of(dataset, settings, asked, seed)
+            found.append(train(layer, dataset, epochs=settings.epochs, seed=seed).test_error)
+            if said is not None:
+                said(asked, seed, found[-1])
+    return errors
+
+
+def paired_table(errors: dict[Asked, list[float]]) -> str:
+    """Mean errors, and the mean difference to those of the first row with its standard error, over equal seeds."""
+    first = next(iter(errors.values()))
+
+    def difference(row: tuple[Asked, list[float]]) -> str:
+        gaps = [error - other for error, other in zip(row[1], first, strict=True)]
+        if row[1] is first or len(gaps) < 2:
+            return "–"
+        return f"{statistics.fmean(gaps):+.3f} ± {statistics.stdev(gaps) / sqrt(len(gaps)):.3f}"
+
+    columns = (
+        Column("asked rate c", lambda row: named(row[0])),
+        Column("test error (%)", lambda row: f"{statistics.fmean(row[1]):.3f}"),
+        Column(f"less that of the first, paired over {len(first)} seeds", difference),
+    )
+    return markdown(columns, list(errors.items()))
 
 
 def contraction_cost_of(
@@ -105,15 +183,9 @@ def contraction_cost_of(
         CertificateError: if a layer does not keep what its parameterisation promises.
     """
     done = []
-    for rate in settings.rates:
+    for asked in settings.asked:
         for seed in range(settings.seeds):
-            layer = new_layer(
-                dataset,
-                settings.hidden,
-                seed,
-                lipschitz=settings.lipschitz,
-                contraction_rate=rate,
-            )
+            layer = new_layer_of(dataset, settings, asked, seed)
             error = train(layer, dataset, epochs=settings.epochs, seed=seed).test_error
             done.append(measure_layer(layer.double(), dataset, seed=seed, test_error=error))
             if said is not None:
@@ -122,13 +194,13 @@ def contraction_cost_of(
 
 
 @torch.no_grad()
-def measure_layer(layer: LBEN, dataset: Dataset, *, seed: int, test_error: float) -> TrainedLayer:
+def measure_layer(layer: EquilibriumLayer, dataset: Dataset, *, seed: int, test_error: float) -> TrainedLayer:
     """Certify the firing-rate flow of a layer, bound it from above, and follow pairs of its trajectories.
 
     Raises:
         CertificateError: if the layer does not keep its γ or its c.
     """
-    weights = layer.weights()
+    weights, free = layer.weights(), layer.parameterization
     inputs = dataset.test_inputs[:_PAIRS].double()
     flow = layer.flow(FiringRate, inputs)
     system = system_of(flow)
@@ -161,6 +233,7 @@ def measure_layer(layer: LBEN, dataset: Dataset, *, seed: int, test_error: float
     path = Trajectory(times=times, states=pair.first, steps=torch.zeros(len(first), dtype=torch.int64))
     return TrainedLayer(
         contraction_rate=rate,
+        kind=None if rate is None else Kind.CONTRACTIVE if isinstance(free, Contractive) else Kind.MONOTONE,
         seed=seed,
         test_error=test_error,
         kept=kept,
@@ -178,7 +251,7 @@ def measure_layer(layer: LBEN, dataset: Dataset, *, seed: int, test_error: float
 def _mean_of(name: str, head: str, digits: int = 3) -> Column:
     """A column of means ± sample standard deviations over the layers of a row."""
 
-    def mean(row: tuple[object, Sequence[TrainedLayer]]) -> str:
+    def mean(row: tuple[Asked, Sequence[TrainedLayer]]) -> str:
         values = [getattr(layer, name) for layer in row[1]]
         spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
         return f"{statistics.fmean(values):.{digits}f}{spread}"
@@ -187,7 +260,7 @@ def _mean_of(name: str, head: str, digits: int = 3) -> Column:
 
 
 _COLUMNS = (
-    Column("asked rate c", lambda row: "none" if row[0] is None else f"{row[0]:g}"),
+    Column("asked rate c", lambda row: named(row[0])),
     _mean_of("test_error", "test error (%)", digits=2),
     _mean_of("explicit", "certified, explicit metric"),
     _mean_of("certified", "certified, best found"),
@@ -203,9 +276,9 @@ def cost_table(layers: Sequence[TrainedLayer]) -> str:
     return markdown(_COLUMNS, list(by_rate(layers).items()))
 
 
-def by_rate(layers: Sequence[TrainedLayer]) -> dict[float | None, list[TrainedLayer]]:
+def by_rate(layers: Sequence[TrainedLayer]) -> dict[Asked, list[TrainedLayer]]:
     """The layers of every rate that was asked for, in the order they came."""
-    groups: dict[float | None, list[TrainedLayer]] = {}
+    groups: dict[Asked, list[TrainedLayer]] = {}
     for layer in layers:
-        groups.setdefault(layer.contraction_rate, []).append(layer)
+        groups.setdefault((layer.contraction_rate, layer.kind), []).append(layer)
     return groups

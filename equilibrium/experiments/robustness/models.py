@@ -14,6 +14,7 @@ from contracting import InputError
 from equilibrium import LBEN, EquilibriumLayer, Implicit, LBENConv2d, Stop, Unconstrained
 from equilibrium.convolution import MetricShape
 from equilibrium.experiments.networks import seeded
+from equilibrium.parameterizations import MonotoneOptions
 from equilibrium.training.cifar import cifar10
 from equilibrium.training.data import Dataset, digits, mnist, subset
 
@@ -59,7 +60,7 @@ class ModelSettings:
             parameters as an LBEN with n neurons.
         lipschitz: γ, or None.
         contraction_rate: c, or None.
-        epsilon: ε of the parameterisation.
+        epsilon: ε of the parameterisation; a dense network with a rate has none.
         images: what is classified.
         epochs: passes over the training images.
         batch_size: images per step.
@@ -140,11 +141,12 @@ def new_model(settings: ModelSettings, dataset: Dataset) -> nn.Module:
             return EquilibriumLayer(Unconstrained(*sizes), stop=stop, backward=Implicit(stop=stop))
         if settings.convolutions is not None:
             return _on_images(settings, settings.convolutions, dataset, stop)
+        rate = settings.contraction_rate
+        asked: MonotoneOptions = {"epsilon": settings.epsilon} if rate is None else {"contraction_rate": rate}
         return LBEN(
             *sizes,
             lipschitz=settings.lipschitz,
-            contraction_rate=settings.contraction_rate,
-            epsilon=settings.epsilon,
+            **asked,
             learn_metric=settings.kind is not Kind.MONDEQ,
             stop=stop,
             backward=Implicit(stop=stop),
