@@ -68,6 +68,8 @@ class TestNEMON(ParameterizationContract):
     def other_settings(self) -> list[Parameterization]:
         others = {"epsilon": 0.2}, {"learn_metric": False}, {"feedthrough": False}
         return [NEMON(3, 5, 2, dtype=D, **{"feedthrough": True, **other}) for other in others]  # type: ignore[arg-type]
+
+
 class TestContractive(ParameterizationContract):
     """Rate and bound, which is learnt."""
 
