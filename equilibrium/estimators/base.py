@@ -15,7 +15,6 @@ from contracting.activations.names import activation_named
 from contracting.loop.records import Stop
 from equilibrium.layers import LBEN
 from equilibrium.lipschitz import certified_lipschitz
-from equilibrium.parameterizations import MonotoneOptions
 from equilibrium.training.data import Samples
 from equilibrium.training.loop import train
 from equilibrium.training.losses import Function, Loss
@@ -89,7 +88,7 @@ class EquilibriumEstimator(sklearn_base.BaseEstimator):  # type: ignore[misc, na
         generator = checks.extra("sklearn.utils", "data", "fit()").check_random_state(self.random_state)
         seed = int(generator.randint(2**31 - 1))
         rate = self.contraction_rate
-        asked: MonotoneOptions = {"epsilon": self.epsilon} if rate is None else {"contraction_rate": rate}
+        asked: dict[str, Any] = {"epsilon": self.epsilon} if rate is None else {"contraction_rate": rate}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             layer = LBEN(

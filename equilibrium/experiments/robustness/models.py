@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -14,7 +15,6 @@ from contracting import InputError
 from equilibrium import LBEN, EquilibriumLayer, Implicit, LBENConv2d, Stop, Unconstrained
 from equilibrium.convolution import MetricShape
 from equilibrium.experiments.networks import seeded
-from equilibrium.parameterizations import MonotoneOptions
 from equilibrium.training.cifar import cifar10
 from equilibrium.training.data import Dataset, digits, mnist, subset
 
@@ -142,7 +142,7 @@ def new_model(settings: ModelSettings, dataset: Dataset) -> nn.Module:
         if settings.convolutions is not None:
             return _on_images(settings, settings.convolutions, dataset, stop)
         rate = settings.contraction_rate
-        asked: MonotoneOptions = {"epsilon": settings.epsilon} if rate is None else {"contraction_rate": rate}
+        asked: dict[str, Any] = {"epsilon": settings.epsilon} if rate is None else {"contraction_rate": rate}
         return LBEN(
             *sizes,
             lipschitz=settings.lipschitz,
