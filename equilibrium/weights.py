@@ -139,8 +139,9 @@ class Weights(NetworkWeights):
         """A metric in which the Hopfield flow contracts at the same rate: its linear part is WJ in place of JW.
 
         In coordinates with Λ = I let s = ‖(P + W)P^−½‖/(2√(1−c)), below one where P proves c of the firing-rate flow
-        with something left. Then Y = WP⁻¹Wᵀ + 4(1−c)(1−s²)I has (W + Y)(W + Y)ᵀ ⪯ 4(1−c)Y, and Y⁻¹ is the metric.
-        None if nothing is left.
+        with something left. Then Y = WP⁻¹Wᵀ + hI has (W + Y)(W + Y)ᵀ ≺ 4(1−c)Y for 0 < h < 4(1−c)(1−s²), of which h is
+        half, and Y⁻¹ is the metric: in float64, as rounding it to less can cost the proof near the edge. None if nothing
+        is left.
         """
         if self.contraction_matrix is None or self.metric is None or self.contraction_rate is None:
             return None
@@ -157,7 +158,7 @@ class Weights(NetworkWeights):
             return None
         inverse = torch.linalg.inv(Z.mT @ Z + left * torch.eye(len(P), dtype=P.dtype, device=P.device))
         inverse = root[:, None] * inverse * root
-        return FullP(((inverse + inverse.mT) / 2).to(self.contraction_matrix))
+        return FullP((inverse + inverse.mT) / 2)
 
     @property
     def output_matrix(self) -> Tensor:
