@@ -139,9 +139,9 @@ class Weights(NetworkWeights):
         """A metric in which the Hopfield flow contracts at the same rate: its linear part is WJ in place of JW.
 
         In coordinates with Λ = I let s = ‖(P + W)P^−½‖/(2√(1−c)), below one where P proves c of the firing-rate flow
-        with something left. Then Y = WP⁻¹Wᵀ + hI has (W + Y)(W + Y)ᵀ ≺ 4(1−c)Y for 0 < h < 4(1−c)(1−s²), of which h is
-        half, and Y⁻¹ is the metric: in float64, as rounding it to less can cost the proof near the edge. None if nothing
-        is left.
+        with something left. Then Y = WP⁻¹Wᵀ + hI has (W + Y)(W + Y)ᵀ ≺ 4(1−c)Y for 0 < h < 4(1−c)(1−s²), of which h
+        is half, and Y⁻¹ is the metric, in float64: of large weights near the edge its condition is beyond float32. None
+        if nothing is left.
         """
         if self.contraction_matrix is None or self.metric is None or self.contraction_rate is None:
             return None
