@@ -1,4 +1,4 @@
-r"""Feed-forward networks as equilibrium networks: exactly the same map, hence the same certificates.
+r"""Feed-forward networks, and those with equilibrium layers among others, as one equilibrium network: the same map.
 
 A perceptron is z = (h₁, …, h_K) with W strictly block lower triangular; a residual network x ← x + G_kσ(H_kx + b_k) is
 W_kj = H_kG_j for j < k, U_k = H_k, W_o = [G₁ … G_K] and a feedthrough D = I. Both are Lur'e systems without a state and
@@ -9,6 +9,8 @@ stands here.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Unpack
 
@@ -100,27 +102,32 @@ def from_weights(weights: Weights, **options: Unpack[LayerOptions]) -> Equilibri
 
 
 def from_sequential(network: nn.Sequential) -> EquilibriumLayer:
-    """A feed-forward network as an equilibrium layer: the same map, exactly.
+    """A network of layers that follow each other as one equilibrium layer: the same map, exactly.
 
     Args:
-        network: linear layers, activations of bounded slope (each layer its own), nested nn.Sequential, modules with
-            skip connections and whatever else ``contracting.lure_of`` reads. Its weights are copied.
+        network: linear layers (convolutions and average pooling of an nn.Unflatten too), activations of bounded slope
+            (each layer its own), equilibrium layers with a metric, nested nn.Sequential, modules with skip connections
+            and whatever else ``contracting.lure_of`` reads. Its weights are copied.
 
     Returns:
-        The layer, solved by as many fixed-point steps as there are hidden layers; its metric is Λ_k = θ^{2k}.
+        The layer; its metric is Λ_k = θ^{2k}, times the metric of the k-th layer where that is an equilibrium layer.
+        Without one it is solved by as many fixed-point steps as there are hidden layers.
 
     Raises:
         InputError: on modules that cannot be read, by their name; on sizes that do not fit; or without a hidden layer.
+        PreconditionError: if Condition 1 does not hold for an equilibrium layer in its metric.
     """
     if not isinstance(network, nn.Sequential) or len(network) == 0:
         raise InputError(f"network must be an nn.Sequential of Linear and activations, got {type(network).__name__}")
-    first = next((module for module in network.modules() if isinstance(module, nn.Linear)), None)
-    if first is None:
+    first = next((m for m in network.modules() if isinstance(m, nn.Linear | nn.Unflatten | EquilibriumLayer)), None)
+    example = next(itertools.chain(network.parameters(), network.buffers()), None)
+    if first is None or example is None:
         raise InputError("network must have at least one hidden layer: a Linear followed by an activation")
+    size = math.prod(first.unflattened_size) if isinstance(first, nn.Unflatten) else first.in_features
     try:
-        return _feed_forward(network, first.weight.new_zeros(1, first.in_features))
+        return _read_network(network, example.new_zeros(1, size))
     except RuntimeError as error:
-        raise InputError(f"network cannot be run on rows of {first.in_features} entries: {error}") from error
+        raise InputError(f"network cannot be run on rows of {size} entries: {error}") from error
 
 
 def from_residual(
@@ -156,17 +163,15 @@ def from_residual(
             x = x + G(neurons(H(x), sigma))
         return x
 
-    return _feed_forward(network, first.new_zeros(1, width))
+    return _read_network(network, first.new_zeros(1, width))
 
 
-def _feed_forward(network: Callable[[Tensor], Tensor], x: Tensor) -> EquilibriumLayer:
+def _read_network(network: Callable[[Tensor], Tensor], x: Tensor) -> EquilibriumLayer:
     """What a function of rows like x computes, as a layer."""
     with torch.no_grad():
         found = read(network, x)
-    if not found.layers or found.metric is not None:
-        wanted = "no equilibrium layer, which is one already" if found.layers else "at least one hidden layer"
-        raise InputError(f"network must have {wanted}: it must be made of Linear layers followed by activations")
-    metric = _graded_metric(found.D.to(x), found.layers)
+    if not found.layers:
+        raise InputError("network must have at least one hidden layer: a Linear followed by an activation")
     weights = explicit_weights(
         found.D.to(x),
         found.C.to(x),
@@ -174,8 +179,10 @@ def _feed_forward(network: Callable[[Tensor], Tensor], x: Tensor) -> Equilibrium
         bias=found.q.to(x),
         output_bias=found.e.to(x),
         feedthrough=found.A.to(x) if bool(found.A.any()) else None,
-        metric=metric,
+        metric=_graded_metric(found.D.to(x), found.layers, found.metric),
     )
+    if found.metric is not None:
+        return from_weights(weights, activation=found.activation)
     # step 1 makes forward–backward the plain fixed-point iteration, which ends after as many steps as there are layers
     depth = len(found.layers)
     stop = Stop(max_steps=max(10, 2 * depth + 2), check_every=depth + 1)
@@ -192,20 +199,35 @@ def _read_layer(layer: EquilibriumLayer, x: Traced, *, z0: Tensor | None = None)
 register_reader(EquilibriumLayer.forward, _read_layer)
 
 
-def _graded_metric(W: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Λ_k = θ^{2k}, scaled to geometric mean one, with θ halved until ‖Λ^½WΛ^−½‖ < 1, which implies Condition 1."""
-    values = W.detach().to("cpu", torch.float64)
+def _graded_metric(W: Tensor, sizes: Sequence[int], own: WeightedL2 | None) -> Tensor:
+    """Λ_k = θ^{2k}Λ⁰_k of geometric mean one, Λ⁰ the own metrics of the layers, with θ halved until Condition 1 holds.
+
+    Without implicit layers ‖Λ^½WΛ^−½‖ < 1, which implies it. With them the least margin of a layer is halved at most.
+    """
+    values, base = W.detach().to("cpu", torch.float64), torch.ones(len(W), dtype=torch.float64)
+    if own is not None:
+        base = own.weights.detach().to("cpu", torch.float64)
+    white = WeightedL2(base).whiten(values)
     level = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(torch.float64)
     starts = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
-    blocks = [values[starts[k] : starts[k + 1], starts[k - 1] : starts[k]] for k in range(1, len(sizes))]
+    blocks = [white[starts[k] : starts[k + 1], starts[k - 1] : starts[k]] for k in range(1, len(sizes))]
     largest = max((float(torch.linalg.matrix_norm(block, 2)) for block in blocks), default=0.0)
-    theta = min(1.0, 0.95 / max(largest, 1e-12))
+    theta, limit = min(1.0, 0.95 / max(largest, 1e-12)), 1 - 1e-6
+    if own is not None:
+        within = [white[a:b, a:b] for a, b in itertools.pairwise(starts)]
+        limit = (1 + max(float(WeightedL2.identity(len(M), dtype=M.dtype).matrix_measure(M)) for M in within)) / 2
+        if not limit < 1:
+            raise PreconditionError(
+                "Condition 1 does not hold for an equilibrium layer of this network in its metric: find_metric(W) may "
+                "know a better one, if there is one"
+            )
     for _ in range(_MOST_HALVINGS):
-        lam = (2 * (level - level.mean()) * torch.tensor(theta, dtype=torch.float64).log()).exp()
-        rounded = lam.to(W.dtype)
-        usable = bool(torch.isfinite(rounded).all()) and bool((rounded > 0).all())
-        if usable and float(WeightedL2(rounded.double()).operator_norm(values)) < 1 - 1e-6:
-            return rounded.to(W.device)
+        graded = base.log() + 2 * level * torch.tensor(theta, dtype=torch.float64).log()
+        rounded = (graded - graded.mean()).exp().to(W.dtype)
+        if bool(torch.isfinite(rounded).all()) and bool((rounded > 0).all()):
+            metric = WeightedL2(rounded.double())
+            if float(metric.operator_norm(values) if own is None else metric.matrix_measure(values)) < limit:
+                return rounded.to(W.device)
         theta /= 1.25
     raise PreconditionError(
         f"no Λ_k = θ^{{2k}} is representable in {W.dtype} for this depth and these norms: convert it to float64"

@@ -16,8 +16,8 @@ Model = Core | nn.Sequential
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout)
 _NORMALISATION = (nn.BatchNorm1d, nn.BatchNorm2d)
 _REMEDY = (
-    "certify the equilibrium layer by itself, pass linear maps around it as preceding= and following=, and multiply "
-    "the constants of the parts; a perceptron becomes a layer by from_sequential"
+    "from_sequential(model) makes one layer of several, of perceptrons and of activations between; or certify the "
+    "equilibrium layer by itself, with linear maps around it as preceding= and following="
 )
 
 

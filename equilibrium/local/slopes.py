@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from contracting.activations.base import Activation
+from contracting.activations.blockwise import Blockwise
 from contracting.activations.catalogue import LeakyReLU, ReLU
+from contracting.activations.clamped import Clamped
 from contracting.regions.intervals import Interval
 from contracting.regions.tracing import Inclusion
 
@@ -15,7 +17,8 @@ def secant_slopes(activation: Activation, anchor: Tensor, error: Tensor, reach: 
     """An interval of the secant slopes of each neuron, as (lowest, highest).
 
     A ReLU is convex, so that its secant is steepest at the upper end and flattest at the lower one. That of another
-    activation is a mean of derivatives between the two points, of which the range is taken.
+    activation is a mean of derivatives between the two points, of which the range is taken. Where neurons differ, each
+    has the slopes of its own activation.
 
     Args:
         activation: σ.
@@ -23,6 +26,13 @@ def secant_slopes(activation: Activation, anchor: Tensor, error: Tensor, reach: 
         error: by how much each may be wrong, (batch, n).
         reach: how far v may be from v₀, (batch, n) each way: for a ReLU downwards where v₀ > 0, upwards elsewhere.
     """
+    if isinstance(activation, Blockwise):
+        pieces = (torch.split(each, list(activation.sizes), -1) for each in (anchor, error, reach))
+        lows, highs = zip(*map(secant_slopes, activation.parts, *pieces), strict=True)
+        return torch.cat(lows, -1), torch.cat(highs, -1)
+    if isinstance(activation, Clamped):
+        inner, free = secant_slopes(activation.inner, anchor, error, reach), activation.free.to(anchor)
+        return inner[0] * free, inner[1] * free
     low, high = (end.expand_as(anchor) for end in activation.slope_intervals(anchor.shape[-1]))
     if isinstance(activation, ReLU | LeakyReLU):
         share = ((anchor.abs() - error).clamp_min(0) / reach).clamp(0, 1).nan_to_num(1.0)
@@ -46,5 +56,7 @@ def derivative_range(activation: Activation, low: Tensor, high: Tensor) -> Inter
 
 
 def one_sided(activation: Activation) -> bool:
-    """Whether only the way to the other side of zero matters."""
-    return isinstance(activation, ReLU | LeakyReLU)
+    """Whether only the way to the other side of zero matters, for every neuron."""
+    if isinstance(activation, Blockwise):
+        return all(one_sided(part) for part in activation.parts)
+    return isinstance(activation.inner if isinstance(activation, Clamped) else activation, ReLU | LeakyReLU)

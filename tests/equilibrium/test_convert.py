@@ -81,6 +81,47 @@ def test_any_network_that_can_be_read_is_reproduced() -> None:
     assert attained_lipschitz(layer, searches=[PatternSearch(restarts=20, rounds=2)]).ratio <= certificate.bound
 
 
+def test_equilibrium_layers_and_what_stands_between_them_become_one_layer() -> None:
+    layers = LBEN(4, 6, 5, activation=nn.Tanh()), LBEN(3, 7, 4, epsilon=0.2)
+    norm_layer = nn.BatchNorm1d(5)
+    norm_layer.running_var.fill_(0.3)
+    between = nn.Sequential(norm_layer, nn.Linear(5, 6), nn.ReLU(), nn.Dropout(), nn.Linear(6, 3))
+    network = nn.Sequential(nn.Linear(3, 4), layers[0], between, layers[1], nn.Linear(4, 2)).double().eval()
+    layer, x = from_sequential(network), 3 * torch.randn(50, 3, dtype=torch.float64)
+    assert torch.allclose(layer(x), network(x), atol=1e-8)
+    with torch.no_grad():
+        own, *others = (each.weights() for each in (layer, *layers))
+        measures = [float(each.metric.matrix_measure(each.state.to_dense())) for each in (own, *others)]
+    assert measures[0] <= (1 + max(*measures[1:], 0.0)) / 2 + 1e-9
+    bound, W = certified_lipschitz(layer).bound, own.state.to_dense()
+    J = torch.diag_embed(torch.randint(0, 2, (6000, len(W))).double())
+    gains = own.output @ torch.linalg.solve(torch.eye(len(W)).double() - J @ W, J @ own.input)
+    assert 0.6 * bound < float(torch.linalg.matrix_norm(gains, 2).max()) <= bound
+    linear = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    product = math.prod([certified_lipschitz(each).bound for each in layers] + [norm(each) for each in linear])
+    assert bound < 0.5 * product * (0.3 + norm_layer.eps) ** -0.5  # the bound of the parts, one by one
+    alone = nn.Sequential(nn.Linear(3, 4), layers[0]).double()
+    expected = certified_lipschitz(alone).bound
+    assert certified_lipschitz(from_sequential(alone)).bound == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_equilibrium_layer_without_condition_1_is_refused() -> None:
+    W = torch.tensor([[1.5, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    eye = torch.eye(2, dtype=torch.float64)
+    layer = from_weights(explicit_weights(W, eye, eye, metric=torch.ones(2, dtype=torch.float64)))
+    with pytest.raises(PreconditionError, match="Condition 1"):
+        from_sequential(nn.Sequential(layer, nn.Linear(2, 2, dtype=torch.float64)))
+
+
+def test_convolutions_and_average_pooling_are_affine() -> None:
+    network = nn.Sequential(
+        nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(),
+        nn.Linear(8, 3),
+    ).double()  # fmt: skip
+    layer, x = from_sequential(network), torch.randn(20, 16, dtype=torch.float64)
+    assert layer.hidden_features == 32 and torch.allclose(layer(x), network(x), atol=1e-12)
+
+
 def residual_blocks(width: int, sizes: list[int], bias: bool = True) -> list[tuple[nn.Linear, nn.Linear]]:
     return [
         (nn.Linear(width, m, dtype=torch.float64, bias=bias), nn.Linear(m, width, dtype=torch.float64, bias=bias))
@@ -186,7 +227,7 @@ def bad_networks() -> list[tuple[nn.Module, str]]:
         (nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), "hidden layer"),
         (nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(4, 2)), "3 entries"),
         (nn.Sequential(nn.Linear(3, 2), nn.Softmax(-1), nn.Linear(2, 2)), "softmax"),
-        (nn.Sequential(nn.Linear(3, 2), LBEN(2, 3, 2)), "equilibrium layer"),
+        (nn.Sequential(nn.Unflatten(1, (1, 4, 4)), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 2)), "max_pool2d"),
     ]
 
 

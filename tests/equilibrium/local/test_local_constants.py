@@ -31,29 +31,9 @@ from equilibrium.local.finder import Effort
 from equilibrium.local.network import LocalNetwork
 from equilibrium.local.relaxation import Forms, middles, moves
 from equilibrium.local.surroundings import Surroundings
-from tests.equilibrium.local.instances import drawn, random_layer
+from tests.equilibrium.local.instances import drawn, largest_drops, random_layer
 
 F64 = torch.float64
-
-
-def largest_drops(layer: nn.Module, x: torch.Tensor, radius: float, bounds, c: torch.Tensor) -> torch.Tensor:
-    """The largest drop that samples and a projected ascent reach, (k,), for one anchor (1, in)."""
-    start = torch.nn.functional.normalize(drawn(5, 30, x.shape[1]), dim=-1) * radius
-
-    def project(move: torch.Tensor) -> torch.Tensor:
-        if bounds is not None:
-            move = (x + move).clamp(*bounds) - x
-        return move * (radius / move.norm(dim=-1, keepdim=True).clamp_min(1e-300)).clamp_max(1)
-
-    rows, here = c.repeat_interleave(len(start), 0), layer(x).detach()
-    move, best = project(start.repeat(len(c), 1)).requires_grad_(), torch.full((len(rows),), -torch.inf, dtype=F64)
-    for _ in range(10):
-        value = ((layer(x + move) - here) * rows).sum(-1)
-        best = torch.maximum(best, value.detach())
-        (gradient,) = torch.autograd.grad(value.sum(), move)
-        step = torch.nn.functional.normalize(gradient, dim=-1) * radius
-        move = project((0.5 * move + step).detach()).requires_grad_()
-    return best.reshape(len(c), -1).amax(-1)
 
 
 @pytest.mark.parametrize("bounds", [None, (-1.0, 1.0)])
