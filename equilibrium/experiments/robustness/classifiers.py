@@ -201,6 +201,15 @@ def _certified(layer: EquilibriumLayer, exact: _Exact, settings: ModelSettings) 
     }
 
 
+def for_attacks(model: nn.Module) -> nn.Module:
+    """The model, float32, with solves that are as accurate as an attack needs them."""
+    if isinstance(model, EquilibriumLayer):
+        # relative to z alone, float32 could not resolve an equilibrium close to zero
+        model.stop = Stop(rtol=_attack_tolerance(model), atol=_ATTACK)
+        model.backward = Implicit(stop=model.stop)
+    return model
+
+
 def _attack_tolerance(model: EquilibriumLayer) -> float:
     """Large enough for the float32 solves of any weight: what rounding lets one resolve, with a margin."""
     with torch.no_grad():
@@ -212,16 +221,12 @@ def _perturbations(
     model: nn.Module, judge: nn.Module, exact: _Exact, settings: ModelSettings, workspace: Workspace
 ) -> Tensor:
     """Size of the smallest perturbation found for each test image: sought in float32, verified in float64."""
-    if isinstance(model, EquilibriumLayer):
-        # relative to z alone, float32 could not resolve an equilibrium close to zero
-        model.stop = Stop(rtol=_attack_tolerance(model), atol=_ATTACK)
-        model.backward = Implicit(stop=model.stop)
     rows = slice(None if settings.strongly_attacked is None else -settings.strongly_attacked, None)
     inputs, labels = exact.inputs[rows], exact.labels[rows]
     batches = math.ceil(len(labels) / _BATCH)
     with progress_bar(batches, "attacking", show=workspace.progress) as bar:
         return smallest_perturbation(
-            model,
+            for_attacks(model),
             inputs,
             labels,
             bounds=exact.bounds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -17,6 +18,7 @@ from equilibrium.convolution import MetricShape
 from equilibrium.experiments.networks import seeded
 from equilibrium.training.cifar import cifar10
 from equilibrium.training.data import Dataset, digits, mnist, subset
+from equilibrium.training.resume import last_complete_epoch
 
 
 class Kind(Enum):
@@ -126,6 +128,40 @@ def load_images(images: Images, data_dir: Path | None) -> Dataset:
             raise InputError("CIFAR-10 needs data_dir, the folder of its binary files (at the command line: --cifar)")
         return cifar10(data_dir)
     return subset(digits(), train=600, test=200)
+
+
+def read_settings(folder: Path) -> ModelSettings:
+    """The settings of a model that ``mnist-robustness`` has trained, from the folder of its task.
+
+    Raises:
+        InputError: if it is no such folder.
+    """
+    try:
+        found = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+        convolutions = found["convolutions"]
+        known = {
+            "kind": Kind[found["kind"]],
+            "images": Images[found["images"]],
+            "allowed": tuple(found["allowed"]),
+            "convolutions": None if convolutions is None else Convolutions(**convolutions),
+        }
+        return ModelSettings(**{**found, **known})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{str(folder)!r} is no folder of a model of mnist-robustness, such as out/models/lben "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def trained_model(folder: Path, dataset: Dataset) -> nn.Module:
+    """The model of such a folder with the weights of its last pass, float32.
+
+    Raises:
+        InputError: if it is no such folder, or nothing is trained in it.
+    """
+    model = new_model(read_settings(folder), dataset)
+    last_complete_epoch(folder / "training.pt", model)
+    return model
 
 
 def new_model(settings: ModelSettings, dataset: Dataset) -> nn.Module:
