@@ -82,8 +82,9 @@ def targeted_attack(
     checks.whole_number("steps", steps, low=restarts + 1)
     generator = torch.Generator().manual_seed(checks.seed("seed", seed))
     climbed, judge = (_fixed(each) for each in (model, model if verify is None else verify))
+    with torch.no_grad():
+        checked_labels(labels, judge(inputs[:1]).shape[-1])
     leads = _leads(judge, inputs, labels)
-    checked_labels(labels, leads.shape[-1])
     leads[torch.arange(len(labels)), labels] = math.inf
     least, best = leads.amin(-1), inputs.clone()
     rows, targets = torch.nonzero(torch.isfinite(leads), as_tuple=True)
@@ -107,6 +108,7 @@ def targeted_attack(
     return TargetedAttack(inputs=best, leads=leads)
 
 
+@torch.enable_grad()
 def _ascent(
     model: nn.Module, x: Tensor, y: Tensor, target: Tensor, move: Tensor, around: Surroundings, steps: int
 ) -> Tensor:

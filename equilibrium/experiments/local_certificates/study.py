@@ -152,7 +152,9 @@ def run_network(
     if settings.targeted:
         for k, part in zip(batches, parts, strict=True):
             rows = slice(k, k + _BATCH)
-            attack = functools.partial(_attacked, network, layer, inputs[rows], labels[rows], part, bounds, settings)
+            attack = functools.partial(
+                attacked_within, network, layer, inputs[rows], labels[rows], part, bounds, settings
+            )
             part |= workspace.once(f"attacked-{k}", attack)
     joined = {name: [entry for part in parts for entry in part[name]] for name in parts[0]}
     fooled = torch.tensor([math.inf if size is None else size for size in joined["fooled"]], dtype=torch.float64)
@@ -198,7 +200,7 @@ def _measured(
     }
 
 
-def _attacked(
+def attacked_within(
     network: nn.Module,
     layer: EquilibriumLayer,
     inputs: Tensor,
