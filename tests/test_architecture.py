@@ -66,7 +66,6 @@ equilibrium.lipschitz         certified and attained constants
 equilibrium.local             what is proved around one input
 equilibrium.training          data, training
 equilibrium.attacks           perturbations that fool
-equilibrium.targeted          ascents towards every other class
 equilibrium.estimators        in scikit-learn's conventions
 equilibrium.contracts         what an extension must keep
 equilibrium                   the face

@@ -41,7 +41,7 @@ from equilibrium.experiments.runner import Task, Workspace, run_tasks
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.local.finder import Effort
 from equilibrium.local.margins import accuracy_within, attacks_inside
-from equilibrium.targeted import targeted_attack
+from equilibrium.local.targeted import targeted_attack
 from equilibrium.training.data import Dataset
 from equilibrium.training.loop import train
 from equilibrium.training.progress import progress_bar

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from contracting import InputError
-from equilibrium.targeted import targeted_attack
+from equilibrium.local.targeted import targeted_attack
 from tests.equilibrium.local.instances import drawn, random_layer
 
 F64 = torch.float64
