@@ -206,20 +206,31 @@ class Curved(Activation):
     That equation is the optimality condition p + αf'(p) = x at p = σ(s), since f'(σ(s)) = s − σ(s). The prox therefore
     has slope σ'(s) / (σ'(s) + α(1 − σ'(s))). The relative accuracy is about max(1, α) machine epsilons, since α
     amplifies the rounding of s − σ(s). A non-finite entry of x gives NaN in that entry alone.
+
+    Where the root is sought for one x after the other, as in the steps of a solve, ``stride`` and ``value_and_slope``
+    say how far one step may go and what it evaluates (``warm.WarmReflection``); both have defaults.
     """
+
+    stride: ClassVar[float] = 2.0
+    """How far a Newton step may move s where α is small, about the width of the bend of σ; ∞ where σ' is monotone."""
+
+    def value_and_slope(self, v: Tensor, shift: float) -> tuple[Tensor, Tensor]:
+        """σ(v) and σ'(v) + shift as tensors of their own, in no graph, where they cost less together."""
+        return self.value(v), self.slope(v) + shift
 
     def pull(self, v: Tensor, value: Tensor) -> Tensor:
         """The pull of f at value = σ(v): f'(σ(v)) = v − σ(v); overridden where that cancels on a long stretch."""
         return v - value
 
     def prox_value(self, x: Tensor, step: Step) -> Tensor:
-        return self.value(self._preimage(x, step))
+        return self.value(self.preimage(x, step))
 
     def prox_slope(self, x: Tensor, step: Step) -> Tensor:
-        slope = self.slope(self._preimage(x, step))
+        slope = self.slope(self.preimage(x, step))
         return slope / (slope + step * (1 - slope))
 
-    def _preimage(self, x: Tensor, step: Step) -> Tensor:
+    def preimage(self, x: Tensor, step: Step) -> Tensor:
+        """s with σ(s) + α(s − σ(s)) = x, sought from scratch: (..., n) -> (..., n)."""
         if isinstance(step, float) and step == 1:
             return _nan_unless_finite(x)
         alpha = torch.as_tensor(step, dtype=x.dtype, device=x.device).expand_as(x)

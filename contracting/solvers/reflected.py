@@ -21,7 +21,6 @@ from contracting.activations.base import Reflection
 from contracting.flows.splitting import BoundPeacemanRachford, forward, reflected_steps
 from contracting.loop.method import State
 from contracting.loop.records import Stop
-from contracting.maps.base import LinearMap
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.forecast import Forecast, sampled_forecast
 from contracting.solvers.relaxed import Relaxed, RelaxedIteration, interval, relaxed
@@ -34,8 +33,6 @@ _GIVEN = 0.85
 # Steps by which rows of a given start must differ to be judged apart: a look at 1,000 rows costs as much as six steps.
 _TOGETHER = 4
 _OVERSHOOT = 12  # where a solve takes long, one step in so many may be in vain
-
-Kernel = tuple[LinearMap, Tensor, Reflection]  # M, c and h of a block of rows
 
 
 class FoldedIteration(RelaxedIteration):
@@ -82,24 +79,28 @@ class FoldedIteration(RelaxedIteration):
             return super().advance(state, taken, steps)
         with torch.no_grad():
             if cold and taken == 0:
-                # as if R_f were zero at u = 0, as it mostly is: the offset is all there is to compute
-                u, steps = self.flow.offset, steps - 1
-                u = u if self.relaxation == 1 else self.relaxation * u
+                u, steps = self._kicked(), steps - 1
             if steps:
-                blocks = [
-                    reflected_steps(*self._kernel(rows), u[rows], steps, self.relaxation) for rows in blocks_of(u)
-                ]
+                blocks = [self._steps(rows, self._reflection(rows), u[rows], steps) for rows in blocks_of(u)]
                 u = blocks[0] if len(blocks) == 1 else self.flow.reflection.laid_out(torch.cat(blocks))
         return Relaxed(u, cold)
 
     def _in_graph(self, state: Tensor) -> bool:
         return torch.is_grad_enabled() and any(t.requires_grad for t in (state, *self.flow.problem.tensors()))
 
-    def _kernel(self, rows: slice) -> Kernel:
+    def _kicked(self) -> Tensor:
+        """The state a step after u = 0, as if R_f were zero there, as it mostly is: the offset is all there is."""
+        return self.flow.offset if self.relaxation == 1 else self.relaxation * self.flow.offset
+
+    def _steps(self, rows: slice | Tensor, reflect: Reflection, u: Tensor, steps: int) -> Tensor:
+        """The state of some rows after so many steps from u."""
         linear, offset = self.flow.reflection, self.flow.offset[rows]
         if self.relaxation != 1:
             linear, offset = linear.combined(self.relaxation, 0.0), self.relaxation * offset
-        return linear, offset, self.flow.problem.activation.rows(rows).reflection(self.flow.step)
+        return reflected_steps(linear, offset, reflect, u, steps, self.relaxation)
+
+    def _reflection(self, rows: slice | Tensor) -> Reflection:
+        return self.flow.problem.activation.rows(rows).reflection(self.flow.step)
 
 
 def usual_forecast(flow: BoundPeacemanRachford, relaxation: float) -> Forecast | None:
@@ -122,7 +123,7 @@ def usual_forecast(flow: BoundPeacemanRachford, relaxation: float) -> Forecast |
     return None if decay is None else replace(usual, decay=decay)
 
 
-def blocks_of(state: Tensor) -> Iterator[slice]:
-    """The rows of a state in blocks that stay in cache."""
-    rows = max(64, _BLOCK_BYTES // (state.shape[-1] * state.element_size()))
+def blocks_of(state: Tensor, share: float = 1.0) -> Iterator[slice]:
+    """The rows of a state in blocks that stay in cache, or that share of them where more arrays are at work."""
+    rows = max(64, int(share * _BLOCK_BYTES) // (state.shape[-1] * state.element_size()))
     return (slice(start, start + rows) for start in range(0, state.shape[0], rows))

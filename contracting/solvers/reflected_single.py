@@ -173,12 +173,12 @@ class RefinedIteration(FoldedIteration):
         if steps:
             blocks = []
             for rows in blocks_of(phase.base):
-                kernel = self._relaxed, phase.drive[rows], self._reflection(phase, rows)
+                kernel = self._relaxed, phase.drive[rows], self._change_of(phase, rows)
                 blocks.append(reflected_steps(*kernel, change[rows], steps, self.relaxation))
             change = blocks[0] if len(blocks) == 1 else self._relaxed.laid_out(torch.cat(blocks))
         return phase._replace(change=change)
 
-    def _reflection(self, phase: Phase, rows: slice) -> Reflection:
+    def _change_of(self, phase: Phase, rows: slice) -> Reflection:
         if phase.at_zero:  # either no row is scaled, or σ is homogeneous
             return self._single_activation(rows).reflection(self._single_step)
         sizes = None if phase.size is None else phase.size[rows]

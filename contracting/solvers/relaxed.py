@@ -12,7 +12,7 @@ from contracting.integrators.base import FlowIteration
 from contracting.loop.method import State
 
 _CHECKS = 5  # in the number of steps that are predicted: a check costs as much as two steps, of a few rows as ten
-_FEWEST = 3  # steps between two checks
+FEWEST = 3  # steps between two checks
 _UNKNOWN = 5  # steps between two checks where nothing is predicted
 
 
@@ -60,4 +60,4 @@ def planned_steps(expected: float | None, reduction: float) -> float | None:
 
 def interval(steps: float | None) -> int:
     """Steps between two checks in a solve of so many steps."""
-    return _UNKNOWN if steps is None else min(50, max(_FEWEST, round(steps / _CHECKS)))
+    return _UNKNOWN if steps is None else min(50, max(FEWEST, round(steps / _CHECKS)))

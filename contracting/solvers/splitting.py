@@ -24,6 +24,7 @@ from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem, Problem, with_weights
 from contracting.solvers.diagonal_step import DiagonalStep
 from contracting.solvers.reflected import FoldedIteration, usual_forecast
+from contracting.solvers.reflected_curved import CurvedIteration, leads
 from contracting.solvers.reflected_single import RefinedIteration, refinable
 from contracting.solvers.relaxed import RelaxedIteration, interval, planned_steps, relaxed
 
@@ -65,10 +66,12 @@ class _ReflectedSplitting(_Splitting):
         linear, step = found.linear, self.step
         if linear.changing or not (step is None or isinstance(step, float)):
             return self._iteration(found, stop)
-        owner = found.metric, type(self), step, self.share, self.mixed_precision, stop.rtol
+        kind = type(found.activation)
+        owner = found.metric, type(self), step, self.share, self.mixed_precision, stop.rtol, kind
 
         def without_rows() -> FoldedIteration:  # so that what is remembered keeps no batch alive
-            empty = replace(found, q=found.q.new_empty(0, found.size), activation=Identity())
+            activation = Identity() if found.activation.tensors() else found.activation
+            empty = replace(found, q=found.q.new_empty(0, found.size), activation=activation)
             return self._iteration(empty, stop)
 
         return linear.remember("iteration", owner, without_rows).on(found)
@@ -81,8 +84,11 @@ class _ReflectedSplitting(_Splitting):
             flow = self._flow(problem)
         assert isinstance(flow, BoundPeacemanRachford)
         forecast = usual_forecast(flow, self.share)
-        single = self.mixed_precision and refinable(flow, forecast)
-        return (RefinedIteration if single else FoldedIteration)(flow, self.share, stop, forecast)
+        if leads(problem.activation, flow.step):
+            kind: type[FoldedIteration] = CurvedIteration
+        else:
+            kind = RefinedIteration if self.mixed_precision and refinable(flow, forecast) else FoldedIteration
+        return kind(flow, self.share, stop, forecast)
 
 
 @dataclass(frozen=True, kw_only=True)
