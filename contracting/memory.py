@@ -193,6 +193,9 @@ def _lasting(compute: Callable[[], T]) -> T:
 
 def versions(tensors: Sequence[Tensor]) -> tuple[int, ...]:
     """How often each was changed in place, but through ``.data``, which torch does not count."""
+    if len(tensors) == 1:  # as mostly, and asked for so often that a comprehension is felt
+        tensor = tensors[0]
+        return (-1 if tensor.is_inference() else tensor._version,)
     return tuple([-1 if tensor.is_inference() else tensor._version for tensor in tensors])
 
 

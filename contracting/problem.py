@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -74,6 +74,10 @@ class Problem(ABC):
         """How many times eps the residual may be off by rounding, relative to its scale, in rough numbers."""
         return 1.0
 
+    def magnified_beyond(self, limit: float) -> bool:
+        """Whether ``magnification`` is larger, which may be known without it."""
+        return self.magnification > limit
+
     @abstractmethod
     def look(self, z: Tensor, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Norms of the residual and of its scale, (2, batch), the residual, (batch, n), and what was computed for it.
@@ -137,6 +141,7 @@ class EquilibriumProblem(Problem, Displayed):
     q: Tensor
     activation: Activation
     metric: Metric | None = None
+    _in_no_graph: ClassVar[bool] = False  # True of a problem that was cut from one
 
     def __post_init__(self) -> None:
         self._check_kinds()
@@ -168,14 +173,25 @@ class EquilibriumProblem(Problem, Displayed):
         return self.q
 
     @property
+    def batch(self) -> int:
+        return self.q.shape[0]
+
+    @property
+    def size(self) -> int:
+        return self.q.shape[1]
+
+    @property
     def magnification(self) -> float:
         """2(1 + ‖W‖)."""
         return 2 * (1 + self.linear.rough_norm)
 
+    def magnified_beyond(self, limit: float) -> bool:
+        return 2 * (1 + self.linear.norm_bound) > limit and super().magnified_beyond(limit)
+
     def look(self, z: Tensor, norm: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Norms of z − σ(Wz + q) and σ(Wz + q), (2, batch), σ(Wz + q) − z and Wz + q."""
         preactivation = self.preactivation(z)
-        image = self.activation(preactivation)
+        image = self.activation.value(preactivation)
         scale = norm(image)
         shared = image.data_ptr() == preactivation.data_ptr()  # as where σ is the identity
         error = image - z if shared else image.sub_(z)  # in place, while it is in cache
@@ -183,7 +199,7 @@ class EquilibriumProblem(Problem, Displayed):
 
     def compared(self, computed: Tensor, rows: Tensor) -> Tensor:
         """σ(Wz + q) of some rows."""
-        return self.activation.rows(rows)(computed[rows])
+        return self.activation.rows(rows).value(computed[rows])
 
     def usual_scale(self, z: Tensor) -> Tensor:
         """‖z‖, which near a solution is that of its image."""
@@ -195,7 +211,7 @@ class EquilibriumProblem(Problem, Displayed):
 
     def map(self, z: Tensor) -> Tensor:
         """σ(Wz + q), whose fixed point is the equilibrium: (batch, n) -> (batch, n)."""
-        return self.activation(self.preactivation(z))
+        return self.activation.value(self.preactivation(z))
 
     def residual(self, z: Tensor) -> Tensor:
         """z − σ(Wz + q): (batch, n) -> (batch, n)."""
@@ -203,7 +219,7 @@ class EquilibriumProblem(Problem, Displayed):
 
     def slopes(self, z: Tensor) -> Tensor:
         """J = σ'(Wz + q), taken at the pre-activation: (batch, n) -> (batch, n)."""
-        return self.activation.derivative(self.preactivation(z))
+        return self.activation.slope(self.preactivation(z))
 
     @property
     def operator(self) -> MonotoneOperator | None:
@@ -231,12 +247,21 @@ class EquilibriumProblem(Problem, Displayed):
         Raises:
             PreconditionError: as ``require_operator``.
         """
+        choice = self.reflected_choice(usual=usual)
+        if choice is None:
+            raise self._refusal(method)
+        return choice
+
+    def reflected_choice(self, *, usual: bool = False) -> StepChoice | None:
+        """``reflected_step``, or None where Condition 1 does not hold in the claimed metric."""
         if self._analysed_exactly:
-            operator = self.require_operator(method)
+            operator = self.operator
+            if operator is None:
+                return None
             return operator.usual_reflected if usual else operator.best_reflected
         estimates = self._estimates
         if estimates is None:
-            raise self._refusal(method)
+            return None
         return StepChoice(step=estimates.reflected_step, factor=None, expected=estimates.slowest_decay)
 
     def reflected_factor(self, step: float) -> float | None:
@@ -344,19 +369,22 @@ class EquilibriumProblem(Problem, Displayed):
 
     def detach(self) -> EquilibriumProblem:
         """The same problem cut from the autograd graph; remembered analyses of W are kept where W needs no gradient."""
-        if not any(t.requires_grad for t in self.tensors()):
+        if self._in_no_graph or not any(t.requires_grad for t in self.tensors()):
             return self
-        linear = self.linear.detached
-        return replace(
-            self,
-            q=self.q.detach(),
-            linear=linear,
-            activation=self.activation.with_tensors([t.detach() for t in self.activation.tensors()]),
-        )
+        tensors = [t.detach() for t in self.activation.tensors()]
+        activation = self.activation.with_tensors(tensors) if tensors else self.activation
+        return self._with(q=self.q.detach(), linear=self.linear.detached, activation=activation, _in_no_graph=True)
 
     def rows(self, index: Tensor | slice) -> EquilibriumProblem:
         """The problem of some rows only."""
-        return replace(self, q=self.q[index], activation=self.activation.rows(index))
+        return self._with(q=self.q[index], activation=self.activation.rows(index))
+
+    def _with(self, **others: Any) -> Self:
+        """This problem with others of its parts, made from its own: they need not be checked again."""
+        problem = object.__new__(type(self))
+        parts = {"linear": self.linear, "q": self.q, "activation": self.activation, "metric": self.metric}
+        problem.__dict__.update(parts, **others)
+        return problem
 
     def adjoint(self, slopes: Tensor, cotangent: Tensor) -> EquilibriumProblem:
         r"""The problem whose solution is the gradient with respect to q.
@@ -368,8 +396,12 @@ class EquilibriumProblem(Problem, Displayed):
         Args:
             slopes: J, shape (batch, n), entries in [0, 1].
             cotangent: g, shape (batch, n).
+
+        Raises:
+            InputError: if the cotangent is not like q.
         """
-        return EquilibriumProblem(
+        checks.same_kind("cotangent", checks.shape("cotangent", cotangent, tuple(self.q.shape)), "q", self.q)
+        return self._with(
             linear=self.linear.adjoint,
             q=cotangent,
             activation=Slope.trusted(slopes),

@@ -31,6 +31,7 @@ from contracting.modules.settings import WithSettings
 from contracting.precision import as_computed, full_precision
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.automatic import Automatic
+from equilibrium.known import KnownWeights
 from equilibrium.parameterizations import Contractive, Monotone, MonotoneOptions, Parameterization
 from equilibrium.weights import NetworkWeights, Weights
 
@@ -122,7 +123,7 @@ class EquilibriumLayer(WithSettings):
         super().__init__()
         self.failed_rows = _checked("failed_rows", failed_rows, FailedRows, "FailedRows.MASK")
         self.last_solves, self._warned = LastSolves(), False
-        self._known: NetworkWeights | None = None  # the weights of the last evaluation
+        self._known: KnownWeights | None = None  # the weights of the last evaluation
         self._lineage = Lineage()  # what guides the solves of a few training steps
         if not isinstance(parameterization, Parameterization):
             raise InputError(f"parameterization must be a Parameterization, got {type(parameterization).__name__}")
@@ -253,7 +254,7 @@ class EquilibriumLayer(WithSettings):
         """
         rows, lead = self._rows(x)
         z0 = self._starts(z0, lead)
-        problem = self.problem(rows)
+        problem = self._bound(self.weights(), rows)
         try:
             solution = solve(
                 problem, solver or self.solver, z0=z0, stop=stop or self.stop, trace=trace, throw=throw
@@ -265,13 +266,16 @@ class EquilibriumLayer(WithSettings):
     def weights(self) -> NetworkWeights:
         """The explicit weights of the present parameters.
 
-        Where none of them takes part in gradients (``no_grad``, or parameters that are frozen), equal weights are given
-        as the same object again, with all that is remembered of them: what is compared are the values, so that nothing
-        an optimiser or ``load_state_dict`` does can make it stale. In training, the step of the solver and the number
+        Where none of them takes part in gradients (``no_grad``, or parameters that are frozen), the weights of equal
+        parameters are the same object again, with all that is remembered of them, at the price of a copy of the
+        parameters: what is compared are the values, so that nothing an optimiser or ``load_state_dict`` does can make
+        it stale. In training, the step of the solver and the number
         of steps that is expected may be those of a few updates ago, which can cost steps; ``train()`` and ``eval()``
         start anew.
         """
-        example = checks.with_values("the layer", self.parameterization.example)
+        example, known = checks.with_values("the layer", self.parameterization.example), self._known
+        if known is not None and known.still_of(self.parameterization):
+            return known.weights
         try:
             with full_precision(example):
                 weights = self.parameterization.explicit()
@@ -281,7 +285,8 @@ class EquilibriumLayer(WithSettings):
             if self.training:
                 weights.state.descend_from(self._lineage)
             return weights
-        self._known = weights = weights.recalled_from(self._known)
+        weights = weights.recalled_from(None if known is None else known.weights)
+        self._known = KnownWeights.of(self.parameterization, weights)
         return weights
 
     def train(self, mode: bool = True) -> Self:

@@ -87,7 +87,7 @@ class NetworkWeights(Displayed, ABC):
             return self
         mine, theirs = self.state, known.state
         pairs = [(self.metric.weights, known.metric.weights), *zip(mine.tensors(), theirs.tensors(), strict=False)]
-        if type(mine) is not type(theirs) or not all(_identical(a, b) for a, b in pairs):
+        if type(mine) is not type(theirs) or not all(identical(a, b) for a, b in pairs):
             return self
         return cast(Self, replace(cast(Any, self), state=theirs, metric=known.metric))
 
@@ -236,7 +236,7 @@ def survives_rounding(size: Tensor, skew: Tensor, lam: Tensor, epsilon: float, r
     return 2 * skewness / math.sqrt(least) * spread + spread**2 + room * error <= room * epsilon
 
 
-def _identical(mine: Tensor, theirs: Tensor) -> bool:
+def identical(mine: Tensor, theirs: Tensor) -> bool:
     """Whether theirs can stand for mine; one from ``torch.inference_mode`` could not be saved for a backward pass."""
     if theirs.is_inference() and not mine.is_inference():
         return False

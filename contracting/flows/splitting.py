@@ -268,7 +268,7 @@ class BoundPeacemanRachford(BoundSplitting):
         return forward(self.problem, z, self.step)
 
     def read(self, state: Tensor) -> Tensor:
-        return self.problem.activation.prox(state, self.step)
+        return self.problem.activation.prox_value(state, self.step)
 
     def jacobian(self, state: Tensor, t: Time = 0.0) -> Tensor:
         slopes = self.problem.activation.prox_derivative(state, self.step)

@@ -79,6 +79,8 @@ class Stop:
         eps = torch.finfo(problem.template.dtype).eps
         rtol, atol = self.rtol, self.atol
         default_rtol, default_atol = problem.tolerances[0 if eps < 1e-12 else 1]
+        if rtol is None and not problem.magnified_beyond(default_rtol / eps):
+            rtol = default_rtol
         if rtol is None:
             floor = eps * problem.magnification
             if floor > _LEAST:
@@ -276,6 +278,8 @@ class Solution(SolveRecord):
 
     def reshape(self, *lead: int) -> Solution:
         """The same solution with the rows arranged in the leading shape ``lead``."""
+        if lead == tuple(self.status.shape):
+            return self
         shaped = {
             name: getattr(self, name).reshape(lead) for name in ("status", "residual", "relative_residual", "steps")
         }

@@ -61,7 +61,7 @@ class Rows:
         self.place: Numbers | None = None  # of each row at work in the whole batch; None: all are there, in order
         self.answers: _Answers | None = None
         self.checks = 0
-        kind = torch.finfo(problem.template.dtype)
+        self.device, kind = problem.template.device, torch.finfo(problem.template.dtype)
         self.least = math.sqrt(kind.tiny / kind.eps)  # a norm below may be that of entries whose squares are too small
         self.running: Flags = np.ones(problem.batch, dtype=np.bool_)
         self.any_running = problem.batch > 0
@@ -233,7 +233,7 @@ class Rows:
         return on_device
 
     def _on_device(self, entries: Numbers) -> Tensor:
-        return torch.from_numpy(entries).to(self.problem.template.device)
+        return torch.from_numpy(entries).to(self.device)
 
     def view(self, step: int, state: State | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Residual, which rows were running, and z of the whole batch: at the check, or of a state after it."""

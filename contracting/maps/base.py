@@ -253,19 +253,36 @@ class LinearMap(Displayed, OfTensors, Remembering):
     def rough_norm(self) -> float:
         """‖W‖₂ from below, usually within a few per cent: some power iterations on WᵀW, enough to judge rounding."""
         values = self.untransposed
-        start = torch.empty(1, self.size, dtype=self.dtype, device=self.device)
-        return values.remember("rough norm", None, lambda: rough_norm(values.apply, values.adjoint.apply, start))
+
+        def compute() -> float:
+            start = torch.empty(1, values.size, dtype=values.dtype, device=values.device)
+            return rough_norm(values.apply, values.adjoint.apply, start)
+
+        return values.remember("rough norm", None, compute)
+
+    @property
+    def norm_bound(self) -> float:
+        """‖W‖₂ from above, from one look at the entries; ∞ where these say nothing of it."""
+        return math.inf
 
     @property
     def finite(self) -> bool:
         """Whether every entry of W is finite."""
         values = self.untransposed
+        if math.isfinite(values.norm_bound):
+            return True
         return values.remember("finite", None, lambda: all(_all_finite(t) for t in values.tensors()))
 
     @property
     def _in_graph(self) -> bool:
         """Whether W is part of a graph, which nothing that is remembered may outlive."""
-        return any(t.requires_grad for t in self.tensors())
+        owner = self._transposed_from or self
+        if owner._momentary:  # it was cut from one
+            return False
+        for tensor in self.tensors():
+            if tensor.requires_grad:
+                return True
+        return False
 
     @property
     def changing(self) -> bool:

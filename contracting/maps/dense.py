@@ -86,6 +86,16 @@ class Dense(LinearMap):
     def to_dense(self) -> Tensor:
         return self.weight
 
+    @property
+    def norm_bound(self) -> float:
+        """‖W‖_F."""
+        values = self.untransposed
+
+        def compute() -> float:
+            return float(torch.linalg.vector_norm(values.to_dense().detach()))
+
+        return values.remember("norm bound", None, compute)
+
 
 def _inverse(W: Tensor, step: Step) -> Tensor:
     """(I + α(I − W))⁻¹, differentiable."""

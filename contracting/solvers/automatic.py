@@ -25,7 +25,9 @@ _SYSTEM = 60  # steps per unit of n that all Newton steps of a row cost together
 _LINEAR_SHARE = 0.125  # of that where σ is linear, so that one step is exact
 _CURVED_SHARE = 2.5  # of that where σ is curved, so that there are more steps
 _OVERHEAD = 6  # added to n: what a system costs however small it is
-_CURVED = 4_000  # n at which the root search of a prox would cost as much as the product of a step
+# n at which what a prox of a curved σ takes, one evaluation of σ and some arithmetic for each neuron, costs as much as
+# the product of a step (measured at 1,000 rows of n = 80 in float32, where it costs as much as one and a half).
+_CURVED = 120
 _LEAST_STEPS = 100  # of the chosen method before rows change to Newton's, however few are predicted
 _KRYLOV = 2_000  # products that an inexact Newton solve may cost, over all its steps
 _INVERSE_FREE_KRYLOV = 300  # the same for a moderate condition number, where splitting would be fast too
@@ -57,7 +59,7 @@ class Automatic(Method):
     * no certified metric: SemismoothNewton for n ≤ 500, else NewtonKrylov on the firing-rate flow. Neither needs one.
     * more predicted steps than Newton's method costs: SemismoothNewton for n ≤ 500, with 60(n + 6) steps as the limit,
       an eighth of it where σ is linear and 2½ times it where σ is curved, which takes Newton more steps; but then each
-      step counts 1 + 4000/n times, for the root search of the prox. NewtonKrylov for n > 500, from 2,000 steps.
+      step counts 1 + 120/n times, for the prox. NewtonKrylov for n > 500, from 2,000 steps.
     * fewer predicted steps than the resolvent costs (batch × steps < ``LinearMap.resolvent_products``, n for a dense
       matrix and little for a convolution): an inverse-free method, Tseng for small κ, else NewtonKrylov on the
       firing-rate flow. Inverses of up to 500 products cost little and serve every solve with the same weights.
@@ -79,53 +81,60 @@ class Automatic(Method):
             problem: what to solve.
             stop: when it counts as solved; None takes the defaults.
         """
-        stop = (stop or Stop()).resolved(problem)
-        n = problem.size
-        if not isinstance(problem, EquilibriumProblem):
-            return _for_a_field(n)
-        if not problem.well_posed:
-            reason = "no metric certifies Condition 1 for this weight, and Newton's method needs none"
-            if n <= _SMALL:
-                return Choice(method=_NEWTON, reason=f"{reason}; n = {n} allows one n×n system per row")
-            return Choice(
-                method=_PRODUCTS, reason=f"{reason}; n = {n} is too large for one system per row"
-            )
-        steps, factor = _predicted_steps(problem, stop)
-        predicted = f"Peaceman–Rachford's {factor} predicts {steps:.0f} steps to {stop.rtol:.0e}"
-        newton = _newton(problem, steps, predicted)
-        if newton is not None:
-            return newton
-        cost = problem.linear.resolvent_products
-        if cost > _SMALL and problem.batch * steps < cost:
-            inverse_free = _inverse_free(problem, stop, steps)
-            if inverse_free is not None:
-                return inverse_free
-        return Choice(method=_SPLITTING, reason=f"{predicted}, one product each after one factorisation")
+        return _chosen(problem, (stop or Stop()).resolved(problem))[0]
 
     def chosen(self, problem: Problem, stop: Stop) -> Method:
         """The method that ``choose`` names, followed by Newton's for rows that it is not done with in time."""
         if not isinstance(problem, EquilibriumProblem):
-            return self.choose(problem, stop).method
+            return _chosen(problem, stop)[0].method
         linear = problem.linear
         if linear.changing or in_graph(problem):
-            return self._chosen(problem, stop)
+            return _relayed(problem, stop)
         batch = problem.batch if linear.resolvent_products > _SMALL else None  # elsewhere it makes no difference
         owner = problem.metric, type(problem.activation), batch, stop.rtol, stop.patience, stop.max_steps
-        return linear.remember("choice", owner, lambda: self._chosen(problem, stop))
-
-    def _chosen(self, problem: EquilibriumProblem, stop: Stop) -> Method:
-        method = self.choose(problem, stop).method
-        if isinstance(method, SemismoothNewton | NewtonKrylov) or in_graph(problem):
-            return method
-        # Nearly every row takes fewer steps than are predicted for the worst case. Who needs more has mostly met the
-        # rounding errors of the resolvent, long before the loop's patience is at an end.
-        steps = max(_LEAST_STEPS, round(_predicted_steps(problem, stop)[0]))
-        newton = _NEWTON if problem.size <= _SMALL else _PRODUCTS if isinstance(method, Tseng) else _KRYLOV_NEWTON
-        return Relay(first=method, after=min(steps, -(-stop.patience // 2), stop.max_steps), then=newton)
+        return linear.remember("choice", owner, lambda: _relayed(problem, stop))
 
     def bind(self, problem: Problem, stop: Stop) -> Iteration:
         """The iteration of the chosen method."""
         return self.chosen(problem, stop).bind(problem, stop)
+
+
+def _chosen(problem: Problem, stop: Stop) -> tuple[Choice, float | None]:
+    """The choice, and how many steps of Peaceman–Rachford are predicted where it is well-posed."""
+    n = problem.size
+    if not isinstance(problem, EquilibriumProblem):
+        return _for_a_field(n), None
+    step = problem.reflected_choice()
+    if step is None:
+        reason = "no metric certifies Condition 1 for this weight, and Newton's method needs none"
+        if n <= _SMALL:
+            return Choice(method=_NEWTON, reason=f"{reason}; n = {n} allows one n×n system per row"), None
+        return Choice(method=_PRODUCTS, reason=f"{reason}; n = {n} is too large for one system per row"), None
+    steps = planned_steps(step.expected, max(stop.rtol or 0.0, 1e-15))
+    assert steps is not None and step.expected is not None
+    factor = f"{'proved' if step.factor is not None else 'estimated'} factor {step.expected:.4g}"
+    predicted = f"Peaceman–Rachford's {factor} predicts {steps:.0f} steps to {stop.rtol:.0e}"
+    newton = _newton(problem, steps, predicted)
+    if newton is not None:
+        return newton, steps
+    cost = problem.linear.resolvent_products
+    if cost > _SMALL and problem.batch * steps < cost:
+        inverse_free = _inverse_free(problem, stop, steps)
+        if inverse_free is not None:
+            return inverse_free, steps
+    return Choice(method=_SPLITTING, reason=f"{predicted}, one product each after one factorisation"), steps
+
+
+def _relayed(problem: EquilibriumProblem, stop: Stop) -> Method:
+    choice, predicted = _chosen(problem, stop)
+    method = choice.method
+    if isinstance(method, SemismoothNewton | NewtonKrylov) or in_graph(problem) or predicted is None:
+        return method
+    # Nearly every row takes fewer steps than are predicted for the worst case. Who needs more has mostly met the
+    # rounding errors of the resolvent, long before the loop's patience is at an end.
+    steps = max(_LEAST_STEPS, round(predicted))
+    newton = _NEWTON if problem.size <= _SMALL else _PRODUCTS if isinstance(method, Tseng) else _KRYLOV_NEWTON
+    return Relay(first=method, after=min(steps, -(-stop.patience // 2), stop.max_steps), then=newton)
 
 
 def _for_a_field(n: int) -> Choice:
@@ -133,13 +142,6 @@ def _for_a_field(n: int) -> Choice:
         reason = f"a field is followed until Newton's method takes over; n = {n} allows one n×n system per row"
         return Choice(method=_TRANSIENT, reason=reason)
     return Choice(method=_FOLLOWING, reason=f"a field is followed; n = {n} is too large for one n×n system per row")
-
-
-def _predicted_steps(problem: EquilibriumProblem, stop: Stop) -> tuple[float, str]:
-    step = problem.reflected_step("the automatic choice")
-    steps = planned_steps(step.expected, max(stop.rtol or 0.0, 1e-15))
-    assert steps is not None and step.expected is not None
-    return steps, f"{'proved' if step.factor is not None else 'estimated'} factor {step.expected:.4g}"
 
 
 def _newton(problem: EquilibriumProblem, steps: float, predicted: str) -> Choice | None:

@@ -120,7 +120,7 @@ class PeacemanRachford(_ReflectedSplitting):
             weights in training.
         mixed_precision: take the steps of a float64 problem in float32, as iterative refinement. What is returned is as
             accurate, but two solves of a row in batches of different size then agree to the tolerance, not to the last
-            digits.
+            digits. A curved σ keeps its steps in float64, where it is not σ itself that they apply (α = 1).
 
     Raises:
         PreconditionError: on binding, if α is automatic and Condition 1 is not certified.

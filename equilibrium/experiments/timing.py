@@ -77,6 +77,36 @@ def in_turn(timers: Mapping[str, Timer], *, rounds: int, shortest: float, budget
         shortest: seconds that a measurement lasts at least, by repetition.
         budget: seconds for each; whoever needs more for a single run is measured in that run only.
     """
+    return {name: _summary(*found) for name, found in rounds_in_turn(timers, rounds, shortest, budget).items()}
+
+
+def ratios_in_turn(
+    timers: Mapping[str, Timer], to: str, *, rounds: int, shortest: float, clock: str
+) -> dict[str, tuple[float, float, float]]:
+    """Of everybody's time over that of ``to`` in the same round: the median, the smallest and the largest.
+
+    What disturbs a whole round is in both times, so that ratios are far steadier than times.
+
+    Args:
+        timers: who takes part.
+        to: the name of whom the others are compared with.
+        rounds: how many rounds.
+        shortest: seconds that a measurement lasts at least, by repetition.
+        clock: wall or cpu.
+    """
+    which = ("wall", "cpu").index(clock)
+    seen = {name: found[0] for name, found in rounds_in_turn(timers, rounds, shortest, math.inf).items()}
+    ratios = {
+        name: [own[which] / other[which] for own, other in zip(entries, seen[to], strict=True)]
+        for name, entries in seen.items()
+    }
+    return {name: (statistics.median(found), min(found), max(found)) for name, found in ratios.items()}
+
+
+def rounds_in_turn(
+    timers: Mapping[str, Timer], rounds: int, shortest: float, budget: float
+) -> dict[str, tuple[list[tuple[float, float]], int]]:
+    """Wall and CPU seconds of a run in every round, and how many runs a round has; as ``in_turn``."""
     first = {name: measure(1) for name, measure in timers.items()}  # also the warm-up
     for name, measure in timers.items():  # a cold run says too much, and so would be repeated too little
         if first[name][0] <= budget:
@@ -97,14 +127,16 @@ def in_turn(timers: Mapping[str, Timer], *, rounds: int, shortest: float, budget
                 wall, cpu = measure(repeats[name])
                 seen[name].append((wall / repeats[name], cpu / repeats[name]))
                 spent[name] += wall
-    return {
-        name: Times(
-            wall=statistics.median(wall for wall, _ in entries),
-            cpu=statistics.median(cpu for _, cpu in entries),
-            wall_range=(min(wall for wall, _ in entries), max(wall for wall, _ in entries)),
-            cpu_range=(min(cpu for _, cpu in entries), max(cpu for _, cpu in entries)),
-            rounds=len(entries),
-            repeats=repeats[name],
-        )
-        for name, entries in seen.items()
-    }
+    return {name: (entries, repeats[name]) for name, entries in seen.items()}
+
+
+def _summary(entries: list[tuple[float, float]], repeats: int) -> Times:
+    walls, cpus = zip(*entries, strict=True)
+    return Times(
+        wall=statistics.median(walls),
+        cpu=statistics.median(cpus),
+        wall_range=(min(walls), max(walls)),
+        cpu_range=(min(cpus), max(cpus)),
+        rounds=len(entries),
+        repeats=repeats,
+    )
