@@ -173,14 +173,6 @@ class EquilibriumProblem(Problem, Displayed):
         return self.q
 
     @property
-    def batch(self) -> int:
-        return self.q.shape[0]
-
-    @property
-    def size(self) -> int:
-        return self.q.shape[1]
-
-    @property
     def magnification(self) -> float:
         """2(1 + ‖W‖)."""
         return 2 * (1 + self.linear.rough_norm)
@@ -371,8 +363,7 @@ class EquilibriumProblem(Problem, Displayed):
         """The same problem cut from the autograd graph; remembered analyses of W are kept where W needs no gradient."""
         if self._in_no_graph or not any(t.requires_grad for t in self.tensors()):
             return self
-        tensors = [t.detach() for t in self.activation.tensors()]
-        activation = self.activation.with_tensors(tensors) if tensors else self.activation
+        activation = self.activation.with_tensors([t.detach() for t in self.activation.tensors()])
         return self._with(q=self.q.detach(), linear=self.linear.detached, activation=activation, _in_no_graph=True)
 
     def rows(self, index: Tensor | slice) -> EquilibriumProblem:

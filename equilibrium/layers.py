@@ -31,9 +31,8 @@ from contracting.modules.settings import WithSettings
 from contracting.precision import as_computed, full_precision
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.automatic import Automatic
-from equilibrium.known import KnownWeights
 from equilibrium.parameterizations import Contractive, Monotone, MonotoneOptions, Parameterization
-from equilibrium.weights import NetworkWeights, Weights
+from equilibrium.weights import KnownWeights, NetworkWeights, Weights
 
 F = TypeVar("F", bound=Callable[..., Any])
 

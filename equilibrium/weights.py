@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self, cast
 
 import torch
@@ -18,6 +20,7 @@ from contracting.errors import InputError
 from contracting.maps.base import LinearMap
 from contracting.maps.dense import Dense
 from contracting.metrics import FullP, WeightedL2
+from contracting.modules.settings import WithSettings
 from contracting.precision import full_precision
 from contracting.problem import EquilibriumProblem
 
@@ -241,6 +244,49 @@ def identical(mine: Tensor, theirs: Tensor) -> bool:
     if theirs.is_inference() and not mine.is_inference():
         return False
     return mine.dtype == theirs.dtype and mine.device == theirs.device and torch.equal(mine, theirs)
+
+
+@dataclass(frozen=True)
+class KnownWeights:
+    """Weights, with a copy of all that they were made from.
+
+    Attributes:
+        weights: what ``explicit()`` gave, in no graph.
+        values: the parameters and buffers, copied: a change through ``.data`` leaves no trace but in the values.
+        settings: what else the weights depend on.
+    """
+
+    weights: NetworkWeights
+    values: tuple[Tensor, ...]
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, parameterization: WithSettings, weights: NetworkWeights) -> KnownWeights | None:
+        """What is known now; None where nobody can look at the values."""
+        sources = _sources(parameterization)
+        if any(checks.on_trust(tensor) for tensor in sources):
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            return cls(weights, tuple(tensor.detach().clone() for tensor in sources), parameterization.settings)
+
+    def still_of(self, parameterization: WithSettings) -> bool:
+        """Whether the weights are those of the present parameters, and a graph that is recorded needs no others."""
+        sources, recording = _sources(parameterization), torch.is_grad_enabled()
+        # what torch.inference_mode made could not be part of a graph later
+        if len(sources) != len(self.values) or (self._of_inference and not torch.is_inference_mode_enabled()):
+            return False
+        for now, then in zip(sources, self.values, strict=True):
+            if (recording and now.requires_grad) or checks.on_trust(now) or not identical(now, then):
+                return False
+        return self.settings == parameterization.settings
+
+    @cached_property
+    def _of_inference(self) -> bool:
+        return any(tensor.is_inference() for tensor in self.weights.state.tensors())
+
+
+def _sources(parameterization: WithSettings) -> Sequence[Tensor]:
+    return [*parameterization.parameters(), *parameterization.buffers()]
 
 
 def explicit_weights(

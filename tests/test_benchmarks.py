@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from equilibrium.experiments.timing import Times, in_turn, spread
+from equilibrium.experiments.timing import Times, in_turn, ratios_in_turn, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -183,6 +183,7 @@ def refused(
         ("krylov_limit.py --out=", "--out: it is the empty text"),
         ("scaling.py --out=", "--out: it is the empty text"),
         ("predicted_iterations.py --rows 0", "--rows: 0 is no whole number"),
+        ("activations.py --rows 0", "--rows: 0 is no whole number"),
         ("training_step.py --target inf", "--target: inf is no number between 0 and 1"),
         ("training_step.py --data-dir nowhere", "nowhere"),
         ("scaling.py --sizes 0", "--sizes: 0 is no whole number"),
@@ -247,6 +248,23 @@ def test_a_cold_start_does_not_say_how_often_a_run_is_repeated() -> None:
     assert times.repeats == 10 and times.wall == pytest.approx(1e-3) and runs == [1, 1, *[2, 10] * 3]
 
 
+def test_ratios_are_those_within_a_round() -> None:
+    """A disturbance of a whole round is in both times, and so in no ratio."""
+    seen: dict[str, int] = {"a": 0, "b": 0}
+
+    def fake(name: str, seconds: float) -> Callable[[int], tuple[float, float]]:
+        def measure(repeats: int) -> tuple[float, float]:
+            seen[name] += 1
+            return repeats * seconds * seen[name], repeats * 2 * seconds * seen[name] ** 2
+
+        return measure
+
+    timers = {"a": fake("a", 0.1), "b": fake("b", 0.3)}
+    for clock in ("wall", "cpu"):
+        ratios = ratios_in_turn(timers, "a", rounds=4, shortest=0.0, clock=clock)
+        assert ratios["a"] == (1.0, 1.0, 1.0) and ratios["b"] == pytest.approx((3.0, 3.0, 3.0))
+
+
 def test_times_are_told_with_their_spread() -> None:
     times = Times(wall=2e-3, cpu=4e-3, wall_range=(1.5e-3, 5e-3), cpu_range=(4e-3, 4e-3), rounds=3, repeats=1)
     assert times.text("wall", 1e-3) == "2 (1.5–5)" and times.text("cpu", 1e-3) == "4"
@@ -305,6 +323,17 @@ def test_predicted_iterations(tmp_path: Path) -> None:
         entry = counts[name]
         assert 0 < entry["factor"] < 1 and entry["used"] <= 1.2 * entry["predicted"]
     assert counts["DormandPrince"]["predicted"] is None and counts["DormandPrince"]["used"] > 0
+
+
+@pytest.mark.slow
+def test_activations(tmp_path: Path) -> None:
+    printed = run("activations.py", tmp_path, "--out", str(tmp_path))
+    entries = json.loads((tmp_path / "results.json").read_text())["entries"]
+    assert len(entries) == 4 * 2 and (tmp_path / "table.md").read_text() in printed
+    for entry in entries:
+        assert entry["residual"] <= 3e-5 and entry["iterations"] > 1
+        for median, low, high in (entry["solve"], entry["step"]):
+            assert 0 < low <= median <= high
 
 
 @pytest.mark.slow

@@ -17,12 +17,10 @@ from torch import Tensor
 from contracting import checks
 from contracting.activations.base import Activation, Curved, PiecewiseLinear, Reflection
 from contracting.activations.potentials import dilogarithm, inside
+from contracting.activations.warm import fast_tanh
 from contracting.errors import InputError
 from contracting.memory import Remembering
 from contracting.types import UNIT_SLOPES, Slopes, Step
-
-# Entries from which on a tanh made of one exponential takes less time than torch's, which takes fewer operations.
-_MANY = 4_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +36,7 @@ class Tanh(Curved):
         return 1 - torch.tanh(v) ** 2
 
     def value_and_slope(self, v: Tensor, shift: float) -> tuple[Tensor, Tensor]:
-        if v.numel() < _MANY:
-            value = torch.tanh(v)
-        else:  # tanh v = t/(t + 2) with t = e^{2v} − 1; beyond 20 it is one in every precision, and t might overflow
-            power = torch.mul(v, 2).clamp_(max=40).expm1_()
-            value = power.div_(power + 2)
+        value = fast_tanh(v)
         return value, torch.rsub(value.square(), 1 + shift)
 
     def potential(self, z: Tensor) -> Tensor:
@@ -77,7 +71,6 @@ class Softplus(Curved):
 
     slopes = UNIT_SLOPES
     stride = math.inf
-
     beta: float = 1.0
 
     def __post_init__(self) -> None:
@@ -108,7 +101,6 @@ class ELU(Curved):
 
     slopes = UNIT_SLOPES
     stride = math.inf
-
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
@@ -238,7 +230,6 @@ class HardTanh(PiecewiseLinear):
     """σ(v) = min(max(v, low), high), f the indicator of [low, high]: prox_{αf} = σ for all α; slope 0 at the ends."""
 
     slopes = UNIT_SLOPES
-
     low: float = -1.0
     high: float = 1.0
 
@@ -294,7 +285,6 @@ class Softshrink(PiecewiseLinear):
     """σ(v) = sign(v) max(|v| − t, 0), f = t|·|, t = ``threshold`` > 0: prox_{αf} shrinks by αt; slope 0 at ±t."""
 
     slopes = UNIT_SLOPES
-
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
