@@ -52,6 +52,14 @@ def test_explorer(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_crown_without_its_rival(tmp_path: Path) -> None:
+    printed = run("crown.py", tmp_path, "--out", str(tmp_path), "--rivals", str(tmp_path / "none"))
+    (found,) = json.loads((tmp_path / "results.json").read_text())["networks"]
+    assert len(found["ours"]["radius"]) == 4 and min(found["ours"]["radius"]) > 0 and found["constant"] > 0
+    assert (tmp_path / "table.md").read_text() in printed and "not installed" in printed
+
+
+@pytest.mark.slow
 def test_lipschitz_bounds(tmp_path: Path) -> None:
     pytest.importorskip("clarabel")
     printed = run("lipschitz_bounds.py", tmp_path, "--out", str(tmp_path))

@@ -55,6 +55,12 @@ def ode_layer(seen: dict[str, Any]) -> None:
     assert all(difference < 10 * residual for residual, difference in pairs)
 
 
+def one_image(seen: dict[str, Any]) -> None:
+    assert 0 < seen["by_global"] < seen["by_local"] < seen["fooled"] and seen["other"] != int(seen["label"])
+    undecided = seen["found"].undecided
+    assert int(undecided[0]) < seen["at_attack"] <= int(undecided[-1]) <= 30
+
+
 def own_neural_ode(seen: dict[str, Any]) -> None:
     assert 0.3 < seen["certificate"].rate <= seen["rates"].bound.rate and 0.2 < seen["kept"] <= 1
     assert float(seen["still"](0.0, seen["rest"]).norm()) < 1e-6
@@ -78,7 +84,7 @@ CLAIMS: dict[str, Callable[[dict[str, Any]], None]] = {
     check.__name__: check
     for check in (
         compare_solvers, contracting_ode, convergence, counterexample, energy, firing_rate_network,
-        lipschitz_training, ode_layer, own_neural_ode, own_weights, phase_portrait, tracking,
+        lipschitz_training, ode_layer, one_image, own_neural_ode, own_weights, phase_portrait, tracking,
     )
 }  # fmt: skip
 
