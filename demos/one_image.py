@@ -47,7 +47,7 @@ axes.axvline(fooled, color=VERMILION, linewidth=1.6, label=f"an attack: {int(lab
 finish(axes, x="radius (ℓ2, normalised pixels)", y="neurons", title="One image: what is proved, and what is not")
 for place, pixels in ((0.62, image), (0.81, attack.inputs)):
     inset = axes.inset_axes((place, 0.08, 0.17, 0.3))
-    inset.imshow(pixels.reshape(8, 8), cmap="gray", vmin=bounds[0], vmax=bounds[1])
+    inset.imshow(pixels.reshape(8, 8).numpy(), cmap="gray", vmin=bounds[0], vmax=bounds[1])
     inset.set_title("image" if pixels is image else "attacked", fontsize=8)
     inset.set_xticks([])
     inset.set_yticks([])
