@@ -31,7 +31,7 @@ def convergence(seen: dict[str, Any]) -> None:
 
 
 def counterexample(seen: dict[str, Any]) -> None:
-    assert seen["monotonicity"] == pytest.approx(1) and seen["rates"].best.rate == pytest.approx(-4, abs=1e-3)
+    assert seen["monotonicity"] == pytest.approx(1) and seen["rates"].quadratic.rate == pytest.approx(-4, abs=1e-3)
     assert seen["growth"] == pytest.approx(2.3137, abs=0.01)
     assert seen["rates"].best.rate <= seen["rates"].bound.rate <= -seen["growth"] + 0.01
 

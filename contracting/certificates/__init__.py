@@ -29,7 +29,7 @@ from contracting.certificates.finders import (
     PolyhedralMetric,
     RateFinder,
 )
-from contracting.certificates.lifted.finder import LiftedInequality
+from contracting.certificates.lifted.finder import LiftedInequality, with_proofs
 from contracting.certificates.lifted.form import LiftedForm
 from contracting.certificates.lmi import SectorInequality, VertexInequalities
 from contracting.certificates.lure.circle import CircleCriterion
@@ -61,5 +61,5 @@ __all__ = [
     "applicable", "best_forward_backward_step", "best_peaceman_rachford_step", "certificates", "certify",
     "certify_gain", "certify_passivity", "check", "check_convergence", "find_metric", "fixed_input_convergence",
     "forward_backward_system", "frequency_margin", "peaceman_rachford_system", "register_finder", "report",
-    "rules_out", "sweep_skewness", "sweep_steps", "switching_bound", "system_of", "upper_bound",
+    "rules_out", "sweep_skewness", "sweep_steps", "switching_bound", "system_of", "upper_bound", "with_proofs",
 ]  # fmt: skip

@@ -24,6 +24,7 @@ from contracting.plots.style import (
 )
 
 _LOOKS = {
+    "norm of degree 4": ("black", "--"),
     "vertices, full P": ("black", "-"),
     "parabola, best Q": (BLUE, "-"),
     "parabola, given Q": (SKY, "-"),
@@ -33,6 +34,7 @@ _LOOKS = {
     "ℓ1, Perron": (PURPLE, ":"),
 }
 _SHORT = {
+    "norm of degree 4, with relations": "norm of degree 4",
     "vertex inequalities, full P": "vertices, full P",
     "parabola test, optimised multiplier": "parabola, best Q",
     "parabola test": "parabola, given Q",

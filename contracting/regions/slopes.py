@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from contracting.certificates.certification import certify
+from contracting.certificates.certification import certificates, certify
 from contracting.certificates.finders import RateFinder
-from contracting.certificates.records import Certificate
+from contracting.certificates.lifted.form import LiftedForm
+from contracting.certificates.records import Certificate, CertificateError
 from contracting.errors import InputError
 from contracting.flows.fields import VectorField
 from contracting.lure.flow import LureFlow
@@ -81,4 +82,11 @@ def certify_slopes_over(
         CertificateError: if no certificate was found.
     """
     lure = lure_of(flow, state=torch.zeros(field.size, dtype=state_like(flow).dtype), dtype=torch.float64)
-    return certify(lure.system().with_slopes(slopes_over(lure, field, region)), finder)
+    system = lure.system().with_slopes(slopes_over(lure, field, region))
+    if finder is not None:
+        return certify(system, finder)
+    # the part of a region that is invariant is known of balls that are ellipsoids or boxes
+    found = [proved for proved in certificates(system) if not isinstance(proved.metric, LiftedForm)]
+    if not found:
+        raise CertificateError("no certificate was found in a norm whose balls are ellipsoids or boxes")
+    return max(found, key=lambda proved: proved.rate)

@@ -15,6 +15,7 @@ from equilibrium.experiments.convolution.command import convolution
 from equilibrium.experiments.counterexample import counterexample
 from equilibrium.experiments.handwriting.command import handwriting
 from equilibrium.experiments.interval_training.command import interval_training
+from equilibrium.experiments.lifted_metrics import lifted_metrics
 from equilibrium.experiments.lipschitz_report import lipschitz_report
 from equilibrium.experiments.local_certificates.command import local_certificates
 from equilibrium.experiments.ode_layer import ode_layer
@@ -35,6 +36,7 @@ _STUDIES: tuple[Callable[..., None], ...] = (
     explore,
     handwriting,
     interval_training,
+    lifted_metrics,
     lipschitz_report,
     local_certificates,
     mnist_robustness,

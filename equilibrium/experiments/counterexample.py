@@ -73,10 +73,10 @@ _TRUTH = (
     Column("bound"),
 )
 _NOTES = """
-certified ≤ best P ≤ bound: rates of the firing-rate flow. best P: of the best constant quadratic metric
-there is, from all vertices of the slopes (– without cvxpy); bound: in any norm. exponent, simulated: growth
-of the distance of two trajectories under one bounded periodic input. FB: rate of the forward–backward flow
-with step α under the same input, certified and slowest pair seen, in time t/α.
+best P ≤ certified ≤ bound: rates of the firing-rate flow. best P: of the best constant quadratic metric
+there is, from all vertices of the slopes (– without cvxpy); certified: in a norm of degree 4; bound: in any
+norm. exponent, simulated: growth of the distance of two trajectories under one bounded periodic input. FB:
+rate of the forward–backward flow with step α under the same input, certified and slowest pair seen, in t/α.
 """
 
 
@@ -86,7 +86,7 @@ def counterexample(
     out: Out = Path("out"),
     small: Small = False,
 ) -> None:
-    """W = k[[0, 1], [−1, 0]]: Condition 1 for every k, contraction of the firing-rate flow for k < 2 only."""
+    """W = k[[0, 1], [−1, 0]]: Condition 1 for every k, contraction of the firing-rate flow for small k only."""
     chosen = numbers("--gains", gains, example="10", high=1e3)
     chosen = (chosen[0], chosen[-1]) if small and len(chosen) > 2 else chosen
     with working_in(out, threads=threads) as folder:
@@ -153,6 +153,7 @@ def _study(gain: float, pairs: int) -> tuple[GainRecord, _Curves]:
         FiringRate().bind(problem), start, start + offset, times, signal=trap.signal, integrator=integrator
     )
     apart = distance(diverging, euclidean)[:, 0]
+    within = distance(diverging, rates.best.metric)[:, 0]  # where the line of the certificate holds
     fit = decay_rate(times[::2], apart[::2], skip=2 * trap.dwell, floor=1e-15)
 
     step = float(best_forward_backward_step(W, euclidean).step)
@@ -181,7 +182,7 @@ def _study(gain: float, pairs: int) -> tuple[GainRecord, _Curves]:
         forward_certified=forward.rate,
         forward_measured=float(decay_rate(times, closer).slowest.min()),
     )
-    return record, _Curves(times=times, diverging=apart, contracting=closer, firing=rates.best, forward=forward)
+    return record, _Curves(times=times, diverging=within, contracting=closer, firing=rates.best, forward=forward)
 
 
 def _weight(gain: float) -> Tensor:

@@ -8,9 +8,11 @@ import itertools
 import torch
 from torch import Tensor
 
+from contracting import LiftedForm
 from contracting.display import html_table
 from contracting.metrics import Metric
 from contracting.plots.style import BLUE, BOUND, CERTIFIED, GREEN, ORANGE, PURPLE, SKY, VERMILION, shown
+from contracting.simulation.balls import unit_sphere
 from equilibrium.explorer.answer import NAMED, Answer, Run
 from equilibrium.explorer.svg import Panel, page
 
@@ -21,6 +23,7 @@ _SHAPE = 1.4  # The axes of the portrait are about so many times as wide as high
 _FEWEST = 1e-10  # What has fallen below is drawn there.
 _SPLITTING = (BLUE, GREEN, SKY, "#000000")
 _INTEGRATING = (VERMILION, ORANGE, PURPLE)
+_POINTS = 5000  # Where a ball has no formula, so many points of its sphere are looked at.
 _ANGLES = 120  # The outline of a ball has so many points.
 
 
@@ -192,9 +195,13 @@ def _apart(path: Tensor) -> list[int]:
 def _outline(metric: Metric, plane: tuple[int, int]) -> Tensor:
     """The shadow of the unit ball in the plane, in order around it: (points, 2).
 
-    A direction u is reached by the ball up to h(u), the dual norm of u, and the boundary is h·u + h'·u⊥.
+    A direction u is reached by the ball up to h(u), the dual norm of u, and the boundary is h·u + h'·u⊥. Where there is
+    no dual, it goes through the points of the sphere that are farthest in each direction.
     """
     angle = torch.linspace(0, 2 * torch.pi, _ANGLES + 1, dtype=torch.float64)[:-1]
+    if isinstance(metric, LiftedForm):
+        sphere = unit_sphere(metric, _POINTS)[:, list(plane)]
+        return sphere[(torch.stack([angle.cos(), angle.sin()], -1) @ sphere.mT).argmax(-1)]
     small = 1e-5
 
     def support(at: Tensor) -> Tensor:

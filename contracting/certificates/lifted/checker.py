@@ -49,11 +49,11 @@ def lifted_margin(
             # each entry is a sum of at most n entries times a root of a whole number
             product = P @ Enclosure(lift.flow(F.value), lift.flow(F.radius) + (lift.size + 4) * UNIT * size)
             form = -(product + product.mT + decay)
-            if relations is not None:
-                form = form + relation(lift, relations[count : count + len(F.value)])
             count += len(F.value)
-            if relations is not None and count > len(relations):
-                raise CertificateError(f"the certificate has {len(relations)} relations, the flow more vertices")
+            if relations is not None:
+                if count > len(relations):
+                    raise CertificateError(f"the certificate has {len(relations)} relations, the flow more vertices")
+                form = form + relation(lift, relations[count - len(F.value) : count])
             worst = min(worst, float(definite_margins(form.value, form.radius).min()))
     if relations is not None and count != len(relations):
         raise CertificateError(f"the certificate has {len(relations)} relations for {count} vertices")

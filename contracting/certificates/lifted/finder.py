@@ -203,9 +203,7 @@ def _proved(candidate: Candidate, scale: Tensor, R: Tensor) -> Candidate:
     metric, relations = candidate.metric, candidate.multiplier
     assert isinstance(metric, LiftedForm)
     of, d = metric.lift, metric.degree
-    curvature = metric.curvature
-    if curvature is None and d > 1:
-        curvature = _most_definite(of.hessian(metric.matrix), of.directions)
+    curvature = _curvature(metric)
     if curvature is not None:
         moved = torch.kron(lift(of.size, d - 1).map(R), R)
         curvature = moved.mT @ curvature @ moved
@@ -217,9 +215,22 @@ def _proved(candidate: Candidate, scale: Tensor, R: Tensor) -> Candidate:
         found = Candidate(metric=metric, multiplier=rescaled_relations(metric, relations, 1 / scale))
     except InputError as error:
         raise CertificateError(f"the form found is not positive definite in float64: {error}") from error
-    ends = [_most_definite(sign * metric.matrix, of) for sign in (1.0, -1.0)]
-    if any(end is not None for end in ends):
-        zero = torch.zeros_like(metric.matrix)
-        spread = torch.stack([zero if end is None else end for end in ends])
-        found = replace(found, metric=replace(metric, spread=spread))
-    return found
+    return replace(found, metric=replace(metric, spread=_spread(metric)))
+
+
+def with_proofs(metric: LiftedForm) -> LiftedForm:
+    """A form of your own with what can be proved of it: that it is convex, and how far from Euclidean it is."""
+    return replace(metric, curvature=_curvature(metric), spread=_spread(metric))
+
+
+def _curvature(metric: LiftedForm) -> Tensor | None:
+    """What proves best that it is convex, if it is not there yet."""
+    if metric.curvature is not None or metric.degree == 1:
+        return metric.curvature
+    return _most_definite(metric.lift.hessian(metric.matrix), metric.lift.directions)
+
+
+def _spread(metric: LiftedForm) -> Tensor | None:
+    """What proves best its smallest and its largest value on the sphere."""
+    low, high = (_most_definite(sign * metric.matrix, metric.lift) for sign in (1.0, -1.0))
+    return None if low is None or high is None else torch.stack([low, high])

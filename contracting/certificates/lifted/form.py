@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contracting import checks
 from contracting.certificates.definite import UNIT, definite_margin
@@ -18,7 +18,13 @@ from contracting.display import Row
 from contracting.errors import InputError, PreconditionError
 from contracting.metrics import FullP, Metric, euclidean
 
-_DIGITS = 40  # The bounds on the sphere are found by halving; each step costs a factorisation and gives one more bit.
+# A bound is tried 2⁻⁴⁰ of the size of the form off what is computed, then twice as far, until it is proved.
+_DIGITS = 40
+
+
+# The largest value over directions is searched first among so many, then in so many rounds around the best one, each
+# with so many points and so much closer: in the end within 10⁻⁷, where a maximum is flat to 10⁻¹⁴.
+_DIRECTIONS, _ROUNDS, _AROUND, _CLOSER = 500, 32, 24, 0.6
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,8 +36,8 @@ class LiftedForm(Metric):
     decay all the same: by ``overshoot`` at most is a Euclidean distance larger than its exponential. (The gauge of the
     convex hull of its balls then is a norm in which the same flow contracts at the same rate: linear maps keep hulls.)
 
-    ``operator_norm`` and ``matrix_measure`` are those of the lifted matrix in P, which bound those of the form from
-    above (they are equal for d = 1). There is no ``dual``.
+    ``operator_norm`` and ``matrix_measure`` are the largest values that a search over directions finds, without
+    gradients; no proof rests on them. There is no ``dual``.
 
     Args:
         matrix: P, (N, N), symmetric positive definite, N = C(n + d − 1, d); monomials in the order of
@@ -86,10 +92,38 @@ class LiftedForm(Metric):
         return scale.squeeze(-1) * norm.pow(1 / self.degree)
 
     def induced_norm(self, matrices: Tensor) -> Tensor:
-        return self.lifted.induced_norm(self.lift.map(matrices)).pow(1 / self.degree)
+        return self._largest(lambda s: self.vector_norm(s @ matrices.mT) / self.vector_norm(s), matrices)
 
     def log_norm(self, matrices: Tensor) -> Tensor:
-        return self.lifted.log_norm(self.lift.flow(matrices)) / self.degree
+        P, moving = self.matrix, self.lift.flow(matrices)
+
+        def growth(s: Tensor) -> Tensor:
+            monomials = self.lift.vectors(s)
+            dual = monomials @ P
+            return (dual * (monomials @ moving.mT)).sum(-1) / (dual * monomials).sum(-1) / self.degree
+
+        return self._largest(growth, matrices)
+
+    @torch.no_grad()
+    def _largest(self, of: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
+        """The largest value over directions, (..., points, n) -> (..., points): all around, then closer and closer."""
+        generator = torch.Generator().manual_seed(0)
+        units = torch.eye(self.size, dtype=matrices.dtype, device=matrices.device)
+        scale = 1 / self.vector_norm(units)  # so that the answer is the same in all units of the coordinates
+
+        def drawn(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64).to(matrices)
+
+        around = torch.cat([units, nn.functional.normalize(drawn(_DIRECTIONS, self.size), dim=-1)])
+        around = around.expand(*matrices.shape[:-2], -1, -1)
+        radius = 1.0
+        for _ in range(_ROUNDS):
+            values = of(around * scale)
+            best = around.gather(-2, values.argmax(-1)[..., None, None].expand(*values.shape[:-1], 1, self.size))
+            radius *= _CLOSER
+            around = nn.functional.normalize(best + radius * drawn(_AROUND, self.size), dim=-1)
+            around = torch.cat([best, around], -2)
+        return of(around * scale).amax(-1)
 
     def make_dual(self) -> Metric:
         raise PreconditionError("the dual of a LiftedForm is no form, so there is no formula for it")

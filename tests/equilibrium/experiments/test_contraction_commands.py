@@ -52,9 +52,9 @@ def contraction_rates(results, _):
 def counterexample(results, _):
     for record in results["gains"]:
         assert record["monotonicity"] == pytest.approx(1, abs=1e-6)  # Condition 1
-        for key in ("certified", "quadratic"):
-            assert record[key] == pytest.approx(1 - record["gain"] / 2, abs=1e-3)
-        assert record["certified"] <= record["bound"] and record["measured"] >= -record["bound"] - 0.01
+        assert record["quadratic"] == pytest.approx(1 - record["gain"] / 2, abs=1e-3)
+        assert record["quadratic"] + 0.05 < record["certified"] <= record["bound"]
+        assert record["measured"] >= -record["bound"] - 0.01
         assert 0 < record["forward_certified"] <= record["forward_measured"]
 
 
@@ -83,13 +83,13 @@ def test_the_small_version_writes_what_it_claims(claim, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_counterexample_for_every_gain(tmp_path):
-    """The best constant metric gives 1 − k/2, and a pair diverges as fast as the closed form says."""
+    """The best quadratic metric gives 1 − k/2, a norm of degree 4 more, and a pair diverges as the closed form says."""
     assert cli.main(["counterexample", "--out", str(tmp_path)]) == 0
     records = json.loads((tmp_path / "results.json").read_text())["gains"]
     assert [record["gain"] for record in records] == [1, 1.9, 2.01, 4, 10]
     for record in records:
         assert record["quadratic"] == pytest.approx(1 - record["gain"] / 2, abs=1e-3)
-        assert record["certified"] == pytest.approx(1 - record["gain"] / 2, abs=1e-3)
+        assert record["quadratic"] + 0.05 < record["certified"] < record["bound"]
         assert record["measured"] == pytest.approx(record["exponent"], rel=0.01)
     assert records[-1]["measured"] == pytest.approx(2.314, rel=0.01)
     assert len(list((tmp_path / "figures").iterdir())) == 4
