@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from equilibrium.local.relaxation import (
+    Ellipsoid,
     Forms,
     Matrices,
     Moves,
@@ -36,7 +37,11 @@ _FLOOR = (
     1e-6  # No multiplier is less than so much of the largest of its row: a later search may need what this does not.
 )
 _MARGIN = 1e-4  # of λmin(M̃), which a factorisation in float32 of a few hundred rows cannot tell from zero by itself
-_FARTHEST = 100.0  # A multiple of a cut grows at once by no more than so many sizes of the form.
+_FARTHEST = 100.0  # A multiple of a cut is no larger than so many sizes of the form: more drowns in rounding.
+_SWEEPS = 20  # Several cuts get their multiples in turn so many times; it costs little beside a factorisation.
+_SOFT = (
+    1e-4  # of the square of a form's size is added to squares there: at a kink of the root no single cut would help.
+)
 _SCALES = 6  # So many scales of a first λ are tried, each four times as large as the one before.
 
 
@@ -68,6 +73,7 @@ class Search:
         starts: λ to begin with, each up to a factor, (batch, n); of all their multiples the best is taken.
         omega: ω to begin with, or None for zero.
         cuts: m forms that are at least zero at all the moves of interest, or None.
+        shift: k of Δz = sΔv + k, (batch, n), or None for zero.
     """
 
     def __init__(
@@ -81,9 +87,10 @@ class Search:
         starts: Sequence[Tensor],
         omega: Tensor | None = None,
         cuts: Forms | None = None,
+        shift: Tensor | None = None,
     ):
         self.matrices, self.around, self.weights, self.own, self.cuts = matrices, around, weights, forms, cuts
-        self.move: Moves = moves(matrices, middle, half)
+        self.move: Moves = moves(matrices, middle, half, shift)
         self.live = self.move.undecided
         self.size = half.shape[-1]
         self.lean = None if cuts is None else weights.new_zeros(*weights.shape, _count(cuts))
@@ -97,62 +104,74 @@ class Search:
         self.form = self.move.coefficients(self.forms)
         self.pull = Pull.made(self.matrices, self.forms.direct, omega)
 
-    def _tried(self, multiplier: Tensor) -> tuple[Whitened, Tensor, Tensor]:
-        """The move in the coordinates of a multiplier, the factor of M̃ there, and whether M̃ ≻ 0, (batch,)."""
+    def _tried(self, multiplier: Tensor) -> tuple[Whitened, Ellipsoid, Tensor]:
+        """The move in the coordinates of a multiplier, its ellipsoid, and whether M̃ ≻ 0, (batch,)."""
         white = whitened(self.move, multiplier)
         M = white.quadratic
         M.diagonal(dim1=-2, dim2=-1).sub_(_MARGIN)
         factor, info = torch.linalg.cholesky_ex(M)
-        return white, factor, (info == 0) & torch.isfinite(factor).all(-1).all(-1)
+        found = Ellipsoid.of(factor, white, self.around)
+        proved = (info == 0) & torch.isfinite(factor).all(-1).all(-1) & torch.isfinite(found.centre).all(-1)
+        return white, found, proved
 
-    def _take(self, multiplier: Tensor, white: Whitened, factor: Tensor) -> None:
-        self.lam, self.white, self.factor = multiplier, white, factor
+    def _take(self, multiplier: Tensor, white: Whitened, ellipsoid: Ellipsoid) -> None:
+        self.lam, self.white, self.ellipsoid = multiplier, white, ellipsoid
 
-    def _value(self, white: Whitened, factor: Tensor) -> tuple[Values, Tensor]:
-        found = evaluated(factor, self.form * white.scale[:, None], self.pull, self.around)
-        bound = found.bound if self.forms.constant is None else found.bound + self.forms.constant
-        return found, (bound * self.weights).sum(-1)
+    def _value(self, white: Whitened, ellipsoid: Ellipsoid) -> tuple[Values, Tensor]:
+        found = evaluated(ellipsoid, self.form * white.scale[:, None], self.pull, self.around)
+        return found, (found.bound * self.weights).sum(-1)
 
-    def _best(self, starts: Sequence[Tensor]) -> tuple[Tensor, Whitened, Tensor]:
+    def _best(self, starts: Sequence[Tensor]) -> tuple[Tensor, Whitened, Ellipsoid]:
         """The best of a few multiples of each start with M ≻ 0."""
         n, own = self.live.shape[-1], self.move.own
         best = Whitened(torch.zeros_like(own), torch.zeros_like(self.move.T[:, 0]))
-        multiplier, factor = torch.ones_like(self.move.half), best.quadratic
+        multiplier, ellipsoid = torch.ones_like(self.move.half), Ellipsoid.of(best.quadratic, best, self.around)
         least = torch.full_like(self.move.middle[:, 0], math.inf)
         for start, k in itertools.product(starts, range(_SCALES)):
             live = torch.where(self.live, start, 0.0)
-            inputs = (live[..., None] * own[..., n:].square()).sum((-2, -1)).clamp_min(_TINY)
+            inputs = (live[..., None] * own[..., n:-1].square()).sum((-2, -1)).clamp_min(_TINY)
             trial = torch.where(self.live, live / inputs[:, None] * 4.0 ** (1 - k), 1.0)
             white, found, proved = self._tried(trial)
-            _, total = self._value(white, _where(proved, found, factor))
+            _, total = self._value(white, Ellipsoid(*_parts(proved, found, ellipsoid)))
             better = proved & (total < least)
-            multiplier, factor = _where(better, trial, multiplier), _where(better, found, factor)
-            best = Whitened(*(_where(better, new, old) for new, old in zip(white, best, strict=True)))
+            multiplier, ellipsoid = _where(better, trial, multiplier), Ellipsoid(*_parts(better, found, ellipsoid))
+            best = Whitened(*_parts(better, white, best))
             least = torch.where(better, total, least)
-        return multiplier, best, factor
+        return multiplier, best, ellipsoid
 
     def run(self, effort: Effort) -> None:
         """Make the weighted sum of the bounds smaller."""
-        values, least = self._value(self.white, self.factor)
+        values, least = self._value(self.white, self.ellipsoid)
         pace = torch.full_like(least, 0.5)
         for k in range(effort.steps):
             if k % effort.every == 0 and not (self.around.whole and self.cuts is None):
                 self._cut()
                 self.follow(effort.pulls)
-                values, least = self._value(self.white, self.factor)
+                values, least = self._value(self.white, self.ellipsoid)
             trial = self.lam * torch.exp(2 * pace[:, None] * self._direction(values))
             if trial.shape[-1]:
                 trial = torch.maximum(trial, _FLOOR * trial.amax(-1, keepdim=True))
-            white, factor, proved = self._tried(trial)
-            found, total = self._value(white, _where(proved, factor, self.factor))
+            white, ellipsoid, proved = self._tried(trial)
+            found, total = self._value(white, Ellipsoid(*_parts(proved, ellipsoid, self.ellipsoid)))
             better = proved & (total < least)
-            white = Whitened(*(_where(better, new, old) for new, old in zip(white, self.white, strict=True)))
-            self._take(_where(better, trial, self.lam), white, _where(better, factor, self.factor))
-            values = Values(*(_where(better, new, old) for new, old in zip(found, values, strict=True)))
+            white = Whitened(*_parts(better, white, self.white))
+            self._take(_where(better, trial, self.lam), white, Ellipsoid(*_parts(better, ellipsoid, self.ellipsoid)))
+            values = Values(*_parts(better, found, values))
             least = torch.where(better, total, least)
             pace = torch.where(better, (_GROWTH * pace).clamp_max(_LARGEST), 0.5 * pace)
         self._cut()
         self.follow(2 * effort.pulls)
+
+    def worst(self) -> tuple[Tensor, Tensor]:
+        """What the width of each interval adds to the bounds, in rough numbers, (batch, n), and Δx at the worst moves.
+
+        The derivative of a bound in the logarithm of a width is proportional to λδ² at the worst move.
+        """
+        point, _ = self._value(self.white, self.ellipsoid)
+        u = self.live.shape[-1]
+        influence = (self.weights[..., None] * point.reach[..., None] * point.point[..., :u].square()).sum(1)
+        spread = torch.zeros_like(self.move.middle).scatter(-1, self.move.places, influence)
+        return spread, point.point[..., u:] @ self.matrices.R
 
     @property
     def multiplier(self) -> Tensor:
@@ -161,8 +180,8 @@ class Search:
 
     def _direction(self, values: Values) -> Tensor:
         """(δ² − Δv²)/(δ² + Δv²) of the worst moves, weighted: (batch, n), in [−1, 1]."""
-        weight = (self.weights / values.reach.clamp_min(_TINY))[..., None]
-        inner = ((values.point @ self.white.T.mT).square() * weight).sum(1)
+        weight = (self.weights * values.reach)[..., None]
+        inner = ((values.point @ self.white.T[..., :-1].mT + self.white.T[:, None, :, -1]).square() * weight).sum(1)
         delta = (values.point[..., : self.live.shape[-1]].square() * weight).sum(1)
         return (delta - inner) / (delta + inner + _TINY)
 
@@ -171,11 +190,12 @@ class Search:
         around, R, direct = self.around, self.matrices.R, self.forms.direct
         if around.low is None or around.high is None:
             return
-        n = self.live.shape[-1]
-        inverse = torch.cholesky_inverse(self.factor)[:, n:, n:]
+        n, factor, radius = self.live.shape[-1], self.ellipsoid.factor, self.ellipsoid.radius[:, None, None]
+        inverse = torch.cholesky_inverse(factor)[:, n:, n:]
+        middle = (self.ellipsoid.centre[:, n:] @ R)[:, None]  # Δx at the centre of the ellipsoid
         rate = 1 / _largest_eigenvalue(inverse)[:, None, None]
-        form = self.form * self.white.scale[:, None]
-        constant = torch.cholesky_solve(form.mT, self.factor).mT[..., n:]
+        form = (self.form * self.white.scale[:, None])[..., :-1]
+        constant = torch.cholesky_solve(form.mT, factor).mT[..., n:]
         omega = self.pull.omega
         if omega is None:
             omega = self.form.new_zeros(*self.weights.shape, R.shape[-1])
@@ -184,9 +204,9 @@ class Search:
         inside = g @ R.mT
         for _ in range(steps):
             slope = ahead + (constant + inside @ inverse - inside) @ R
-            price = self._reach(form)[..., None] / around.radius[:, None, None] * rate
+            price = self._reach(form)[..., None] / radius * rate
             target = ahead - rate * slope - (0.0 if direct is None else direct)
-            lower, upper = price * -around.low[:, None], price * around.high[:, None]
+            lower, upper = price * (middle - around.low[:, None]), price * (around.high[:, None] - middle)
             omega = (target - lower).clamp_min(0) - (-target - upper).clamp_min(0)
             new = omega if direct is None else omega + direct
             following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
@@ -198,29 +218,30 @@ class Search:
         """Move the multiples of the cuts to their best, one after the other, for the present λ and pulls."""
         if self.cuts is None or self.lean is None or self.planes is None:
             return
-        scale, radius, constants = self.white.scale[:, None], self.around.radius[:, None], self.cuts.constant
-        ell, own = shifted(self.form * scale, self.pull), Pull.made(self.matrices, self.cuts.direct, None)
-        lower, planes = (
-            torch.linalg.solve_triangular(self.factor, rows.mT, upper=False)
-            for rows in (ell, shifted(self.planes * scale, own))
-        )
+        scale, radius, own = self.white.scale[:, None], self.ellipsoid.radius[:, None], self.cuts.direct
+        across = Pull.made(self.matrices, own, None)
+        rows = [shifted((part * scale)[..., :-1], p) for part, p in ((self.form, self.pull), (self.planes, across))]
+        lower, planes = (torch.linalg.solve_triangular(self.ellipsoid.factor, part.mT, upper=False) for part in rows)
+        slopes = (rows[1] @ self.ellipsoid.centre[..., None])[..., 0] + self.planes[..., -1]
         square = lower.square().sum(1) + self.pull.outside  # (batch, k)
         mixed, gram = lower.mT @ planes, planes.mT @ planes
-        if self.cuts.direct is not None and own.inside is not None and self.forms.direct is not None:
+        if own is not None and across.inside is not None and self.forms.direct is not None:
             g = self.forms.direct if self.pull.omega is None else self.forms.direct + self.pull.omega
-            over = self.cuts.direct - own.inside @ self.matrices.R
+            over = own - across.inside @ self.matrices.R
             mixed, gram = mixed + g @ over.mT, gram + over @ over.mT
+        alone = (self.move.coefficients(self.own) * scale)[..., :-1]
+        own_size = torch.linalg.solve_triangular(self.ellipsoid.factor, alone.mT, upper=False).square().sum(1)
         lean = self.lean.clone()
-        for j in range(lean.shape[-1]):
+        count = lean.shape[-1]
+        for j in itertools.chain.from_iterable(itertools.repeat(range(count), 1 if count == 1 else _SWEEPS)):
             c = gram[:, j, j][:, None].clamp_min(_TINY)
-            slope = 0.0 if constants is None else constants[:, j][:, None]
-            b = mixed[..., j]
-            rest = (square - b.square() / c).clamp_min(0)
+            slope, b = slopes[:, j, None], mixed[..., j]
+            rest = (square - b.square() / c).clamp_min(0) + (0.0 if count == 1 else _SOFT * own_size)
             steep = c * radius.square() - slope**2
             best = -slope * (rest / (c * steep.clamp_min(_TINY))).sqrt() - b / c
-            far = torch.where(torch.as_tensor(slope < 0), _FARTHEST * (square / c).sqrt(), -lean[..., j])
-            step = torch.where(steep > 0, best, far).clamp_max(_FARTHEST * (square / c).sqrt())
-            step = torch.maximum(step, -lean[..., j])
+            most = _FARTHEST * (own_size / c).sqrt() - lean[..., j]
+            step = torch.where(steep > 0, best, torch.where(slope < 0, most, -lean[..., j]))
+            step = torch.maximum(torch.minimum(step, most), -lean[..., j])
             lean[..., j] += step
             square = (square + 2 * b * step + c * step.square()).clamp_min(0)
             mixed = mixed + step[..., None] * gram[:, j][:, None]
@@ -229,12 +250,17 @@ class Search:
 
     def _reach(self, form: Tensor) -> Tensor:
         ell = shifted(form, self.pull)
-        solved = torch.linalg.solve_triangular(self.factor, ell.mT, upper=False)
+        solved = torch.linalg.solve_triangular(self.ellipsoid.factor, ell.mT, upper=False)
         return (solved.square().sum(1) + self.pull.outside).sqrt()
 
 
 def _count(forms: Forms) -> int:
     return next(part.shape[1] for part in vars(forms).values() if part is not None)
+
+
+def _parts(rows: Tensor, new: Iterable[Tensor], old: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Each part of two tuples: the new one in some rows, the old one in the others."""
+    return (_where(rows, ours, theirs) for ours, theirs in zip(new, old, strict=True))
 
 
 def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -37,20 +37,27 @@ class Slopes:
         low: (batch, n).
         high: (batch, n).
         multiplier: per unit of the squared width of the interval, to begin a search with, (batch, n).
+        shift: k of Δz = sΔv + k, (batch, n): not zero for a neuron that has left the piece of its anchor.
     """
 
     low: Tensor
     high: Tensor
     multiplier: Tensor
+    shift: Tensor
 
     @property
     def undecided(self) -> Tensor:
         """How many neurons are not known to be linear, (batch,)."""
-        return (self.high > self.low).sum(-1)
+        return self.live.sum(-1)
+
+    @property
+    def live(self) -> Tensor:
+        """Those neurons, (batch, n); one that has left its piece is known up to rounding."""
+        return (self.high > self.low) & (self.shift == 0)
 
     def rows(self, index: Rows) -> Self:
         """Those of some rows."""
-        return type(self)(low=self.low[index], high=self.high[index], multiplier=self.multiplier[index])
+        return type(self)(**{name: part[index] for name, part in vars(self).items()})
 
 
 class Narrowing:
@@ -78,7 +85,7 @@ class Narrowing:
         n, v = network.size, anchors.inner
         low, high = (end.expand(len(v), -1) for end in network.activation.slope_intervals(n))
         start = network.metric.expand(len(v), -1)
-        self.slopes = Slopes(low=low, high=high, multiplier=start)
+        self.slopes = Slopes(low=low, high=high, multiplier=start, shift=torch.zeros_like(v))
         self.enclosure, self.linear = enclosure, LinearBounds.of(network, anchors, around)
         if self.linear is not None:
             self._narrow(torch.full_like(v, torch.inf), start)
@@ -107,10 +114,47 @@ class Narrowing:
         claimed.cuts = replace(forms, constant=-lead[:, None])
         return claimed
 
+    def split(self, neuron: Tensor) -> Self:
+        """Two narrowings for each row: of moves at which a neuron, (batch,), stays on its side, then of all the others.
+
+        For a σ of two pieces only. A neuron on its side has the slope of its anchor. One that has left it has the other
+        slope and a constant, Δz = oΔv + (o − w)v₀; what v₀ may be wrong is put into the slope, because |Δv| ≥ |v₀|.
+        """
+        count, at = len(neuron), torch.arange(len(neuron))
+        both = copy.copy(self)
+        both.keep(at.repeat(2))
+        v, error = self.anchors.inner[at, neuron], self.anchors.inner_error[at, neuron]
+        flat, steep = (
+            end.expand(self.network.size)[neuron] for end in self.network.activation.slope_intervals(self.network.size)
+        )
+        own, other = torch.where(v > 0, steep, flat), torch.where(v > 0, flat, steep)
+        wrong = (steep - flat) * error / (v.abs() - error) * (1 + 1e-9)
+        low, high, shift = (part.clone() for part in (both.slopes.low, both.slopes.high, both.slopes.shift))
+        low[at, neuron], high[at, neuron] = own, own
+        low[count + at, neuron], high[count + at, neuron] = other - wrong, other + wrong
+        shift[count + at, neuron] = (other - own) * v
+        both.slopes = replace(both.slopes, low=low, high=high, shift=shift)
+        inner = torch.zeros(2 * count, 1, self.network.size, dtype=v.dtype)
+        inner[at, 0, neuron], inner[count + at, 0, neuron] = v.sign(), -v.sign()
+        side = Forms(inner=inner, constant=torch.cat([v.abs() + error, error - v.abs()])[:, None])
+        both.cuts = side if both.cuts is None else both.cuts.joined(side)
+        return both
+
+    def sided(self, rows: Tensor) -> Self:
+        """Some rows, with the sides of all neurons that have one as cuts: each alone follows, not all at once."""
+        found = copy.copy(self)
+        found.keep(rows)
+        v, error, slopes = found.anchors.inner, found.anchors.inner_error, found.slopes
+        stays = torch.where(slopes.shift == 0, 1.0, -1.0).to(v)
+        inner = torch.diag_embed(torch.where(slopes.live, 0.0, stays * v.sign()))
+        sides = Forms(inner=inner, constant=torch.where(slopes.live, 0.0, stays * v.abs() + error))
+        found.cuts = sides if found.cuts is None else found.cuts.joined(sides)
+        return found
+
     def step(self) -> None:
         """One pass."""
         slopes, v = self.slopes, self.anchors.inner
-        live = slopes.high > slopes.low
+        live = slopes.live
         if not bool(live.any()):
             return
         index = torch.argsort(live, dim=-1, descending=True, stable=True)[:, : int(live.sum(-1).max())]
@@ -123,12 +167,11 @@ class Narrowing:
         forms = Forms(inner=torch.cat([inner, -inner][:sides], 1))
         weights = (live / (v.abs() + _NEAR * self.around.radius[:, None])).gather(-1, index).repeat(1, sides)
         omega = self._known(index, sides)
-        multiplier, self._omega, bound = bounded(
-            self.network, slopes, forms, weights, self.around, self.effort, omega, self.cuts
-        )
+        search, bound = bounded(self.network, slopes, forms, weights, self.around, self.effort, omega, self.cuts)
+        self._omega = search.omega
         reach = torch.full_like(v, torch.inf).scatter(-1, index, bound.reshape(len(v), sides, -1).amax(1))
         self._moved = index
-        self._narrow(reach, multiplier)
+        self._narrow(reach, search.multiplier)
 
     def _known(self, index: Tensor, sides: int) -> Tensor | None:
         """The pulls of the last pass for some neurons of each row, zero for those that had none."""
@@ -145,11 +188,10 @@ class Narrowing:
         reach = reach.clamp_min(0)
         reach = reach if self.linear is None else self.linear.tightened(reach)
         low, high = secant_slopes(self.network.activation, self.anchors.inner, self.anchors.inner_error, reach)
-        self.slopes = Slopes(
-            low=torch.maximum(self.slopes.low, low),
-            high=torch.minimum(self.slopes.high, high),
-            multiplier=multiplier,
-        )
+        moved = self.slopes.shift != 0
+        low = torch.where(moved, self.slopes.low, torch.maximum(self.slopes.low, low))
+        high = torch.where(moved, self.slopes.high, torch.minimum(self.slopes.high, high))
+        self.slopes = replace(self.slopes, low=low, high=high, multiplier=multiplier)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some rows only."""
@@ -171,18 +213,24 @@ class Narrowing:
         Returns:
             (m,).
         """
-        network, found = self.network, []
+        return self.examined(index, rows)[0]
+
+    def examined(self, index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``drop``, what each neuron adds to it, (m, n), and moves of the input that seem to be the worst, (m, in)."""
+        network, found, added, worst = self.network, [rows.new_zeros(0)], [self.anchors.inner[:0]], []
         for part in pieces(network, len(index), 1):
             slopes, around = self.slopes.rows(index[part]), self.around.rows(index[part])
             forms = self._outputs(rows[part])
             ones = torch.ones_like(rows[part][:, :1])
             cuts = None if self.cuts is None else self.cuts.rows(index[part])
-            _, _, bound = bounded(network, slopes, forms, ones, around, self.effort, None, cuts)
+            search, bound = bounded(network, slopes, forms, ones, around, self.effort, None, cuts)
             bound = torch.minimum(bound[:, 0], self._by_boxes(index[part], forms))
             if self.linear is not None:
                 bound = torch.minimum(bound, self.linear.rows(index[part]).bounds(forms)[:, 0])
             found.append(bound)
-        return torch.cat(found) if found else rows.new_zeros(0)
+            added.append(search.influence)
+            worst.append(search.moves[:, 0])
+        return torch.cat(found), torch.cat(added), torch.cat(worst or [rows.new_zeros(0, network.system.U.shape[1])])
 
     def _outputs(self, rows: Tensor) -> Forms:
         """One form row·Δy for each of some rows, (m, out)."""
@@ -221,6 +269,24 @@ def _full(slopes: Slopes, multiplier: Tensor) -> Tensor:
     return multiplier * middles(slopes.low, slopes.high)[1].square()
 
 
+class Found(NamedTuple):
+    """What a search has found.
+
+    Attributes:
+        multiplier: per unit of the squared half width, (batch, n).
+        omega: pulls, (batch, k, in), or None.
+        lean: multiples of the cuts, (batch, k, m), or None.
+        influence: what each neuron adds to the bounds, (batch, n).
+        moves: of the input, that seem to be the worst, (batch, k, in).
+    """
+
+    multiplier: Tensor
+    omega: Tensor | None
+    lean: Tensor | None
+    influence: Tensor
+    moves: Tensor
+
+
 def bounded(
     network: LocalNetwork,
     slopes: Slopes,
@@ -230,13 +296,13 @@ def bounded(
     effort: Effort,
     omega: Tensor | None = None,
     cuts: Forms | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """A multiplier, pulls, and proved bounds of the forms where the cuts are at least zero, (batch, k)."""
-    multiplier, omega, lean = searched(network, slopes, forms, weights, around, effort, omega, cuts)
-    if cuts is not None and lean is not None:
-        forms = forms.plus(lean.to(weights).clamp_min(0), cuts)
-    full = _full(slopes, multiplier)
-    return multiplier, omega, checker.bounds(network.matrices, slopes.low, slopes.high, full, forms, omega, around)
+) -> tuple[Found, Tensor]:
+    """A search, and proved bounds of the forms where the cuts are at least zero, (batch, k)."""
+    found = searched(network, slopes, forms, weights, around, effort, omega, cuts)
+    if cuts is not None and found.lean is not None:
+        forms = forms.plus(found.lean.to(weights).clamp_min(0), cuts)
+    full, ends = _full(slopes, found.multiplier), (slopes.low, slopes.high)
+    return found, checker.bounds(network.matrices, *ends, full, forms, found.omega, around, shift=slopes.shift)
 
 
 def searched(
@@ -248,8 +314,8 @@ def searched(
     effort: Effort,
     omega: Tensor | None = None,
     cuts: Forms | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """A multiplier per unit of the squared half width, pulls and multiples of cuts that make the bounds small."""
+) -> Found:
+    """Multipliers, pulls and multiples of cuts that make the weighted bounds small."""
     middle, half = middles(slopes.low, slopes.high)  # in float64, where narrow intervals are no points
     search = Search(
         network.matrices.to(_SEARCHED),
@@ -261,8 +327,11 @@ def searched(
         [_full(slopes, start).to(_SEARCHED) for start in (slopes.multiplier, network.metric.expand_as(half))],
         omega,
         None if cuts is None else cuts.to(_SEARCHED),
+        slopes.shift.to(_SEARCHED),
     )
     search.run(effort)
     squared = half.square()
     found = search.multiplier.to(squared) / squared
-    return torch.where(squared > 0, found, slopes.multiplier), search.pull.omega, search.lean
+    influence, moves = (part.to(squared) for part in search.worst())
+    multiplier = torch.where(squared > 0, found, slopes.multiplier)
+    return Found(multiplier, search.pull.omega, search.lean, influence, moves)

@@ -12,6 +12,7 @@ from contracting import checks
 from contracting.display import Displayed
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.lipschitz.certificate import Norm
+from equilibrium.local.branches import branched
 from equilibrium.local.counterexamples import counterexamples
 from equilibrium.local.finder import Effort
 from equilibrium.local.margins import checked_labels, checked_rows, margins
@@ -30,6 +31,8 @@ class LocalSearch:
             takes no more.
         claims: how often the slopes are made narrower for each claim y_label > yⱼ that is left, at the moves that
             refute it only.
+        branches: nodes of the branch and bound of each claim that is left then, at most; 0 for none. It serves
+            activations of two pieces (ReLU, LeakyReLU).
         effort: of each search.
         accuracy: a radius is searched to this share of itself.
     """
@@ -37,11 +40,12 @@ class LocalSearch:
     passes: int = 3
     attack: int = 30
     claims: int = 4
+    branches: int = 0
     effort: Effort = Effort()
     accuracy: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("passes", "attack", "claims"):
+        for name in ("passes", "attack", "claims", "branches"):
             checks.whole_number(name, getattr(self, name), low=0)
         checks.number("accuracy", self.accuracy, low=0, high=1, low_open=True, high_open=True)
 
@@ -162,6 +166,12 @@ def prove(
             break
         rows, columns, claims = rows[going], columns[going], claims[going]
         claimed.keep(going)
+    if search.branches and len(going := torch.nonzero(ledger.open[rows, columns]).flatten()):
+        rows, columns, claims = rows[going], columns[going], claims[going]
+        lead = ledger.lead[rows, columns]
+        found = branched(claimed, x[rows], claims, lead, nodes=search.branches, attack=search.attack)
+        ledger.refute(rows[found.refuted], found.inputs[found.refuted])
+        ledger.take(rows[found.proved], columns[found.proved], lead[found.proved] - 1.0, refuting=True)
     return ledger.proof()
 
 

@@ -10,6 +10,9 @@ p = [δ; ξ], M = diag(λ, I) − Tᵀ diag(λ) T: an ellipsoid where M ≻ 0. A
 
     r·√(ℓᵀM⁻¹ℓ + ‖g − RᵀRg‖²) + cost(ω),  g = d + ω,  ℓ = e + [0; Rg],
 
+(where a neuron is known to have left the piece of its anchor, Δz = sΔv + k, there is a constant t in Δv = T[δ; ξ] + t:
+the ellipsoid is about M⁻¹Tᵀλt instead of 0, and its r² is larger by tᵀλ(t + TM⁻¹Tᵀλt),)
+
 for any *pull* ω: the multipliers of low ≤ Δx ≤ high, ω > 0 pulling at the lower end and ω < 0 at the upper one, with
 cost(ω) = Σ max(ω, 0)·(−low) + max(−ω, 0)·high. All of it is a bound for every λ and ω.
 """
@@ -65,6 +68,26 @@ class Forms:
         """The same in another precision."""
         return type(self)(**{name: None if part is None else part.to(dtype) for name, part in vars(self).items()})
 
+    def joined(self, others: Forms) -> Self:
+        """These and others of the same rows; what only some of them have is zero in the rest."""
+        sizes = [next(part for part in vars(each).values() if part is not None) for each in (self, others)]
+        parts: dict[str, Tensor | None] = {}
+        for name in vars(self):
+            pair = [vars(each)[name] for each in (self, others)]
+            like = next((part for part in pair if part is not None), None)
+            parts[name] = (
+                None
+                if like is None
+                else torch.cat(
+                    [
+                        like.new_zeros(*size.shape[:2], *like.shape[2:]) if p is None else p
+                        for p, size in zip(pair, sizes, strict=True)
+                    ],
+                    1,
+                )
+            )
+        return type(self)(**parts)
+
     def plus(self, multiples: Tensor, others: Forms) -> Self:
         """These and so many times each of others: (batch, k, m), m forms for each row."""
         added = {}
@@ -79,19 +102,21 @@ class Forms:
 
 
 class Moves(NamedTuple):
-    """How a move depends on p = [δ; ξ]: Δv = Tp, Δz = mTp + hδ, with the δ of u neurons, the undecided ones first.
+    """How a move depends on p = [δ; ξ; 1]: Δv = Tp, Δz = mTp + hδ + k, with δ of u neurons, the undecided ones first.
 
     Attributes:
-        T: (batch, n, u + q).
+        T: (batch, n, u + q + 1).
         places: the neuron of each δ, (batch, u); u is the largest number of undecided neurons of a row.
         middle: m, (batch, n).
         half: h of those neurons, (batch, u); zero where one is decided.
+        shift: k, (batch, n).
     """
 
     T: Tensor
     places: Tensor
     middle: Tensor
     half: Tensor
+    shift: Tensor
 
     @property
     def undecided(self) -> Tensor:
@@ -100,11 +125,11 @@ class Moves(NamedTuple):
 
     @property
     def own(self) -> Tensor:
-        """The rows of T of those neurons, (batch, u, u + q)."""
+        """The rows of T of those neurons, (batch, u, u + q + 1)."""
         return self.T.gather(1, self.places[..., None].expand(-1, -1, self.T.shape[-1]))
 
     def coefficients(self, forms: Forms) -> Tensor:
-        """The forms, without direct part and constant, as rows e of p: (batch, k, u + q)."""
+        """The forms, without their direct part, as rows e of p: (batch, k, u + q + 1)."""
         u = self.places.shape[-1]
         found: Tensor | None = None
         if forms.inner is not None:
@@ -113,8 +138,11 @@ class Moves(NamedTuple):
             added = (forms.state * self.middle[:, None]) @ self.T
             own = self.places[:, None].expand(-1, added.shape[1], -1)
             added[..., :u] += forms.state.gather(-1, own) * self.half[:, None]
+            added[..., -1] += (forms.state @ self.shift[..., None])[..., 0]
             found = added if found is None else found + added
         assert found is not None
+        if forms.constant is not None:
+            found[..., -1] += forms.constant
         return found
 
 
@@ -125,15 +153,16 @@ def middles(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     return middle, torch.where(high > low, half, 0.0)
 
 
-def moves(matrices: Matrices, middle: Tensor, half: Tensor) -> Moves:
-    """T for slopes within m ± h, each (batch, n)."""
+def moves(matrices: Matrices, middle: Tensor, half: Tensor, shift: Tensor | None = None) -> Moves:
+    """T for Δz within (m ± h)Δv + k, each (batch, n); k is zero for None."""
     W, F, _ = matrices
     places = torch.argsort(half > 0, dim=-1, descending=True, stable=True)[:, : int((half > 0).sum(-1).max())]
     half = half.gather(-1, places)
     loop = torch.eye(len(W), dtype=W.dtype) - W * middle[:, None, :]
-    inputs = torch.cat([W.mT[places].mT * half[:, None, :], F.expand(len(middle), -1, -1)], -1)
+    shift = torch.zeros_like(middle) if shift is None else shift
+    inputs = torch.cat([W.mT[places].mT * half[:, None, :], F.expand(len(middle), -1, -1), W @ shift[..., None]], -1)
     solved, _ = torch.linalg.solve_ex(loop, inputs)  # of a singular loop not finite
-    return Moves(solved, places, middle, half)
+    return Moves(solved, places, middle, half, shift)
 
 
 class Whitened(NamedTuple):
@@ -143,8 +172,8 @@ class Whitened(NamedTuple):
     both are of the size of everything else, and a decided neuron has a row and a column of zeros.
 
     Attributes:
-        T: √λ T/√λ, the rows of the u neurons that have a δ, (batch, u, u + q).
-        scale: 1/√λ for δ, zero where decided, and one for ξ, (batch, u + q).
+        T: √λ T/√λ, the rows of the u neurons that have a δ, (batch, u, u + q + 1).
+        scale: 1/√λ for δ, zero where decided, and one for ξ and the constant, (batch, u + q + 1).
     """
 
     T: Tensor
@@ -153,7 +182,8 @@ class Whitened(NamedTuple):
     @property
     def quadratic(self) -> Tensor:
         """M̃, (batch, u + q, u + q)."""
-        M = -self.T.mT @ self.T
+        T = self.T[..., :-1]
+        M = -T.mT @ T
         M.diagonal(dim1=-2, dim2=-1).add_(1.0)
         return M
 
@@ -198,26 +228,55 @@ class Pull(NamedTuple):
         ]
 
 
+class Ellipsoid(NamedTuple):
+    """All p̃ with (p̃ − centre)ᵀM̃(p̃ − centre) ≤ radius².
+
+    Attributes:
+        factor: of Cholesky, of M̃, (batch, u + q, u + q).
+        centre: (batch, u + q).
+        radius: (batch,).
+    """
+
+    factor: Tensor
+    centre: Tensor
+    radius: Tensor
+
+    @classmethod
+    def of(cls, factor: Tensor, white: Whitened, around: Surroundings, room: Tensor | float = 0.0) -> Ellipsoid:
+        """That of a move in the coordinates of its multiplier; ``room`` is added to the square of the radius."""
+        t = white.T[..., -1:]
+        pulled = torch.linalg.solve_triangular(factor, white.T[..., :-1].mT @ t, upper=False)
+        centre = torch.linalg.solve_triangular(factor.mT, pulled, upper=True)[..., 0]
+        longer = t.square().sum((-2, -1)) + pulled.square().sum((-2, -1))
+        return cls(factor, centre, (around.radius.square() + longer + room).sqrt())
+
+
 class Values(NamedTuple):
     """Bounds of the forms, and what gradients are made of.
 
     Attributes:
         bound: (batch, k).
         reach: √(ℓᵀM⁻¹ℓ + outside), (batch, k).
-        point: M⁻¹ℓ, (batch, k, u + q): the direction of the worst move.
+        point: the worst move p̃ of each form, (batch, k, u + q).
+        sizes: of the parts whose sum the bound is, (batch, k).
     """
 
     bound: Tensor
     reach: Tensor
     point: Tensor
+    sizes: Tensor
 
 
-def evaluated(factor: Tensor, coefficients: Tensor, pull: Pull, around: Surroundings) -> Values:
-    """The bound of every form from a Cholesky factor of M."""
-    ell = shifted(coefficients, pull)
-    point = torch.cholesky_solve(ell.mT, factor).mT
-    reach = ((ell * point).sum(-1).clamp_min(0) + pull.outside).sqrt()
-    return Values(around.radius[:, None] * reach + pull.cost(around), reach, point)
+def evaluated(ellipsoid: Ellipsoid, coefficients: Tensor, pull: Pull, around: Surroundings) -> Values:
+    """The bound of every form, whose last coefficient is a constant, over an ellipsoid of moves."""
+    ell, constant = shifted(coefficients[..., :-1], pull), coefficients[..., -1]
+    solved = torch.cholesky_solve(ell.mT, ellipsoid.factor).mT
+    reach = ((ell * solved).sum(-1).clamp_min(0) + pull.outside).sqrt()
+    radius, centre = ellipsoid.radius[:, None], ellipsoid.centre[..., None]
+    parts = (radius * reach, (ell @ centre)[..., 0], constant, torch.as_tensor(pull.cost(around)))
+    point = ellipsoid.centre[:, None] + (radius / reach.clamp_min(1e-30))[..., None] * solved
+    sizes = parts[0] + (ell.abs() @ centre.abs())[..., 0] + parts[2].abs() + parts[3].abs()
+    return Values(parts[0] + parts[1] + parts[2] + parts[3], reach, point, sizes)
 
 
 def shifted(coefficients: Tensor, pull: Pull) -> Tensor:

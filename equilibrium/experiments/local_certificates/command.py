@@ -111,6 +111,8 @@ def table(results: Mapping[str, Any], times: Mapping[str, Any]) -> str:
         Column("accuracy", lambda row: results[row[0]]["accuracy"], ".2f"),
         Column("global", of("by_global"), ".2f"),
         Column("local", of("by_local"), ".2f"),
+        Column("complete", of("complete"), ".2f"),
+        Column("refuted", of("refuted"), ".2f"),
         Column("attacked", of("attacked"), ".2f"),
         Column("inside", lambda row: str(results[row[0]]["inside"])),
         Column("s/image, one run", seconds, ".3f"),
@@ -118,7 +120,9 @@ def table(results: Mapping[str, Any], times: Mapping[str, Any]) -> str:
     return f"""{aligned(columns, rows)}
 
 global, local: percent of the images whose class is proved to stay within the radius, by one constant for each pair of
-classes and by constants of the surroundings of each image; attacked: percent that a strong attack has not fooled;
+classes and by constants of the surroundings of each image; complete: the same with branch and bound for what is left
+open; refuted: percent for which a counterexample was found on the way; attacked: percent that a strong attack has not
+fooled;
 inside: attacks that succeeded within a proved radius, of which there are none; s/image: mean wall
 time in the one run, of all radii and the attack together.{_attacked(results)}"""
 

@@ -67,6 +67,7 @@ class LocalSettings:
         model: how ``mnist-robustness`` has trained it; None for another network.
         targeted: gradients of the attack on every other class within what is proved, for each; 0 for none.
         restarts: of that attack.
+        branches: nodes of the branch and bound of each claim that local constants leave open.
     """
 
     name: str
@@ -80,6 +81,7 @@ class LocalSettings:
     model: ModelSettings | None = None
     targeted: int = 0
     restarts: int = 9
+    branches: int = 40
 
     @property
     def images(self) -> Images:
@@ -159,13 +161,15 @@ def run_network(
     joined = {name: [entry for part in parts for entry in part[name]] for name in parts[0]}
     fooled = torch.tensor([math.inf if size is None else size for size in joined["fooled"]], dtype=torch.float64)
     proved = torch.tensor(joined["proved"])
-    within = torch.where(proved, radii, 0.0).amax(-1)
+    within = torch.where(torch.tensor(joined["complete"]), radii, 0.0).amax(-1)
     return {
         "settings": settings,
         "certified": pairs.whole.bound,
         "accuracy": accuracy_within(fooled, torch.zeros(1, dtype=torch.float64)).item(),
         "by_global": accuracy_within(torch.tensor(joined["radius"], dtype=torch.float64), radii),
         "by_local": 100 * proved.double().mean(0),
+        "complete": 100 * torch.tensor(joined["complete"]).double().mean(0),
+        "refuted": 100 * torch.tensor(joined["refuted"]).double().mean(0),
         "attacked": accuracy_within(fooled, radii),
         "inside": len(attacks_inside(within, fooled)),
         "undecided": torch.tensor(joined["undecided"], dtype=torch.float64).mean(0),
@@ -184,16 +188,26 @@ def _measured(
 ) -> dict[str, Any]:
     """Of some images: global radii, what is proved at every radius, and the smallest perturbation that was found."""
     search = LocalSearch(passes=settings.passes, effort=Effort(steps=settings.steps))
-    proved, undecided, leads = [], [], []
+    proved, complete, refuted, undecided, leads = [], [], [], [], []
     for size in settings.radii:
-        found = certified_within(layer, inputs, labels, size, bounds=bounds, constants=pairs.bounds, search=search)
+        within = functools.partial(certified_within, layer, radius=size, bounds=bounds, constants=pairs.bounds)
+        found = within(inputs=inputs, labels=labels, search=search)
+        ours, theirs, left = found.proved.clone(), found.refuted.clone(), ~(found.proved | found.refuted)
+        if bool(left.any()):
+            split = replace(search, branches=settings.branches)
+            again = within(inputs=inputs[left], labels=labels[left], search=split)
+            ours[left], theirs[left] = again.proved, again.refuted
         proved.append(found.proved)
+        complete.append(ours)
+        refuted.append(theirs)
         undecided.append(found.undecided)
         leads.append(found.leads)
     attack = smallest_perturbation(layer, inputs, labels, bounds=bounds, steps=settings.attack_steps)
     return {
         "radius": certified_radius(layer, inputs, labels, pairs),
         "proved": torch.stack(proved, -1),
+        "complete": torch.stack(complete, -1),
+        "refuted": torch.stack(refuted, -1),
         "undecided": torch.stack(undecided, -1),
         "leads": torch.stack(leads, 1),
         "fooled": attack.sizes,

@@ -127,7 +127,7 @@ def test_the_farthest_move_of_a_cut_ball() -> None:
             assert -1e-9 <= float(moves[k] @ direction - (allowed @ direction).max()) <= 0.01
 
 
-@pytest.mark.parametrize("name", ["attack", "claims", "passes"])
+@pytest.mark.parametrize("name", ["attack", "branches", "claims", "passes"])
 def test_bad_settings_are_named(name: str) -> None:
     with pytest.raises(InputError, match=name):
         LocalSearch(**{name: -1})

@@ -156,7 +156,7 @@ def test_the_room_for_rounding_is_ample() -> None:
         network = LocalNetwork(layer)
         around = Surroundings.of(x, 1.0, None)
         low, high = torch.zeros(1, 4, dtype=F64), torch.tensor([[1.0, 1.0, 0.7, 0.3]], dtype=F64)
-        slopes = passes.Slopes(low=low, high=high, multiplier=network.metric[None])
+        slopes = passes.Slopes(low=low, high=high, multiplier=network.metric[None], shift=torch.zeros_like(low))
         forms = Forms(state=drawn(seed, 1, 1, 4))
         multiplier, *_ = passes.searched(network, slopes, forms, torch.ones(1, 1, dtype=F64), around, Effort())
         lam = multiplier * (high / 2) ** 2
@@ -251,7 +251,7 @@ def test_decided_neurons_take_no_part() -> None:
     high = torch.tensor([[0.0, 1.0, 1.0, 0.0, 1.0, 0.9]], dtype=F64)
     move = moves(LocalNetwork(layer).matrices, *middles(low, high))
     assert move.places.tolist() == [[2, 5]] and bool(move.undecided.all())
-    assert move.T.shape == (1, 6, 6) and R.shape == (4, 4) and F.shape == (6, 4) and len(W) == 6
+    assert move.T.shape == (1, 6, 7) and R.shape == (4, 4) and F.shape == (6, 4) and len(W) == 6
 
 
 class TestMirrored(ActivationContract):
