@@ -98,12 +98,15 @@ def local_lipschitz(
         here = around.rows(part)
         enclosure = network.enclosure(inputs[part], here)
         narrowing = Narrowing(network, network.anchors(inputs[part]), here, effort, enclosure=enclosure)
-        for _ in range(passes):
-            narrowing.step()
         rows = c[part] if c.ndim == 3 else c.expand(len(inputs[part]), -1, -1)
         batch, k, _ = rows.shape
-        index = torch.arange(batch).repeat_interleave(k)
-        drops.append(narrowing.drop(index, rows.flatten(0, 1)).reshape(batch, k))
+        index, rows = torch.arange(batch).repeat_interleave(k), rows.flatten(0, 1)
+        # slopes never become wider, but a search with them can fail where an earlier one has not
+        drop = narrowing.drop(index, rows)
+        for _ in range(passes):
+            narrowing.step()
+            drop = torch.minimum(drop, narrowing.drop(index, rows))
+        drops.append(drop.reshape(batch, k))
         undecided.append(narrowing.slopes.undecided)
     return LocalLipschitz(
         drops=torch.cat(drops),
