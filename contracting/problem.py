@@ -323,15 +323,16 @@ class EquilibriumProblem(Problem, Displayed):
 
         With r = z − σ(Wz + q), σ(Wz + q) = z − r solves the inclusion with q perturbed by Wr, and the inclusion is
         m-strongly monotone: ‖z − z*‖_Λ ≤ ‖r‖_Λ + ‖Wr‖_Λ/m. All is computed in float64, also of a float32 solve, whose
-        weights and z are what they are; its rounding is added. Up to n = 200 the same is asked of z⁺, a Newton step
-        from z with the slopes there, so that ‖z − z*‖_Λ ≤ ‖z − z⁺‖_Λ + what is left at z⁺: nearly the distance itself.
+        weights and z are what they are; its rounding is added. Of a W that is a matrix, up to n = 200, the same is
+        asked of z⁺, a Newton step from z with the slopes there: ‖z − z*‖_Λ ≤ ‖z − z⁺‖_Λ + what is left at z⁺, which is
+        nearly the distance itself.
         """
         operator = self.operator
         if operator is None or self.metric is None:
             return None
         exact, start = self.double(), z.double()
         bound = exact._left(start, operator)
-        if self.size <= _LARGEST_POLISHED and len(z):
+        if self.linear.has_matrix and self.size <= _LARGEST_POLISHED and len(z):
             metric, point = self.metric.to(start), start
             for _ in range(_POLISHING):
                 point = exact._polished(point)

@@ -165,6 +165,11 @@ class LinearMap(Displayed, OfTensors, Remembering):
             )
         return metric.weights.detach().to("cpu", torch.float64)
 
+    @property
+    def has_matrix(self) -> bool:
+        """Whether W is there as a matrix, so that ``to_dense`` costs next to nothing."""
+        return False
+
     def to_dense(self) -> Tensor:
         """The matrix of W, shape (n, n)."""
         return self.apply(torch.eye(self.size, dtype=self.dtype, device=self.device)).mT
@@ -333,6 +338,10 @@ class Around(LinearMap):
     @property
     def size(self) -> int:
         return self.inner.size
+
+    @property
+    def has_matrix(self) -> bool:
+        return self.inner.has_matrix
 
     def laid_out(self, rows: Tensor) -> Tensor:
         return self.inner.laid_out(rows)

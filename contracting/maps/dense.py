@@ -36,6 +36,10 @@ class Dense(LinearMap):
     def size(self) -> int:
         return self.weight.shape[0]
 
+    @property
+    def has_matrix(self) -> bool:
+        return True
+
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.weight,)
 
@@ -92,7 +96,8 @@ class Dense(LinearMap):
         values = self.untransposed
 
         def compute() -> float:
-            return float(torch.linalg.vector_norm(values.to_dense().detach()))
+            (weight,) = values.tensors()
+            return float(torch.linalg.vector_norm(weight.detach()))
 
         return values.remember("norm bound", None, compute)
 

@@ -24,6 +24,8 @@ from tests.problems import monotone_weight, planted
 class ProductsOnly(Dense):
     """A weight that can be applied and nothing else."""
 
+    has_matrix = False
+
     def to_dense(self) -> Tensor:
         raise AssertionError("nobody may ask for the matrix")
 
