@@ -327,7 +327,7 @@ def test_pairs_assume_no_more_slopes_than_every_certificate_allows() -> None:
 
 
 def test_pairs_keep_to_the_elementwise_constant_where_that_is_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(InteriorPoint, "_optimum", lambda self, system, lam: 30 * lam)  # a poor one
+    monkeypatch.setattr(InteriorPoint, "optimum", lambda self, system, lam: 30 * lam)  # a poor one
     eye = torch.eye(2, dtype=torch.float64)
     pairs = pairwise_lipschitz(explicit_weights(0 * eye, eye, eye))
     assert pairs.whole.method == pairs.certificates[0].method == "elementwise"
