@@ -94,6 +94,28 @@ def test_contractive_draws(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_local_exhaustive(tmp_path: Path) -> None:
+    printed = run("local_exhaustive.py", tmp_path, "--count", "10")
+    assert "local constants: 0 below the truth" in printed and printed.endswith("wrong 0\n")
+    median = float(re.findall(r"median ([\d.]+)", printed)[0])
+    assert 1 <= median < 2  # not vacuous
+
+
+@torch.no_grad()
+def test_patterns_of_activation_know_the_largest_drop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    exhaustive = importlib.import_module("local_exhaustive")
+    layer, x, radius = exhaustive.drawn(2)
+    truth = exhaustive.largest_drops(layer, x, radius)
+    angles, sizes = torch.linspace(0, 2 * torch.pi, 361).double(), torch.linspace(0, 1, 41).double()
+    disc = x + radius * (sizes[:, None, None] * torch.stack([angles.cos(), angles.sin()], -1)).reshape(-1, 2)
+    moved = layer(disc) - layer(x)
+    sampled = (moved[:, None, :] - moved[:, :, None]).amax(0)
+    assert bool((sampled <= truth + 1e-8).all()) and bool((sampled >= 0.98 * truth - 1e-8).all())
+    assert float(truth.max()) > 0.1
+
+
+@pytest.mark.slow
 def test_contracting_ode(tmp_path: Path) -> None:
     printed = run("contracting_ode.py", tmp_path)
     assert "40 of 40 promises proved" in printed
