@@ -102,4 +102,4 @@ def table(results: Mapping[str, Any]) -> str:
 that are right, and whose class is proved by boxes of equilibria alone (– where there are none); attacked: percent of
 the first {first["attacked_images"]} that a projected gradient does not fool; of few: of the first {first["looked_at"]},
 percent certified by boxes or by local constants, and not fooled; inside: attacks that succeeded within a proved box,
-of which there are none."""
+each of which refutes a proof."""

@@ -122,9 +122,8 @@ def table(results: Mapping[str, Any], times: Mapping[str, Any]) -> str:
 global, local: percent of the images whose class is proved to stay within the radius, by one constant for each pair of
 classes and by constants of the surroundings of each image; complete: the same with branch and bound for what is left
 open; refuted: percent for which a counterexample was found on the way; attacked: percent that a strong attack has not
-fooled;
-inside: attacks that succeeded within a proved radius, of which there are none; s/image: mean wall
-time in the one run, of all radii and the attack together.{_attacked(results)}"""
+fooled; inside: attacks that succeeded within a proved radius, each of which refutes a proof; s/image: mean wall time in
+the one run, of all radii and the attack together.{_attacked(results)}"""
 
 
 def _attacked(results: Mapping[str, Any]) -> str:
@@ -148,4 +147,4 @@ in {settings["restarts"] + 1} starts, each image within its largest proved radiu
 {aligned(columns, list(found))}
 
 pairs: of an image and another class; fooled: images of which another class leads somewhere inside; below: pairs with a
-smaller lead somewhere inside than is proved. There is none of either."""
+smaller lead somewhere inside than is proved. Any of them refutes a proof."""
