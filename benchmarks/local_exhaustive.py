@@ -35,7 +35,7 @@ def largest_drops(layer: EquilibriumLayer, x: Tensor, radius: float) -> Tensor:
     """The largest of yᵢ(x₀) − yⱼ(x₀) − (yᵢ(x) − yⱼ(x)) over the disc, (outputs, outputs)."""
     weights = layer.weights()
     W, U, b, C = weights.state.to_dense(), weights.input, weights.bias, weights.output
-    n, (x0,), y0 = len(W), x, layer(x)[0]
+    n, (x0,), y0 = len(W), x, torch.full((OUTPUTS,), torch.nan, dtype=torch.float64)
     best = torch.full((OUTPUTS, OUTPUTS), -torch.inf, dtype=torch.float64)
     for code in range(2**n):
         on = torch.tensor([float(code >> i & 1) for i in range(n)], dtype=torch.float64)
@@ -44,14 +44,16 @@ def largest_drops(layer: EquilibriumLayer, x: Tensor, radius: float) -> Tensor:
         K, k = inverse @ U, inverse @ b
         slope, offset = (C * on) @ K, (C * on) @ k + weights.output_bias
         rows = slope[None] - slope[:, None]  # (i, j): of yⱼ − yᵢ
-        points = torch.cat([_crossings(K, k), _on_circle(K, k, x0, radius), _farthest(rows, x0, radius)])
+        points = torch.cat([x, _crossings(K, k), _on_circle(K, k, x0, radius), _farthest(rows, x0, radius)])
         v = points @ K.T + k
         inside = ((2 * on - 1) * v >= -ROOM * (1 + v.abs())).all(-1)
         inside &= torch.linalg.vector_norm(points - x0, dim=-1) <= radius * (1 + ROOM)
+        outputs = points @ slope.T + offset
+        if bool(inside[0]):
+            y0 = outputs[0]  # exactly, while a solve has an error of its own
         if bool(inside.any()):
-            moved = points[inside] @ slope.T + offset - y0
-            best = torch.maximum(best, (moved[:, None, :] - moved[:, :, None]).amax(0))
-    return best
+            best = torch.maximum(best, (outputs[inside, None, :] - outputs[inside, :, None]).amax(0))
+    return best - (y0[None] - y0[:, None])
 
 
 def _crossings(K: Tensor, k: Tensor) -> Tensor:
