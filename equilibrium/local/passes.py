@@ -275,14 +275,12 @@ class Found(NamedTuple):
     Attributes:
         multiplier: per unit of the squared half width, (batch, n).
         omega: pulls, (batch, k, in), or None.
-        lean: multiples of the cuts, (batch, k, m), or None.
         influence: what each neuron adds to the bounds, (batch, n).
         moves: of the input, that seem to be the worst, (batch, k, in).
     """
 
     multiplier: Tensor
     omega: Tensor | None
-    lean: Tensor | None
     influence: Tensor
     moves: Tensor
 
@@ -297,25 +295,10 @@ def bounded(
     omega: Tensor | None = None,
     cuts: Forms | None = None,
 ) -> tuple[Found, Tensor]:
-    """A search, and proved bounds of the forms where the cuts are at least zero, (batch, k)."""
-    found = searched(network, slopes, forms, weights, around, effort, omega, cuts)
-    if cuts is not None and found.lean is not None:
-        forms = forms.plus(found.lean.to(weights).clamp_min(0), cuts)
-    full, ends = _full(slopes, found.multiplier), (slopes.low, slopes.high)
-    return found, checker.bounds(network.matrices, *ends, full, forms, found.omega, around, shift=slopes.shift)
+    """A search for multipliers, pulls and multiples of cuts, and the bounds that they prove, (batch, k).
 
-
-def searched(
-    network: LocalNetwork,
-    slopes: Slopes,
-    forms: Forms,
-    weights: Tensor,
-    around: Surroundings,
-    effort: Effort,
-    omega: Tensor | None = None,
-    cuts: Forms | None = None,
-) -> Found:
-    """Multipliers, pulls and multiples of cuts that make the weighted bounds small."""
+    The bounds hold where the cuts are at least zero; the weighted ones are made small.
+    """
     middle, half = middles(slopes.low, slopes.high)  # in float64, where narrow intervals are no points
     search = Search(
         network.matrices.to(_SEARCHED),
@@ -334,4 +317,8 @@ def searched(
     found = search.multiplier.to(squared) / squared
     influence, moves = (part.to(squared) for part in search.worst())
     multiplier = torch.where(squared > 0, found, slopes.multiplier)
-    return Found(multiplier, search.pull.omega, search.lean, influence, moves)
+    if cuts is not None and search.lean is not None:
+        forms = forms.plus(search.lean.to(weights).clamp_min(0), cuts)
+    full, ends, omega = _full(slopes, multiplier), (slopes.low, slopes.high), search.pull.omega
+    bound = checker.bounds(network.matrices, *ends, full, forms, omega, around, shift=slopes.shift)
+    return Found(multiplier, omega, influence, moves), bound

@@ -158,7 +158,7 @@ def test_the_room_for_rounding_is_ample() -> None:
         low, high = torch.zeros(1, 4, dtype=F64), torch.tensor([[1.0, 1.0, 0.7, 0.3]], dtype=F64)
         slopes = passes.Slopes(low=low, high=high, multiplier=network.metric[None], shift=torch.zeros_like(low))
         forms = Forms(state=drawn(seed, 1, 1, 4))
-        multiplier, *_ = passes.searched(network, slopes, forms, torch.ones(1, 1, dtype=F64), around, Effort())
+        (multiplier, *_), _ = passes.bounded(network, slopes, forms, torch.ones(1, 1, dtype=F64), around, Effort())
         lam = multiplier * (high / 2) ** 2
         bound = checker.bounds(network.matrices, low, high, lam, forms, None, around)[0, 0]
         exact = lambda tensor: mpmath.matrix(tensor.tolist())  # noqa: E731
