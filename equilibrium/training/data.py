@@ -1,4 +1,4 @@
-"""Data sets as normalised tensors: scikit-learn's bundled digits, and MNIST from a folder or from the public mirror."""
+"""Data sets as normalised tensors: scikit-learn's digits, MNIST and Fashion-MNIST from folders, MNIST downloaded."""
 
 from __future__ import annotations
 
@@ -206,13 +206,45 @@ def check_dtype(dtype: torch.dtype) -> None:
         raise InputError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
 
 
-# Of the uncompressed content, so that it does not matter how a file was compressed.
-_MNIST_SHA256 = {
-    "train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-    "train-labels-idx1-ubyte.gz": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-    "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-    "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-}
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A data set in four files of the format IDX.
+
+    Attributes:
+        name: of the data set, as people write it.
+        sha256: of each file by name. Of the uncompressed content, so that it does not matter how a file was compressed.
+        normalization: from pixels to inputs.
+        remedy: what to do where there is no folder with the files.
+    """
+
+    name: str
+    sha256: dict[str, str]
+    normalization: Normalization
+    remedy: str = ""
+
+
+_MNIST = _Source(
+    name="MNIST",
+    sha256={
+        "train-images-idx3-ubyte.gz": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "train-labels-idx1-ubyte.gz": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "t10k-images-idx3-ubyte.gz": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "t10k-labels-idx1-ubyte.gz": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    },
+    normalization=Normalization(scale=255.0, mean=0.1307, std=0.3081),
+)
+_FASHION_MNIST = _Source(
+    name="Fashion-MNIST",
+    sha256={
+        "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+    # mean and standard deviation of the 60,000 training images
+    normalization=Normalization(scale=255.0, mean=0.2860, std=0.3530),
+    remedy="; Debian's package dataset-fashion-mnist puts them into /usr/share/datasets/fashion-mnist",
+)
 _GZIP = b"\x1f\x8b"  # A gzipped file starts with these bytes.
 _MIRROR = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 # Of the mirror's compressed files, so that a damaged download is fetched again.
@@ -242,16 +274,34 @@ def mnist(directory: str | os.PathLike[str] | None = None, *, dtype: torch.dtype
         MissingExtraError: To download without pooch, the extra ``data``.
     """
     check_dtype(dtype)
-    folder = _download_mnist() if directory is None else Path(directory)
+    return _from_folder(_MNIST, _download_mnist() if directory is None else Path(directory), dtype)
+
+
+def fashion_mnist(directory: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> Dataset:
+    """Fashion-MNIST (arXiv 1708.07747): as many images of the same size as MNIST, inputs (pixel/255 − 0.2860)/0.3530.
+
+    Args:
+        directory: Folder with the four files, named and read as those of ``mnist``. Debian's package
+            ``dataset-fashion-mnist`` puts them into ``/usr/share/datasets/fashion-mnist``.
+        dtype: Of the inputs, float32 or float64.
+
+    Raises:
+        InputError: When a file is missing, damaged, or not the Fashion-MNIST file of its name.
+    """
+    check_dtype(dtype)
+    return _from_folder(_FASHION_MNIST, Path(directory), dtype)
+
+
+def _from_folder(source: _Source, folder: Path, dtype: torch.dtype) -> Dataset:
     if not folder.is_dir():
         raise InputError(
-            f"the MNIST folder {str(folder)!r} {'is not a folder' if folder.exists() else 'does not exist'}; give the "
-            "folder that has train-images-idx3-ubyte.gz and its three companions (at the command line: --data-dir)"
+            f"the {source.name} folder {str(folder)!r} {'is not a folder' if folder.exists() else 'does not exist'}; "
+            "give the folder that has train-images-idx3-ubyte.gz and its three companions (at the command line: "
+            f"--data-dir){source.remedy}"
         )
-    normalization = Normalization(scale=255.0, mean=0.1307, std=0.3081)
-    train_pixels, train_labels, test_pixels, test_labels = (_read_mnist_file(folder, name) for name in _MNIST_SHA256)
+    train_pixels, train_labels, test_pixels, test_labels = (_read(source, folder, name) for name in source.sha256)
     parts = (train_pixels, train_labels, test_pixels, test_labels)
-    return from_pixels("mnist", parts, normalization, (1, 28, 28), dtype)
+    return from_pixels(source.name.lower(), parts, source.normalization, (1, 28, 28), dtype)
 
 
 def subset(dataset: Dataset, *, train: int | None = None, test: int | None = None) -> Dataset:
@@ -274,16 +324,16 @@ def subset(dataset: Dataset, *, train: int | None = None, test: int | None = Non
     return replace(dataset, **changes)
 
 
-def _read_mnist_file(folder: Path, name: str) -> Tensor:
-    """The bytes of one file as (count, 28, 28) or (count,), uint8, once its content is known to be MNIST's."""
+def _read(source: _Source, folder: Path, name: str) -> Tensor:
+    """The bytes of one file as (count, 28, 28) or (count,), uint8, once its content is known to be that of the set."""
     plain = name.removesuffix(".gz")
     dotted = plain.replace("-idx", ".idx")
     candidates = [folder / spelling for spelling in (name, plain, dotted, f"{dotted}.gz")]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise InputError(
-            f"the folder {str(folder)!r} has no {name} (nor {plain}, nor {dotted}); put the four MNIST files there or "
-            "give the folder that has them (at the command line: --data-dir)"
+            f"the folder {str(folder)!r} has no {name} (nor {plain}, nor {dotted}); put the four files of "
+            f"{source.name} there or give the folder that has them (at the command line: --data-dir){source.remedy}"
         )
     try:
         raw = path.read_bytes()
@@ -292,9 +342,9 @@ def _read_mnist_file(folder: Path, name: str) -> Tensor:
         raise InputError(
             f"{str(path)!r} cannot be read or is damaged ({error}); check its permissions, or download the file again"
         ) from error
-    if hashlib.sha256(content).hexdigest() != _MNIST_SHA256[name]:
+    if hashlib.sha256(content).hexdigest() != source.sha256[name]:
         raise InputError(
-            f"{str(path)!r} is damaged, or not MNIST's {plain} (its SHA-256 differs); download the file again"
+            f"{str(path)!r} is damaged, or not {source.name}'s {plain} (its SHA-256 differs); download the file again"
         )
     # the format IDX: the rank in the fourth byte, four big-endian bytes for each size, then the entries
     sizes = np.frombuffer(content, dtype=">u4", count=content[3], offset=4)

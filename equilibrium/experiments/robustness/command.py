@@ -13,12 +13,22 @@ from contracting import InputError, checks
 from equilibrium.experiments.options import Jobs, LastingOut, Seed, SmallDigits, words
 from equilibrium.experiments.publishing import SQUARE, Draw, on_axes, publish
 from equilibrium.experiments.robustness.figures import (
+    has_unit_bound,
     plot_error_against_bound,
+    plot_error_against_width,
     plot_error_under_attack,
     plot_tightness,
 )
 from equilibrium.experiments.robustness.models import Images
-from equilibrium.experiments.robustness.study import CHECKPOINTS, PAPER_ERROR, Plan, catalogue, run_experiment
+from equilibrium.experiments.robustness.study import (
+    CHECKPOINTS,
+    PAPER_ERROR,
+    PAPER_ERROR_OF_WIDTH,
+    WIDTHS,
+    Plan,
+    catalogue,
+    run_experiment,
+)
 from equilibrium.experiments.tables import Column, aligned
 from equilibrium.files import output_directory, plain
 
@@ -26,14 +36,20 @@ _SHOWN_SIZES = (1.5, 3.0, 5.0, 8.0)  # of the fast-gradient columns, the nearest
 _RADIUS = 1.58  # Certified and attacked accuracy stand in the table for the attack size nearest to this one.
 _EPOCHS = 20
 _MODELS = ", ".join(catalogue(Plan(images=Images.MNIST, epochs=_EPOCHS, seed=0, small=False)))
+_WIDTHS = ", ".join(map(str, WIDTHS))
+_DENSE_IMAGES = (Images.MNIST, Images.FASHION_MNIST)
 
 
 def mnist_robustness(
-    data_dir: Annotated[Path | None, "Folder with the MNIST files (default: downloaded)."] = None,
+    images: Annotated[str, "mnist, or fashion-mnist, which needs --data-dir (default mnist)."] = "mnist",
+    data_dir: Annotated[Path | None, "Folder with the files of the images (default: MNIST is downloaded)."] = None,
     checkpoints: Annotated[
         Path | None, "Folder with the authors' checkpoints and reported.json, to compare with (default none)."
     ] = None,
-    models: Annotated[str | None, f"Names separated by commas (default all): {_MODELS}."] = None,
+    models: Annotated[
+        str | None,
+        f"Names separated by commas (default: {_MODELS}); lipschitz-1-width-N, N = {_WIDTHS}, beside them.",
+    ] = None,
     epochs: Annotated[int | None, f"Passes over the training images (default {_EPOCHS})."] = None,
     seed: Seed = 0,
     jobs: Jobs = 2,
@@ -41,10 +57,13 @@ def mnist_robustness(
     small: SmallDigits = False,
 ) -> None:
     """Train, certify and attack classifiers with Lipschitz bounds; continues where an earlier run was stopped."""
-    if small and data_dir is not None:
-        raise InputError("--data-dir is the folder of MNIST, and --small classifies digits: leave one of them out")
+    if small and (data_dir is not None or images != Images.MNIST.value):
+        raise InputError("--images and --data-dir name what is classified, and --small classifies digits: leave it out")
+    named = {kind.value: kind for kind in _DENSE_IMAGES}
+    if images not in named:
+        raise InputError(f"--images must be {' or '.join(named)}, got {images!r}")
     plan = Plan(
-        images=Images.DIGITS if small else Images.MNIST,
+        images=Images.DIGITS if small else named[images],
         epochs=checks.whole_number("--epochs", (2 if small else _EPOCHS) if epochs is None else epochs),
         seed=checks.seed("--seed", seed),
         small=small,
@@ -68,11 +87,15 @@ def _figures(results: Mapping[str, Any]) -> dict[str, Draw | None]:
     models, reported = results["models"], results.get("reported", {})
     lower = {name: (CHECKPOINTS[name][0], entry["lipschitz_lower_bound"]) for name, entry in reported.items()}
     paper = PAPER_ERROR if results["plan"]["images"] == Images.MNIST.name else None
-    bounded = any(name.startswith("lipschitz-") for name in models)
+    bounded = any(name.startswith("lipschitz-") and "width" not in name for name in models)
     certified = any("robustness" in model for model in models.values())
     tightness = on_axes(plot_tightness, models, heights=SQUARE, reported=lower)
+    widths = {model["settings"]["hidden"] for model in models.values() if has_unit_bound(model)}
+    reported_widths = None if paper is None else PAPER_ERROR_OF_WIDTH
+    of_width = on_axes(plot_error_against_width, models, paper=reported_widths)
     return {
         "error-against-lipschitz-bound": on_axes(plot_error_against_bound, models, paper=paper) if bounded else None,
+        "error-against-width": of_width if len(widths) > 1 else None,
         "certified-and-attained": tightness if certified else None,
         "error-under-attack": on_axes(plot_error_under_attack, models),
     }
@@ -89,8 +112,12 @@ def paper_error(results: Mapping[str, Any], name: str) -> float | None:
     if reported is not None:  # error and lower bound are then of one network; the paper's table is about another one
         error: float = reported["test_error_percent"]
         return error
-    quoted = results["plan"]["images"] == Images.MNIST.name and name.startswith("lipschitz-")
-    return PAPER_ERROR.get(results["models"][name]["lipschitz"]["built_in"]) if quoted else None
+    if results["plan"]["images"] != Images.MNIST.name or not name.startswith("lipschitz-"):
+        return None
+    model = results["models"][name]
+    if "width" in name:
+        return PAPER_ERROR_OF_WIDTH[model["settings"]["hidden"]]
+    return PAPER_ERROR.get(model["lipschitz"]["built_in"])
 
 
 def _lipschitz_table(results: Mapping[str, Any]) -> str:

@@ -50,7 +50,7 @@ def plot_error_against_bound(
     ours = sorted(
         (m["lipschitz"]["built_in"], m["test_error"])
         for name, m in models.items()
-        if name.startswith("lipschitz-")
+        if name.startswith("lipschitz-") and name in _LOOKS
     )
     if not ours:
         raise InputError("there is no model with a γ to draw; run the experiment with one")
@@ -63,6 +63,39 @@ def plot_error_against_bound(
     finish(axes, x="certified Lipschitz constant γ", y="test error (%)", title="What a smaller γ costs")
     axes.set_xticks(gammas, [f"{gamma:g}" for gamma in gammas], rotation=60 if len(gammas) > 4 else 0)
     return axes
+
+
+def plot_error_against_width(
+    models: Mapping[str, Any], axes: Axes, *, paper: Mapping[int, float] | None = None
+) -> Axes:
+    """Test error against the number n of neurons, all with the same certified constant γ = 1.
+
+    Args:
+        models: results by name; other constants are left out.
+        axes: where to draw.
+        paper: reported test errors by n; None leaves them out.
+
+    Raises:
+        InputError: without any model with γ = 1.
+    """
+    ours = sorted((m["settings"]["hidden"], m["test_error"]) for m in models.values() if has_unit_bound(m))
+    if not ours:
+        raise InputError("there is no model with γ = 1 to draw; run the experiment with one")
+    if paper is not None:
+        axes.semilogx(*zip(*sorted(paper.items()), strict=True), "s-", color=SEEN, markerfacecolor="white",
+                      markersize=4.5, linewidth=1.0, label="reported")  # fmt: skip
+    axes.semilogx(*zip(*ours, strict=True), "o-", color=BLUE, markersize=4.5, linewidth=1.5, label="trained here")
+    widths = sorted({n for n, _ in ours} | set(paper or {}))
+    axes.set_ylim(bottom=0)
+    finish(axes, x="number of neurons n", y="test error (%)", title="What neurons buy at γ = 1")
+    axes.set_xticks(widths, [str(n) for n in widths])
+    axes.minorticks_off()
+    return axes
+
+
+def has_unit_bound(model: Mapping[str, Any]) -> bool:
+    """Whether a result is that of a network with γ = 1 and no other wish."""
+    return bool(model["lipschitz"]["built_in"] == 1 and model["settings"]["contraction_rate"] is None)
 
 
 def plot_tightness(
@@ -83,8 +116,7 @@ def plot_tightness(
         raise InputError("there is no certified model to draw; run the experiment with one")
     seen = set()
     for name, lipschitz in points.items():
-        label, colour, marker = _LOOKS[name]
-        label, colour = ("with γ", BLUE) if name.startswith("lipschitz-") else (label, colour)
+        label, colour, marker = ("with γ", BLUE, "o") if name.startswith("lipschitz-") else _LOOKS[name]
         axes.loglog(lipschitz["certified"], lipschitz["attained"], marker, color=colour, markersize=6,
                     linestyle="none", label=None if label in seen else label)  # fmt: skip
         seen.add(label)

@@ -17,7 +17,7 @@ from equilibrium import LBEN, EquilibriumLayer, Implicit, LBENConv2d, Stop, Unco
 from equilibrium.convolution import MetricShape
 from equilibrium.experiments.networks import seeded
 from equilibrium.training.cifar import cifar10
-from equilibrium.training.data import Dataset, digits, mnist, subset
+from equilibrium.training.data import Dataset, digits, fashion_mnist, mnist, subset
 from equilibrium.training.resume import last_complete_epoch
 
 
@@ -39,6 +39,7 @@ class Images(Enum):
     """What is classified."""
 
     MNIST = "mnist"
+    FASHION_MNIST = "fashion-mnist"
     DIGITS = "digits"
     CIFAR10 = "cifar10"
 
@@ -120,9 +121,20 @@ class CheckpointSettings:
 
 @functools.cache
 def load_images(images: Images, data_dir: Path | None) -> Dataset:
-    """The data set; digits are divided in a small and fixed way. CIFAR-10 needs its folder."""
+    """The data set; digits are divided in a small and fixed way. Only MNIST does without a folder.
+
+    Raises:
+        InputError: without the folder of another data set, or if its files are not there.
+    """
     if images is Images.MNIST:
         return mnist(data_dir)
+    if images is Images.FASHION_MNIST:
+        if data_dir is None:
+            raise InputError(
+                "Fashion-MNIST needs data_dir, the folder of its four files (at the command line: --data-dir); "
+                "Debian's package dataset-fashion-mnist has them"
+            )
+        return fashion_mnist(data_dir)
     if images is Images.CIFAR10:
         if data_dir is None:
             raise InputError("CIFAR-10 needs data_dir, the folder of its binary files (at the command line: --cifar)")

@@ -15,13 +15,23 @@ from equilibrium.experiments.robustness import classifiers
 from equilibrium.experiments.robustness import command as mnist_robustness
 from equilibrium.experiments.robustness.classifiers import run_model
 from equilibrium.experiments.robustness.models import Images, Kind, load_images, new_model
-from equilibrium.experiments.robustness.study import CHECKPOINTS, LIPSCHITZ, PAPER_ERROR, SIZES, Plan, catalogue
+from equilibrium.experiments.robustness.study import (
+    CHECKPOINTS,
+    LIPSCHITZ,
+    PAPER_ERROR,
+    PAPER_ERROR_OF_WIDTH,
+    SIZES,
+    WIDTHS,
+    Plan,
+    catalogue,
+)
 from equilibrium.experiments.runner import Workspace
 from equilibrium.experiments.square_wave.study import WaveSettings, fit, square_wave
 from equilibrium.training.records import TrainingError
 
 SMALL = Plan(images=Images.DIGITS, epochs=1, seed=0, small=True)
-MODELS = ("lipschitz-0.3", "contracting", "perceptron", "unconstrained")
+WIDTH_MODELS = ("lipschitz-1-width-20", "lipschitz-1-width-50")
+MODELS = ("lipschitz-0.3", "contracting", "perceptron", "unconstrained", *WIDTH_MODELS)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +52,7 @@ def test_results_figures_and_table_are_complete(finished, results):
         "figures", "models", "results.json", "table.txt", "timings.json"
     }  # fmt: skip
     figures = {path.name for path in (finished / "figures").iterdir()}
-    assert {"certified-and-attained.png", "error-under-attack.png"} < figures
+    assert {"certified-and-attained.png", "error-against-width.png", "error-under-attack.png"} < figures
     assert set(results["models"]) == set(MODELS)
     lines = (finished / "table.txt").read_text().splitlines()
     assert all(sum(line.startswith(name + " ") for line in lines) == 2 for name in MODELS)
@@ -147,6 +157,7 @@ def test_only_an_unconstrained_network_may_stop_training(tmp_path, monkeypatch, 
         (["--epochs", "0"], "--epochs"),
         (["--jobs", "0"], "--jobs"),
         (["--data-dir", "nowhere"], "--data-dir"),
+        (["--images", "fashion-mnist"], "--images"),
         (["--checkpoints", "nowhere"], "--checkpoints"),
     ],
 )
@@ -154,6 +165,25 @@ def test_what_does_not_fit_is_refused(tmp_path, capsys, arguments, named):
     assert cli.main(["mnist-robustness", "--small", "--out", str(tmp_path), *arguments]) == 2
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("images", "named"), [("cifar10", "--images"), ("fashion-mnist", "data_dir")])
+def test_images_without_their_files_are_refused(tmp_path, capsys, images, named):
+    arguments = ["mnist-robustness", "--images", images, "--models", "lben", "--jobs", "1", "--out", str(tmp_path)]
+    assert cli.main(arguments) != 0
+    assert named in capsys.readouterr().err
+
+
+def test_networks_of_other_widths_stand_beside_what_is_reported_of_them(results):
+    names = tuple(f"lipschitz-1-width-{n}" for n in WIDTHS)
+    known = catalogue(replace(SMALL, images=Images.MNIST, small=False, models=names))
+    assert [m.hidden for m in known.values()] == sorted(WIDTHS, reverse=True)
+    assert set(PAPER_ERROR_OF_WIDTH) == {80, *WIDTHS} and not set(known) & set(catalogue(SMALL))
+    assert all(m.lipschitz == 1 for m in known.values())
+    of_mnist = {"plan": {"images": "MNIST"}, "models": results["models"]}
+    assert [mnist_robustness.paper_error(of_mnist, name) for name in WIDTH_MODELS] == [4.85, 3.10]
+    assert mnist_robustness.paper_error(results, WIDTH_MODELS[0]) is None
+    assert [results["models"][name]["settings"]["hidden"] for name in WIDTH_MODELS] == [20, 50]
 
 
 def test_other_settings_in_the_same_folder_are_refused(finished, capsys):

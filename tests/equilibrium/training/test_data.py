@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from contracting import checks
 from contracting.errors import InputError, MissingExtraError
 from equilibrium.training import data
 
-MNIST_NAMES = tuple(data._MNIST_SHA256)
+MNIST_NAMES = tuple(data._MNIST.sha256)
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -153,7 +154,9 @@ def small_mnist(tmp_path, monkeypatch):
             (tmp_path / name).write_bytes(gzip.compress(content))
             hashes[name] = hashlib.sha256(content).hexdigest()
     assert tuple(sorted(hashes)) == tuple(sorted(MNIST_NAMES))
-    monkeypatch.setattr(data, "_MNIST_SHA256", {name: hashes[name] for name in MNIST_NAMES})
+    known = {name: hashes[name] for name in MNIST_NAMES}
+    for source in ("_MNIST", "_FASHION_MNIST"):
+        monkeypatch.setattr(data, source, replace(getattr(data, source), sha256=known))
     return tmp_path
 
 
@@ -274,6 +277,31 @@ def test_real_pooch_failure_is_caught(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "127.0.0.1")
     with pytest.raises(data.DownloadError, match="--data-dir"):
         data.mnist()
+
+
+def test_fashion_mnist_is_read_as_mnist_is_with_its_own_normalisation(small_mnist):
+    fashion, digits = data.fashion_mnist(small_mnist, dtype=torch.float64), data.mnist(small_mnist, dtype=torch.float64)
+    assert fashion.name == "fashion-mnist" and torch.equal(fashion.test_labels, digits.test_labels)
+    pixels = digits.normalization.restore(digits.train_inputs)
+    assert torch.allclose(fashion.train_inputs, (pixels / 255 - 0.2860) / 0.3530, atol=1e-12)
+
+
+def test_the_files_of_one_data_set_never_pass_for_the_other(shared_data, tmp_path):
+    with pytest.raises(InputError, match="Fashion-MNIST's train-images") as error:
+        data.fashion_mnist(shared_data / "mnist")
+    one_sentence(error, shared_data / "mnist" / MNIST_NAMES[0])
+    with pytest.raises(InputError, match="dataset-fashion-mnist"):
+        data.fashion_mnist(tmp_path / "nothing")
+
+
+def test_real_fashion_mnist():
+    folder = Path("/usr/share/datasets/fashion-mnist")
+    if not folder.is_dir():
+        pytest.skip("Debian's package dataset-fashion-mnist is not installed")
+    dataset = data.fashion_mnist(folder)
+    assert dataset.train_inputs.shape == (60000, 784)
+    assert dataset.test_labels.bincount().tolist() == [1000] * 10
+    assert abs(float(dataset.train_inputs.mean())) < 1e-3 and abs(float(dataset.train_inputs.std()) - 1) < 1e-3
 
 
 def test_real_mnist(shared_data):
