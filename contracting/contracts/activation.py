@@ -61,7 +61,8 @@ class ActivationContract(ABC):
         for step in (0.3, 1.0, 5.0):
             reflect, expected, out = activation.reflection(step), 2 * activation.prox(x, step) - x, torch.empty_like(x)
             reflect(x, out=out)
-            for found in (reflect(x), out):
+            by_neuron = x.mT.contiguous().mT  # as images lie in memory
+            for found in (reflect(x), out, reflect(by_neuron, out=torch.empty_like(by_neuron))):
                 close(found, expected, "reflection(x) and reflection(x, out) must be 2prox − I", 1e-12)
             change = activation.reflection_from(x, size, step, torch.float32)(d.float(), torch.empty_like(d).float())
             wanted = (reflect(x + size * d) - expected) / size
