@@ -56,6 +56,7 @@ from contracting.flows.splitting import ForwardBackwardFlow, PeacemanRachfordFlo
 from contracting.flows.steady import FieldProblem
 from contracting.gradients.implicit import Implicit, Unrolled
 from contracting.gradients.torchdiffeq_adjoint import TorchDiffEqAdjoint
+from contracting.gradients.truncated import JacobianFree, NeumannSeries
 from contracting.integrators import (
     RK4,
     BackwardEuler,
@@ -135,9 +136,9 @@ __all__ = [
     "DormandPrince", "DouglasRachford", "DouglasRachfordFlow", "DrivenFlow", "ELU", "Energy",
     "EquilibriumProblem", "ExplicitEuler", "FISTA", "Family", "FieldProblem", "FiringRate", "FixedStep", "Flow",
     "ForwardBackward", "ForwardBackwardFlow", "FullP", "GainCertificate", "HardSigmoid", "HardTanh", "Heun",
-    "Hopfield", "Identity", "Implicit", "InputError", "InputFlow", "Iteration", "LargestBall", "LeakyReLU",
+    "Hopfield", "Identity", "Implicit", "InputError", "InputFlow", "Iteration", "JacobianFree", "LargestBall", "LeakyReLU",
     "LiftedForm", "LiftedInequality", "LinearFlow", "LinearInterpolation", "LinearMap", "LureFlow", "LureODE",
-    "LureSystem", "Method", "Metric", "Mirrored", "MissingExtraError", "NeuralFlow", "NewtonKrylov", "Passive",
+    "LureSystem", "Method", "Metric", "Mirrored", "MissingExtraError", "NeumannSeries", "NeuralFlow", "NewtonKrylov", "Passive",
     "PassivityCertificate", "PathCertificate", "PeacemanRachford", "PeacemanRachfordFlow", "PiecewiseLinear",
     "PreconditionError", "PseudoTransient", "RK4", "RateFinder", "RateProfile", "ReLU", "ReLU6",
     "RegionCertificate", "Report", "Response", "RungeKuttaChebyshev", "SampledRate", "SemismoothNewton",

@@ -132,7 +132,7 @@ class EquilibriumLayer(WithSettings):
         self.stop = _checked("stop", Stop() if stop is None else stop, Stop, "Stop(rtol=1e-6)")
         self.backward: Backward = Implicit() if backward is None else backward
         if not callable(getattr(self.backward, "equilibrium", None)):
-            raise InputError(f"backward must be Implicit(), Unrolled() or TorchDiffEqAdjoint(), got {backward!r}")
+            raise InputError(f"backward must be Implicit(), or Unrolled() and the like to compare, got {backward!r}")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -362,7 +362,8 @@ class LBEN(EquilibriumLayer):
         activation: σ, monotone with slopes in [0, 1].
         solver: any splitting method or ODE integrator; changes neither weights nor gradient.
         stop: tolerances and limits of the solve.
-        backward: ``Implicit()`` or, for comparison, ``Unrolled()`` and ``TorchDiffEqAdjoint()``.
+        backward: ``Implicit()`` or, for comparison, ``Unrolled()``, ``TorchDiffEqAdjoint()``, ``NeumannSeries(terms=k)`` and
+            ``JacobianFree()``.
         failed_rows: what ``layer(x)`` does with rows that fail: FailedRows.RAISE, WARN or MASK.
         device: device of the parameters.
         dtype: floating-point type of the parameters.

@@ -79,8 +79,27 @@ class Backward(ABC):
         """z of what is asked, (batch, n), on the graph of its problem."""
 
 
+class ByAdjoint(Backward):
+    """Differentiate by the adjoint problem w = J(Wᵀw + g); one of your own brings ``cotangent``."""
+
+    def differentiable(self, asked: Asked) -> Tensor:
+        if not torch.is_grad_enabled():
+            return asked.detached().solved()
+        try:
+            z: Tensor = _Equilibrium.apply(self, asked, *asked.problem.tensors())  # type: ignore[no-untyped-call]
+        except RuntimeError as error:  # NotImplementedError is one
+            if "setup_context" in str(error) or "jvp function" in str(error):
+                raise PreconditionError(_NO_TRANSFORMS) from error
+            raise
+        return z
+
+    @abstractmethod
+    def cotangent(self, adjoint: EquilibriumProblem, seen: LastSolves) -> Tensor:
+        """w of an adjoint problem whose largest entry of g is one in every row: (batch, n)."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Implicit(Backward):
+class Implicit(ByAdjoint):
     """Differentiate through the equilibrium equation, whatever solver found the equilibrium; in reverse mode.
 
     Memory does not depend on the number of iterations, backward may be repeated, derivatives of any order are right.
@@ -100,16 +119,12 @@ class Implicit(Backward):
     solver: Method | None = None
     stop: Stop = field(default_factory=Stop)
 
-    def differentiable(self, asked: Asked) -> Tensor:
-        if not torch.is_grad_enabled():
-            return asked.detached().solved()
+    def cotangent(self, adjoint: EquilibriumProblem, seen: LastSolves) -> Tensor:
+        solver, stop = self.adjoint_solver(adjoint), self.adjoint_stop(adjoint)
         try:
-            z: Tensor = _Equilibrium.apply(self, asked, *asked.problem.tensors())  # type: ignore[no-untyped-call]
-        except RuntimeError as error:  # NotImplementedError is one
-            if "setup_context" in str(error) or "jvp function" in str(error):
-                raise PreconditionError(_NO_TRANSFORMS) from error
-            raise
-        return z
+            return self.equilibrium(adjoint, solver, stop, seen=seen)
+        except SolveError as error:
+            raise SolveError(f"the adjoint solve of the backward pass failed: {error}", error.solution) from None
 
     def adjoint_stop(self, problem: EquilibriumProblem) -> Stop:
         """The tolerance of an adjoint problem; where the gradient vanishes, only rounding is left to compare with."""
@@ -136,7 +151,7 @@ class _Equilibrium(torch.autograd.Function):
     """(problem tensors) ↦ z; its backward is a differentiable expression in z, the tensors and the cotangent."""
 
     @staticmethod
-    def forward(ctx: Any, backward: Implicit, asked: Asked, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, backward: ByAdjoint, asked: Asked, *tensors: Tensor) -> Tensor:
         z = asked.detached().solved()
         ctx.settings, ctx.asked = backward, asked
         ctx.save_for_backward(z, *tensors)
@@ -149,7 +164,7 @@ class _Equilibrium(torch.autograd.Function):
             return None, None, *_gradients(ctx.settings, ctx.asked, z, cotangent)
 
 
-def _gradients(settings: Implicit, asked: Asked, z: Tensor, cotangent: Tensor) -> list[Tensor]:
+def _gradients(settings: ByAdjoint, asked: Asked, z: Tensor, cotangent: Tensor) -> list[Tensor]:
     """With respect to the tensors of the problem."""
     problem = asked.problem
     if not torch.is_grad_enabled():
@@ -160,10 +175,7 @@ def _gradients(settings: Implicit, asked: Asked, z: Tensor, cotangent: Tensor) -
     adjoint = problem.adjoint(problem.slopes(z), cotangent / size)
     seen = LastSolves()
     try:
-        solver, stop = settings.adjoint_solver(adjoint), settings.adjoint_stop(adjoint)
-        w = settings.equilibrium(adjoint, solver, stop, seen=seen)
-    except SolveError as error:
-        raise SolveError(f"the adjoint solve of the backward pass failed: {error}", error.solution) from None
+        w = settings.cotangent(adjoint, seen)
     finally:
         if asked.seen is not None:
             asked.seen.backward = seen.forward
