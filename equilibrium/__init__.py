@@ -61,6 +61,7 @@ from equilibrium.parameterizations import (
     Parameterization,
     Unconstrained,
 )
+from equilibrium.starts import AffineStart
 from equilibrium.training.certified import CertifiedMargin, IntervalMargin
 from equilibrium.training.data import Samples
 from equilibrium.training.loop import train
@@ -69,12 +70,14 @@ from equilibrium.training.records import TrainingRecord, TrainingStep
 from equilibrium.weights import NetworkWeights, Weights, explicit_weights
 
 __all__ = [
-    "Anderson", "Automatic", "BackwardEuler", "BogackiShampine", "BoundedParameterization", "CertifiedMargin",
+    "AffineStart", "Anderson", "Automatic", "BackwardEuler", "BogackiShampine", "BoundedParameterization",
+    "CertifiedMargin",
     "Choice", "ClassProof", "Contractive", "CrossEntropy", "DenseParameterization", "DiagonalStep",
     "DormandPrince", "DouglasRachford", "EquilibriumLayer", "ExplicitEuler", "FISTA", "FailedRows",
     "FixedIterations", "ForwardBackward", "Heun", "Implicit", "IntervalMargin", "JacobianFree", "LBEN", "LBENConv2d",
     "LipschitzCertificate", "LipschitzReport", "LocalLipschitz", "LocalSearch", "Loss", "MonDEQ", "Monotone",
-    "MultiScaleConv2d", "NEMON", "NetworkWeights", "NeumannSeries", "NewtonKrylov", "PairwiseLipschitz", "Parameterization",
+    "MultiScaleConv2d", "NEMON", "NetworkWeights", "NeumannSeries", "NewtonKrylov", "PairwiseLipschitz",
+    "Parameterization",
     "PeacemanRachford", "PseudoTransient", "RK4", "RungeKuttaChebyshev", "Samples", "SemismoothNewton",
     "SquaredError", "Stop", "TorchDiffEq", "TrainingRecord", "TrainingStep", "Tseng", "Unconstrained",
     "Unrolled", "Weights", "attained_lipschitz", "certified_lipschitz", "certified_radius", "certified_within",

@@ -362,8 +362,8 @@ class LBEN(EquilibriumLayer):
         activation: σ, monotone with slopes in [0, 1].
         solver: any splitting method or ODE integrator; changes neither weights nor gradient.
         stop: tolerances and limits of the solve.
-        backward: ``Implicit()`` or, for comparison, ``Unrolled()``, ``TorchDiffEqAdjoint()``, ``NeumannSeries(terms=k)`` and
-            ``JacobianFree()``.
+        backward: ``Implicit()`` or, for comparison, ``Unrolled()``, ``TorchDiffEqAdjoint()``,
+            ``NeumannSeries(terms=k)`` and ``JacobianFree()``.
         failed_rows: what ``layer(x)`` does with rows that fail: FailedRows.RAISE, WARN or MASK.
         device: device of the parameters.
         dtype: floating-point type of the parameters.

@@ -356,6 +356,19 @@ def test_predicted_iterations(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_starts_and_gradients(tmp_path: Path) -> None:
+    printed = run("starts_and_gradients.py", tmp_path, "--out", str(tmp_path))
+    found = json.loads((tmp_path / "results.json").read_text())
+    errors = {entry["way"]: entry["error"] for entry in found["gradients"]}
+    assert errors["Implicit()"] < 1e-5 and errors["Unrolled()"] < 1e-3 < errors["JacobianFree()"]
+    distances = {entry["start"]: entry["distance"] for entry in found["starts"]}
+    assert distances["zero"] == 1 and distances["affine"] < 0.5 * distances["σ(q)"]
+    steps = {entry["start"]: entry["steps"] for entry in found["starts"]}
+    assert steps["the equilibrium"] == 0 < steps["affine"]
+    assert (tmp_path / "table.md").read_text() in printed
+
+
+@pytest.mark.slow
 def test_activations(tmp_path: Path) -> None:
     printed = run("activations.py", tmp_path, "--out", str(tmp_path))
     entries = json.loads((tmp_path / "results.json").read_text())["entries"]
