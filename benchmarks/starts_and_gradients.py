@@ -111,7 +111,7 @@ def starts(network: Network, given: argparse.Namespace) -> list[Start]:
     blank, fitted = AffineStart(layer), AffineStart(layer, memory=1.0)
     for rows in others.split(given.rows):
         fitted.learn(rows, layer.solve(rows).z)
-    exact = layer.solve(inputs, stop=Stop(rtol=1e-6)).z
+    exact = copy.deepcopy(layer).double().solve(inputs.double(), stop=Stop(rtol=1e-9)).z.float()
     guesses = {
         "zero": lambda: None,
         "σ(q)": lambda: blank(inputs),
