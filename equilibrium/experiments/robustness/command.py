@@ -41,7 +41,7 @@ _DENSE_IMAGES = (Images.MNIST, Images.FASHION_MNIST)
 
 
 def mnist_robustness(
-    images: Annotated[str, "mnist, or fashion-mnist, which needs --data-dir (default mnist)."] = "mnist",
+    images: Annotated[str, "mnist, or fashion-mnist, which needs a folder with its files (default mnist)."] = "mnist",
     data_dir: Annotated[Path | None, "Folder with the files of the images (default: MNIST is downloaded)."] = None,
     checkpoints: Annotated[
         Path | None, "Folder with the authors' checkpoints and reported.json, to compare with (default none)."
