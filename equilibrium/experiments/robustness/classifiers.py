@@ -24,13 +24,19 @@ from equilibrium import (
     train,
 )
 from equilibrium.attacks import fast_gradient, smallest_perturbation
-from equilibrium.experiments.robustness.models import CheckpointSettings, Images, ModelSettings, load_images, new_model
+from equilibrium.experiments.robustness.models import (
+    CheckpointSettings,
+    Images,
+    ModelSettings,
+    load_images,
+    new_model,
+    training_loss,
+)
 from equilibrium.experiments.runner import Workspace
 from equilibrium.lipschitz import PairAscent, PatternSearch, RegionWalk
 from equilibrium.local.margins import accuracy_within, attacks_inside
 from equilibrium.training.data import Dataset
 from equilibrium.training.loop import error_percent
-from equilibrium.training.losses import CrossEntropy
 from equilibrium.training.progress import progress_bar
 from equilibrium.training.records import TrainingError
 from equilibrium.training.resume import last_complete_epoch
@@ -60,7 +66,7 @@ def run_model(settings: ModelSettings, workspace: Workspace, *, data_dir: Path |
             epochs=settings.epochs,
             batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
-            loss=CrossEntropy(temperature=settings.temperature),
+            loss=training_loss(settings),
             noise=settings.noise,
             shift=settings.shift,
             seed=settings.seed,

@@ -23,6 +23,7 @@ from equilibrium.experiments.robustness.models import Images
 from equilibrium.experiments.robustness.study import (
     CHECKPOINTS,
     PAPER_ERROR,
+    PAPER_ERROR_OF_MARGIN,
     PAPER_ERROR_OF_WIDTH,
     WIDTHS,
     Plan,
@@ -36,6 +37,7 @@ _SHOWN_SIZES = (1.5, 3.0, 5.0, 8.0)  # of the fast-gradient columns, the nearest
 _RADIUS = 1.58  # Certified and attacked accuracy stand in the table for the attack size nearest to this one.
 _EPOCHS = 20
 _MODELS = ", ".join(catalogue(Plan(images=Images.MNIST, epochs=_EPOCHS, seed=0, small=False)))
+_MARGINS = ", ".join(map(str, PAPER_ERROR_OF_MARGIN))
 _WIDTHS = ", ".join(map(str, WIDTHS))
 _DENSE_IMAGES = (Images.MNIST, Images.FASHION_MNIST)
 
@@ -48,7 +50,8 @@ def mnist_robustness(
     ] = None,
     models: Annotated[
         str | None,
-        f"Names separated by commas (default: {_MODELS}); lipschitz-1-width-N, N = {_WIDTHS}, beside them.",
+        f"Names separated by commas (default: {_MODELS}); lipschitz-1-width-N, N = {_WIDTHS}, and "
+        f"margin-C, C = {_MARGINS}, beside them.",
     ] = None,
     epochs: Annotated[int | None, f"Passes over the training images (default {_EPOCHS})."] = None,
     seed: Seed = 0,
@@ -112,7 +115,11 @@ def paper_error(results: Mapping[str, Any], name: str) -> float | None:
     if reported is not None:  # error and lower bound are then of one network; the paper's table is about another one
         error: float = reported["test_error_percent"]
         return error
-    if results["plan"]["images"] != Images.MNIST.name or not name.startswith("lipschitz-"):
+    if results["plan"]["images"] != Images.MNIST.name:
+        return None
+    if name.startswith("margin-"):
+        return PAPER_ERROR_OF_MARGIN[int(name.removeprefix("margin-"))]
+    if not name.startswith("lipschitz-"):
         return None
     model = results["models"][name]
     if "width" in name:

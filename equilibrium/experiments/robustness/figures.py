@@ -30,6 +30,7 @@ _LOOKS = {
     "perceptron": ("perceptron", PURPLE, "v"),
     "unconstrained": ("unconstrained", "#000000", "x"),
 }
+_GROUPS = {"lipschitz": ("with γ", BLUE, "o"), "margin": ("margin, no γ", SKY, "v")}
 _COMPARED = ("lipschitz-0.3", "lipschitz-1", "lipschitz-5", "lben", "mondeq", "perceptron", "unconstrained")
 _SIZE = "size of the attack, ℓ2 in normalised pixels"
 
@@ -116,7 +117,8 @@ def plot_tightness(
         raise InputError("there is no certified model to draw; run the experiment with one")
     seen = set()
     for name, lipschitz in points.items():
-        label, colour, marker = ("with γ", BLUE, "o") if name.startswith("lipschitz-") else _LOOKS[name]
+        group = name.partition("-")[0]
+        label, colour, marker = _GROUPS[group] if group in _GROUPS else _LOOKS[name]
         axes.loglog(lipschitz["certified"], lipschitz["attained"], marker, color=colour, markersize=6,
                     linestyle="none", label=None if label in seen else label)  # fmt: skip
         seen.add(label)

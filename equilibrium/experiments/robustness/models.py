@@ -18,7 +18,9 @@ from equilibrium.convolution import MetricShape
 from equilibrium.experiments.networks import seeded
 from equilibrium.training.cifar import cifar10
 from equilibrium.training.data import Dataset, digits, fashion_mnist, mnist, subset
+from equilibrium.training.losses import CrossEntropy
 from equilibrium.training.resume import last_complete_epoch
+from equilibrium.training.spectral import SpectralMargin
 
 
 class Kind(Enum):
@@ -28,6 +30,7 @@ class Kind(Enum):
     MONDEQ = "monDEQ"
     UNCONSTRAINED = "unconstrained"
     PERCEPTRON = "perceptron"
+    MARGIN = "Lipschitz margin"
 
     @property
     def certified(self) -> bool:
@@ -60,8 +63,9 @@ class ModelSettings:
     Attributes:
         kind: what is trained.
         hidden: n, or the channels of a network on images; a perceptron has two hidden layers and about as many
-            parameters as an LBEN with n neurons.
+            parameters as an LBEN with n neurons, one that is trained for a margin has one hidden layer of n.
         lipschitz: γ, or None.
+        margin: distance in normalised pixels over which a network without γ is trained to keep its class, or None.
         contraction_rate: c, or None.
         epsilon: ε of the parameterisation; a dense network with a rate has none.
         images: what is classified.
@@ -95,6 +99,7 @@ class ModelSettings:
     thorough: bool
     kind: Kind = Kind.LBEN
     lipschitz: float | None = None
+    margin: float | None = None
     contraction_rate: float | None = None
     epsilon: float = 1.0
     learning_rate: float = 0.01
@@ -183,6 +188,9 @@ def new_model(settings: ModelSettings, dataset: Dataset) -> nn.Module:
     with seeded(settings.seed):
         if settings.kind is Kind.PERCEPTRON:
             return _perceptron(*sizes)
+        if settings.kind is Kind.MARGIN:
+            inputs, hidden, outputs = sizes
+            return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
         if settings.kind is Kind.UNCONSTRAINED:
             # Newton's method finds an equilibrium within a few steps, or there may be none
             stop = replace(stop, max_steps=50)
@@ -199,6 +207,13 @@ def new_model(settings: ModelSettings, dataset: Dataset) -> nn.Module:
             stop=stop,
             backward=Implicit(stop=stop),
         )
+
+
+def training_loss(settings: ModelSettings) -> CrossEntropy:
+    """What is minimised."""
+    if settings.margin is None:
+        return CrossEntropy(temperature=settings.temperature)
+    return SpectralMargin(radius=settings.margin, share=1.0, temperature=settings.temperature)
 
 
 def _on_images(settings: ModelSettings, convolutions: Convolutions, dataset: Dataset, stop: Stop) -> LBENConv2d:

@@ -29,6 +29,12 @@ WIDTHS = (20, 50, 110, 140, 250)
 PAPER_ERROR_OF_WIDTH = {20: 4.85, 50: 3.10, 80: 2.33, 110: 2.12, 140: 1.97, 250: 1.62}
 """Test errors in percent that the authors report for them."""
 
+PAPER_ERROR_OF_MARGIN = {1: 2.30, 10: 2.14, 100: 3.40, 1000: 12.23}
+"""Test errors in percent that the paper reports for Lipschitz-margin training, by its margin c, without a unit."""
+
+# A pixel has 255 grey levels. With c in grey levels the errors are close to the reported ones; see docs/lipschitz.md.
+_GREY_LEVEL = 1 / 255 / 0.3081
+
 SIZES = tuple(round(15 * k / 39, 6) for k in range(40))
 """Attack sizes, as in the paper: ℓ2 in normalised inputs (pixel/255 − 0.1307)/0.3081."""
 
@@ -51,7 +57,7 @@ class Plan:
         epochs: passes over the training images, for every model.
         seed: of weights and order of images.
         small: a version of seconds, with few neurons and few attacks.
-        models: names of the models of ``catalogue``; all but those of other widths if empty.
+        models: names of the models of ``catalogue``; all but those of other widths and with margins if empty.
         convolutional: equilibrium networks on images instead of dense ones.
     """
 
@@ -70,7 +76,7 @@ def catalogue(plan: Plan) -> dict[str, ModelSettings]:
         InputError: on an unknown name.
     """
     usual = _on_images(plan) if plan.convolutional else _dense(plan)
-    known = usual if plan.convolutional else usual | _of_other_widths(plan)
+    known = usual if plan.convolutional else usual | _of_other_widths(plan) | _with_margins(plan)
     chosen = plan.models or tuple(usual)
     for name in chosen:
         if name not in known:
@@ -114,6 +120,12 @@ def _of_other_widths(plan: Plan) -> dict[str, ModelSettings]:
         f"lipschitz-1-width-{n}": replace(base, hidden=n, thorough=False)
         for n in sorted(WIDTHS, reverse=True)
     }
+
+
+def _with_margins(plan: Plan) -> dict[str, ModelSettings]:
+    """One hidden layer without any bound, trained to keep the class over a distance: the baseline of the paper."""
+    base = replace(_dense(plan)["perceptron"], kind=Kind.MARGIN, noise=0.0, thorough=False)
+    return {f"margin-{c}": replace(base, margin=c * _GREY_LEVEL) for c in PAPER_ERROR_OF_MARGIN}
 
 
 def _on_images(plan: Plan) -> dict[str, ModelSettings]:

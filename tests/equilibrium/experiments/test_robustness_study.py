@@ -31,7 +31,7 @@ from equilibrium.training.records import TrainingError
 
 SMALL = Plan(images=Images.DIGITS, epochs=1, seed=0, small=True)
 WIDTH_MODELS = ("lipschitz-1-width-20", "lipschitz-1-width-50")
-MODELS = ("lipschitz-0.3", "contracting", "perceptron", "unconstrained", *WIDTH_MODELS)
+MODELS = ("lipschitz-0.3", "contracting", "perceptron", "unconstrained", *WIDTH_MODELS, "margin-100")
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +183,8 @@ def test_networks_of_other_widths_stand_beside_what_is_reported_of_them(results)
     of_mnist = {"plan": {"images": "MNIST"}, "models": results["models"]}
     assert [mnist_robustness.paper_error(of_mnist, name) for name in WIDTH_MODELS] == [4.85, 3.10]
     assert mnist_robustness.paper_error(results, WIDTH_MODELS[0]) is None
+    assert mnist_robustness.paper_error(of_mnist, "margin-100") == 3.40
+    assert mnist_robustness.paper_error(results, "margin-100") is None
     assert [results["models"][name]["settings"]["hidden"] for name in WIDTH_MODELS] == [20, 50]
 
 
