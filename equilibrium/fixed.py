@@ -197,8 +197,6 @@ class FixedIterations(_Iterations):
         super().__init__()
         if (tolerance is None) == (iterations is None):
             raise InputError("give either tolerance, for example 1e-4, or iterations, for example 40")
-        if layer.activation.tensors():
-            raise PreconditionError(f"FixedIterations has no gradient for the parameters of {layer.activation!r}")
         self.layer, self._shapes = layer, layer.input_shapes
         self.tolerance = None if tolerance is None else checks.number("tolerance", tolerance, low=0, low_open=True)
         self._count = 1 if iterations is None else checks.whole_number("iterations", iterations)
@@ -207,15 +205,11 @@ class FixedIterations(_Iterations):
     @torch.no_grad()
     def refresh(self) -> None:
         """Choose step and number of iterations for the present weights."""
-        weights, activation = self.layer.weights(), self.layer.activation
-        step = _operator(weights, activation).best_reflected.step
-        if isinstance(step, Tensor):  # one per neuron
-            weights = weights.dense()
-            step = _operator(weights, activation).best_reflected.step
+        weights, step = with_constant_step(self.layer.weights(), self.layer.activation, type(self).__name__)
         state = weights.state
         plan = _Plan(
-            activation=activation,
-            step=float(step) if activation.piecewise_linear else 1.0,
+            activation=self.layer.activation,
+            step=step,
             iterations=self._count,
             grid=state.grid if isinstance(state, CircularConvolution) else None,
         )
@@ -296,9 +290,24 @@ class FrozenIterations(_Iterations):
         return self._promise, WeightedL2(self.metric)
 
 
-def _operator(weights: NetworkWeights, activation: Activation) -> MonotoneOperator:
+def with_constant_step(weights: NetworkWeights, activation: Activation, method: str) -> tuple[NetworkWeights, float]:
+    """The α of steps that a graph can hold, with the weights that it is for: matrices where others want one per neuron.
+
+    Raises:
+        PreconditionError: in the name of ``method``, if Condition 1 is not certified or σ has parameters.
+    """
+    if activation.tensors():
+        raise PreconditionError(f"{method} takes no activation with parameters, such as {activation!r}")
+    step = _operator(weights, activation, method).best_reflected.step
+    if isinstance(step, Tensor):
+        weights = weights.dense()
+        step = _operator(weights, activation, method).best_reflected.step
+    return weights, float(step) if activation.piecewise_linear else 1.0
+
+
+def _operator(weights: NetworkWeights, activation: Activation, method: str = "FixedIterations") -> MonotoneOperator:
     zeros = weights.state.tensors()[0].new_zeros(1, weights.in_features)
-    return weights.problem(zeros, activation).require_operator("FixedIterations")
+    return weights.problem(zeros, activation).require_operator(method)
 
 
 _Four = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
