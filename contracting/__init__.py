@@ -54,7 +54,7 @@ from contracting.flows.network import FiringRate, Hopfield
 from contracting.flows.speed import DouglasRachfordFlow, TimeScaledForwardBackward
 from contracting.flows.splitting import ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.flows.steady import FieldProblem
-from contracting.gradients.implicit import Implicit, Unrolled
+from contracting.gradients.implicit import Implicit, Unrolled, WarmAdjoint
 from contracting.gradients.torchdiffeq_adjoint import TorchDiffEqAdjoint
 from contracting.gradients.truncated import JacobianFree, NeumannSeries
 from contracting.integrators import (
@@ -147,8 +147,8 @@ __all__ = [
     "Sheared", "Sigmoid", "Slope", "Slopes", "Softplus", "Softshrink", "Softsign", "Solution", "SolveError",
     "State", "StateMetric", "Status", "SteadyState", "Stop", "Tanh", "TimeScaledForwardBackward", "TorchDiffEq",
     "TorchDiffEqAdjoint", "TorchDiffEqStep", "Trace", "Tracking", "Trajectory", "TrajectoryPair", "Tseng",
-    "Unrolled", "UpperBound", "VectorField", "WeightedL1", "WeightedL2", "WeightedLinf", "WellPosed",
-    "Wellposedness", "ZeroOrderHold", "activation_named", "as_activation", "carry_ball", "certify",
+    "Unrolled", "UpperBound", "VectorField", "WarmAdjoint", "WeightedL1", "WeightedL2", "WeightedLinf",
+    "WellPosed", "Wellposedness", "ZeroOrderHold", "activation_named", "as_activation", "carry_ball", "certify",
     "certify_gain", "certify_passivity", "certify_paths", "certify_region", "check", "decay_rate",
     "default_solvers", "distance", "find_metric", "fit_metric", "fit_metric_by_inequalities",
     "fixed_input_convergence", "largest_contracting_ball", "lure_of", "rate_against_radius",

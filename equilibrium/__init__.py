@@ -62,6 +62,7 @@ from equilibrium.parameterizations import (
     Unconstrained,
 )
 from equilibrium.starts import AffineStart
+from equilibrium.tracking import FixedTracking, TrackedFrame, Tracker, track_inputs
 from equilibrium.training.certified import CertifiedMargin, IntervalMargin
 from equilibrium.training.data import Samples
 from equilibrium.training.loop import train
@@ -71,16 +72,15 @@ from equilibrium.weights import NetworkWeights, Weights, explicit_weights
 
 __all__ = [
     "AffineStart", "Anderson", "Automatic", "BackwardEuler", "BogackiShampine", "BoundedParameterization",
-    "CertifiedMargin",
-    "Choice", "ClassProof", "Contractive", "CrossEntropy", "DenseParameterization", "DiagonalStep",
-    "DormandPrince", "DouglasRachford", "EquilibriumLayer", "ExplicitEuler", "FISTA", "FailedRows",
-    "FixedIterations", "ForwardBackward", "Heun", "Implicit", "IntervalMargin", "JacobianFree", "LBEN", "LBENConv2d",
-    "LipschitzCertificate", "LipschitzReport", "LocalLipschitz", "LocalSearch", "Loss", "MonDEQ", "Monotone",
-    "MultiScaleConv2d", "NEMON", "NetworkWeights", "NeumannSeries", "NewtonKrylov", "PairwiseLipschitz",
-    "Parameterization",
-    "PeacemanRachford", "PseudoTransient", "RK4", "RungeKuttaChebyshev", "Samples", "SemismoothNewton",
-    "SquaredError", "Stop", "TorchDiffEq", "TrainingRecord", "TrainingStep", "Tseng", "Unconstrained",
-    "Unrolled", "Weights", "attained_lipschitz", "certified_lipschitz", "certified_radius", "certified_within",
-    "check_lipschitz", "explicit_weights", "from_residual", "from_sequential", "from_weights",
-    "lipschitz_report", "load_reference", "local_lipschitz", "pairwise_lipschitz", "save_reference", "train",
+    "CertifiedMargin", "Choice", "ClassProof", "Contractive", "CrossEntropy", "DenseParameterization",
+    "DiagonalStep", "DormandPrince", "DouglasRachford", "EquilibriumLayer", "ExplicitEuler", "FISTA",
+    "FailedRows", "FixedIterations", "FixedTracking", "ForwardBackward", "Heun", "Implicit", "IntervalMargin",
+    "JacobianFree", "LBEN", "LBENConv2d", "LipschitzCertificate", "LipschitzReport", "LocalLipschitz",
+    "LocalSearch", "Loss", "MonDEQ", "Monotone", "MultiScaleConv2d", "NEMON", "NetworkWeights", "NeumannSeries",
+    "NewtonKrylov", "PairwiseLipschitz", "Parameterization", "PeacemanRachford", "PseudoTransient", "RK4",
+    "RungeKuttaChebyshev", "Samples", "SemismoothNewton", "SquaredError", "Stop", "TorchDiffEq", "TrackedFrame",
+    "Tracker", "TrainingRecord", "TrainingStep", "Tseng", "Unconstrained", "Unrolled", "Weights",
+    "attained_lipschitz", "certified_lipschitz", "certified_radius", "certified_within", "check_lipschitz",
+    "explicit_weights", "from_residual", "from_sequential", "from_weights", "lipschitz_report",
+    "load_reference", "local_lipschitz", "pairwise_lipschitz", "save_reference", "track_inputs", "train",
 ]  # fmt: skip

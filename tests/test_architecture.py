@@ -64,6 +64,7 @@ equilibrium.convert           MLPs and ResNets as layers
 equilibrium.checkpoints       files of the reference code
 equilibrium.lipschitz         certified and attained constants
 equilibrium.local             what is proved around one input
+equilibrium.tracking          inputs that arrive frame by frame
 equilibrium.training          data, training
 equilibrium.attacks           perturbations that fool
 equilibrium.estimators        in scikit-learn's conventions

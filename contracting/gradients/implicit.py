@@ -98,6 +98,26 @@ class ByAdjoint(Backward):
         """w of an adjoint problem whose largest entry of g is one in every row: (batch, n)."""
 
 
+@dataclass(eq=False)
+class WarmAdjoint:
+    """Starts each backward pass at the adjoint solution of the last one: for a stream, whose gradients change slowly.
+
+    Where the last one was of other rows, dtype or device, the pass starts from zero. It changes how many steps are
+    taken, and the gradient by no more than the tolerance.
+
+    Attributes:
+        w: the last adjoint solution, (batch, n), for a cotangent whose largest entry in each row is one; or None.
+    """
+
+    w: Tensor | None = field(default=None, repr=False)
+
+    def beside(self, q: Tensor) -> Tensor | None:
+        """w where it fits an adjoint problem with this right side."""
+        w = self.w
+        fits = w is not None and (w.shape, w.dtype, w.device) == (q.shape, q.dtype, q.device)
+        return w if fits else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Implicit(ByAdjoint):
     """Differentiate through the equilibrium equation, whatever solver found the equilibrium; in reverse mode.
@@ -110,6 +130,7 @@ class Implicit(ByAdjoint):
             bring to the tolerance, otherwise Newton's method, which takes one linear solve per row.
         stop: tolerance of the adjoint solve, for cotangents scaled to a largest entry of one. An ``atol`` below the
             rounding error of that is raised to it.
+        start: where the adjoint solves start; None starts each at zero. Of one stream, and of no other.
 
     Raises:
         SolveError: in backward, if the adjoint solve of a row fails.
@@ -118,13 +139,19 @@ class Implicit(ByAdjoint):
 
     solver: Method | None = None
     stop: Stop = field(default_factory=Stop)
+    start: WarmAdjoint | None = None
 
     def cotangent(self, adjoint: EquilibriumProblem, seen: LastSolves) -> Tensor:
         solver, stop = self.adjoint_solver(adjoint), self.adjoint_stop(adjoint)
+        start = None if self.start is None else self.start.beside(adjoint.q)
         try:
-            return self.equilibrium(adjoint, solver, stop, seen=seen)
+            # the adjoint of this problem, for second derivatives, is another
+            w = replace(self, start=None).equilibrium(adjoint, solver, stop, start, seen)
         except SolveError as error:
             raise SolveError(f"the adjoint solve of the backward pass failed: {error}", error.solution) from None
+        if self.start is not None:
+            self.start.w = w.detach()
+        return w
 
     def adjoint_stop(self, problem: EquilibriumProblem) -> Stop:
         """The tolerance of an adjoint problem; where the gradient vanishes, only rounding is left to compare with."""

@@ -1,7 +1,7 @@
 r"""What is proved of tracking before the first frame: how fast the solution moves, and how fast the steps get there.
 
-A Peaceman–Rachford step u ← T(u) with step α has the fixed point u* = (1 − α)z* + α(Wz* + Ux + b), from which z* is read
-as z* = prox_{αf}(u*). Two constants, both in the norm ‖u‖ = ‖r∘u‖₂ with r = Λ^½, are all that tracking rests on:
+A Peaceman–Rachford step u ← T(u) has the fixed point u* = (1 − α)z* + α(Wz* + Ux + b), from which z* is read as z* =
+prox_{αf}(u*). Two constants, both in the norm ‖u‖ = ‖r∘u‖₂ with r = Λ^½, are all that tracking rests on:
 
     ‖T(u) − T(v)‖ ≤ ρ‖u − v‖   and   ‖u*(x) − u*(x')‖ ≤ L‖x − x'‖₂.
 

@@ -6,8 +6,8 @@ whatever the order. In the norm of the certificate one step is then wrong by at 
 
     c(‖u‖ + ‖h(0)‖) + d,   c = γₙ₊₁‖|M̂|‖ + ‖M̂ − M‖ + 8ε,
 
-where d holds what is the same in all steps of a frame, the rounding of ô and of q = Ux + b. ‖M̂ − M‖ is at most the norm
-of (I + αA)M̂ − (I − αA), which is computed in float64 with its own rounding, because (I + αA)⁻¹ does not expand where I −
+where d holds what is the same in all steps of a frame, the rounding of ô and of q = Ux + b. ‖M̂ − M‖ is at most that of
+(I + αA)M̂ − (I − αA), which is computed in float64 with its own rounding, because (I + αA)⁻¹ does not expand where I −
 W is monotone. What is assumed is that h is evaluated to within 8ε of |u| + |h(0)|.
 """
 

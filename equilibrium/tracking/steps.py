@@ -1,4 +1,4 @@
-r"""A step of tracking as a function of tensors: a frame and the state before it in, an output and the state after it out.
+r"""A frame as a function of tensors: an input and the state before it in, an output and the state after it out.
 
 u is the state of Peaceman–Rachford and e a certified bound on its distance to u*(x). When the input moves to x', u is
 at most e₀ = e + L‖x' − x‖ away from u*(x'). The steps contract by ρ and are wrong by δ each through rounding, where by
@@ -78,11 +78,12 @@ class _Frame(NamedTuple):
 
 
 class FixedTracking(nn.Module):
-    r"""Follows the equilibrium of a moving input by a number of steps set beforehand, with a certified error per frame.
+    r"""Follows the equilibrium of a moving input by a fixed number of steps, with a certified error of every frame.
 
     ``forward(x, state)`` is a graph without a branch on data, for ``torch.compile(fullgraph=True)`` and
-    ``torch.export``; it records no gradient. ``start(x, tolerance=…)`` makes the state for the first frame. The error is
-    certified however far an input moves; where none moves farther than ``step_bound``, it stays within the tolerance.
+    ``torch.export``; it records no gradient. ``start(x)`` makes a state for the first frame, and ``follow(x, state,
+    tolerance)`` brings it within a tolerance. The error is certified however far an input moves; where none moves
+    farther than ``step_bound``, it stays within the tolerance.
 
     Args:
         layer: a layer with a certified metric that can be written with matrices; its weights are copied.
@@ -141,8 +142,8 @@ class FixedTracking(nn.Module):
         self.rounding = rounding_of(self.certificate, weights, layer.activation, M, example.dtype)
         if self.decay >= 1:
             raise PreconditionError(
-                f"tracking in {dtype} is not proved to converge: steps contract by {self.certificate.factor:.6g}, which "
-                "rounding may undo; use dtype=torch.float64"
+                f"tracking in {dtype} is not proved to converge: steps contract by {self.certificate.factor:.6g}, "
+                "which rounding may undo; use dtype=torch.float64"
             )
         self.register_buffer("example", example, persistent=False)
         constants = {"M": M, "root": self.certificate.root, "U": weights.input, "b": weights.bias}
@@ -209,8 +210,8 @@ class FixedTracking(nn.Module):
     def _rows(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         if self.M.dtype != self._dtype:
             raise PreconditionError(
-                f"FixedTracking was made for steps in {self._dtype} and has been converted to {self.M.dtype}, for which "
-                "its bounds do not hold; make another one with dtype=…"
+                f"FixedTracking was made for steps in {self._dtype} and has been converted to {self.M.dtype}, for "
+                "which its bounds do not hold; make another one with dtype=…"
             )
         rows, lead = rows_of(as_computed("x", x, "the layer", self.example), self._shapes)
         return rows.to(self._dtype), lead
@@ -283,7 +284,8 @@ class FixedTracking(nn.Module):
         y_error = (y_error + charged.out_input * frame.input_size + charged.out_constant) * self._up
         z_error = (error + charged.reading * size) * self._up
         y, z = (t.to(self.example.dtype) for t in (y, z))
-        return TrackedOutput(y.reshape(*frame.lead, y.shape[-1]), y_error, z, z_error, TrackedState(frame.rows, u, error))
+        y = y.reshape(*frame.lead, y.shape[-1])
+        return TrackedOutput(y, y_error, z, z_error, TrackedState(frame.rows, u, error))
 
     def _norm(self, u: Tensor) -> Tensor:
         """‖r∘u‖₂ or a little more."""

@@ -39,10 +39,10 @@ class Tracker:
     r"""Follows the equilibrium of a moving input: each frame starts at the last one, with a certified error.
 
     If ‖u − u*‖ ≤ e at the last frame, it is at most e + L‖Δx‖ at the next, where L is a certified Lipschitz constant of
-    x ↦ u* and u the state of Peaceman–Rachford, from which z is read without expansion. Its steps contract by ρ, so that
-    j ≥ log((e + L‖Δx‖)/tolerance)/log(1/ρ) steps suffice, known before the first of them; j may be zero. Rounding is
-    charged to each step. Rows are streams that know nothing of each other. Nothing records a gradient: for one, start a
-    solve at the frame, ``layer(x, z0=frame.equilibrium)``.
+    x ↦ u* and u the state of Peaceman–Rachford, from which z is read without expansion. Its steps contract by ρ, so
+    that j ≥ log((e + L‖Δx‖)/tolerance)/log(1/ρ) steps suffice, known before the first of them; j may be zero. Rounding
+    is charged to each step. Rows are streams that know nothing of each other. Nothing records a gradient: for one,
+    start a solve at the frame, ``layer(x, z0=frame.equilibrium)``.
 
     The weights are those of the layer as it is now: after training call ``refresh()``.
 
@@ -51,7 +51,7 @@ class Tracker:
         tolerance: of ‖z − z*‖ in the metric, in every frame.
         step_bound: a bound on ‖Δx‖₂ from one frame to the next, with which all frames but the first take the same
             number of steps. A frame that moved farther says so by its error.
-        dtype: precision of the steps. In float32 rounding is proved to be less than what is reported, which may be much.
+        dtype: precision of the steps. What is proved of rounding may be far more than it is, which is felt in float32.
 
     Raises:
         InputError: if an argument is out of range.
@@ -74,11 +74,12 @@ class Tracker:
         self.tolerance = checks.positive_number("tolerance", tolerance)
         self.step_bound = None if step_bound is None else checks.positive_number("step_bound", step_bound)
         self.layer, self.dtype = layer, dtype
-        self.reset()
+        self._state: TrackedState | None = None
+        self._start: Tensor | None = None  # a state of other weights
         self.refresh()
 
     def refresh(self) -> None:
-        """Take over the weights of the layer as they are now; the next frame starts at the last one, with a new bound."""
+        """Take over the weights of the layer as they are now; the next frame starts at the last, with a new bound."""
         if self._state is not None:
             self._start, self._state = self._state.u, None
         if self.step_bound is None:
@@ -95,8 +96,7 @@ class Tracker:
 
     def reset(self) -> None:
         """Forget the last frame: the next one is solved from zero."""
-        self._state: TrackedState | None = None
-        self._start: Tensor | None = None  # a state of other weights
+        self._state = self._start = None
 
     def __call__(self, x: Tensor) -> TrackedFrame:
         """The next frame, (..., in) or images, with the same leading shape as the last.
@@ -144,6 +144,6 @@ def track_inputs(
         dtype: as for ``Tracker``.
     """
     if not isinstance(stream, Iterable):
-        raise InputError(f"stream must be an iterable of inputs, such as a list of tensors, got {type(stream).__name__}")
+        raise InputError(f"stream must be an iterable of inputs, such as a list, got {type(stream).__name__}")
     tracker = Tracker(layer, tolerance=tolerance, step_bound=step_bound, dtype=dtype)
     return map(tracker, stream)
