@@ -60,6 +60,19 @@ def test_crown_without_its_rival(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_tracking(tmp_path: Path) -> None:
+    printed = run("tracking.py", tmp_path, "--out", str(tmp_path))
+    results = json.loads((tmp_path / "results.json").read_text())
+    slow, *others = results["rows"]
+    assert slow["frames"] == 300 and slow["most"] <= 4 and slow["warm"] < slow["cold"] / 3
+    for row in results["rows"]:
+        assert row["exceeded"] == 0 and 0.1 < row["largest"] <= 1
+    assert others[0]["warm"] < others[1]["warm"]
+    assert set(results["clocks"]["digits"]) == {"solve from zero", "tracker", "DormandPrince from the last"}
+    assert (tmp_path / "table.md").read_text() in printed
+
+
+@pytest.mark.slow
 def test_lipschitz_bounds(tmp_path: Path) -> None:
     pytest.importorskip("clarabel")
     printed = run("lipschitz_bounds.py", tmp_path, "--out", str(tmp_path))

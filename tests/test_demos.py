@@ -26,6 +26,12 @@ def contracting_ode(seen: dict[str, Any]) -> None:
     assert 0.3 < seen["slowest"] <= 1 + 1e-9 and seen["difference"] < 1e-9
 
 
+def control_loop(seen: dict[str, Any]) -> None:
+    assert 0.3 < seen["ratio"] <= 1
+    worst = {name: float(run[10:, 1].max()) for name, run in seen["runs"].items()}
+    assert 5 * worst["warm"] < min(worst["warm, Euler"], worst["cold"])
+
+
 def convergence(seen: dict[str, Any]) -> None:
     assert all(0.3 < excess <= 1 + 1e-6 for excess in seen["excess"].values())
 
@@ -48,6 +54,12 @@ def lipschitz_training(seen: dict[str, Any]) -> None:
     for gamma, certified, attained in zip(seen["bounds"], seen["certified"], seen["attained"], strict=True):
         assert 0.9 * certified < attained <= certified <= gamma
     assert max(seen["errors"]) < 15
+
+
+def moving_digit(seen: dict[str, Any]) -> None:
+    assert 0.3 < seen["ratio"] <= 1
+    warm, integrator, cold = (float(error.max()) for error in seen["errors"])
+    assert 3 * warm < integrator < cold
 
 
 def ode_layer(seen: dict[str, Any]) -> None:
@@ -83,8 +95,8 @@ def tracking(seen: dict[str, Any]) -> None:
 CLAIMS: dict[str, Callable[[dict[str, Any]], None]] = {
     check.__name__: check
     for check in (
-        compare_solvers, contracting_ode, convergence, counterexample, energy, firing_rate_network,
-        lipschitz_training, ode_layer, one_image, own_neural_ode, own_weights, phase_portrait, tracking,
+        compare_solvers, contracting_ode, control_loop, convergence, counterexample, energy, firing_rate_network,
+        lipschitz_training, moving_digit, ode_layer, one_image, own_neural_ode, own_weights, phase_portrait, tracking,
     )
 }  # fmt: skip
 

@@ -106,14 +106,14 @@ class Tracker:
                 before; the tracker is then as it was.
             PreconditionError: if rounding alone exceeds the tolerance.
         """
-        checks.finite("x", checks.floating_tensor("x", x))
+        checks.floating_tensor("x", x)
         state, extra = self._state, 0
         if state is None:
             state, extra = self.module.start(x, self._start), 1
         if extra or self.step_bound is None:
             found, steps = self.module.follow(x, state, self.tolerance)
         else:
-            found = self.module(x, state)
+            found = self.module(checks.finite("x", x), state)
             steps = found.y_error.new_full(found.y_error.shape, self.module.steps, dtype=torch.long)
         self._state = found.state
         lead = found.y.shape[:-1]
