@@ -85,7 +85,7 @@ class FixedTracking(nn.Module):
     ``forward(x, state)`` is a graph without a branch on data, for ``torch.compile(fullgraph=True)`` and
     ``torch.export``; it records no gradient. ``start(x)`` makes a state for the first frame, and ``follow(x, state,
     tolerance)`` brings it within a tolerance. The error is certified however far an input moves; where none moves
-    farther than ``step_bound``, it stays within the tolerance.
+    farther than ``step_bound``, it stays within the tolerance, unless rounding alone adds more than a hundredth of it.
 
     Args:
         layer: a layer with a certified metric that can be written with matrices; its weights are copied.
@@ -128,7 +128,8 @@ class FixedTracking(nn.Module):
             raise InputError(f"layer must be an EquilibriumLayer such as LBEN(4, 20, 2), got {type(layer).__name__}")
         if (steps is None) == (step_bound is None) or (step_bound is None) != (tolerance is None):
             raise InputError("give either steps, for example 4, or tolerance and step_bound, for example 1e-3 and 0.01")
-        checks.floating_dtype("dtype", dtype)
+        if dtype not in (torch.float32, torch.float64):
+            raise InputError(f"dtype must be torch.float64 or torch.float32, got {dtype}: less proves nothing")
         self.activation, self._shapes, self._dtype = layer.activation, layer.input_shapes, dtype
         known, step = with_constant_step(layer.weights(), layer.activation, "tracking")
         weights = known.dense()
@@ -215,6 +216,11 @@ class FixedTracking(nn.Module):
             raise PreconditionError(
                 f"FixedTracking was made for steps in {self._dtype} and has been converted to {self.M.dtype}, for "
                 "which its bounds do not hold; make another one with dtype=…"
+            )
+        if self._dtype == torch.float32 and not torch.compiler.is_compiling() and _reduced():
+            raise PreconditionError(
+                "products of float32 are allowed to be less precise than float32, for which no bound of this tracker "
+                'holds: call torch.set_float32_matmul_precision("highest"), or track in float64'
             )
         rows, lead = rows_of(as_computed("x", x, "the layer", self.example), self._shapes)
         return rows.to(self._dtype), lead
@@ -304,3 +310,7 @@ class FixedTracking(nn.Module):
     def extra_repr(self) -> str:
         """What was set beforehand."""
         return f"steps={self.steps}, factor={self.certificate.factor:.4g}, speed={self.certificate.speed:.4g}"
+
+
+def _reduced() -> bool:
+    return torch.get_float32_matmul_precision() != "highest"

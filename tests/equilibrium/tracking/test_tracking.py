@@ -136,6 +136,14 @@ def test_rounding_is_part_of_the_error() -> None:
     assert bool((distances(layer, x, found.z, found.y)[0] > found.z_error).any())
     with pytest.raises(PreconditionError, match=r"\btolerance\b"):
         Tracker(layer, tolerance=1e-7, dtype=torch.float32)(x)
+    tracker = Tracker(layer, tolerance=3e-2, dtype=torch.float32)
+    try:
+        torch.set_float32_matmul_precision("high")
+        with pytest.raises(PreconditionError, match=r"\bfloat32\b"):
+            tracker(x)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert bool((tracker(x).error <= 3e-2).all())
 
 
 def test_new_weights_get_a_new_bound() -> None:
@@ -173,7 +181,7 @@ def test_what_cannot_be_tracked_is_refused_and_changes_nothing() -> None:
         with pytest.raises(InputError):
             tracker(wrong)
     assert int(tracker(x).steps.max()) == 0 and bool((first.steps > 0).all())
-    for options in ({"tolerance": 0.0}, {"tolerance": float("nan")}, {"step_bound": -1.0}, {"dtype": torch.int64}):
+    for options in ({"tolerance": 0.0}, {"tolerance": float("nan")}, {"step_bound": -1.0}, {"dtype": torch.bfloat16}):
         with pytest.raises(InputError):
             Tracker(layer, **options)  # type: ignore[arg-type]
     for options in ({}, {"steps": 0}, {"steps": 2, "step_bound": 1.0}, {"tolerance": 1e-3}, {"step_bound": 1.0}):
