@@ -15,7 +15,8 @@ import command_line
 import torch
 from torch import Tensor
 
-from contracting.activations.catalogue import ReLU
+from contracting.activations.base import Activation
+from contracting.activations.catalogue import ReLU, Sigmoid
 from contracting.certificates import (
     CertificateError,
     DiagonalMetric,
@@ -42,10 +43,22 @@ from contracting.metrics import FullP, WeightedL2
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.splitting import PeacemanRachford
 from equilibrium.checkpoints import load_reference
+from equilibrium.convolution import LBENConv2d, MetricShape
 from equilibrium.files import output_directory
 from equilibrium.layers import EquilibriumLayer
-from equilibrium.lipschitz import Branches, InteriorPoint, PatternSearch, attained_lipschitz, lipschitz_system
+from equilibrium.lipschitz import (
+    Branches,
+    InteriorPoint,
+    PatternSearch,
+    attained_lipschitz,
+    certified_lipschitz,
+    lipschitz_system,
+)
+from equilibrium.lipschitz.frequencies import PerFrequency
+from equilibrium.lipschitz.frequency_checker import ImageSystem
+from equilibrium.lipschitz.pairs import Network
 from equilibrium.parameterizations import Monotone
+from equilibrium.weights import explicit_weights
 
 F64 = torch.float64
 _CHECKPOINTS = {"fc_lip5.0_w80": 5.0, "lben_w80": None, "mondeq_w80": None}  # γ each was trained with
@@ -185,6 +198,27 @@ def _branched(seed: int) -> tuple[float, float]:
     return diagonal / truth - 1, branched / truth - 1
 
 
+def image_layer(seed: int, metric: MetricShape, activation: Activation) -> LBENConv2d:
+    """Two channels on 4×4 positions inside a border, 32 neurons, with three outputs and no γ."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer = LBENConv2d(1, 2, 3, image=(4, 4), metric=metric, activation=activation, epsilon=0.1, dtype=F64)
+        if layer.parameterization.psi is not None:
+            torch.nn.init.normal_(layer.parameterization.psi, std=0.3)
+    return layer
+
+
+def _of_images(seed: int, metric: MetricShape, activation: Activation, cases: int) -> tuple[float, float]:
+    """ℓ2 constant on images: per frequency with the border's slopes in [0, 1], and now, over the best pattern found."""
+    layer = image_layer(seed, metric, activation)
+    system = lipschitz_system(layer)
+    free = Network(explicit_weights(system.W, system.U, system.C), activation)
+    _, gains = PatternSearch().patterns(free, torch.empty(0, 16, dtype=F64), torch.Generator().manual_seed(seed))
+    truth = float(gains.max())
+    old = PerFrequency().certify(ImageSystem(weights=layer.weights()))
+    return old.bound / truth - 1, certified_lipschitz(layer, cases=cases).bound / truth - 1
+
+
 def _gains(layer: EquilibriumLayer, restarts: int, leaves: int) -> tuple[float, float, float]:
     """The largest gain of a pattern of slopes that is found, the constant by one multiplier, and by cases."""
     attained = attained_lipschitz(layer, searches=[PatternSearch(restarts=restarts)])
@@ -207,6 +241,13 @@ def study(*, systems: int, rows: int) -> list[Looseness]:
         found.append(_row(kind, "truth − rate", [compare(seed) for seed in range(systems)]))
         print(f"{kind}: worst {found[-1].before[2]:.3g} before, {found[-1].after[2]:.3g} after", flush=True)
     found.append(_row("ℓ2 constant, 8 units", "bound/gain − 1", [_branched(seed) for seed in range(systems)]))
+    shapes = {"ReLU": (MetricShape.CHANNEL, ReLU(), 1), "ReLU, Ψ per position": (MetricShape.POSITION, ReLU(), 1)}
+    shapes |= {"ReLU, Ψ full": (MetricShape.FULL, ReLU(), 1), "ReLU, 8 cases": (MetricShape.CHANNEL, ReLU(), 8)}
+    shapes |= {"sigmoid": (MetricShape.CHANNEL, Sigmoid(), 1), "sigmoid, Ψ full": (MetricShape.FULL, Sigmoid(), 1)}
+    for name, (metric, activation, cases) in shapes.items():
+        pairs = [_of_images(seed, metric, activation, cases) for seed in range(systems)]
+        found.append(_row(f"ℓ2 constant on images, {name}", "bound/gain − 1", pairs))
+        print(f"images, {name}: worst {found[-1].before[2]:.3g} before, {found[-1].after[2]:.3g} after", flush=True)
     for dtype, name in ((torch.float32, "float32"), (torch.float64, "float64")):
         found.append(_row(f"error of a solve, {name}", "bound/error − 1", _errors(dtype, rows)))
     return found

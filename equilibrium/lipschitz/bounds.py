@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from contracting import checks
 from contracting.activations.base import Activation
 from contracting.certificates.finder import Finder
 from contracting.certificates.records import CertificateError
 from contracting.display import Row, Tabular
 from contracting.errors import InputError, PreconditionError
+from equilibrium.lipschitz.branches import Branches
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
 from equilibrium.lipschitz.composite import Model
 from equilibrium.lipschitz.elementwise import Elementwise
@@ -41,14 +43,15 @@ def certified_lipschitz(
     following: Tensor | nn.Linear | None = None,
     norm: Norm = Norm.L2,
     activation: Activation | None = None,
+    cases: int = 1,
 ) -> LipschitzCertificate:
     """The tightest affordable certified Lipschitz constant of ``following ∘ model ∘ preceding``.
 
     In ℓ2 it is the best of the optimal multiplier (interior point, O(n³) per step), the built-in γ and the elementwise
     bound; in ℓ1 and ℓ∞ of the elementwise bound and the optimal multipliers of single inputs or outputs. The linear
     maps become part of the weights, which is tighter than a product of norms. Every candidate is proved again by the
-    independent checker. For a network on images, in ℓ2 and without ``preceding``, all this is done per frequency;
-    otherwise its matrices are needed.
+    independent checker. A network on images with more than 500 neurons inside its border is treated per frequency, in
+    ℓ2 and without ``preceding``; otherwise its matrices are needed.
 
     Args:
         model: a layer, explicit weights, or an nn.Sequential of linear modules around one layer, in evaluation mode.
@@ -56,28 +59,32 @@ def certified_lipschitz(
         following: linear map after the model, such as a readout: (m, out), or nn.Linear(out, m).
         norm: of inputs and outputs.
         activation: σ of explicit weights; None assumes slopes in [0, 1]. A layer knows its own.
+        cases: of slopes into which a proof in ℓ2 from matrices may be split at most, as by ``Branches``; each takes the
+            time of one proof.
 
     Returns:
         The certificate; ``assumption`` says what was assumed.
 
     Raises:
-        InputError: if a map does not fit or an entry is not finite.
+        InputError: if a map does not fit, an entry is not finite, or ``cases`` is no whole number ≥ 1.
         PreconditionError: if nothing can be certified: no Λ for Condition 1 was found.
     """
     if not isinstance(norm, Norm):
         raise InputError(f"norm must be Norm.L1, Norm.L2 or Norm.LINF, got {norm!r}")
-    images = image_system(model, following)
+    checks.whole_number("cases", cases)
+    images = image_system(model, following, activation)
     if images is not None and preceding is None and norm is Norm.L2:
         return PerFrequency().certify(images)
     system = lipschitz_system(model, preceding=preceding, following=following, activation=activation)
-    return certified_bound(system, norm)
+    return certified_bound(system, norm, cases=cases)
 
 
-def certified_bound(system: LipschitzSystem, norm: Norm = Norm.L2) -> LipschitzCertificate:
+def certified_bound(system: LipschitzSystem, norm: Norm = Norm.L2, *, cases: int = 1) -> LipschitzCertificate:
     """``certified_lipschitz`` of explicit matrices."""
     optimum: Bounding
     if norm is Norm.L2:
-        optimum = InteriorPoint(tolerance=1e-6 if system.size <= _TIGHT_UP_TO else 1e-4)
+        tolerance = 1e-6 if system.size <= _TIGHT_UP_TO else 1e-4
+        optimum = InteriorPoint(tolerance=tolerance) if cases == 1 else Branches(leaves=cases, tolerance=tolerance)
     else:
         optimum = RowByRow(norm=norm)
     finders: list[Bounding] = [optimum, Elementwise(norm=norm)]
@@ -161,7 +168,7 @@ def pairwise_lipschitz(
 
     Each is at most √2 times the constant of the whole map, and usually much less.
     """
-    images = image_system(model, following)
+    images = image_system(model, following, activation)
     if images is not None and preceding is None:
         return _pairs_of_images(images)
     system = lipschitz_system(model, preceding=preceding, following=following, activation=activation)

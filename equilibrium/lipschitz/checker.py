@@ -125,7 +125,7 @@ def _form_margin(system: LipschitzSystem, lam: Tensor, low: Tensor, high: Tensor
         return _FAIL
     U_error, C_error, D_error = system.errors
     V, Y = torch.cat([system.W, system.U], 1), torch.cat([system.C, system.D], 1)
-    V_error = torch.cat([torch.zeros_like(system.W), U_error], 1)
+    V_error = torch.cat([_state_error(system), U_error], 1)
     Y_error = torch.cat([C_error, D_error], 1)
     if system.constant:
         V, Y, V_error, Y_error = V[:, :n], 0 * Y[:, :n], V_error[:, :n], 0 * Y_error[:, :n]
@@ -160,10 +160,11 @@ def _elementwise_margin(certificate: LipschitzCertificate, system: LipschitzSyst
     X, high = certificate.state_gains, certificate.slopes[1]
     if X is None or X.shape != system.U.shape or not bool((X >= 0).all()) or not bool(torch.isfinite(X).all()):
         return _FAIL
-    n, T = system.size, comparison(system.W, high)
-    v = positive_vector(T)
+    n, T, error = system.size, comparison(system.W, high), _state_error(system)
+    v = positive_vector(T - high * error)
     rounding = (n + _ASSEMBLY) * UNIT
-    size = sizes(high * system.W) + torch.eye(n, dtype=torch.float64)
+    size = sizes(high * system.W) + torch.eye(n, dtype=torch.float64) + high * error
+    T = T - high * (1 + 4 * UNIT) * error
     if v is None or not bool((T @ v > rounding * (size @ v)).all()):
         return _FAIL
     target = high * (system.U.abs() + system.errors[0])
@@ -201,6 +202,10 @@ def _row_margin(certificate: LipschitzCertificate, system: LipschitzSystem, boun
     return (bound - needed) / max(needed, SMALLEST)
 
 
+def _state_error(system: LipschitzSystem) -> Tensor:
+    return torch.zeros_like(system.W) if system.state_error is None else system.state_error
+
+
 def turned(system: LipschitzSystem, norm: Norm) -> LipschitzSystem:
     """The map whose constant in ℓ∞ is that of ``system`` in ``norm``: itself, or in ℓ1 that of Wᵀ, Cᵀ, Uᵀ and Dᵀ."""
     if norm is not Norm.L1:
@@ -208,7 +213,8 @@ def turned(system: LipschitzSystem, norm: Norm) -> LipschitzSystem:
     U_error, C_error, D_error = (error.mT for error in system.errors)
     W, U, C, D = (matrix.mT.contiguous() for matrix in (system.W, system.U, system.C, system.D))
     errors = (C_error, U_error, D_error)
-    return replace(system, W=W, U=C, C=U, D=D, errors=errors, metric=None, claimed=None)
+    error = None if system.state_error is None else system.state_error.mT
+    return replace(system, W=W, U=C, C=U, D=D, errors=errors, state_error=error, metric=None, claimed=None)
 
 
 def single_output(system: LipschitzSystem, i: int, units: Tensor) -> LipschitzSystem:

@@ -7,6 +7,8 @@ With a diagonal Λ, the network is γ-Lipschitz if N(μ) := 2μH − Q ≻ 0 and
 * Q ⪰ ΛUUᵀΛ is one too. U = SCE is zero padding, convolution on the torus and sampling: UUᵀ ⪯ SCCᵀSᵀ. Where Λ varies
   over the image, ΛUUᵀΛ ⪯ ‖NSC‖²I with N its largest entry in each channel;
 * G = W_oP has few rows, so G N⁻¹Gᵀ is a small matrix: one solve per frequency.
+* Slopes in [0, h] are those in [0, 1] of the network with hW and hU, where Λ(I − hW) = (1 − h)Λ + hΛ(I − W), and a Λ
+  that varies over the image is at least its smallest entry in each channel.
 
 Proof: the multiplier tΛ turns the inequality of arXiv 2010.01732 into γ·2tH − t²ΛUUᵀΛ ⪰ GᵀG. With γ = μt its left side
 is ⪰ t²N, and t²N ⪰ GᵀG is, by Schur, G N⁻¹Gᵀ ⪯ t²I. Clamped neurons have slope 0, which the inequality covers. For
@@ -22,6 +24,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from contracting.activations.base import Activation
 from contracting.certificates.finder import Finder
 from contracting.certificates.records import CertificateError
 from contracting.certificates.search import golden_section
@@ -29,16 +32,17 @@ from contracting.errors import PreconditionError
 from contracting.maps.frequencies import over_space, per_channel, symbol_of
 from contracting.maps.per_neuron import Scaled
 from contracting.maps.transform import shares, spectrum
-from contracting.types import UNIT_SLOPES
 from equilibrium.convolution.parameterization import sampled_gram
 from equilibrium.convolution.weights import ConvolutionalWeights
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
 from equilibrium.lipschitz.composite import Model, matrix_of, parts
-from equilibrium.lipschitz.frequency_checker import ImageSystem, check_frequencies, convolution_of
-from equilibrium.lipschitz.system import as_double, in_power, linear_map
+from equilibrium.lipschitz.frequency_checker import ImageSystem, check_frequencies
+from equilibrium.lipschitz.images import convolution_of
+from equilibrium.lipschitz.system import as_double, in_power, linear_map, moving
 
-_DENSE_UP_TO = 1000  # n for which the matrix of a W that is no convolution is formed instead
+_DENSE_UP_TO = 1000  # Neurons inside the border up to which the matrix of a W that is no convolution is formed.
+_TIGHT_UP_TO = 500  # The same of a convolution, where one multiplier for each neuron takes about ten seconds.
 _INFLATIONS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)  # of the bound: the room that the checker needs for rounding
 
 
@@ -47,8 +51,8 @@ class FrequencySystem:
     """What the bound is made of, at the frequencies of the real transform, in double precision on the CPU.
 
     Attributes:
-        A: symbol of I − W, or of M where I − W = ΨM, (F, C, C).
-        Q: symbol of the bound of UUᵀ, or of ΛUUᵀΛ where Λ = Ψ⁻¹ is fixed, (F, C, C).
+        A: symbol of I − hW, or of what is at most Ψ⁻¹(I − hW), (F, C, C).
+        Q: symbol of the bound of h²UUᵀ, or of h²ΛUUᵀΛ where Λ = Ψ⁻¹ is fixed, (F, C, C).
         G: transform of the rows of G, (F, C, out).
         share: what a frequency counts for in an inner product of real images, (F,).
         fixed: Λ = Ψ⁻¹ of every neuron, (n,), where it varies over the image; None where Λ is free per channel.
@@ -74,31 +78,32 @@ class FrequencySystem:
         return torch.einsum("f,fki,fkj->ij", self.share.to(half.dtype), half.conj(), half).real
 
 
-def image_system(model: Model, following: Tensor | nn.Linear | None = None) -> ImageSystem | None:
-    """The map ``following ∘ model`` if the model is a network on images, else None.
-
-    None also where W is no convolution, for instance because it contains the readout, and n allows for its matrix.
+def image_system(
+    model: Model, following: Tensor | nn.Linear | None = None, activation: Activation | None = None
+) -> ImageSystem | None:
+    """The map ``following ∘ model`` if the model is a network on images with more neurons than matrices are for.
 
     Raises:
         InputError: if ``following`` does not fit.
     """
     before, core, after = parts(model)
+    held, slopes = moving(core, activation)
     if isinstance(core, EquilibriumLayer):
         with torch.no_grad():
             core = core.weights()
     if not isinstance(core, ConvolutionalWeights) or any(matrix_of(m, core.in_features) is not None for m in before):
         return None
-    if convolution_of(core.state) is None and core.hidden_features <= _DENSE_UP_TO:
-        return None  # its matrix is another way
-    system = ImageSystem(weights=core)
+    if int((~held).sum()) <= (_DENSE_UP_TO if convolution_of(core.state) is None else _TIGHT_UP_TO):
+        return None  # its matrix proves a tighter bound
+    system = ImageSystem(weights=core, slopes=slopes)
     for module in after:
         if (linear := matrix_of(module, system.weights.out_features)) is not None:
             system = system.with_output(*linear)
     return system if following is None else system.with_output(*linear_map("following", following))
 
 
-def frequency_system(weights: ConvolutionalWeights) -> FrequencySystem:
-    """The system of explicit weights.
+def frequency_system(weights: ConvolutionalWeights, high: float = 1.0) -> FrequencySystem:
+    """The system of explicit weights, for slopes in [0, high].
 
     Raises:
         PreconditionError: if W is no convolution, or the metric is not known.
@@ -106,7 +111,7 @@ def frequency_system(weights: ConvolutionalWeights) -> FrequencySystem:
     geometry = weights.geometry
     grid, C = geometry.grid, geometry.channels
     state = weights.state
-    fixed = None
+    fixed, least = None, torch.ones(C, dtype=torch.float64)
     start = torch.ones(C, dtype=torch.float64)
     kernel = as_double(weights.input_kernel)
     convolution = convolution_of(state)
@@ -125,14 +130,15 @@ def frequency_system(weights: ConvolutionalWeights) -> FrequencySystem:
             start = start if found is None else found
     else:
         fixed = 1 / as_double(state.left)
-        largest = fixed.reshape(C, -1).amax(1)
+        least, largest = fixed.reshape(C, -1).aminmax(dim=1)
         product = symbol_of(sampled_gram(largest.reshape(-1, *[1] * (kernel.ndim - 1)) * kernel, geometry), grid)
         norm = float(torch.linalg.eigvalsh(product)[:, -1].max())
         Q = (norm * torch.eye(C, dtype=torch.complex128)).expand(len(product), C, C)
     W = symbol_of(as_double(convolution.kernel), grid)
     images = geometry.average_adjoint(as_double(weights.output)).reshape(-1, C, *grid)
     G, share = spectrum(images, grid), shares(grid)
-    return FrequencySystem(A=torch.eye(C, dtype=torch.complex128) - W, Q=Q, G=G, share=share, fixed=fixed, start=start)
+    A = torch.diag((1 - high) * least + high) - high * W
+    return FrequencySystem(A=A, Q=high**2 * Q, G=G, share=share, fixed=fixed, start=start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +163,7 @@ class PerFrequency(Finder[ImageSystem, Tensor, LipschitzCertificate]):
             PreconditionError: if W is no convolution or no Λ is known for which H ≻ 0.
         """
         small = system.in_units(system.units)
-        matrices = frequency_system(small.weights)
+        matrices = frequency_system(small.weights, small.slopes.high)
         lam = matrices.start
         if not math.isfinite(_best_ratio(matrices, lam)[0]):
             raise PreconditionError(
@@ -174,7 +180,7 @@ class PerFrequency(Finder[ImageSystem, Tensor, LipschitzCertificate]):
             CertificateError: if rounding is in the way of the proof.
         """
         units = system.units
-        matrices = frequency_system(system.in_units(units).weights)
+        matrices = frequency_system(system.in_units(units).weights, system.slopes.high)
         lam = proposal if matrices.fixed is None else proposal / matrices.fixed
         bound, scale = _best_ratio(matrices, lam.reshape(len(matrices.start), -1)[:, 0])
         if not 0 <= bound < math.inf:
@@ -188,7 +194,7 @@ class PerFrequency(Finder[ImageSystem, Tensor, LipschitzCertificate]):
                 bound=in_power(inflated, sum(units)),
                 norm=Norm.L2,
                 method=self.name,
-                slopes=UNIT_SLOPES,
+                slopes=(0.0, system.slopes.high),
                 margin=0.0,
                 multiplier=proposal if system.constant else inflated * scale * proposal,
                 units=units,

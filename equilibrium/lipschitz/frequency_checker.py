@@ -1,14 +1,15 @@
 r"""The judge of Lipschitz certificates of networks on images: one small matrix per frequency, all rounding bounded.
 
 It builds its matrices from the explicit weights and shares no formula with the finder. To prove, for the multiplier Λ
-and the bound γ, is λ-by-λ (arXiv 2010.01732)
+and the bound γ, is λ-by-λ (arXiv 2010.01732), for slopes in [0, h],
 
-    zᵀNz ≥ ‖Gz‖² for every z,   N = ΛA + AᵀΛ − γ⁻²Q,   A = I − W,   Q ⪰ ΛUUᵀΛ,   G = W_oP.
+    zᵀNz ≥ ‖Gz‖² for every z,   N = ΛA + AᵀΛ − h²γ⁻²Q,   A = I − hW,   Q ⪰ ΛUUᵀΛ,   G = W_oP.
 
 **Per frequency.** N is a convolution: Λ is constant over the image where W is one, or Λ = tΨ⁻¹ where I − W = Ψ(I − V)
-with a convolution V, and then ΛA = t(I − V). U is zero padding, convolution C on the torus and sampling S, so
-UUᵀ ⪯ SCCᵀSᵀ, a convolution; where Λ varies over the image, ΛUUᵀΛ ⪯ ν t²I with ν ≥ ‖ΛSC‖²/t², which is proved like the
-rest. With ẑ, Ĝ the Fourier transforms and shares wᶠ, zᵀNz = Σwᶠ ẑᴴNᶠẑ and Gz = Σwᶠ Re Ĝᶠᴴẑ. If there are Hermitian
+with a convolution V, and then ΛA = t((1 − h)Ψ⁻¹ + h(I − V)), with Ψ⁻¹ at least its smallest entry in each channel. U is
+zero padding, convolution C on the torus and sampling S, so UUᵀ ⪯ SCCᵀSᵀ, a convolution; where Λ varies over the image,
+ΛUUᵀΛ ⪯ ν t²I with ν ≥ ‖ΛSC‖²/t², which is proved like the rest.
+With ẑ, Ĝ the Fourier transforms and shares wᶠ, zᵀNz = Σwᶠ ẑᴴNᶠẑ and Gz = Σwᶠ Re Ĝᶠᴴẑ. If there are Hermitian
 Sᶠ with
 
     [[Nᶠ, Ĝᶠ], [Ĝᶠᴴ, Sᶠ]] ≻ 0 for every f,   and   Σ wᶠ Re Sᶠ ≺ I,
@@ -24,7 +25,8 @@ length 2L, hence wrong by 2√2 Lu Σ|w||x|. Transforming one axis after the oth
     c·Σ|x|,   c = 1.01(3(L₁ + L₂) + 70)u,
 
 whatever the frequency. To that come the rounding of what is transformed (the Gram kernel of U: as many roundings as
-it has terms, relative to the Gram kernel of |U|; the readout: two), and 10u of the size of every entry of the assembly.
+it has terms, relative to the Gram kernel of |U|; the readout: two; what h multiplies: two more), and 14u of the size
+of every entry of the assembly.
 """
 
 from __future__ import annotations
@@ -41,13 +43,13 @@ from contracting.certificates.definite import SMALLEST, UNIT, definite_margin, d
 from contracting.certificates.records import CertificateError
 from contracting.errors import PreconditionError
 from contracting.maps.base import LinearMap
-from contracting.maps.convolution import CircularConvolution
 from contracting.maps.frequencies import per_channel
 from contracting.maps.per_neuron import Scaled
-from contracting.types import UNIT_SLOPES
+from contracting.types import UNIT_SLOPES, Slopes
 from equilibrium.convolution.parameterization import sampled_gram
 from equilibrium.convolution.weights import ConvolutionalWeights
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
+from equilibrium.lipschitz.images import convolution_of
 from equilibrium.lipschitz.system import Units, as_double, fingerprint, in_power, product, times_power
 
 _BLOCK = 64  # frequencies whose matrices are formed at a time: more would only cost memory
@@ -61,10 +63,12 @@ class ImageSystem:
     Attributes:
         weights: explicit weights.
         output_error: an entrywise bound of the error of W_o, (out, cells), or None where it is exact.
+        slopes: an interval in [0, 1] with the slopes of the neurons inside the border.
     """
 
     weights: ConvolutionalWeights
     output_error: Tensor | None = None
+    slopes: Slopes = UNIT_SLOPES
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", self.weights.double())
@@ -76,9 +80,10 @@ class ImageSystem:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all weights but the biases: what a certificate carries to say which map it is about."""
+        """A hash of the slopes and of all weights but the biases: which map a certificate is about."""
         weights, state = self.weights, self.weights.state
-        return fingerprint(weights.geometry, type(state), *state.tensors(), weights.input_kernel, weights.output)
+        kernels = (*state.tensors(), weights.input_kernel, weights.output)
+        return fingerprint(tuple(self.slopes), weights.geometry, type(state), *kernels)
 
     @property
     def units(self) -> Units:
@@ -92,7 +97,8 @@ class ImageSystem:
         weights = self.weights
         checks.last_size("following", rows, weights.out_features)
         output, error = product(rows, rows_error, weights.output, self.output_error)
-        return ImageSystem(
+        return replace(
+            self,
             weights=replace(weights, output=output, output_bias=weights.output_bias.new_zeros(len(rows))),
             output_error=error,
         )
@@ -104,7 +110,7 @@ class ImageSystem:
         if self.output_error is not None:
             error = error + (1 + UNIT) * (self.output_error[i : i + 1] + self.output_error[j : j + 1])
         bias = self.weights.output_bias.new_zeros(1)
-        return ImageSystem(weights=replace(self.weights, output=output, output_bias=bias), output_error=error)
+        return replace(self, weights=replace(self.weights, output=output, output_bias=bias), output_error=error)
 
     def in_units(self, units: Units) -> ImageSystem:
         """The map x ↦ 2⁻ᵖ⁻ᑫ·y(x) written with U·2⁻ᵖ and W_o·2⁻ᑫ."""
@@ -114,16 +120,8 @@ class ImageSystem:
             input_kernel=times_power(self.weights.input_kernel, -p),
             output=times_power(self.weights.output, -q),
         )
-        return ImageSystem(
-            weights=weights, output_error=None if self.output_error is None else times_power(self.output_error, -q)
-        )
-
-
-def convolution_of(state: LinearMap) -> CircularConvolution | None:
-    """V where W = V or W = I − Ψ(I − V) is made of a convolution V, else None."""
-    if isinstance(state, Scaled) and bool((state.right == 1).all()):
-        state = state.inner
-    return state if isinstance(state, CircularConvolution) else None
+        error = None if self.output_error is None else times_power(self.output_error, -q)
+        return replace(self, weights=weights, output_error=error)
 
 
 def check_frequencies(certificate: LipschitzCertificate, system: ImageSystem) -> float:
@@ -143,12 +141,15 @@ def check_frequencies(certificate: LipschitzCertificate, system: ImageSystem) ->
     lam, bound = certificate.multiplier, in_power(certificate.bound, -sum(certificate.units))
     if system.constant and bound >= 0:
         bound = float("inf")  # any bound holds: only N for γ → ∞, Condition 1, is left to prove
-    if lam is None or certificate.norm is not Norm.L2 or tuple(certificate.slopes) != UNIT_SLOPES or not bound > 0:
-        raise CertificateError("a certificate per frequency is an ℓ2 bound for slopes in [0, 1] with a multiplier")
+    low, high = certificate.slopes
+    if not (low == 0 < high <= 1 and Slopes(low, high).contains(system.slopes)):
+        raise CertificateError(f"the certificate is for slopes in {certificate.slopes}, the map has {system.slopes}")
+    if lam is None or certificate.norm is not Norm.L2 or not bound > 0:
+        raise CertificateError("a certificate per frequency is an ℓ2 bound with a multiplier")
     weights = system.weights
     if lam.shape != (weights.hidden_features,) or not bool((torch.isfinite(lam) & (lam > 0)).all()):
         raise CertificateError(f"the multiplier must be positive of shape ({weights.hidden_features},)")
-    parts = _Parts(system.in_units(certificate.units), lam, bound)
+    parts = _Parts(system.in_units(certificate.units), lam, bound, high)
     products, blocks = [], []
     for N, N_error, G in parts.blocks():
         factor, info = torch.linalg.cholesky_ex(N)
@@ -184,14 +185,14 @@ def _refusal(certificate: LipschitzCertificate) -> CertificateError:
 class _Parts:
     """N, Ĝ and their errors, frequency by frequency."""
 
-    def __init__(self, system: ImageSystem, lam: Tensor, bound: float):
+    def __init__(self, system: ImageSystem, lam: Tensor, bound: float, high: float):
         weights = system.weights
         geometry, C = weights.geometry, weights.geometry.channels
         convolution = convolution_of(weights.state)
         if convolution is None:
             raise PreconditionError(f"a proof per frequency needs a convolution as W, got {type(weights.state)}")
         self.grid = geometry.grid
-        scale, largest = _multiplier(weights.state, lam, C)
+        scale, largest, least = _multiplier(weights.state, lam, C)
         kernel = as_double(weights.input_kernel)
         weighted = kernel if largest is None else largest.reshape(-1, *[1] * (kernel.ndim - 1)) * kernel
         gram, of_sizes = sampled_gram(weighted, geometry), sampled_gram(sizes(weighted), geometry)
@@ -204,8 +205,11 @@ class _Parts:
             top = float(torch.linalg.eigvalsh(Q)[:, -1].max()) * (1 + 1e-9) + float(Q_error.sum()) + SMALLEST
             self.norm_margin = float(definite_margins(top * identity - Q, Q_error + 2 * UNIT * top + SMALLEST).min())
             Q, Q_error = (top * identity).expand(Q.shape), 0 * Q_error
-        self.A, self.A_error = identity - V, V_error
-        self.Q, self.Q_error = Q / bound / bound, Q_error / bound / bound
+        own = (1 - high) * least + high  # times the identity; where Λ is free it is one
+        multiplied = 4 * UNIT * (high * _total(sizes(as_double(convolution.kernel))) + torch.diag(own))
+        self.A, self.A_error = own[:, None] * identity - high * V, 1.01 * (high * V_error + multiplied)
+        share = high / bound
+        self.Q, self.Q_error = Q * share * share, Q_error * share * share
         self.scale = scale
         rows = geometry.average_adjoint(as_double(weights.output))
         rounding = 2 * UNIT * sizes(rows)
@@ -235,21 +239,22 @@ class _Parts:
             half, square = rows * A, rows * Q * columns
             size = sizes(half) + sizes(half.mH) + sizes(square)
             given = rows * self.A_error + (rows * self.A_error).mT + rows * self.Q_error * columns
-            yield half + half.mH - square, 1.01 * (given + 10 * UNIT * size), G
+            yield half + half.mH - square, 1.01 * (given + 14 * UNIT * size), G
 
 
-def _multiplier(state: LinearMap, lam: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-    """Λ per channel; where it varies over the image, t for every channel, and the largest entry of Ψ⁻¹ in each."""
+def _multiplier(state: LinearMap, lam: Tensor, channels: int) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Λ per channel, None and ones; where it varies t for every channel, and the largest and least Ψ⁻¹ in each."""
     if not isinstance(state, Scaled):
         values = per_channel(lam, channels)
         if values is None:
             raise CertificateError("the multiplier must be constant over the image")
-        return values, None
+        return values, None, torch.ones_like(values)
     inverse = 1 / as_double(state.left)
     ratio = lam / inverse
     if float(ratio.max() - ratio.min()) > _SAME * float(ratio.max()):
         raise CertificateError("the multiplier must be a multiple of the metric of W")
-    return ratio.mean().expand(channels), inverse.reshape(channels, -1).amax(1)
+    each = inverse.reshape(channels, -1)
+    return ratio.mean().expand(channels), each.amax(1), each.amin(1)
 
 
 def _waves(grid: tuple[int, ...], positions: list[Tensor], sign: int) -> list[Tensor]:

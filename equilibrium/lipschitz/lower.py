@@ -64,8 +64,14 @@ class PatternSearch:
 
     def find(self, network: Network, x: Tensor, generator: torch.Generator) -> AttainedRatio:
         """The best pair; half of the starts are the patterns of the inputs x, (batch, in)."""
-        low, high = network.activation.slopes
+        on, value = self.patterns(network, x, generator)
+        first, second = _pairs_with_slopes(network, on[value.argsort(descending=True)[:4]])
+        return attained(network, first, second, "slope patterns")
+
+    def patterns(self, network: Network, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The pattern that each restart ends with, (restarts, n), and ‖G‖ there, whether or not an input has it."""
         n = network.W.shape[0]
+        low, high = network.activation.slope_intervals(n)
         density = torch.rand(self.restarts, 1, generator=generator, dtype=torch.float64)
         on = torch.rand(self.restarts, n, generator=generator, dtype=torch.float64) < density
         half = min(len(x), self.restarts // 2)
@@ -79,15 +85,12 @@ class PatternSearch:
             best, best_value = torch.where(better[:, None], on, best), torch.where(better, value, best_value)
             share = 0.15 / (kick + 1)
             on = best ^ (torch.rand(self.restarts, n, generator=generator, dtype=torch.float64) < share)
-        order = best_value.argsort(descending=True)[:4]
-        first, second = _pairs_with_slopes(network, best[order])
-        return attained(network, first, second, "slope patterns")
+        return best, best_value
 
-    def _climb(self, network: Network, on: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    def _climb(self, network: Network, on: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         value = torch.zeros(len(on), dtype=torch.float64)
         for _ in range(self.flips):
-            J = torch.where(on, high, low).to(torch.float64)
-            value, after, _ = flip_gains(network, J, torch.where(on, low - high, high - low).to(torch.float64))
+            value, after, _ = flip_gains(network, torch.where(on, high, low), torch.where(on, low - high, high - low))
             best, index = torch.nan_to_num(after).max(-1)
             moves = best > value * (1 + 1e-9)
             if not bool(moves.any()):
@@ -166,7 +169,7 @@ class RegionWalk:
 
     def find(self, network: Network, x: Tensor, generator: torch.Generator) -> AttainedRatio:
         """The best pair, starting at each row of x, (batch, in)."""
-        low, high = network.activation.slopes
+        low, high = network.activation.slope_intervals(network.W.shape[0])
         middle = (low + high) / 2
         J, v, z = network.slopes(x)
         value = torch.zeros(len(x), dtype=torch.float64)

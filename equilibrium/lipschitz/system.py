@@ -21,8 +21,11 @@ from contracting.certificates.definite import SMALLEST, UNIT
 from contracting.display import Displayed
 from contracting.errors import InputError
 from contracting.types import UNIT_SLOPES, Slopes
+from equilibrium.convolution.weights import ConvolutionalWeights
 from equilibrium.layers import EquilibriumLayer
-from equilibrium.lipschitz.composite import Model, matrix_of, parts
+from equilibrium.lipschitz.composite import Core, Model, matrix_of, parts
+from equilibrium.lipschitz.images import Known, image_matrices
+from equilibrium.weights import NetworkWeights
 
 Units = tuple[int, int]
 
@@ -40,6 +43,7 @@ class LipschitzSystem(Displayed):
         errors: entrywise bounds of the errors of U, C and D.
         metric: a diagonal Λ to start searches from, (n,), or None.
         claimed: the ℓ2 constant the parameterisation certifies, or None; with a composition it is not claimed.
+        state_error: an entrywise bound of the errors of W, (n, n), or None where it is exact.
     """
 
     W: Tensor
@@ -50,6 +54,7 @@ class LipschitzSystem(Displayed):
     errors: tuple[Tensor, Tensor, Tensor]
     metric: Tensor | None = None
     claimed: float | None = None
+    state_error: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -111,6 +116,20 @@ class LipschitzSystem(Displayed):
         D, D_error = product(columns.mT, error, self.D.mT, self.errors[2].mT)
         return replace(self, U=U.mT, D=D.mT, errors=(U_error.mT, self.errors[1], D_error.mT), claimed=None)
 
+    def without(self, held: Tensor) -> LipschitzSystem:
+        """The same map, without neurons whose states never move, (n,) bool."""
+        free = ~held
+        U_error, C_error, D_error = self.errors
+        return replace(
+            self,
+            W=self.W[free][:, free],
+            U=self.U[free],
+            C=self.C[:, free],
+            errors=(U_error[free], C_error[:, free], D_error),
+            metric=None if self.metric is None else self.metric[free],
+            state_error=None if self.state_error is None else self.state_error[free][:, free],
+        )
+
     def difference(self, i: int, j: int) -> LipschitzSystem:
         """The map x ↦ yᵢ − yⱼ; a difference rounds once, and not at all where it is zero."""
         C, D = (matrix[i : i + 1] - matrix[j : j + 1] for matrix in (self.C, self.D))
@@ -128,7 +147,9 @@ def lipschitz_system(
     following: Tensor | nn.Linear | None = None,
     activation: Activation | None = None,
 ) -> LipschitzSystem:
-    """The matrices of ``following ∘ model ∘ preceding``.
+    """The matrices of ``following ∘ model ∘ preceding``, without the neurons that the activation holds.
+
+    A neuron of slope zero, such as one on the border of an image, adds a constant to the others and to y.
 
     Args:
         model: a layer, explicit weights, or an nn.Sequential of linear modules (nn.Linear, batch normalisation and
@@ -140,27 +161,33 @@ def lipschitz_system(
     Raises:
         InputError: if a map does not fit, or an entry is not finite.
     """
+    system = system_of_all(model, preceding=preceding, following=following, activation=activation)
+    _, core, _ = parts(model)
+    held, slopes = moving(core, activation)
+    return replace(system.without(held), slopes=slopes)
+
+
+def system_of_all(
+    model: Model,
+    *,
+    preceding: Tensor | nn.Linear | None = None,
+    following: Tensor | nn.Linear | None = None,
+    activation: Activation | None = None,
+) -> LipschitzSystem:
+    """``lipschitz_system`` with a row of W for every neuron, also for those that the activation holds."""
     before, core, after = parts(model)
-    if isinstance(core, EquilibriumLayer):
-        if activation is not None:
-            raise InputError("activation must be left out for a layer, which has its own")
-        with torch.no_grad():
-            weights = core.weights().dense()
-        slopes = core.activation.slopes
-    else:
-        weights, slopes = core.dense(), UNIT_SLOPES if activation is None else activation.slopes
-    W = checks.finite("W", as_double(weights.state.to_dense()))
-    U, C = checks.finite("U", as_double(weights.input)), checks.finite("W_o", as_double(weights.output))
-    D = torch.zeros(C.shape[0], U.shape[1], dtype=torch.float64)
-    if weights.feedthrough is not None:
-        D = checks.finite("D", as_double(weights.feedthrough))
+    slopes = UNIT_SLOPES if (known := activation_of(core, activation)) is None else known.slopes
+    with torch.no_grad():
+        weights = core.weights() if isinstance(core, EquilibriumLayer) else core
+    (W, W_error), (U, U_error), (C, C_error), D = _matrices(weights)
     system = LipschitzSystem(
-        W=W,
-        U=U,
-        C=C,
-        D=D,
+        W=checks.finite("W", W),
+        U=checks.finite("U", U),
+        C=checks.finite("W_o", C),
+        D=checks.finite("D", D),
         slopes=slopes,
-        errors=(torch.zeros_like(U), torch.zeros_like(C), torch.zeros_like(D)),
+        errors=(U_error, C_error, torch.zeros_like(D)),
+        state_error=W_error if bool(W_error.any()) else None,
         metric=None if weights.metric is None else as_double(weights.metric.weights),
         claimed=None if weights.lipschitz is None else float(torch.as_tensor(weights.lipschitz).detach()),
     )
@@ -175,6 +202,44 @@ def lipschitz_system(
     if preceding is not None:
         system = _preceded("preceding", system, linear_map("preceding", preceding))
     return system
+
+
+@torch.no_grad()
+def _matrices(weights: NetworkWeights) -> tuple[Known, Known, Known, Tensor]:
+    """W, U and C, each with the errors of its entries, and D."""
+    if isinstance(weights, ConvolutionalWeights):
+        W, U, C = image_matrices(weights.double())
+        return W, U, C, torch.zeros(len(C[0]), U[0].shape[1], dtype=torch.float64)
+    dense = weights.dense()
+    exact = (as_double(matrix) for matrix in (dense.state.to_dense(), dense.input, dense.output))
+    W, U, C = ((matrix, torch.zeros_like(matrix)) for matrix in exact)
+    D = torch.zeros(len(C[0]), U[0].shape[1], dtype=torch.float64)
+    return W, U, C, D if dense.feedthrough is None else as_double(dense.feedthrough)
+
+
+def activation_of(core: Core, activation: Activation | None) -> Activation | None:
+    """σ of a layer, or what is given for explicit weights.
+
+    Raises:
+        InputError: if one is given for a layer.
+    """
+    if not isinstance(core, EquilibriumLayer):
+        return activation
+    if activation is not None:
+        raise InputError("activation must be left out for a layer, which has its own")
+    return core.activation
+
+
+def moving(core: Core, activation: Activation | None) -> tuple[Tensor, Slopes]:
+    """Which neurons are held because their slope is zero, (n,) bool, and an interval with the slopes of the others."""
+    known = activation_of(core, activation)
+    if known is None:
+        return torch.zeros(core.hidden_features, dtype=torch.bool), UNIT_SLOPES
+    low, high = (end.to("cpu", torch.float64) for end in known.slope_intervals(core.hidden_features))
+    held = (low == 0) & (high == 0)
+    if bool(held.all()):
+        return ~held, Slopes(0.0, 0.0)  # a map needs a neuron, and slopes of zero say that it is constant
+    return held, Slopes(float(low[~held].min()), float(high[~held].max()))
 
 
 def _followed(name: str, system: LipschitzSystem, linear: tuple[Tensor, Tensor]) -> LipschitzSystem:

@@ -14,7 +14,7 @@ from contracting.activations.base import Activation
 from contracting.errors import InputError, PreconditionError
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.lipschitz.composite import parts
-from equilibrium.lipschitz.system import LipschitzSystem, lipschitz_system
+from equilibrium.lipschitz.system import LipschitzSystem, system_of_all
 from equilibrium.local.coupled import CoupledNetwork, Enclosure
 from equilibrium.local.relaxation import Matrices
 from equilibrium.local.surroundings import Rows, Surroundings
@@ -72,7 +72,7 @@ class LocalNetwork:
                 "nothing is certified without Condition 1, and no metric is claimed for this model: "
                 "from_weights(explicit_weights(W, …, metric=find_metric(W).metric.weights)) claims one, where there is"
             )
-        self.system: LipschitzSystem = lipschitz_system(model)
+        self.system: LipschitzSystem = system_of_all(model)
         self.metric = weights.metric.weights.detach().to("cpu", torch.float64)
 
     @property

@@ -17,6 +17,7 @@ from equilibrium.lipschitz import (
     PatternSearch,
     certified_lipschitz,
     lipschitz_report,
+    lipschitz_system,
     pair_ratio,
     pairwise_lipschitz,
     verify_report,
@@ -71,22 +72,25 @@ def images(dtype: torch.dtype = F64) -> LBENConv2d:
     return LBENConv2d(1, 2, 3, image=(6, 6), lipschitz=1.0, dtype=dtype)
 
 
-def test_a_readout_in_double_precision_stays_so_behind_a_network_in_single() -> None:
+def test_a_readout_in_double_precision_stays_so_behind_a_network_in_single(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = images(torch.float32)
     rows = torch.randn(2, 3, dtype=F64) + 1e-9
     exact = certified_lipschitz(layer, following=rows)
-    readout = layer.weights().double().output
+    weights = layer.weights().double()
+    readout, seen = weights.output, weights.output_matrix[:, layer.activation.free]
+    assert torch.allclose(lipschitz_system(layer, following=rows).C, rows @ seen, rtol=1e-14)
+    monkeypatch.setattr("equilibrium.lipschitz.frequencies._TIGHT_UP_TO", 0)
     system = image_system(layer, rows)
     assert system is not None and torch.allclose(system.weights.output, rows @ readout, rtol=1e-14)
     model = nn.Sequential(layer, nn.Linear(3, 2, bias=False))
     model[1].weight.data = rows
+    monkeypatch.undo()
     assert certified_lipschitz(model).bound == exact.bound
 
 
 def test_a_proof_per_frequency_is_refused_where_anything_in_it_is_wrong() -> None:
     layer = images()
-    system = image_system(layer)
-    assert system is not None
+    system = ImageSystem(weights=layer.weights())
     certificate = PerFrequency().certify(system)
     assert certificate.multiplier is not None and check_frequencies(certificate, system) > 0
     weights, multiplier = system.weights, certificate.multiplier
@@ -115,8 +119,7 @@ def test_a_proof_per_frequency_is_refused_where_anything_in_it_is_wrong() -> Non
 
 @pytest.mark.parametrize("size", [2.0**-570, 2.0**570])
 def test_images_of_any_scale_and_equal_rows_of_their_readout(size: float) -> None:
-    system = image_system(images())
-    assert system is not None
+    system = ImageSystem(weights=images().weights())
     scaled = ImageSystem(weights=replace(system.weights, output=size * system.weights.output))
     plain = PerFrequency(steps=5).certify(system).bound
     assert PerFrequency(steps=5).certify(scaled).bound == pytest.approx(size * plain, rel=1e-9)
