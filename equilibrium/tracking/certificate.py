@@ -16,17 +16,20 @@ r∘((1 − α)I + αW) and αr∘U: L is a Lipschitz constant like any other.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from contracting.activations.base import Activation
 from contracting.certificates.definite import UNIT, definite_margin, sizes
 from contracting.certificates.records import CertificateError
 from contracting.display import Displayed, Row
 from contracting.errors import PreconditionError
 from contracting.types import Slopes
+from equilibrium.fixed import with_constant_step
 from equilibrium.lipschitz.bounds import certified_bound
 from equilibrium.lipschitz.certificate import LipschitzCertificate
 from equilibrium.lipschitz.checker import check_lipschitz
@@ -67,27 +70,37 @@ class TrackingCertificate(Displayed):
         ]
 
 
-def certify_tracking(weights: Weights, slopes: Slopes, *, step: float, factor: float) -> TrackingCertificate:
+def certify_tracking(
+    weights: Weights, activation: Activation, known: TrackingCertificate | None = None
+) -> TrackingCertificate:
     """Both constants, proved.
 
     Args:
-        weights: with the metric Λ in which they are proved.
-        slopes: of the activation.
-        step: α.
-        factor: what is known of ρ, from which the search for a number that the checker accepts starts.
+        weights: of the network, with the metric Λ in which they are proved.
+        activation: σ.
+        known: a certificate of earlier weights, which is returned if it is proved of these: where only biases and
+            outputs have changed it is, and nothing is searched.
 
     Raises:
-        PreconditionError: if no factor below one is proved.
+        PreconditionError: if no metric is certified, σ has parameters, or no factor below one is proved.
     """
-    assert weights.metric is not None
+    if known is not None:
+        with contextlib.suppress(CertificateError):
+            check_tracking(known, weights, activation.slopes)
+            return known
+    step = with_constant_step(weights, activation, "tracking")[1]
+    problem = weights.problem(weights.input.new_zeros(1, weights.in_features), activation)
+    factor = problem.require_operator("tracking").reflected_factor(step)
+    assert weights.metric is not None  # else no step could be chosen
     root = as_double(weights.metric.weights).sqrt()
-    proved = next((value for value in _tried(factor) if _factor_margin(weights, root, step, value) > 0), None)
+    tried = (factor * (1 + share) for share in _WIDER)
+    proved = next((value for value in tried if value < 1 and _factor_margin(weights, root, step, value) > 0), None)
     if proved is None:
         raise PreconditionError(
             f"no contraction of the steps is proved for tracking, whose factor is about {factor:.6g}: use float64 "
             "weights or a better conditioned parameterisation"
         )
-    motion = certified_bound(state_system(weights, slopes, root, step))
+    motion = certified_bound(state_system(weights, activation.slopes, root, step))
     return TrackingCertificate(step=step, factor=proved, root=root, motion=motion)
 
 
@@ -107,6 +120,8 @@ def check_tracking(certificate: TrackingCertificate, weights: Weights, slopes: S
     """
     if not 0 <= certificate.factor < 1:
         raise CertificateError(f"not certified: steps with a factor of {certificate.factor:.6g} need not contract")
+    if len(certificate.root) != weights.hidden_features:
+        raise CertificateError(f"not certified: of {len(certificate.root)} neurons, not {weights.hidden_features}")
     margin = _factor_margin(weights, certificate.root, certificate.step, certificate.factor)
     if not margin > 0:
         raise CertificateError(f"not certified: steps that contract by {certificate.factor:.6g}")
@@ -130,10 +145,6 @@ def state_system(weights: Weights, slopes: Slopes, root: Tensor, step: float) ->
         errors=(torch.zeros_like(U), C_error, 3 * UNIT * sizes(D)),
         metric=root.square(),
     )
-
-
-def _tried(factor: float) -> list[float]:
-    return [value for share in _WIDER if (value := factor * (1 + share)) < 1]
 
 
 def _factor_margin(weights: Weights, root: Tensor, step: float, factor: float) -> float:

@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
 from contracting.precision import as_computed, full_precision
-from equilibrium.fixed import with_constant_step
 from equilibrium.layers import EquilibriumLayer, rows_of
 from equilibrium.lipschitz.system import as_double
-from equilibrium.tracking.certificate import certify_tracking
+from equilibrium.tracking.certificate import TrackingCertificate, certify_tracking
 from equilibrium.tracking.rounding import rounding_of
 
 _SCALAR = 64  # roundings that a formula of a bound is charged, many more than it has
@@ -94,6 +93,7 @@ class FixedTracking(nn.Module):
             ‖u − u*‖, and with it ‖z − z*‖, within the tolerance, in the metric.
         step_bound: a bound on ‖x' − x‖₂ from one frame to the next.
         dtype: precision of the steps; outputs have that of the layer.
+        certificate: one of earlier weights, which saves the search for a new one where it is proved of these as well.
 
     Attributes:
         certificate: the constants ρ and L that the errors rest on.
@@ -122,6 +122,7 @@ class FixedTracking(nn.Module):
         tolerance: float | None = None,
         step_bound: float | None = None,
         dtype: torch.dtype = torch.float64,
+        certificate: TrackingCertificate | None = None,
     ):
         super().__init__()
         if not isinstance(layer, EquilibriumLayer):
@@ -131,16 +132,11 @@ class FixedTracking(nn.Module):
         if dtype not in (torch.float32, torch.float64):
             raise InputError(f"dtype must be torch.float64 or torch.float32, got {dtype}: less proves nothing")
         self.activation, self._shapes, self._dtype = layer.activation, layer.input_shapes, dtype
-        known, step = with_constant_step(layer.weights(), layer.activation, "tracking")
-        weights = known.dense()
+        weights = layer.weights().dense()
         example = weights.input.new_zeros(0)
-        operator = weights.problem(example.new_zeros(1, weights.in_features), layer.activation).require_operator(
-            "tracking"
-        )
-        factor = operator.reflected_factor(step)
-        self.certificate = certify_tracking(weights, layer.activation.slopes, step=step, factor=factor)
+        self.certificate = certify_tracking(weights, layer.activation, certificate)
         identity = torch.eye(weights.hidden_features, dtype=torch.float64)
-        A = step * (identity - as_double(weights.state.to_dense()))
+        A = self.certificate.step * (identity - as_double(weights.state.to_dense()))
         M = torch.linalg.solve(identity + A, identity - A).to(dtype)
         self.rounding = rounding_of(self.certificate, weights, layer.activation, M, example.dtype)
         if self.decay >= 1:
@@ -227,6 +223,11 @@ class FixedTracking(nn.Module):
 
     def _before(self, x: Tensor, state: TrackedState) -> _Frame:
         rows, lead = self._rows(x)
+        if rows.shape[0] != state.u.shape[0]:
+            raise InputError(
+                f"x must have one row for each of {state.u.shape[0]} streams, as the last frame had, got "
+                f"{rows.shape[0]}; reset() a tracker to follow others"
+            )
         checks.shape("state.u", state.u, (rows.shape[0], self.root.shape[0]))
         charged = self.rounding
         driven = self.certificate.step * nn.functional.linear(rows, self.U, self.b)

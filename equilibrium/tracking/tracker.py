@@ -76,17 +76,24 @@ class Tracker:
         self.layer, self.dtype = layer, dtype
         self._state: TrackedState | None = None
         self._start: Tensor | None = None  # a state of other weights
-        self.refresh()
+        self._take(None)
 
     def refresh(self) -> None:
-        """Take over the weights of the layer as they are now; the next frame starts at the last, with a new bound."""
+        """Take over the weights of the layer as they are now; the next frame starts at the last, with a new bound.
+
+        The certificate is kept where it is proved of the new weights as well, as where only biases or outputs changed.
+        """
+        self._take(self.certificate)
         if self._state is not None:
             self._start, self._state = self._state.u, None
+
+    def _take(self, known: TrackingCertificate | None) -> None:
         if self.step_bound is None:
-            self.module = FixedTracking(self.layer, steps=1, dtype=self.dtype)
+            self.module = FixedTracking(self.layer, steps=1, dtype=self.dtype, certificate=known)
         else:
+            tolerance, bound = self.tolerance, self.step_bound
             self.module = FixedTracking(
-                self.layer, tolerance=self.tolerance, step_bound=self.step_bound, dtype=self.dtype
+                self.layer, tolerance=tolerance, step_bound=bound, dtype=self.dtype, certificate=known
             )
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contracting import Dense, EquilibriumProblem, Identity, Stop, solve
+from contracting import Activation, Dense, EquilibriumProblem, Stop, solve
 from equilibrium import LBEN, EquilibriumLayer, SemismoothNewton, explicit_weights, from_weights
 
 F64 = torch.float64
@@ -25,11 +25,11 @@ def layer_of(seed: int = 0, *, hidden: int = 12, dtype: torch.dtype = F64, **opt
     return layer.requires_grad_(False)
 
 
-def linear_layer() -> EquilibriumLayer:
-    """z = x/a componentwise, a = (1, 9): ρ = ½ at α = ⅓, and u* moves as far as x does along the first axis."""
+def known_layer(activation: Activation) -> EquilibriumLayer:
+    """Where σ is the identity, z = x/a with a = (1, 9): ρ = ½ at α = ⅓, and u* moves as far as the first of x does."""
     W = torch.diag(1 - torch.tensor([1.0, 9.0], dtype=F64))
     identity, ones = torch.eye(2, dtype=F64), torch.ones(2, dtype=F64)
-    return from_weights(explicit_weights(W, identity, identity, metric=ones), activation=Identity())
+    return from_weights(explicit_weights(W, identity, identity, metric=ones), activation=activation)
 
 
 def walk(frames: int, streams: int, *, stride: float, seed: int = 1, jump: int | None = None) -> Iterator[Tensor]:

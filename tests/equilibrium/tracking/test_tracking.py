@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contracting import InputError, PreconditionError
+from contracting import Activation, Identity, InputError, PreconditionError, ReLU
 from contracting.certificates import CertificateError
 from equilibrium import EquilibriumLayer, LBENConv2d, Unconstrained
 from equilibrium.tracking import FixedTracking, TrackedFrame, Tracker, check_tracking, track_inputs
-from tests.equilibrium.tracking.instances import F64, distances, exact, layer_of, linear_layer, walk
+from tests.equilibrium.tracking.instances import F64, distances, exact, known_layer, layer_of, walk
 
 
 def ratios(layer: EquilibriumLayer, x: Tensor, frame: TrackedFrame) -> tuple[float, float]:
@@ -23,9 +23,10 @@ def ratios(layer: EquilibriumLayer, x: Tensor, frame: TrackedFrame) -> tuple[flo
     return float((of_z / frame.error.flatten()).max()), float((of_y / frame.output_error.flatten()).max())
 
 
-def test_a_linear_network_attains_every_constant() -> None:
-    """And so half of L is exceeded by the very next frame."""
-    layer, x = linear_layer(), torch.tensor([[1.0, 0.5]], dtype=F64)
+@pytest.mark.parametrize("activation", [Identity(), ReLU()], ids=["linear", "ReLU"])
+def test_a_network_that_is_linear_where_it_is_attains_every_constant(activation: Activation) -> None:
+    """And so half of L, or of ρ, is exceeded by the very next frame."""
+    layer, x = known_layer(activation), torch.tensor([[1.0, 0.5]], dtype=F64)
     module = FixedTracking(layer, steps=3)
     certificate = module.certificate
     assert certificate.factor == pytest.approx(0.5, abs=0.01) and certificate.speed == pytest.approx(1, abs=1e-6)
@@ -35,8 +36,10 @@ def test_a_linear_network_attains_every_constant() -> None:
     (error,), _ = distances(layer, moved, found.z, found.y)
     assert float(error) == pytest.approx(0.25 * certificate.factor**3, rel=0.05)
     assert float(found.z_error) >= float(error) >= 0.9 * float(found.z_error)
-    module.certificate = replace(certificate, motion=replace(certificate.motion, bound=certificate.speed / 2))
-    assert float(module(moved, state).z_error) < 0.6 * float(error)
+    half = replace(certificate.motion, bound=certificate.speed / 2)
+    for wrong in (replace(certificate, motion=half), replace(certificate, factor=certificate.factor / 2)):
+        module.certificate = wrong
+        assert float(module(moved, state).z_error) < 0.6 * float(error)
 
 
 def test_constants_that_are_too_small_are_refused() -> None:
@@ -53,8 +56,9 @@ def test_constants_that_are_too_small_are_refused() -> None:
     ):
         with pytest.raises(CertificateError):
             check_tracking(wrong, weights, slopes)
-    with pytest.raises(CertificateError):
-        check_tracking(certificate, layer_of(1).weights(), slopes)
+    for other in (layer_of(1), layer_of(hidden=5)):
+        with pytest.raises(CertificateError):
+            check_tracking(certificate, other.weights(), slopes)
 
 
 LAYERS: dict[str, Callable[[], EquilibriumLayer]] = {
@@ -150,11 +154,16 @@ def test_new_weights_get_a_new_bound() -> None:
     layer = layer_of()
     tracker, x = Tracker(layer), next(walk(1, 2, stride=1.0))
     before = tracker(x)
+    known = tracker.certificate
     with torch.no_grad():
         layer.parameterization.bias.add_(0.5)
-        layer.parameterization.U.mul_(1.1)
     assert max(ratios(layer, x, tracker(x))) > 1  # the tracker has copied the old ones
     tracker.refresh()
+    assert tracker.certificate is known and max(ratios(layer, x, tracker(x))) <= 1
+    with torch.no_grad():
+        layer.parameterization.U.mul_(1.1)
+    tracker.refresh()
+    assert tracker.certificate is not known and tracker.certificate.speed > known.speed
     after = tracker(x)
     assert max(ratios(layer, x, after)) <= 1 and bool((after.error <= 1e-3).all())
     tracker.reset()
@@ -178,7 +187,7 @@ def test_what_cannot_be_tracked_is_refused_and_changes_nothing() -> None:
     tracker, x = Tracker(layer), next(walk(1, 2, stride=1.0))
     first = tracker(x)
     for wrong in (x * float("nan"), x.float(), x[:1], x[:, :5], x.long(), x / 0):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match=r"\bx\b"):
             tracker(wrong)
     assert int(tracker(x).steps.max()) == 0 and bool((first.steps > 0).all())
     for options in ({"tolerance": 0.0}, {"tolerance": float("nan")}, {"step_bound": -1.0}, {"dtype": torch.bfloat16}):
