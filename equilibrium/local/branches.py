@@ -52,13 +52,17 @@ def branched(claimed: Narrowing, x: Tensor, rows: Tensor, lead: Tensor, *, nodes
         return Branched(refuted, refuted, inputs)
     known = claimed.anchors.inner.abs() > _KNOWN * claimed.anchors.inner_error  # of each claim
     while len(owner):
-        drops, influence, moves = claimed.examined(torch.arange(len(owner)), rows[owner])
+        here = rows[owner]
+        found, influence, worst = claimed.examined(
+            torch.arange(len(owner)), here[:, None], torch.ones_like(here[:, :1])
+        )
+        drops, moves = found[:, 0], worst[:, 0]
         going = torch.nonzero(~(drops < lead[owner])).flatten()
         if attack and len(going):
             who = owner[going]
-            found = counterexamples(network, x[who], rows[who], claimed.around.rows(going), attack, moves[going])
-            refuted[who[found.refuted]] = True
-            inputs[who[found.refuted]] = found.inputs[found.refuted]
+            fooled = counterexamples(network, x[who], rows[who], claimed.around.rows(going), attack, moves[going])
+            refuted[who[fooled.refuted]] = True
+            inputs[who[fooled.refuted]] = fooled.inputs[fooled.refuted]
         score = torch.where(claimed.slopes.live & known[owner], influence.clamp_min(0) + 1e-30, 0.0)
         stuck = score.amax(-1) == 0
         last = going[stuck[going]]

@@ -61,7 +61,8 @@ def bounds(
     multiplier = multiplier.gather(-1, move.places)
     constrained = (torch.isfinite(multiplier) & (multiplier > 0)) | ~move.undecided
     usable = torch.isfinite(move.T).all(-1).all(-1) & constrained.all(-1)
-    move = move._replace(T=torch.where(usable[:, None, None], move.T, 0.0))
+    T, own = (torch.where(usable[:, None, None], part, 0.0) for part in (move.T, move.own))
+    move = move._replace(T=T, own=own)
     white = whitened(move, torch.where(usable[:, None], multiplier, 1.0))
     doubt = _doubt(matrices, move, white, around.radius)
     usable &= torch.isfinite(doubt)

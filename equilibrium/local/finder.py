@@ -42,7 +42,7 @@ _SWEEPS = 20  # Several cuts get their multiples in turn so many times; it costs
 _SOFT = (
     1e-4  # of the square of a form's size is added to squares there: at a kink of the root no single cut would help.
 )
-_SCALES = 6  # So many scales of a first λ are tried, each four times as large as the one before.
+_SCALES = 4  # So many multiples of a first λ are tried, each four times as large or small as the one before.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,9 @@ class Search:
         M.diagonal(dim1=-2, dim2=-1).sub_(_MARGIN)
         factor, info = torch.linalg.cholesky_ex(M)
         found = Ellipsoid.of(factor, white, self.around)
-        proved = (info == 0) & torch.isfinite(factor).all(-1).all(-1) & torch.isfinite(found.centre).all(-1)
+        # what is not finite in a row of a factor makes its diagonal so
+        proved = (info == 0) & torch.isfinite(factor.diagonal(dim1=-2, dim2=-1)).all(-1)
+        proved &= torch.isfinite(found.centre).all(-1)
         return white, found, proved
 
     def _take(self, multiplier: Tensor, white: Whitened, ellipsoid: Ellipsoid) -> None:
@@ -122,21 +124,33 @@ class Search:
         return found, (found.bound * self.weights).sum(-1)
 
     def _best(self, starts: Sequence[Tensor]) -> tuple[Tensor, Whitened, Ellipsoid]:
-        """The best of a few multiples of each start with M ≻ 0."""
+        """The best of a few multiples of each start with M ≻ 0, downhill from one fourth and one sixteenth.
+
+        A multiple is one where Σ λᵢ‖Δvᵢ‖² is one for all inputs of length one; the sum of the bounds is convex in it.
+        """
         n, own = self.live.shape[-1], self.move.own
         best = Whitened(torch.zeros_like(own), torch.zeros_like(self.move.T[:, 0]))
         multiplier, ellipsoid = torch.ones_like(self.move.half), Ellipsoid.of(best.quadratic, best, self.around)
         least = torch.full_like(self.move.middle[:, 0], math.inf)
-        for start, k in itertools.product(starts, range(_SCALES)):
+        squares = own[..., n:-1].square().sum(-1)
+        for start in starts:
             live = torch.where(self.live, start, 0.0)
-            inputs = (live[..., None] * own[..., n:-1].square()).sum((-2, -1)).clamp_min(_TINY)
-            trial = torch.where(self.live, live / inputs[:, None] * 4.0 ** (1 - k), 1.0)
-            white, found, proved = self._tried(trial)
-            _, total = self._value(white, Ellipsoid(*_parts(proved, found, ellipsoid)))
-            better = proved & (total < least)
-            multiplier, ellipsoid = _where(better, trial, multiplier), Ellipsoid(*_parts(better, found, ellipsoid))
-            best = Whitened(*_parts(better, white, best))
-            least = torch.where(better, total, least)
+            unit = live / (live * squares).sum(-1, keepdim=True).clamp_min(_TINY)
+            multiple, before = torch.full_like(least, 0.25), torch.full_like(least, math.inf)
+            downwards = torch.ones_like(least, dtype=torch.bool)
+            for k in range(_SCALES):
+                trial = torch.where(self.live, multiple[:, None] * unit, 1.0)
+                white, found, proved = self._tried(trial)
+                _, total = self._value(white, Ellipsoid(*_parts(proved, found, ellipsoid)))
+                total = torch.where(proved, total, math.inf)
+                better = total < least
+                multiplier, ellipsoid = _where(better, trial, multiplier), Ellipsoid(*_parts(better, found, ellipsoid))
+                best = Whitened(*_parts(better, white, best))
+                least = torch.where(better, total, least)
+                if k == 1:
+                    downwards = ~(before < total)
+                    multiple = torch.where(downwards, multiple, 0.25)
+                multiple, before = torch.where(downwards, multiple / 4, multiple * 4), total
         return multiplier, best, ellipsoid
 
     def run(self, effort: Effort) -> None:
@@ -191,28 +205,39 @@ class Search:
         if around.low is None or around.high is None:
             return
         n, factor, radius = self.live.shape[-1], self.ellipsoid.factor, self.ellipsoid.radius[:, None, None]
-        inverse = torch.cholesky_inverse(factor)[:, n:, n:]
         middle = (self.ellipsoid.centre[:, n:] @ R)[:, None]  # Δx at the centre of the ellipsoid
+        least, most = middle - around.high[:, None], middle - around.low[:, None]
+        # pulls change ℓ in the last q entries only, so that ℓᵀM⁻¹ℓ is fixed + bᵀBb with the last q × q block B of M⁻¹
+        inverse = torch.cholesky_inverse(factor[:, n:, n:])
         rate = 1 / _largest_eigenvalue(inverse)[:, None, None]
         form = (self.form * self.white.scale[:, None])[..., :-1]
-        constant = torch.cholesky_solve(form.mT, factor).mT[..., n:]
+        above = torch.linalg.solve_triangular(factor[:, :n, :n], form[..., :n].mT, upper=False)
+        fixed, below = above.square().sum(1), form[..., n:] - (factor[:, n:, :n] @ above).mT
         omega = self.pull.omega
         if omega is None:
             omega = self.form.new_zeros(*self.weights.shape, R.shape[-1])
         g = ahead = omega if direct is None else omega + direct
-        momentum = 1.0
         inside = g @ R.mT
-        for _ in range(steps):
-            slope = ahead + (constant + inside @ inverse - inside) @ R
-            price = self._reach(form)[..., None] / radius * rate
-            target = ahead - rate * slope - (0.0 if direct is None else direct)
-            lower, upper = price * (middle - around.low[:, None]), price * (around.high[:, None] - middle)
-            omega = (target - lower).clamp_min(0) - (-target - upper).clamp_min(0)
-            new = omega if direct is None else omega + direct
+        change = slope = (below + inside) @ inverse - inside
+        momentum = 1.0
+        for k in range(steps + 1):
+            reach = ((below + inside) * (change + inside)).sum(-1)
+            outside = (g.square().sum(-1) - inside.square().sum(-1)).clamp_min(0)
+            if k:
+                self.pull = Pull(omega, inside, outside)
+            if k == steps:
+                break
+            price = rate * (fixed + reach + outside).clamp_min(_TINY).sqrt()[..., None] / radius
+            target = (1 - rate) * ahead - (rate * slope) @ R
+            target = target if direct is None else target - direct
+            omega = torch.addcmul(target, price, (target / price).clamp(least, most), value=-1)
+            past, before, g = g, change, omega if direct is None else omega + direct
             following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
-            ahead = new + (momentum - 1) / following * (new - g)
-            inside, g, momentum = ahead @ R.mT, new, following
-            self.pull = Pull.made(self.matrices, direct, omega)
+            weight = 1 + (momentum - 1) / following
+            inside = g @ R.mT
+            change = (below + inside) @ inverse - inside
+            ahead, slope = torch.lerp(past, g, weight), torch.lerp(before, change, weight)
+            momentum = following
 
     def _cut(self) -> None:
         """Move the multiples of the cuts to their best, one after the other, for the present λ and pulls."""
@@ -248,11 +273,6 @@ class Search:
         self.lean = lean
         self._combine(self.pull.omega)
 
-    def _reach(self, form: Tensor) -> Tensor:
-        ell = shifted(form, self.pull)
-        solved = torch.linalg.solve_triangular(self.ellipsoid.factor, ell.mT, upper=False)
-        return (solved.square().sum(1) + self.pull.outside).sqrt()
-
 
 def _count(forms: Forms) -> int:
     return next(part.shape[1] for part in vars(forms).values() if part is not None)
@@ -264,6 +284,8 @@ def _parts(rows: Tensor, new: Iterable[Tensor], old: Iterable[Tensor]) -> Iterat
 
 
 def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    if bool(rows.all()):
+        return new
     return torch.where(rows.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
 

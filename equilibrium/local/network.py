@@ -92,9 +92,13 @@ class LocalNetwork:
 
     @cached_property
     def matrices(self) -> Matrices:
-        """W, and U = FR with orthonormal rows of R."""
-        Q, triangle = torch.linalg.qr(self.system.U.mT)
-        return Matrices(self.system.W, triangle.mT.contiguous(), Q.mT.contiguous())
+        """W, and U = FR with orthonormal rows of R: no more of them than neurons that see the input."""
+        fed = self.system.U.any(-1)
+        fed[0] |= ~fed.any()
+        Q, triangle = torch.linalg.qr(self.system.U[fed].mT)
+        F = self.system.U.new_zeros(self.size, len(triangle))
+        F[fed] = triangle.mT
+        return Matrices(self.system.W, F, Q.mT.contiguous())
 
     @cached_property
     def feedthrough(self) -> Tensor | None:

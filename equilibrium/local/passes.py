@@ -110,7 +110,7 @@ class Narrowing:
         """
         claimed = copy.copy(self)
         claimed.keep(index)
-        forms = self._outputs(rows)
+        forms = self._outputs(rows[:, None])
         claimed.cuts = replace(forms, constant=-lead[:, None])
         return claimed
 
@@ -157,6 +157,8 @@ class Narrowing:
         live = slopes.live
         if not bool(live.any()):
             return
+        if self.linear is not None and self.cuts is None:
+            live = live & ~self.linear.first  # of these the lines know all
         index = torch.argsort(live, dim=-1, descending=True, stable=True)[:, : int(live.sum(-1).max())]
         # of a ReLU only the way to its kink matters
         signs = torch.where(v > 0, -1.0, 1.0).to(v)
@@ -213,48 +215,57 @@ class Narrowing:
         Returns:
             (m,).
         """
-        return self.examined(index, rows)[0]
+        return self.examined(index, rows[:, None], torch.ones_like(rows[:, :1]))[0][:, 0]
 
-    def examined(self, index: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``drop``, what each neuron adds to it, (m, n), and moves of the input that seem to be the worst, (m, in)."""
-        network, found, added, worst = self.network, [rows.new_zeros(0)], [self.anchors.inner[:0]], []
-        for part in pieces(network, len(index), 1):
+    def examined(self, index: Tensor, rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Bounds of k forms by one search for each anchor, what neurons add to them, and moves that seem the worst.
+
+        Args:
+            index: which anchor, (m,).
+            rows: functionals of the output, (m, k, out).
+            weights: of the forms in what is made small, (m, k).
+
+        Returns:
+            (m, k), (m, n) and (m, k, in).
+        """
+        network, k = self.network, rows.shape[1]
+        found, added, worst = [rows.new_zeros(0, k)], [self.anchors.inner[:0]], []
+        for part in pieces(network, len(index), k):
             slopes, around = self.slopes.rows(index[part]), self.around.rows(index[part])
             forms = self._outputs(rows[part])
-            ones = torch.ones_like(rows[part][:, :1])
             cuts = None if self.cuts is None else self.cuts.rows(index[part])
-            search, bound = bounded(network, slopes, forms, ones, around, self.effort, None, cuts)
-            bound = torch.minimum(bound[:, 0], self._by_boxes(index[part], forms))
+            search, bound = bounded(network, slopes, forms, weights[part], around, self.effort, None, cuts)
+            bound = torch.minimum(bound, self._by_boxes(index[part], forms))
             if self.linear is not None:
-                bound = torch.minimum(bound, self.linear.rows(index[part]).bounds(forms)[:, 0])
+                bound = torch.minimum(bound, self.linear.rows(index[part]).bounds(forms))
             found.append(bound)
             added.append(search.influence)
-            worst.append(search.moves[:, 0])
-        return torch.cat(found), torch.cat(added), torch.cat(worst or [rows.new_zeros(0, network.system.U.shape[1])])
+            worst.append(search.moves)
+        return torch.cat(found), torch.cat(added), torch.cat(worst or [rows.new_zeros(0, k, network.system.U.shape[1])])
 
     def _outputs(self, rows: Tensor) -> Forms:
-        """One form row·Δy for each of some rows, (m, out)."""
-        row, feedthrough = rows[:, None], self.network.feedthrough
-        return Forms(state=row @ self.network.system.C, direct=None if feedthrough is None else row @ feedthrough)
+        """The forms row·Δy of some rows, (m, k, out)."""
+        feedthrough = self.network.feedthrough
+        return Forms(state=rows @ self.network.system.C, direct=None if feedthrough is None else rows @ feedthrough)
 
     def _by_boxes(self, index: Tensor, forms: Forms) -> Tensor:
-        """What the enclosure says of one form for each of some rows, (m,)."""
+        """What the enclosure says of the forms, (m, k) or (m, 1)."""
         if self.enclosure is None or forms.state is None:
-            return self.around.radius.new_full((len(index),), torch.inf)
+            return self.around.radius.new_full((len(index), 1), torch.inf)
         box, z, around = self.enclosure.rows(index), self.anchors.state[index], self.around.rows(index)
-        found = _highest(forms.state[:, 0], box.low - z, box.high - z)
+        found = _highest(forms.state, box.low - z, box.high - z)
         # z is computed; the move is that from the exact equilibrium
-        wrong = torch.linalg.vector_norm(forms.state[:, 0] / self.network.metric.sqrt(), dim=-1)
-        found = found + wrong * self.anchors.output_error[index]
+        wrong = torch.linalg.vector_norm(forms.state / self.network.metric.sqrt(), dim=-1)
+        found = found + wrong * self.anchors.output_error[index, None]
         if forms.direct is not None:
             assert around.low is not None and around.high is not None
-            found = found + _highest(forms.direct[:, 0], around.low, around.high)
+            found = found + _highest(forms.direct, around.low, around.high)
         return found.nan_to_num(nan=torch.inf)
 
 
-def _highest(row: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The largest value of a linear function over a box, with room for rounding: (m, n) each -> (m,)."""
-    ends = torch.where(row > 0, row * high, row * low)
+def _highest(rows: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The largest values of linear functions over a box, with room for rounding: (m, k, n), (m, n) twice -> (m, k)."""
+    ends = torch.where(rows > 0, rows * high[:, None], rows * low[:, None])
     return ends.sum(-1) + 1e-12 * ends.abs().sum(-1)
 
 
@@ -300,6 +311,9 @@ def bounded(
     The bounds hold where the cuts are at least zero; the weighted ones are made small.
     """
     middle, half = middles(slopes.low, slopes.high)  # in float64, where narrow intervals are no points
+    starts = [slopes.multiplier]
+    if not torch.equal(slopes.multiplier, first := network.metric.expand_as(half)):
+        starts.append(first)
     search = Search(
         network.matrices.to(_SEARCHED),
         middle.to(_SEARCHED),
@@ -307,7 +321,7 @@ def bounded(
         forms.to(_SEARCHED),
         weights.to(_SEARCHED),
         around.to(_SEARCHED),
-        [_full(slopes, start).to(_SEARCHED) for start in (slopes.multiplier, network.metric.expand_as(half))],
+        [_full(slopes, start).to(_SEARCHED) for start in starts],
         omega,
         None if cuts is None else cuts.to(_SEARCHED),
         slopes.shift.to(_SEARCHED),

@@ -62,6 +62,7 @@ class ClassProof(Displayed):
         leads: a lower bound of yᵢ − yⱼ of the label i, where it was looked at: (count, classes); ∞ for the label itself
             and where the global constant decides, 0 where it is larger because the contrary was refuted. The least one
             is the gap of a row that is open.
+        branched: whether it took branch and bound to know that, (count,).
         undecided: neurons that are not known to be linear, as far as it was looked at, (count,).
         radius: of the smallest balls of ℓ2 that hold the surroundings, (count,).
     """
@@ -70,6 +71,7 @@ class ClassProof(Displayed):
     refuted: Tensor
     counterexamples: Tensor
     leads: Tensor
+    branched: Tensor
     undecided: Tensor
     radius: Tensor
 
@@ -144,8 +146,9 @@ def prove(
         if k:
             narrowing.step()
         ledger.undecided[rows] = narrowing.slopes.undecided
-        places, columns = torch.nonzero(ledger.open[rows], as_tuple=True)
-        ledger.take(rows[places], columns, narrowing.drop(places, ledger.claims(rows[places], columns)))
+        places, columns, claims, weights = ledger.together(rows)
+        drops = narrowing.examined(torch.arange(len(rows)), claims, weights)[0]
+        ledger.take(rows[places], columns, drops[weights > 0])
         if k == min(1, search.passes) and search.attack:
             ledger.attack(search.attack)
         going = torch.nonzero(ledger.open[rows].any(-1)).flatten()
@@ -169,6 +172,7 @@ def prove(
     if search.branches and len(going := torch.nonzero(ledger.open[rows, columns]).flatten()):
         rows, columns, claims = rows[going], columns[going], claims[going]
         lead = ledger.lead[rows, columns]
+        ledger.branched[rows] = True
         found = branched(claimed, x[rows], claims, lead, nodes=search.branches, attack=search.attack)
         ledger.refute(rows[found.refuted], found.inputs[found.refuted])
         ledger.take(rows[found.proved], columns[found.proved], lead[found.proved] - 1.0, refuting=True)
@@ -182,6 +186,7 @@ class _Ledger:
         lead: y_label − yⱼ at the anchors, less what the error of the equilibrium may be, (batch, classes).
         least: a lower bound of it all over the surroundings, (batch, classes).
         open: pairs that are to be looked at further, (batch, classes).
+        branched: rows that came to branch and bound, (batch,).
         undecided: neurons of each row, (batch,).
     """
 
@@ -197,12 +202,22 @@ class _Ledger:
         self.right = (self.lead > 0).all(-1)
         self.open = self.right[:, None] & torch.isfinite(self.lead)
         self.least = torch.where(self.open, -torch.inf, self.lead)
+        self.branched = torch.zeros_like(self.right)
         self.undecided = torch.full((count,), network.size)
         self.counterexamples = x.clone()
 
     def claims(self, rows: Tensor, columns: Tensor) -> Tensor:
         """yⱼ − y_label of some pairs as functionals of the output, (m, out)."""
         return self.identity[columns] - self.identity[self.labels[rows]]
+
+    def together(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The open pairs of some rows as (row, column), and side by side: (m, k, out), with weights, 0 beyond them."""
+        still = self.open[rows]
+        order = torch.argsort(still, dim=-1, descending=True, stable=True)[:, : int(still.sum(-1).max())]
+        weights = torch.where(still.gather(-1, order), 1 / self.lead[rows].gather(-1, order), 0.0)
+        places, column = torch.nonzero(weights, as_tuple=True)
+        claims = self.identity[order] - self.identity[self.labels[rows]][:, None]
+        return places, order[places, column], claims, weights
 
     def take_global(self, constants: Tensor) -> None:
         """Close the pairs that Lipschitz constants decide."""
@@ -235,10 +250,11 @@ class _Ledger:
     def proof(self) -> ClassProof:
         """What is known."""
         return ClassProof(
-            proved=self.right & ~self.refuted & ~self.open.any(-1),
+            proved=(proved := self.right & ~self.refuted & ~self.open.any(-1)),
             refuted=self.refuted,
             counterexamples=self.counterexamples,
             leads=self.least,
+            branched=self.branched & (proved | self.refuted),
             undecided=self.undecided,
             radius=self.around.radius,
         )

@@ -106,6 +106,7 @@ class Moves(NamedTuple):
 
     Attributes:
         T: (batch, n, u + q + 1).
+        own: the rows of T of the undecided neurons, (batch, u, u + q + 1).
         places: the neuron of each δ, (batch, u); u is the largest number of undecided neurons of a row.
         middle: m, (batch, n).
         half: h of those neurons, (batch, u); zero where one is decided.
@@ -113,6 +114,7 @@ class Moves(NamedTuple):
     """
 
     T: Tensor
+    own: Tensor
     places: Tensor
     middle: Tensor
     half: Tensor
@@ -122,11 +124,6 @@ class Moves(NamedTuple):
     def undecided(self) -> Tensor:
         """Which of the u neurons have a slope that is not known, (batch, u)."""
         return self.half > 0
-
-    @property
-    def own(self) -> Tensor:
-        """The rows of T of those neurons, (batch, u, u + q + 1)."""
-        return self.T.gather(1, self.places[..., None].expand(-1, -1, self.T.shape[-1]))
 
     def coefficients(self, forms: Forms) -> Tensor:
         """The forms, without their direct part, as rows e of p: (batch, k, u + q + 1)."""
@@ -162,7 +159,8 @@ def moves(matrices: Matrices, middle: Tensor, half: Tensor, shift: Tensor | None
     shift = torch.zeros_like(middle) if shift is None else shift
     inputs = torch.cat([W.mT[places].mT * half[:, None, :], F.expand(len(middle), -1, -1), W @ shift[..., None]], -1)
     solved, _ = torch.linalg.solve_ex(loop, inputs)  # of a singular loop not finite
-    return Moves(solved, places, middle, half, shift)
+    own = solved.gather(1, places[..., None].expand(-1, -1, solved.shape[-1]))
+    return Moves(solved, own, places, middle, half, shift)
 
 
 class Whitened(NamedTuple):
@@ -245,6 +243,8 @@ class Ellipsoid(NamedTuple):
     def of(cls, factor: Tensor, white: Whitened, around: Surroundings, room: Tensor | float = 0.0) -> Ellipsoid:
         """That of a move in the coordinates of its multiplier; ``room`` is added to the square of the radius."""
         t = white.T[..., -1:]
+        if not bool(t.any()):
+            return cls(factor, torch.zeros_like(factor[..., 0]), (around.radius.square() + room).sqrt())
         pulled = torch.linalg.solve_triangular(factor, white.T[..., :-1].mT @ t, upper=False)
         centre = torch.linalg.solve_triangular(factor.mT, pulled, upper=True)[..., 0]
         longer = t.square().sum((-2, -1)) + pulled.square().sum((-2, -1))

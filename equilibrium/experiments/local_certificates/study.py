@@ -187,19 +187,13 @@ def _measured(
     settings: LocalSettings,
 ) -> dict[str, Any]:
     """Of some images: global radii, what is proved at every radius, and the smallest perturbation that was found."""
-    search = LocalSearch(passes=settings.passes, effort=Effort(steps=settings.steps))
+    search = LocalSearch(passes=settings.passes, branches=settings.branches, effort=Effort(steps=settings.steps))
     proved, complete, refuted, undecided, leads = [], [], [], [], []
     for size in settings.radii:
-        within = functools.partial(certified_within, layer, radius=size, bounds=bounds, constants=pairs.bounds)
-        found = within(inputs=inputs, labels=labels, search=search)
-        ours, theirs, left = found.proved.clone(), found.refuted.clone(), ~(found.proved | found.refuted)
-        if bool(left.any()):
-            split = replace(search, branches=settings.branches)
-            again = within(inputs=inputs[left], labels=labels[left], search=split)
-            ours[left], theirs[left] = again.proved, again.refuted
-        proved.append(found.proved)
-        complete.append(ours)
-        refuted.append(theirs)
+        found = certified_within(layer, inputs, labels, size, bounds=bounds, constants=pairs.bounds, search=search)
+        proved.append(found.proved & ~found.branched)
+        complete.append(found.proved)
+        refuted.append(found.refuted)
         undecided.append(found.undecided)
         leads.append(found.leads)
     attack = smallest_perturbation(layer, inputs, labels, bounds=bounds, steps=settings.attack_steps)

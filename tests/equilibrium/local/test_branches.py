@@ -97,6 +97,9 @@ def test_every_class_is_proved_or_refuted() -> None:
         assert not bool((found[nodes].proved & found[nodes].refuted).any())
     closed = [int((each.proved | each.refuted).sum()) for each in found.values()]
     assert closed[0] < 10 and closed[1] >= 11
+    open_before = ~(found[0].proved | found[0].refuted)
+    assert not bool(found[0].branched.any())
+    assert torch.equal(found[200].branched, open_before & (found[200].proved | found[200].refuted))
     assert bool((found[200].proved | ~found[0].proved).all())
     refuted = found[200].refuted
     assert bool((layer(found[200].counterexamples[refuted]).argmax(-1) != labels[refuted]).all())

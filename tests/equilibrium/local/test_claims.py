@@ -60,6 +60,25 @@ def test_slopes_against_a_claim_hold_at_every_input_that_refutes_it(activation: 
     assert refuting > 30 and violated >= broken and sum(narrower) / 5 < 0.7
 
 
+@torch.no_grad()
+def test_one_search_for_all_claims_of_a_row_bounds_each_of_them() -> None:
+    layer, x, radius = random_layer(2, neurons=10, outputs=4), drawn(12, 3, 4), 0.4
+    network = LocalNetwork(layer)
+    narrowing = passes.Narrowing(network, network.anchors(x), Surroundings.of(x, radius, None), Effort(steps=30))
+    narrowing.step()
+    rows = (torch.eye(4, dtype=F64)[1:] - torch.eye(4, dtype=F64)[0]).expand(3, -1, -1)
+    together = narrowing.examined(torch.arange(3), rows, torch.ones(3, 3, dtype=F64))[0]
+    alone = narrowing.drop(torch.arange(3).repeat_interleave(3), rows.flatten(0, 1)).reshape(3, 3)
+    for k in range(3):
+        moved = (layer(sampled(x[k : k + 1], radius, 1000)) - layer(x[k : k + 1])) @ rows[k].mT
+        assert bool((moved.amax(0) <= together[k]).all())
+    assert bool((together < 1.4 * alone).all())
+    # a form of no weight is bounded too, and does not pull the search away from the others
+    only = narrowing.examined(torch.arange(3), rows, torch.tensor([0.0, 1.0, 0.0], dtype=F64).expand(3, -1))[0]
+    assert only[:, 1].tolist() == pytest.approx(alone[:, 1].tolist(), rel=1e-3)
+    assert bool((only >= 0.99 * alone).all())
+
+
 def cases() -> tuple[EquilibriumLayer, torch.Tensor, torch.Tensor]:
     layer = random_layer(3, neurons=10, outputs=4)
     x = drawn(11, 30, 4).clamp(-2, 2)

@@ -104,6 +104,51 @@ def test_the_largest_value_over_a_cut_ball() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("radius", [0.3, 2.0, 6.0])
+def test_the_largest_value_over_a_cut_ball_of_many_inputs(radius: float) -> None:
+    """Between what a move of the surroundings attains and what a fine grid of multipliers proves."""
+    x = torch.rand(3, 50, generator=torch.Generator().manual_seed(1), dtype=F64).sub(0.5).clamp_min(0)
+    slope = torch.randn(3, 4, 50, generator=torch.Generator().manual_seed(2), dtype=F64)
+    around = Surroundings.of(x, radius, (0.0, 0.6))
+    assert around.low is not None and around.high is not None
+    found, low, high = highest(slope, around), around.low[:, None], around.high[:, None]
+    attained, proved = torch.zeros_like(found), torch.full_like(found, torch.inf)
+    for mu in torch.logspace(-6, 3, 4000, dtype=F64):
+        move = (slope / mu).clamp(low, high)
+        size = torch.linalg.vector_norm(move, dim=-1)
+        attained = torch.maximum(attained, (slope * move).sum(-1).where(size <= radius, 0.0))
+        rest = slope - mu * move
+        ends = torch.where(rest > 0, rest * high, rest * low).sum(-1)
+        proved = torch.minimum(proved, radius * mu * size + ends)
+    assert bool((attained <= found).all()) and bool((found <= proved * (1 + 1e-9)).all())
+    assert bool((proved < 1.01 * attained).all())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("activation", "some"), [(nn.ReLU(), True), (nn.Tanh(), False)])
+def test_neurons_beside_their_kink_are_left_out_and_nothing_is_lost(activation: nn.Module, some: bool) -> None:
+    layer = from_sequential(perceptron(0, activation, (5, 12, 9, 7, 2)))
+    network, x = LocalNetwork(layer), torch.rand(3, 5, generator=torch.Generator().manual_seed(0), dtype=F64)
+    around = Surroundings.of(x, 0.05, (-1.0, 1.5))
+    found, every = (LinearBounds.of(network, network.anchors(x), around) for _ in range(2))
+    assert found is not None and every is not None
+    # every other neuron is known from elsewhere to stay on its side
+    v = found.anchors.inner
+    reach = torch.where(torch.arange(network.size) % 2 == 0, 0.9 * v.abs(), torch.inf)
+    found.tightened(reach)
+    every.down = torch.where((v > 0) | ~torch.tensor(some), reach, torch.inf)
+    every.up = torch.where((v <= 0) | ~torch.tensor(some), reach, torch.inf)
+    eye = torch.eye(network.size, dtype=F64)
+    for rows in every.layers:
+        ends = every.bounds(Forms(inner=torch.cat([-eye[rows], eye[rows]]).expand(3, -1, -1))).chunk(2, -1)
+        for known, new in zip((every.down, every.up), ends, strict=True):
+            known[:, rows] = torch.minimum(known[:, rows], new)
+    assert bool((found.down.isinf() | found.up.isinf()).any()) == some
+    forms = Forms(state=network.system.C.expand(3, -1, -1))
+    assert every.bounds(forms).tolist() == [pytest.approx(row, rel=1e-9) for row in found.bounds(forms).tolist()]
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("wrong", [None, "depth", "height", "down", "up", "activation"])
 def test_lines_that_do_not_hold_are_refuted(wrong: str | None) -> None:
     """Moves of single neurons leave lines without their offset, of a shorter stretch or of another activation."""

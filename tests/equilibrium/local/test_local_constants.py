@@ -254,6 +254,15 @@ def test_decided_neurons_take_no_part() -> None:
     assert move.T.shape == (1, 6, 7) and R.shape == (4, 4) and F.shape == (6, 4) and len(W) == 6
 
 
+def test_only_what_neurons_see_of_the_input_takes_part() -> None:
+    torch.manual_seed(0)
+    modules = nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)
+    network = LocalNetwork(from_sequential(nn.Sequential(*modules).double()))
+    _, F, R = network.matrices
+    assert R.shape == (4, 9) and torch.allclose(R @ R.mT, torch.eye(4, dtype=F64))
+    assert torch.allclose(F @ R, network.system.U) and network.system.U.shape == (9, 9)
+
+
 class TestMirrored(ActivationContract):
     def activation(self) -> Activation:
         return Mirrored(base=Softplus())
