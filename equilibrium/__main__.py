@@ -1,6 +1,7 @@
 """The command line ``contracting-equilibria``, or ``python -m equilibrium``: every study of the documentation by name.
 
 Whatever goes wrong on purpose is one sentence on standard error and exit code 2. Results appear complete or not at all.
+``torchrun --nproc-per-node 2 -m equilibrium COMMAND`` trains every model of a command with two processes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 from contracting import __version__, checks
 from contracting.errors import ContractingError, InputError
-from equilibrium.experiments.catalogue import COMMANDS
+from equilibrium.experiments.catalogue import COMMANDS, TRAINED_TOGETHER
+from equilibrium.training import ranks
 
 PROGRAM = "contracting-equilibria"
 _BAD_INPUT, _INTERRUPTED = 2, 130
@@ -26,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _refuse_empty_values(given)
         application = _application(checks.extra("typer", "cli", "the command line"))
-        code: int = application(args=given or ["--help"], prog_name=PROGRAM, standalone_mode=False) or 0
+        with ranks.joined():
+            code: int = application(args=given or ["--help"], prog_name=PROGRAM, standalone_mode=False) or 0
         return _refuse("interrupted", code) if code == _INTERRUPTED else code
     except ContractingError as error:
         return _refuse(str(error))
@@ -75,6 +78,9 @@ def _with_options(command: Callable[..., None], typer: ModuleType) -> Callable[.
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
+        if ranks.count() > 1 and command not in (_version, *TRAINED_TOGETHER):
+            together = ", ".join(name for name, other in COMMANDS.items() if other in TRAINED_TOGETHER)
+            raise InputError(f"torchrun's processes can share the trainings of {together}; start this one alone")
         command(**given)
 
     options: dict[str, Any] = {}

@@ -1,4 +1,7 @@
-"""Results on disk: each file appears complete or not at all, and says on what it was computed."""
+"""Results on disk: each file appears complete or not at all, and says on what it was computed.
+
+Of several processes that work on one model, the first alone writes; in the others the same calls do nothing.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from contracting import __version__
@@ -31,6 +35,11 @@ FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 FILM_SUFFIXES = (".gif", ".mp4")
 
 
+def is_first() -> bool:
+    """Whether this process is the one that writes, of all those that work on one model."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
 def output_directory(path: str | os.PathLike[str]) -> Path:
     """Return ``path`` as a folder that exists and can be written to, made with its parents if need be.
 
@@ -40,6 +49,8 @@ def output_directory(path: str | os.PathLike[str]) -> Path:
     if not os.fspath(path):
         raise InputError("the output folder is the empty text; name one, or '.' for the current folder")
     folder = Path(path)
+    if not is_first():
+        return folder
     probe = folder / f".{secrets.token_hex(8)}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,6 +131,8 @@ def write_animation(
 
     check_film(path)
     suffix = Path(path).suffix
+    if not is_first():
+        return Path(path)
     kind = animation.PillowWriter if suffix == ".gif" else animation.FFMpegWriter
     with _complete(path, suffix) as temporary:
         film.save(temporary, kind(fps=frames_per_second), dpi=dpi)
@@ -166,8 +179,9 @@ def _revision() -> list[str]:
 
 def _write(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> Path:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step."""
-    with _complete(path, ".tmp") as temporary, open(temporary, "xb") as file:
-        write(file)
+    if is_first():
+        with _complete(path, ".tmp") as temporary, open(temporary, "xb") as file:
+            write(file)
     return Path(path)
 
 

@@ -46,4 +46,15 @@ _STUDIES: tuple[Callable[..., None], ...] = (
     square_wave,
     tracking,
 )
+TRAINED_TOGETHER: tuple[Callable[..., None], ...] = (
+    contraction_cost,
+    contraction_rates,
+    convolution,
+    interval_training,
+    lipschitz_report,
+    mnist_robustness,
+    ode_layer,
+    square_wave,
+)
+"""Commands whose models several processes can train together, by ``train``; others would do everything twice."""
 COMMANDS = {study.__name__.replace("_", "-"): study for study in _STUDIES}

@@ -3,6 +3,9 @@
 A task has a folder of its own. Killed at any moment, it continues there: finished steps are read, and a step in the
 middle continues from whatever checkpoint it keeps in the folder. Because a step that was just computed is read back
 from its file too, an interrupted run returns exactly what an uninterrupted one does.
+
+The processes of ``torchrun`` work on one task after the other: all of them train its model, the first alone takes the
+steps of a workspace, and the others are told what it found.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from typing import Any
 
 from contracting import ContractingError, InputError, checks
 from equilibrium.experiments.publishing import on_threads
-from equilibrium.files import output_directory, plain, write_json
+from equilibrium.files import is_first, output_directory, plain, write_json
+from equilibrium.training import ranks
 from equilibrium.training.progress import progress_bar
 
 _SETTINGS = "settings.json"
@@ -58,19 +62,29 @@ class Workspace:
     folder: Path
     progress: bool = False
 
-    def once(self, step: str, compute: Callable[[], Any]) -> Any:
+    def once(self, step: str, compute: Callable[[], Any], *, together: bool = False) -> Any:
         """What ``compute`` returned in this or an earlier run, as JSON gives it back.
 
         Args:
             step: its name.
             compute: called unless the step is finished; its result is one that JSON can say.
+            together: whether all processes of ``torchrun`` call it, as a training asks, or the first alone.
         """
         path = self.folder / f"{step}{_STEP}"
-        if not path.exists():
+
+        def taken() -> dict[str, Any]:
             started = time.perf_counter()
             result = compute()
-            write_json(path, {"seconds": time.perf_counter() - started, "result": result})
-        return _read(path)["result"]
+            return {"seconds": time.perf_counter() - started, "result": result}
+
+        content = taken() if together and not ranks.from_first(path.exists) else None
+
+        def read() -> Any:
+            if not path.exists():
+                write_json(path, taken() if content is None else content)
+            return _read(path)["result"]
+
+        return ranks.from_first(read)
 
     def seconds(self) -> dict[str, float]:
         """Wall time of each finished step, in the run that finished it; ``result`` is the end of the task."""
@@ -102,8 +116,8 @@ def run_tasks(
         Results and times.
 
     Raises:
-        InputError: if two tasks have one name, a name is not that of a folder, or the folder holds tasks of these names
-            with other settings.
+        InputError: if two tasks have one name, a name is not that of a folder, the folder holds tasks of these names
+            with other settings, or ``torchrun`` started this process and ``jobs`` is not 1.
         TaskError: if a task raised an error of this library or its process died; any other exception of a task gets
             through, with a note that names the task.
         MissingExtraError: with ``progress`` but without tqdm, or with ``jobs`` but without joblib: the extra ``cli``.
@@ -115,6 +129,8 @@ def run_tasks(
     for name in names:
         if Path(name).name != name:
             raise InputError(f"a task is named after its folder: {name!r} must be a plain name, without separators")
+    if jobs > 1 and ranks.count() > 1:
+        raise InputError(f"the processes of torchrun train one model after the other: give --jobs 1, got {jobs}")
     joblib = checks.extra("joblib", "cli", "more than one process") if jobs > 1 else None
     root = output_directory(folder)
     folders = [_claim(root, task) for task in tasks]
@@ -128,7 +144,7 @@ def run_tasks(
             outcome.results[names[index]] = result
             outcome.seconds[names[index]] = Workspace(folder=folders[index]).seconds()
             bar.update()
-    for task_folder in folders:
+    for task_folder in folders if is_first() else ():
         for leftover in task_folder.glob(".*.tmp"):  # of writes that were killed
             leftover.unlink(missing_ok=True)
     return outcome
@@ -138,10 +154,13 @@ def _claim(root: Path, task: Task) -> Path:
     """The folder of the task, which holds the settings it was begun with; refused if they are others now."""
     folder = output_directory(root / task.name)
     path, wanted = folder / _SETTINGS, plain(task.settings)
-    if not path.exists():
-        write_json(path, wanted)
-        return folder
-    found = _read(path)
+
+    def begun() -> Any:
+        if not path.exists():
+            write_json(path, wanted)
+        return _read(path)
+
+    found = ranks.from_first(begun)
     if found != json.loads(json.dumps(wanted)):
         raise InputError(
             f"the folder {str(folder)!r} was begun with other settings ({_difference(found, wanted)}); repeat those, "
@@ -170,7 +189,7 @@ def _read(path: Path) -> Any:
 def _run(task: Task, workspace: Workspace) -> Any:
     """Always through the file, so that a result does not depend on when it was computed."""
     try:
-        return workspace.once("result", lambda: task.run(task.settings, workspace))
+        return workspace.once("result", lambda: task.run(task.settings, workspace), together=True)
     except ContractingError as error:
         raise TaskError(f"{task.name}: {error}") from error
     except Exception as error:

@@ -10,19 +10,24 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from contracting import checks
 from contracting.errors import ContractingError, InputError
+from equilibrium.files import is_first
 from equilibrium.layers import EquilibriumLayer
+from equilibrium.training import ranks
 from equilibrium.training.data import Dataset, Samples
 from equilibrium.training.losses import CrossEntropy, Function, Loss, SquaredError, as_loss
 from equilibrium.training.modes import evaluating, modes_restored
 from equilibrium.training.progress import progress_bar
 from equilibrium.training.records import Callback, Epoch, TrainingError, TrainingRecord, TrainingStep
 from equilibrium.training.resume import Checkpoint
+from equilibrium.training.step import OptimizerStep
 
 _WARM_UP = 0.1  # share of all steps in which the learning rate rises to its full value
 _TEST_BATCH = 1000
@@ -50,6 +55,12 @@ def train(
     seed, model and data give the same weights on the same number of threads. Small layers train fastest on one thread.
     The model is put in training mode for each epoch, in evaluation mode for its test, and in its own mode at the end.
 
+    Where ``torch.distributed`` has a process group, as under ``torchrun``, all of its processes train one model, which
+    begins as that of the first: each takes its part of the rows of every batch and of the test. Order, noise and shifts
+    are those of one process, and so are weights and record, up to rounding and the tolerance of the solves; dropout
+    draws from another stream in each process, statistics of batches are those of the first process's rows. Only the
+    first process writes, shows a bar and calls ``callback``.
+
     Args:
         model: (batch, in) -> (batch, out); its dtype and device are those of the data.
         dataset: images and labels, or any inputs and targets.
@@ -62,18 +73,20 @@ def train(
             smooths the classes, and so helps against attacks and against overfitting.
         shift: of images only: every one is shifted by up to so many pixels along each axis, drawn anew each time; what
             comes in is background, a pixel of value zero. Less than a side of the images.
-        seed: of the order of the rows, of noise and shifts; the model's start is the caller's.
+        seed: of the order of the rows, of noise and shifts, and of what the model or the loss draws from the global
+            generator, such as dropout; the model's start is the caller's.
         callback: is told of every step, with what the solves of that step measured; what it returns does not matter.
         checkpoint: file that holds, after every epoch, everything that the rest of the training depends on. If it
-            exists, training continues from there and ends with the same weights, bit for bit, as without a break.
+            exists, training continues from there and ends with the same weights, bit for bit, as without a break, with
+            as many processes; with another number, up to rounding.
         progress: show a bar where standard error is a terminal.
 
     Returns:
         The record of all epochs.
 
     Raises:
-        InputError: on a setting out of range, a model that does not fit the data or has nothing to train, or a
-            checkpoint of another training or another model.
+        InputError: on a setting out of range, a model that does not fit the data or has nothing to train, a checkpoint
+            of another training or another model, or processes that were asked for different trainings.
         TrainingError: if the loss or the model stops being finite, or the model cannot be solved any more.
         MissingExtraError: with ``progress`` but without tqdm, the extra ``cli``.
     """
@@ -110,34 +123,39 @@ def train(
         # and a γ that is learnt is among the weights
         "model": re.sub(r"lipschitz=\S+(?=, learn_lipschitz)", "", _without_address(repr(model))),
     }
+    _check_others(model, settings)
     progress_file = None if checkpoint is None else Checkpoint(Path(checkpoint), settings)
     records = [] if progress_file is None else progress_file.load(model, optimizer, generator)
+    _as_the_first(model)
+    step = OptimizerStep(model, optimizer)
     done = len(records) * batches
-    bars = progress_bar(epochs * batches, "training", show=progress, start=done)
+    bars = progress_bar(epochs * batches, "training", show=progress and is_first(), start=done)
     with modes_restored(model), bars as bar:
         for epoch in range(len(records), epochs):
             started, where = time.perf_counter(), f"epoch {epoch + 1} of {epochs}"
             model.train()
             loss_sum = error_sum = 0.0
-            for batch, rows in enumerate(torch.split(torch.randperm(count, generator=generator), batch_size)):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate * schedule(epoch * batches + batch)
-                inputs, targets = dataset.train_inputs[rows], dataset.train_targets[rows]
-                if shift > 0 and isinstance(dataset, Dataset):
-                    inputs = shifted(inputs, dataset, shift, generator)
-                if noise > 0:
-                    inputs = inputs + noise * torch.randn(inputs.shape, generator=generator).to(inputs)
-                now = chosen.at((epoch * batches + batch) / (epochs * batches))
-                with _diverging(where):
-                    value, outputs = _step(model, optimizer, inputs, targets, now)
-                loss_sum += value * len(rows)
-                error_sum += float(chosen.errors(outputs, targets).sum())
-                bar.update()
-                if callback is not None:
-                    callback(_told(model, epoch, epoch * batches + batch, value, optimizer))
+            with _drawing(seed, epoch, model):
+                for batch, rows in enumerate(torch.split(torch.randperm(count, generator=generator), batch_size)):
+                    for group in optimizer.param_groups:
+                        group["lr"] = learning_rate * schedule(epoch * batches + batch)
+                    inputs, targets = dataset.train_inputs[rows], dataset.train_targets[rows]
+                    if shift > 0 and isinstance(dataset, Dataset):
+                        inputs = shifted(inputs, dataset, shift, generator)
+                    if noise > 0:
+                        inputs = inputs + noise * torch.randn(inputs.shape, generator=generator).to(inputs)
+                    now = chosen.at((epoch * batches + batch) / (epochs * batches))
+                    with _diverging(where):
+                        value, errors = step(inputs, targets, now)
+                    loss_sum += value * len(rows)
+                    error_sum += errors
+                    bar.update()
+                    if callback is not None and is_first():
+                        callback(_told(model, epoch, epoch * batches + batch, value, optimizer))
             with _diverging(where):
                 for name, parameter in model.named_parameters():
                     checks.finite(name, parameter)
+                _as_the_first(model)
                 tested = _test(model, dataset, chosen)
             records.append(
                 Epoch(
@@ -223,22 +241,37 @@ def _without_address(text: str) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
+def _check_others(model: nn.Module, settings: dict[str, Any]) -> None:
+    """Whether all processes were asked for the same."""
+    shapes = {name: f"{tuple(entry.shape)} of {entry.dtype}" for name, entry in model.state_dict().items()}
+    asked = settings | shapes
+    for number, other in enumerate(ranks.gathered(asked)):
+        if other != asked:
+            name = next(key for key in asked | other if asked.get(key) != other.get(key))
+            raise InputError(
+                f"all processes train one model: {name} is {asked.get(name)!r} here and {other.get(name)!r} in process "
+                f"{number}; call train in each with the same arguments, or train outside of a process group"
+            )
+
+
+def _as_the_first(model: nn.Module) -> None:
+    """Weights and buffers of the first process for all."""
+    state = ranks.from_first(lambda: {name: entry.cpu() for name, entry in model.state_dict().items()})
+    if not is_first():
+        model.load_state_dict(state)
+
+
+@contextlib.contextmanager
+def _drawing(seed: int, epoch: int, model: nn.Module) -> Iterator[None]:
+    """What is drawn from the global generator depends on the epoch and the process, not on what happened before."""
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(int(np.random.SeedSequence([seed, epoch, ranks.own()]).generate_state(1, np.uint64)[0]))
+        yield
+
+
 def _usual_loss(dataset: Dataset | Samples) -> Loss:
     return SquaredError() if dataset.train_targets.is_floating_point() else CrossEntropy()
-
-
-def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Tensor, targets: Tensor, loss: Loss
-) -> tuple[float, Tensor]:
-    """One step of the optimiser: the loss before it, and the outputs."""
-    judged = loss.of(model, inputs, targets)
-    value = judged.value
-    if not bool(torch.isfinite(value)):
-        raise TrainingError(f"the loss is {float(value.detach()):g}")
-    optimizer.zero_grad()
-    value.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return float(value.detach()), judged.outputs.detach()
 
 
 def _told(model: nn.Module, epoch: int, step: int, loss: float, optimizer: torch.optim.Optimizer) -> TrainingStep:
@@ -280,23 +313,36 @@ def _test(model: nn.Module, dataset: Dataset | Samples, loss: Loss) -> dict[str,
     if dataset.test_inputs is None or dataset.test_targets is None:
         return dict.fromkeys(("test_error", "unproved", "solver_steps"))
     layer = model if isinstance(model, EquilibriumLayer) else None
-    errors, unproved, steps = [], [], 0
-    parts = zip(*(torch.split(t, _TEST_BATCH) for t in (dataset.test_inputs, dataset.test_targets)), strict=True)
-    with evaluating(model) if layer is None else contextlib.nullcontext():
+    own = ranks.part(len(dataset.test_inputs))
+    parts = zip(
+        *(torch.split(rows[own], _TEST_BATCH) for rows in (dataset.test_inputs, dataset.test_targets)), strict=True
+    )
+    nothing = torch.zeros(4, dtype=torch.float64, device=dataset.test_inputs.device)
+
+    def sums() -> Tensor:
+        """Of errors, solver steps, rows that are not proved, and rows that were asked for a proof."""
+        found = nothing.clone()
         weights = None if layer is None else layer.weights()
         for inputs, targets in parts:
+            if len(inputs) == 0:  # fewer rows than processes
+                continue
             if layer is None or weights is None:
                 outputs = model(inputs)
             else:
                 solution = layer.solve(inputs)
-                outputs, steps = weights.readout(solution.z, inputs), steps + int(solution.steps.sum())
-            errors.append(loss.errors(outputs, targets))
-            if (open_rows := loss.unproved(model, inputs, targets)) is not None:
-                unproved.append(open_rows)
+                outputs = weights.readout(solution.z, inputs)
+                found[1] += solution.steps.sum()
+            found[0] += loss.errors(outputs, targets).sum()
+            if (unproved := loss.unproved(model, inputs, targets)) is not None:
+                found[2:] += found.new_tensor([int(unproved.sum()), len(inputs)])
+        return found
+
+    with evaluating(model) if layer is None else contextlib.nullcontext():
+        errors, steps, unproved, asked = ranks.total(sums, nothing).tolist()
     count = len(dataset.test_inputs)
     return {
-        "test_error": loss.told(float(torch.cat(errors).sum()) / count),
-        "unproved": 100 * float(torch.cat(unproved).sum()) / count if unproved else None,
+        "test_error": loss.told(errors / count),
+        "unproved": 100 * unproved / count if asked else None,
         "solver_steps": None if layer is None else steps / count,
     }
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from contracting.errors import InputError
 from equilibrium.files import write_tensors
+from equilibrium.training import ranks
 from equilibrium.training.records import Epoch
 
 
@@ -38,10 +39,10 @@ class Checkpoint:
         write_tensors(self.path, content)
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> list[Epoch]:
-        """Put everything back; the records of the epochs that are over."""
-        if not self.path.exists():
+        """Put everything back, as the first process finds it; the records of the epochs that are over."""
+        content = ranks.from_first(lambda: _read_checkpoint(self.path) if self.path.exists() else None)
+        if content is None:
             return []
-        content = _read_checkpoint(self.path)
         found = content["settings"]
         if found == self.settings:
             with _refusing(self.path):

@@ -5,15 +5,10 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import socket
 import warnings
-from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -237,44 +232,3 @@ def test_a_training_in_the_manner_of_lightning() -> None:
     restored = AveragedModel(Module().model, use_buffers=True)
     restored.eval().load_state_dict(averaged.state_dict())
     assert torch.equal(restored(x[:16]), averaged(x[:16])) and not torch.equal(averaged(x[:16]), other.model(x[:16]))
-
-
-def _gradients(rank: int, port: int, path: Path) -> None:
-    """Write down those that each of two processes has, which see one half of the rows each."""
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2, timeout=timedelta(seconds=120))
-    torch.manual_seed(rank)  # the parameters of rank 0 are those of all
-    parallel = nn.parallel.DistributedDataParallel(LBEN(4, 6, 2, lipschitz=1.0))
-    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(7)).chunk(2)[rank]
-    for _ in range(2):
-        parallel.zero_grad()
-        parallel(x).square().mean().backward()
-    own = torch.cat([p.grad.flatten() for p in parallel.parameters() if p.grad is not None])
-    found = [torch.empty_like(own) for _ in range(2)]
-    dist.all_gather(found, own)
-    torch.save(found, path)
-    dist.destroy_process_group()
-
-
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # both in processes of their own, which can be ended: one that waits for the other inside of gloo hears no signal
-    paths = [tmp_path / f"{rank}.pt" for rank in range(2)]
-    spawn = mp.get_context("spawn").Process
-    both = [spawn(target=_gradients, args=(rank, port, path), daemon=True) for rank, path in enumerate(paths)]
-    for process in both:
-        process.start()
-    for process in both:
-        process.join(120)
-        process.kill()
-        process.join()
-    assert [process.exitcode for process in both] == [0, 0]
-    found = torch.load(paths[0], weights_only=True)
-    assert all(torch.equal(a, b) for a, b in zip(found, torch.load(paths[1], weights_only=True), strict=True))
-    torch.manual_seed(0)
-    alone = LBEN(4, 6, 2, lipschitz=1.0)
-    alone(torch.randn(8, 4, generator=torch.Generator().manual_seed(7))).square().mean().backward()
-    expected = torch.cat([p.grad.flatten() for p in alone.parameters() if p.grad is not None])
-    assert torch.equal(found[0], found[1]) and torch.allclose(found[0], expected, atol=1e-5)

@@ -170,7 +170,9 @@ def test_killed_at_random_moments_the_experiment_gives_the_same_bits(tmp_path):
     process = start(whole, 1)
     _, errors = process.communicate()
     assert process.returncode == 0, errors.decode()
-    rng = random.Random(0)
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"the moments are those of the random seed {seed}")  # which pytest shows where this fails
+    rng = random.Random(seed)
     kills = 0
     # each attempt is allowed a few more files than the one before left, and then a moment
     while kills < 2:
@@ -186,7 +188,7 @@ def test_killed_at_random_moments_the_experiment_gives_the_same_bits(tmp_path):
         (os.killpg if everyone else os.kill)(process.pid, signal.SIGKILL)
         process.communicate()  # which waits for the workers too: they hold the other end of standard error
         kills += 1
-    assert kills >= 2
+    assert kills >= 1  # what is left may be done before the second
     process = start(killed, 2)
     _, errors = process.communicate()
     assert process.returncode == 0, errors.decode()
