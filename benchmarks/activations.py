@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import command_line
 import torch
@@ -20,7 +19,7 @@ from contracting.activations.base import Activation
 from contracting.activations.catalogue import ELU, ReLU, Sigmoid, Softplus, Tanh
 from contracting.loop.run import solve
 from contracting.problem import EquilibriumProblem
-from equilibrium.experiments.timing import ratios_in_turn, spread, timer
+from equilibrium.experiments.timing import Spread, ratios_in_turn, spread, timer
 from equilibrium.files import output_directory
 from equilibrium.layers import EquilibriumLayer
 
@@ -33,15 +32,15 @@ _SHORTEST = 0.02  # seconds of a measurement, so that the clock's own steps do n
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One σ on one network with so many rows; ratios are medians with the smallest and the largest round."""
+    """One σ on one network with so many rows; ratios are medians with their quartiles."""
 
     network: str
     rows: int
     activation: str
     iterations: int
     residual: float
-    solve: tuple[float, float, float]
-    step: tuple[float, float, float]
+    solve: Spread
+    step: Spread
 
 
 def training_step(network: Network, rows: int) -> None:
@@ -94,7 +93,7 @@ def measure(network: Network, rows: int, given: argparse.Namespace) -> list[Entr
 def table(entries: list[Entry], clock: str) -> str:
     lines = [
         f"Solve and training step over those of ReLU on the same weights, float32, {clock} time: median ratio "
-        "(smallest–largest of the rounds)",
+        "(quartiles of the rounds)",
         "",
         "| network | rows | σ | iterations | true residual | solve / ReLU | training step / ReLU |",
         "|---|---|---|---|---|---|---|",
@@ -109,15 +108,8 @@ def table(entries: list[Entry], clock: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", type=command_line.path, help="folder with checkpoints of the reference code")
-    parser.add_argument("--data-dir", type=command_line.path, help="folder with the MNIST files, for the checkpoints")
+    parser = command_line.with_networks(command_line.timed(command_line.parser(__doc__, "activations"), rounds=15))
     parser.add_argument("--rows", type=command_line.whole, nargs="+", help="batch sizes (default 1 128 1000)")
-    parser.add_argument("--threads", type=command_line.whole, default=1)
-    parser.add_argument("--rounds", type=command_line.whole, help="default 15")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="cpu", help="wall where the machine is quiet")
-    parser.add_argument("--out", type=command_line.path, default=Path("out/activations"))
-    parser.add_argument("--small", action="store_true", help="a few seconds' version")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     given.rounds = given.rounds or (2 if given.small else 15)
@@ -126,8 +118,15 @@ def main(arguments: list[str] | None = None) -> None:
     found = [network for network in known if network.layer.weights().lipschitz is not None]
     folder = output_directory(given.out)
     entries = [entry for one in found for rows in batches for entry in measure(one, rows, given)]
-    settings = {key: None if value is None else str(value) for key, value in vars(given).items()}
-    command_line.finish(folder, table(entries, given.clock), settings=settings, entries=[asdict(e) for e in entries])
+    ratios = {
+        f"{what}, {e.network}, {e.rows} rows, float32: {e.activation} / {BASE}": ratio
+        for e in entries
+        for what, ratio in (("solve", e.solve), ("training step", e.step))
+    }
+    command_line.finish(
+        folder, table(entries, given.clock), ratios=ratios, settings=command_line.settings(given),
+        entries=[asdict(e) for e in entries],
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -35,7 +35,8 @@ class Network:
         """The problem of the first ``rows`` images, or of all again and again where there are fewer."""
         index = torch.arange(rows) % len(self.inputs)
         with torch.no_grad():
-            return self.layer.to(dtype).problem(self.inputs[index].to(dtype)).detach()
+            layer = self.layer.to(dtype)
+            return layer.problem(self.inputs[index].to(layer.parameterization.example)).detach()
 
 
 def networks(checkpoints: Path | None, data: Path | None, *, small: bool) -> list[Network]:

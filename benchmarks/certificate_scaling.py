@@ -1,6 +1,6 @@
 """Time and memory of a contraction certificate with its metric: the parabola test against the number of neurons.
 
-Prints process CPU time, the median of several rounds (fastest–slowest), and the largest memory that the first run took
+Prints process CPU time, the median of several rounds (quartiles), and the largest memory that the first run took
 beyond what the process had before, for random weights of each size. ``--small`` for a second's version.
 """
 

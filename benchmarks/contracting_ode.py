@@ -6,7 +6,6 @@ slopes and frequencies over the promised one. Then, side by side, one evaluation
 128 rows, and the solve of an LBEN with the same weights that it contains. Draws the gains. ``--small`` takes seconds.
 """
 
-import argparse
 from pathlib import Path
 
 import command_line
@@ -17,7 +16,7 @@ from contracting import ContractingODE, ReLU, Stop
 from contracting.certificates.lure.records import GainCertificate
 from contracting.plots.style import CERTIFIED, SEEN, axes_for_a_file, figure_of, finish
 from equilibrium import explicit_weights, from_weights
-from equilibrium.experiments.timing import Times, in_turn, timer
+from equilibrium.experiments.timing import Times, in_turn, spread, timer
 from equilibrium.files import output_directory, write_figure
 
 DOUBLE = torch.float64
@@ -90,13 +89,12 @@ def figure(promised: list[float], found: list[float], path: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", type=command_line.whole, default=500)
-    parser.add_argument("--out", type=Path, default=Path("out"))
-    parser.add_argument("--small", action="store_true", help="20 modules only")
+    parser = command_line.timed(command_line.parser(__doc__, "contracting-ode"), rounds=15, clock="cpu")
+    parser.add_argument("--models", type=command_line.whole, help="modules (default 500)")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    models = 20 if options.small else options.models
+    torch.set_num_threads(options.threads)
+    folder = output_directory(options.out)
+    models = options.models or (20 if options.small else 500)
     claims, slack, gammas, gains = 0, [], [], []
     for seed in range(models):
         rate, gamma = 10.0 ** (seed % 5 - 2), 10.0 ** (3 * (0.618 * seed % 1) - 1.5)  # γ from 0.03 to 30
@@ -110,14 +108,20 @@ def main(arguments: list[str] | None = None) -> None:
         assert found >= rate * (1 - 1e-6), f"seed {seed}: rate {found} of {rate}"
         assert gain <= gamma * (1 + 1e-6), f"seed {seed}: gain {gain} of {gamma}"
         assert all(c.gain == gamma for c in certificates if isinstance(c, GainCertificate))
-    print(f"{models} modules: {claims} of {2 * models} promises proved of the rounded numbers; none is exceeded")
-    print(f"largest measured gain {max(g / b for g, b in zip(gains, gammas, strict=True)):.4f} of the promised one")
-    print(f"least excess over the promised rate {min(slack):.2e} of it")
-    times = cost(3 if options.small else 15)
+    times = cost(options.rounds or (3 if options.small else 15))
     field, solve = times["field"], times["solve"]
-    print(f"CPU: field {field.text('cpu', 1e-3)} ms, LBEN solve {solve.text('cpu', 1e-3)} ms", end=", ")
-    print(f"ratio {field.cpu / solve.cpu:.2f}")
-    figure(gammas, gains, output_directory(options.out) / "gain-measured.png")
+    ratio, clock = field.over(solve, options.clock), options.clock
+    share = max(g / b for g, b in zip(gains, gammas, strict=True))
+    text = f"""{models} modules: {claims} of {2 * models} promises proved of the rounded numbers; none is exceeded
+largest measured gain {share:.4f} of the promised one
+least excess over the promised rate {min(slack):.2e} of it
+{clock} time: field {field.text(clock, 1e-3)} ms, LBEN solve {solve.text(clock, 1e-3)} ms, ratio {spread(*ratio)}
+"""
+    command_line.finish(
+        folder, text, ratios={"contracting ODE, 64 neurons, 128 rows, float32: field / solve": ratio},
+        settings=command_line.settings(options), gains={"promised": gammas, "measured": gains}, slack=slack,
+    )  # fmt: skip
+    figure(gammas, gains, folder / "gain-measured.png")
 
 
 if __name__ == "__main__":

@@ -13,11 +13,9 @@ With ``--checkpoint`` and ``--mnist`` the batch are test images, and ``--classif
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
+import math
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -32,9 +30,11 @@ from contracting.loop.run import solve
 from contracting.problem import EquilibriumProblem
 from equilibrium import Automatic, ForwardBackward, load_reference
 from equilibrium.convolution import ConvolutionalLayer, LBENConv2d, MetricShape
-from equilibrium.files import write_json
+from equilibrium.experiments.timing import Times, in_turn, spread, timer
+from equilibrium.files import output_directory
 from equilibrium.training.data import mnist
 
+DEFAULT = "default"
 SWEEP = (1.0, 1.4, 2.0, 2.5, 3.0, 3.5, 4.0)  # times the best proved step
 # gains that give random kernels about the m = 1, L = 5 of a trained monDEQ
 G, H = 50.0, 6.5
@@ -49,18 +49,17 @@ def random_layer(channels: int, side: int) -> ConvolutionalLayer:
     return layer
 
 
-def timed(call: Callable[[], Solution], repeats: int) -> tuple[Solution, list[float], list[float]]:
-    """The last solution, and the least and the largest wall time and process time of several calls."""
-    wall, process = [], []
-    for _ in range(repeats):
-        wall_started, started = time.perf_counter(), time.process_time()
-        solution = call()
-        wall.append(time.perf_counter() - wall_started)
-        process.append(time.process_time() - started)
-    return solution, [min(wall), max(wall)], [min(process), max(process)]
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one method took."""
+
+    steps: int
+    products: int
+    times: Times
 
 
-def run(problem: EquilibriumProblem, rtol: float, repeats: int) -> dict[str, object]:
+def run(problem: EquilibriumProblem, rtol: float, rounds: int) -> tuple[dict[str, object], dict[str, Cost]]:
+    """What is known of the problem, and what each method took."""
     stop = Stop(rtol=rtol, atol=0.0)
     started = time.perf_counter()
     operator = problem.require_operator("the benchmark")
@@ -70,7 +69,7 @@ def run(problem: EquilibriumProblem, rtol: float, repeats: int) -> dict[str, obj
         "L": operator.bounds.lipschitz,
         "analysis seconds": time.perf_counter() - started,
         "ForwardBackward: proved factor": proved.factor,
-        "default": Automatic().choose(problem, stop).reason,
+        "chosen": Automatic().choose(problem, stop).reason,
     }
     few = problem.rows(torch.arange(min(6, problem.batch)))
     closely = Stop(rtol=rtol, atol=0.0, check_every=1, max_steps=1000)
@@ -82,26 +81,38 @@ def run(problem: EquilibriumProblem, rtol: float, repeats: int) -> dict[str, obj
     result["ForwardBackward: steps by multiple of the proved step"] = steps
     best = min(steps, key=lambda multiple: steps[multiple])
     methods: dict[str, Method] = {
-        "default": Automatic(),
+        DEFAULT: Automatic(),
         "ForwardBackward, proved step": ForwardBackward(step=proved.step),
         "ForwardBackward, best fixed step": ForwardBackward(step=best * proved.step),
     }
-    cost: dict[str, dict[str, float]] = {}
-    for name, method in methods.items():
-        solution, wall, process = timed(partial(solve, problem, method, stop=stop), repeats)
-        assert float(solution.relative_residual.max()) <= rtol
-        cost[name] = {
-            "seconds": wall[0],
-            "slowest, seconds": wall[1],
-            "process seconds": process[0],
-            "slowest, process seconds": process[1],
-            "steps": int(solution.steps.max()),
-            "products": solution.map_evals,
-        }
-        result[name] = cost[name]
-    for name in list(methods)[1:]:
-        result[f"{name} / default"] = {key: cost[name][key] / cost["default"][key] for key in cost[name]}
-    return result
+    solutions: dict[str, Solution] = {}
+
+    def solved(name: str) -> None:
+        solutions[name] = solve(problem, methods[name], stop=stop)
+
+    timers = {name: timer(partial(solved, name)) for name in methods}
+    times = in_turn(timers, rounds=rounds, shortest=0.0, budget=math.inf)
+    assert all(float(solution.relative_residual.max()) <= rtol for solution in solutions.values())
+    return result, {
+        name: Cost(steps=int(found.steps.max()), products=found.map_evals, times=times[name])
+        for name, found in solutions.items()
+    }
+
+
+def table(costs: dict[str, Cost], clock: str) -> str:
+    default = costs[DEFAULT]
+    lines = [
+        f"{clock} time, median (quartiles of the rounds); ratios to the default are those within a round",
+        "",
+        "| method | steps | products | seconds | time / default's | products / default's |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, cost in costs.items():
+        ratio = spread(*cost.times.over(default.times, clock))
+        products = cost.products / default.products
+        seconds = cost.times.text(clock, 1)
+        lines.append(f"| {name} | {cost.steps} | {cost.products} | {seconds} | {ratio} | {products:.2g} |")
+    return "\n".join(lines) + "\n"
 
 
 @torch.no_grad()
@@ -125,14 +136,10 @@ def classify(layer: ConvolutionalLayer, inputs: Tensor, labels: Tensor, rtol: fl
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="8 channels on 10×10, batch 8")
-    parser.add_argument("--checkpoint", type=Path, help="a convolutional checkpoint instead of random weights")
-    parser.add_argument("--mnist", type=Path, help="folder with MNIST: solve for test images instead of noise")
+    parser = command_line.timed(command_line.parser(__doc__, "convolution"), rounds=3, clock="cpu")
+    parser.add_argument("--checkpoint", type=Path, help="a convolutional checkpoint (default random weights)")
+    parser.add_argument("--mnist", type=Path, help="folder with MNIST: solve for test images (default noise)")
     parser.add_argument("--classify", action="store_true", help="classify all test images instead of timing one solve")
-    parser.add_argument("--threads", type=command_line.whole, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=command_line.whole, default=3, help="of every solve; the least time counts")
-    parser.add_argument("--out", type=command_line.path, help="write the numbers as JSON")
     args = parser.parse_args(arguments)
     if args.classify and (args.mnist is None or args.checkpoint is None):
         parser.error("--classify needs --mnist and --checkpoint")
@@ -145,17 +152,26 @@ def main(arguments: list[str] | None = None) -> None:
     if args.mnist is not None:
         images = mnist(args.mnist)
         x = images.test_inputs[:batch]
-    result: dict[str, object]
+    folder = output_directory(args.out)
+    settings = command_line.settings(args)
     if args.classify:
-        result = dict(classify(layer, images.test_inputs, images.test_labels, 1e-4))
-    else:
-        with torch.no_grad():
-            result = run(layer.problem(x), 1e-4, 1 if args.small else args.repeats)
-        result["batch"] = batch
-    result |= {"torch": torch.__version__, "threads": args.threads, "machine": platform.processor()}
-    print(json.dumps(result, indent=2, ensure_ascii=False))
-    if args.out is not None:
-        write_json(args.out, result)
+        found = classify(layer, images.test_inputs, images.test_labels, 1e-4)
+        text = "\n".join(f"{name}: {value:.4g}" for name, value in found.items()) + "\n"
+        command_line.finish(folder, text, settings=settings, classified=found)
+        return
+    with torch.no_grad():
+        known, costs = run(layer.problem(x), 1e-4, args.rounds or (1 if args.small else 3))
+    text = "\n".join(f"{name}: {value}" for name, value in known.items()) + "\n\n" + table(costs, args.clock)
+    weights = "random weights" if args.checkpoint is None else args.checkpoint.stem
+    ratios = {
+        f"convolution, {weights}, {channels}×{side}×{side}, {batch} rows, float32, 1e-4: default / {name}": costs[
+            DEFAULT
+        ].times.over(cost.times, args.clock)
+        for name, cost in costs.items()
+        if name != DEFAULT
+    }
+    named = {str(name): str(value) for name, value in known.items()}
+    command_line.finish(folder, text, ratios=ratios, settings=settings, known=named, costs=costs)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 For every example of the page, side by side: the answer that is shown at once, its picture and tables as they are sent
 to the browser, and the semidefinite programs, bounds and solvers that the page adds afterwards beside the next answer.
-The answer is also timed while such pieces of another one are being made. A median with the fastest and the slowest
-round in milliseconds, the CPU time of all threads. ``--small`` takes seconds.
+The answer is also timed while such pieces of another one are being made. A median with the quartiles of the
+rounds in milliseconds, the CPU time of all threads. ``--small`` takes seconds.
 """
 
 import argparse

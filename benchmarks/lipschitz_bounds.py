@@ -2,7 +2,7 @@
 
 Two tables, with the numbers in results.json: the gap of the first-order bound to the semidefinite program for growing
 networks, and the worst post-hoc bound relative to the built-in γ over many random networks. Times are CPU seconds of
-one process: the median of several rounds (fastest–slowest), or one run alone where it takes long. --small is a version
+one process: the median of several rounds (quartiles), or one run alone where it takes long. --small is a version
 of seconds.
 """
 

@@ -10,14 +10,10 @@ of the points.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import resource
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +32,7 @@ from contracting.maps.dense import Dense
 from contracting.metrics import WeightedL2
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.splitting import PeacemanRachford
-from equilibrium.experiments.timing import spread
+from equilibrium.experiments.timing import Times, timer
 from equilibrium.files import output_directory, write_figure
 
 WAYS = ("Implicit", "Unrolled")
@@ -58,10 +54,11 @@ def point(file: Path, rows: int, target: float, way: str | None, threads: int, r
     problem = _problem(W, rows)
     stop = Stop(rtol=target, atol=0.0)
     before = _start_peak()
-    setup = _timed(lambda: PeacemanRachford().bind(problem.rows(slice(0, 1)), stop.resolved(problem)))
+    setup = timer(lambda: PeacemanRachford().bind(problem.rows(slice(0, 1)), stop.resolved(problem)))(1)
     if way is not None:
         return _with_gradient(problem, stop, way, before, setup)
-    times = [_timed(lambda: solve(problem, PeacemanRachford(), stop=stop)) for _ in range(runs)]
+    measure = timer(lambda: solve(problem, PeacemanRachford(), stop=stop))
+    times = [measure(1) for _ in range(runs)]
     memory = _peak() - before
     solution = solve(problem, PeacemanRachford(), stop=stop)
     residual = true_residual(W, problem.q, solution.z)
@@ -82,7 +79,7 @@ def _with_gradient(
         z.sum().backward()
         answers.append(z.detach())
 
-    times = [_timed(both)]
+    times = [timer(both)(1)]
     memory = _peak() - before
     iterations = int(solve(problem, PeacemanRachford(), stop=stop).steps.max())
     residual = true_residual(problem.linear.to_dense(), problem.q, answers[0])
@@ -109,10 +106,7 @@ def _point(
         residual=residual,
         setup_wall=setup[0],
         setup_cpu=setup[1],
-        solve_wall=statistics.median_high(wall),
-        solve_cpu=statistics.median_high(cpu),
-        solve_wall_range=(min(wall), max(wall)),
-        solve_cpu_range=(min(cpu), max(cpu)),
+        solve=Times(walls=wall, cpus=cpu, repeats=1),
         memory=memory,
     )
 
@@ -121,12 +115,6 @@ def _problem(W: Tensor, rows: int) -> EquilibriumProblem:
     q = torch.randn(rows, len(W), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     metric = WeightedL2.identity(len(W), dtype=torch.float64)
     return EquilibriumProblem(linear=Dense(W), q=q, activation=ReLU(), metric=metric)
-
-
-def _timed(run: Callable[[], object]) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def _start_peak() -> int:
@@ -170,13 +158,13 @@ def exponent(points: list[Point], field: str, value: str) -> float | None:
 def tables(sizes: list[Point], batches: list[Point], memory: list[Point], clock: str) -> str:
     solved, made = f"solve_{clock}", f"setup_{clock}"
     lines = [
-        f"{clock} time against the number of neurons, {sizes[0].rows} rows, float64; solves: median (fastest–slowest)",
+        f"{clock} time against the number of neurons, {sizes[0].rows} rows, float64; solves: median (quartiles)",
         "",
         "| n | iterations | true residual | set-up (s) | solve (s) | memory (MB) | in n × n matrices |",
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {p.size} | {p.iterations} | {p.residual:.1e} | {getattr(p, made):.3g} | {_spread(p, solved)} | "
+        f"| {p.size} | {p.iterations} | {p.residual:.1e} | {getattr(p, made):.3g} | {p.solve.text(clock, 1)} | "
         f"{p.memory / 1e6:.0f} | {p.matrices:.1f} |"
         for p in sizes
     ]
@@ -191,7 +179,7 @@ def tables(sizes: list[Point], batches: list[Point], memory: list[Point], clock:
         "|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {p.rows} | {p.iterations} | {p.residual:.1e} | {_spread(p, solved)} | "
+        f"| {p.rows} | {p.iterations} | {p.residual:.1e} | {p.solve.text(clock, 1)} | "
         f"{1e6 * getattr(p, solved) / p.rows:.3g} | {p.memory / 1e6:.1f} | {p.states:.1f} |"
         for p in batches
     ]
@@ -215,23 +203,14 @@ def tables(sizes: list[Point], batches: list[Point], memory: list[Point], clock:
     return "\n".join(lines) + "\n"
 
 
-def _spread(entry: Point, solved: str) -> str:
-    return spread(getattr(entry, solved), *getattr(entry, f"{solved}_range"))
-
-
 def _shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.timed(command_line.parser(__doc__, "scaling"), rounds=5)
     parser.add_argument("--sizes", type=command_line.whole, nargs="+", help="numbers of neurons (default 50 … 4000)")
     parser.add_argument("--rows", type=command_line.whole, nargs="+", help="batch sizes at n = 80 (default 1 … 60000)")
-    parser.add_argument("--threads", type=command_line.whole, default=1)
-    parser.add_argument("--runs", type=command_line.whole, help="solves of a point; the median counts (default 5)")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where the machine is not quiet")
-    parser.add_argument("--out", type=command_line.path, default=Path("out/scaling"))
-    parser.add_argument("--small", action="store_true", help="a few seconds' version")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     from scaling_plots import draw
@@ -240,7 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = given.rows or ([2000] if given.small else [1, 10, 100, 1000, 10_000, 60_000])
     folder = output_directory(given.out)
     with tempfile.TemporaryDirectory() as temporary:
-        points = Points(Path(temporary), given.threads, given.runs or (1 if given.small else 5))
+        points = Points(Path(temporary), given.threads, given.rounds or (1 if given.small else 5))
         by_size = [points(size, 128, 1e-6) for size in sizes]
         by_rows = [points(80, count, 1e-6) for count in rows]
         count = 5000 if given.small else 20_000
@@ -249,8 +228,8 @@ def main(arguments: list[str] | None = None) -> None:
         name: [vars(p) | {"matrices": p.matrices, "states": p.states} for p in some]
         for name, some in (("sizes", by_size), ("rows", by_rows), ("memory", memory))
     }
-    settings = {"clock": given.clock, "small": given.small}
-    command_line.finish(folder, tables(by_size, by_rows, memory, given.clock), settings=settings, **entries)
+    text = tables(by_size, by_rows, memory, given.clock)
+    command_line.finish(folder, text, settings=command_line.settings(given), **entries)
     print(f"wrote {write_figure(folder / 'scaling.png', draw(by_size, by_rows, given.clock), dpi=200)}")
 
 

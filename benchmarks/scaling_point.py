@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from equilibrium.experiments.timing import Times
+
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
@@ -17,11 +19,16 @@ class Point:
     residual: float
     setup_wall: float
     setup_cpu: float
-    solve_wall: float
-    solve_cpu: float
-    solve_wall_range: tuple[float, float]
-    solve_cpu_range: tuple[float, float]
+    solve: Times
     memory: int
+
+    @property
+    def solve_wall(self) -> float:
+        return self.solve.wall
+
+    @property
+    def solve_cpu(self) -> float:
+        return self.solve.cpu
 
     @property
     def matrices(self) -> float:

@@ -40,8 +40,8 @@ from contracting.problem import EquilibriumProblem
 from contracting.solvers.automatic import Automatic
 from contracting.solvers.newton import SemismoothNewton
 from contracting.solvers.splitting import DouglasRachford, PeacemanRachford
-from equilibrium.experiments.timing import Timer, Times, in_turn, timer
-from equilibrium.files import environment, output_directory, write_figure, write_json, write_text
+from equilibrium.experiments.timing import Timer, Times, in_turn, spread, timer
+from equilibrium.files import output_directory, write_figure, write_text
 
 SPLITTING = "PeacemanRachford"
 HALVED, BEST_STEP, ORACLE = "reference", "reference-best-step", "reference-oracle"
@@ -108,10 +108,10 @@ def bare_products(problem: EquilibriumProblem, stop: Stop, *, checks: bool) -> t
     if len(taken) < int(solution.steps.max()):
         raise SystemExit("fewer products than steps were seen: the bare products would be too few")
     most = max(rows for _, rows in taken)
-    n = problem.size
+    n, device = problem.size, problem.template.device
     # in the layout in which a product takes least time
-    matrices = {dtype: torch.rand(n, n, dtype=dtype) for dtype, _ in taken}
-    inputs = {dtype: torch.rand(most, n, dtype=dtype) for dtype in matrices}
+    matrices = {dtype: torch.rand(n, n, dtype=dtype, device=device) for dtype, _ in taken}
+    inputs = {dtype: torch.rand(most, n, dtype=dtype, device=device) for dtype in matrices}
     outputs = {dtype: torch.empty_like(values) for dtype, values in inputs.items()}
 
     def products_alone() -> None:
@@ -248,9 +248,9 @@ def table(cases: list[Case], clock: str) -> str:
     lines: list[str] = []
     for dtype, target in dict.fromkeys((case.dtype, case.target) for case in cases):
         lines += [
-            f"{dtype}, true relative residual {target:g}: {clock} time of the default solver, median (fastest–slowest "
-            "round), its ratio to the bare products of its own iterations, without and with those of its checks, and "
-            "the time of each other divided by the default's",
+            f"{dtype}, true relative residual {target:g}: {clock} time of the default solver, median (quartiles of the "
+            "rounds), its ratio to the bare products of its own iterations, without and with those of its checks, and "
+            "the time of each other divided by the default's; ratios are those within a round",
             "",
             f"| network | rows | default (ms) | / bare | / bare with checks | {' | '.join(COLUMNS)} |",
             "|---" * (5 + len(COLUMNS)) + "|",
@@ -267,8 +267,8 @@ def table(cases: list[Case], clock: str) -> str:
 
 
 def _cell(case: Case, name: str, clock: str) -> str:
-    ratio = case.ratio(name, clock)
-    return f"{ratio:.3g}" if ratio is not None else _failed(case, name)
+    ratio = case.spread(name, clock)
+    return spread(*ratio) if ratio is not None else _failed(case, name)
 
 
 def _failed(case: Case, name: str) -> str:
@@ -340,28 +340,22 @@ def _goal(text: str) -> tuple[torch.dtype, float]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", type=Path, help="folder with checkpoints of the reference code")
-    parser.add_argument("--data-dir", type=Path, help="folder with the MNIST files, for the checkpoints")
+    parser = command_line.with_networks(command_line.timed(command_line.parser(__doc__, "solve-time"), rounds=21))
     parser.add_argument("--rows", type=command_line.whole, nargs="+", help="batch sizes (default 1 128 1000 10000)")
-    parser.add_argument("--networks", nargs="+", help="only these")
+    parser.add_argument("--networks", nargs="+", help="only these (default all)")
     parser.add_argument(
         "--goals", nargs="+", type=_goal, metavar="DTYPE:RESIDUAL",
         help="default float64:1e-6 float64:1e-10 float32:1e-5",
     )
-    parser.add_argument("--threads", type=command_line.whole, default=1)
-    parser.add_argument("--rounds", type=command_line.whole, default=21)
     parser.add_argument("--time-limit", type=command_line.positive, default=30.0, help="seconds of a solve of a rival")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where the machine is not quiet")
     parser.add_argument("--rivals", type=Path, default=other.DEFAULT_PYTHON, help="Python with the other libraries")
-    parser.add_argument("--out", type=command_line.path, default=Path("out/solve-time"))
-    parser.add_argument("--small", action="store_true", help="a few seconds' version")
     parser.add_argument("--redraw", type=Path, help="only print and draw this results.json again")
     given = parser.parse_args(arguments)
     if given.redraw is not None:
         finish(*read(given.redraw), output_directory(given.out))
         return
     torch.set_num_threads(given.threads)
+    given.rounds = given.rounds or 21
     if given.small:
         given.rounds, given.time_limit = 1, min(given.time_limit, 0.6)
     rows = given.rows or ([1, 20] if given.small else [1, 128, 1000, 10000])
@@ -375,7 +369,7 @@ def main(arguments: list[str] | None = None) -> None:
     goals = given.goals or [_goal(goal) for goal in (_SMALL_GOALS if given.small else _GOALS)]
     cases: list[Case] = []
     with other.Rivals(given.rivals, threads=given.threads, cpu_clock=given.clock == "cpu") as rivals:
-        about = {"environment": environment() | {"rivals": rivals.versions()}, "settings": _settings(given, rows)}
+        about = {"rivals": rivals.versions(), "settings": _settings(given, rows)}
         for network in found:
             for dtype, target in goals:
                 for count in rows:
@@ -383,7 +377,8 @@ def main(arguments: list[str] | None = None) -> None:
                     cases.append(case)
                     print(_line(case, given.clock), flush=True)
                     # after every case, so that an interrupted run has shown something
-                    write_json(folder / "results.json", about | {"cases": [asdict(entry) for entry in cases]})
+                    ratios = {name: ratio for each in cases for name, ratio in each.ours(given.clock).items()}
+                    command_line.write_results(folder, ratios=ratios, cases=[asdict(each) for each in cases], **about)
     finish(cases, given.clock, folder)
 
 

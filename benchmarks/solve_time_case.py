@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from equilibrium.experiments.timing import Times
+from equilibrium.experiments.timing import Spread, Times
 
 DEFAULT, BARE, CHECKED = "default", "bare", "bare-with-checks"
 """Names of contestants: the default solver, and its bare products without and with those of its checks."""
@@ -45,8 +45,24 @@ class Case:
         return None if entry is None or entry.failure else entry.times
 
     def ratio(self, name: str, clock: str) -> float | None:
-        """Its time over that of the default solver; for the bare products, the other way round."""
-        mine, its = self.seconds(DEFAULT, clock), self.seconds(name, clock)
+        """Its time over that of the default solver; for the bare products, the other way round; the median."""
+        found = self.spread(name, clock)
+        return None if found is None else found[0]
+
+    def spread(self, name: str, clock: str) -> Spread | None:
+        """The same with its quartiles."""
+        mine, its = self.times(DEFAULT), self.times(name)
         if mine is None or its is None:
             return None
-        return mine / its if name in (BARE, CHECKED) else its / mine
+        return mine.over(its, clock) if name in (BARE, CHECKED) else its.over(mine, clock)
+
+    def ours(self, clock: str) -> dict[str, Spread]:
+        """The time of the default solver over that of everybody who got there, by names for ``ratios.py``."""
+        where = f"solve, {self.network}, {self.rows} rows, {self.dtype}, {self.target:g}"
+        mine = self.times(DEFAULT)
+        found = {name: self.times(name) for name in self.contestants if name != DEFAULT}
+        return {
+            f"{where}: default / {name}": mine.over(times, clock)
+            for name, times in found.items()
+            if mine is not None and times is not None
+        }

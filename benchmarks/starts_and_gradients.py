@@ -49,7 +49,7 @@ _SEEN = 20  # batches to which a start is fitted, of other rows than those that 
 
 @dataclass(frozen=True, kw_only=True)
 class Gradient:
-    """One way to differentiate one network; the ratio is a median with the smallest and the largest round."""
+    """One way to differentiate one network; the ratio is a median with its quartiles."""
 
     network: str
     way: str
@@ -161,7 +161,7 @@ def training(given: argparse.Namespace) -> dict[str, list[float]]:
 def table(by_gradient: list[Gradient], by_start: list[Start], errors: dict[str, list[float]], clock: str) -> str:
     lines = [
         f"Gradients: error and cosine against the exact one; training step over that with {USUAL}, float32, {clock} "
-        "time: median ratio (smallest–largest of the rounds)",
+        "time: median ratio (quartiles of the rounds)",
         "",
         "| network | gradient | relative error | cosine | step |",
         "|---|---|---|---|---|",
@@ -194,10 +194,8 @@ def table(by_gradient: list[Gradient], by_start: list[Start], errors: dict[str, 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = command_line.on_networks(__doc__, "starts-and-gradients", rows=128)
-    parser.add_argument("--threads", type=command_line.whole, default=1)
-    parser.add_argument("--rounds", type=command_line.whole, help="default 15")
-    parser.add_argument("--seeds", type=command_line.whole, default=5, help="of the training on digits")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="cpu", help="wall where the machine is quiet")
+    command_line.timed(parser, rounds=15, clock="cpu")
+    parser.add_argument("--seeds", type=command_line.whole, default=5, help="of the training on digits (default 5)")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     given.rounds = given.rounds or (2 if given.small else 15)
@@ -207,11 +205,13 @@ def main(arguments: list[str] | None = None) -> None:
     by_gradient = [entry for network in found for entry in gradients(network, given)]
     by_start = [entry for network in found for entry in starts(network, given)]
     errors = training(given)
-    settings = {key: None if value is None else str(value) for key, value in vars(given).items()}
+    ratios = {f"training step, {e.network}, {given.rows} rows: {e.way} / {USUAL}": e.step for e in by_gradient}
+    ratios |= {f"solve, {e.network}, {given.rows} rows: from {e.start} / from zero": e.solve for e in by_start}
     command_line.finish(
         folder,
         table(by_gradient, by_start, errors, given.clock),
-        settings=settings,
+        ratios=ratios,
+        settings=command_line.settings(given),
         gradients=[asdict(e) for e in by_gradient],
         starts=[asdict(e) for e in by_start],
         training=errors,

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from contracting.gradients.implicit import Implicit
 from contracting.loop.records import Stop
 from contracting.loop.run import solve
-from equilibrium.experiments.timing import Times, in_turn, timer
+from equilibrium.experiments.timing import Spread, Times, in_turn, spread, timer
 from equilibrium.files import output_directory
 from equilibrium.layers import LBEN
 from equilibrium.training.data import Dataset, subset
@@ -62,9 +62,9 @@ class Step:
     tight_difference: float
     tight_worst_difference: float
 
-    def ratio(self, clock: str) -> float:
+    def ratio(self, clock: str) -> Spread:
         """The reference's time over ours."""
-        return getattr(self.reference, clock) / getattr(self.ours, clock)
+        return self.reference.over(self.ours, clock)
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,8 @@ def tight_differences(layer: LBEN, batch: Batch) -> tuple[float, float]:
 
 def table(steps: list[Step], clock: str) -> str:
     lines = [
-        f"Forward and backward pass, float32, {clock} time, median (fastest–slowest round); residual of the worst row, "
-        "forward and adjoint",
+        f"Forward and backward pass, float32, {clock} time, median (quartiles of the rounds); residual of the worst "
+        "row, forward and adjoint",
         "",
         "| n | rows | ours (ms) | reference (ms) | ratio | our residuals | its residuals | its α | its iterations | "
         "gradients differ by (worst parameter) | in float64, tight (worst parameter) |",
@@ -249,7 +249,7 @@ def table(steps: list[Step], clock: str) -> str:
     for s in steps:
         lines.append(
             f"| {s.hidden} | {s.rows} | {s.ours.text(clock, 1e-3)} | {s.reference.text(clock, 1e-3)} | "
-            f"{s.ratio(clock):.2f} | {s.residual:.1e}, {s.adjoint_residual:.1e} | "
+            f"{spread(*s.ratio(clock))} | {s.residual:.1e}, {s.adjoint_residual:.1e} | "
             f"{s.reference_residual:.1e}, {s.reference_adjoint_residual:.1e} | {s.alpha:g} | "
             f"{s.iterations} + {s.backward_iterations} | {s.difference:.1e} ({s.worst_difference:.1e}) | "
             f"{s.tight_difference:.1e} ({s.tight_worst_difference:.1e}) |"
@@ -258,7 +258,7 @@ def table(steps: list[Step], clock: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.timed(command_line.parser(__doc__, "training-step"), rounds=25)
     parser.add_argument("--hidden", type=command_line.whole, nargs="+", help="widths (default 80 250)")
     parser.add_argument("--rows", type=command_line.whole, help="batch size (default 128)")
     parser.add_argument("--target", type=command_line.residual, default=1e-4)
@@ -267,11 +267,6 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--epochs", type=command_line.whole, help="passes over them (default 3)")
     parser.add_argument("--data-dir", type=Path, help="folder with the MNIST files")
-    parser.add_argument("--threads", type=command_line.whole, default=1)
-    parser.add_argument("--rounds", type=command_line.whole, help="default 25")
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu where the machine is not quiet")
-    parser.add_argument("--out", type=command_line.path, default=Path("out/training-step"))
-    parser.add_argument("--small", action="store_true", help="a few seconds' version")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     usual = (10, 16, 100, 1, 3) if given.small else (None, 128, 1000, 3, 25)
@@ -281,9 +276,16 @@ def main(arguments: list[str] | None = None) -> None:
     images = subset(images_28(given.data_dir), train=given.train_images, test=10)
     folder = output_directory(given.out)
     steps = [measure(width, images, given) for width in widths]
-    settings = {key: None if value is None else str(value) for key, value in vars(given).items()}
+    ratios = {
+        f"training step, n = {s.hidden}, {s.rows} rows, float32, {s.target:g}: ours / reference": s.ours.over(
+            s.reference, given.clock
+        )
+        for s in steps
+    }
     entries = [vars(s) | {"ratio": s.ratio(given.clock)} for s in steps]
-    command_line.finish(folder, table(steps, given.clock), settings=settings, steps=entries)
+    command_line.finish(
+        folder, table(steps, given.clock), ratios=ratios, settings=command_line.settings(given), steps=entries
+    )
 
 
 if __name__ == "__main__":

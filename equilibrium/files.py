@@ -140,17 +140,28 @@ def write_animation(
 
 
 def environment() -> dict[str, str | int]:
-    """Versions, with the revision of a checkout, and threads: what results depend on, without host names or paths."""
+    """Versions, with the revision of a checkout, the machine and threads, without names of hosts and paths."""
     return {
         "contracting-equilibria": " ".join([__version__, *_revision()]),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "cpus": os.cpu_count() or 1,
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "torch": str(torch.__version__),
         "torchdiffeq": _version("torchdiffeq"),
         "numpy": np.__version__,
         "threads": torch.get_num_threads(),
     }
+
+
+def _processor() -> str:
+    """The name of its model, which Linux keeps in a file of its own."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _version(distribution: str) -> str:

@@ -24,11 +24,13 @@ class SolverContract(ABC):
     """What every solver promises, on problems whose equilibria are known.
 
     Bring ``method``; and ``weight``, if the solver is made for special weights. ``stop`` is when a problem counts as
-    solved, and ``looseness`` multiplies the rounding, 1e-12, by which two solves of a row may differ.
+    solved, ``looseness`` multiplies the rounding, 1e-12, by which two solves of a row may differ, and ``device`` is
+    where all problems are.
     """
 
     stop = Stop(rtol=1e-8, max_steps=400_000, patience=50_000)
     looseness: float = 1.0
+    device: str | torch.device = "cpu"
 
     @abstractmethod
     def method(self) -> Method:
@@ -43,7 +45,8 @@ class SolverContract(ABC):
     ) -> tuple[EquilibriumProblem, Tensor]:
         """A problem and its equilibrium: z = σ(v) with q = v − Wz for some v; σ is ReLU unless given."""
         activation = activation or ReLU()
-        W, weights, v = (tensor.to(dtype) for tensor in (*self.weight(n, n), draw(rows, n, seed=rows)))
+        drawn = (*self.weight(n, n), draw(rows, n, seed=rows))
+        W, weights, v = (tensor.to(self.device, dtype) for tensor in drawn)
         z, metric = activation(v), WeightedL2(weights)
         return EquilibriumProblem(linear=Dense(W), q=v - z @ W.mT, activation=activation, metric=metric), z
 
@@ -83,7 +86,7 @@ class SolverContract(ABC):
 
     def test_rows_do_not_see_each_other(self) -> None:
         problem, _ = self._planted(6, 8)
-        problem = replace(problem, q=problem.q * torch.logspace(-4, 4, 6, dtype=DOUBLE)[:, None])
+        problem = replace(problem, q=problem.q * torch.logspace(-4, 4, 6, dtype=DOUBLE, device=self.device)[:, None])
         together, order = self._solved(problem), torch.tensor([3, 0, 5, 1, 4, 2])
         permuted, size = self._solved(problem.rows(order)), together.z.norm(dim=-1, keepdim=True)
         require(torch.equal(permuted.steps, together.steps[order]), "the order of rows changes their steps")

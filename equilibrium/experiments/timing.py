@@ -10,7 +10,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 _WARM_UP = 5  # Repeated runs follow a fifth as many unmeasured ones, for a predecessor leaves its own cache and clock.
@@ -18,42 +18,60 @@ _WARM_UP = 5  # Repeated runs follow a fifth as many unmeasured ones, for a pred
 Timer = Callable[[int], tuple[float, float]]  # repeats ↦ wall and CPU seconds of all of them
 
 
+Spread = tuple[float, float, float]  # a median with the lower and the upper quartile
+
+
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """Seconds of a run: medians over the rounds, and the fastest and the slowest round.
+    """Seconds of a run in each round.
 
     Attributes:
-        wall: median wall time.
-        cpu: median time of the processor.
-        wall_range: of the fastest and of the slowest round.
-        cpu_range: the same.
-        rounds: how many there were.
-        repeats: runs of a round.
+        walls: wall time.
+        cpus: time of the processor.
+        repeats: runs of a round, whose mean counts.
     """
 
-    wall: float
-    cpu: float
-    wall_range: tuple[float, float]
-    cpu_range: tuple[float, float]
-    rounds: int
+    walls: tuple[float, ...]
+    cpus: tuple[float, ...]
     repeats: int
+
+    @property
+    def wall(self) -> float:
+        """Median wall time."""
+        return statistics.median(self.walls)
+
+    @property
+    def cpu(self) -> float:
+        """Median time of the processor."""
+        return statistics.median(self.cpus)
 
     def per(self, share: int) -> Times:
         """The same times of one part of a run that consists of so many."""
-        low, high = self.wall_range
-        less, more = self.cpu_range
-        wall_range, cpu_range = (low / share, high / share), (less / share, more / share)
-        return replace(self, wall=self.wall / share, cpu=self.cpu / share, wall_range=wall_range, cpu_range=cpu_range)
+        walls, cpus = (tuple(value / share for value in values) for values in (self.walls, self.cpus))
+        return replace(self, walls=walls, cpus=cpus)
+
+    def over(self, other: Times, clock: str) -> Spread:
+        """The ratio to the other's time in the same round: what disturbs a whole round is in both, and in no ratio."""
+        own, others = (getattr(times, f"{clock}s") for times in (self, other))
+        return quartiles([mine / its for mine, its in zip(own, others, strict=False)])  # one may have left earlier
 
     def text(self, clock: str, unit: float) -> str:
-        """Median, fastest and slowest by one of the two clocks, in units of so many seconds."""
-        return spread(getattr(self, clock) / unit, *(value / unit for value in getattr(self, f"{clock}_range")))
+        """Median and quartiles by one of the two clocks, in units of so many seconds."""
+        return spread(*quartiles([value / unit for value in getattr(self, f"{clock}s")]))
+
+
+def quartiles(values: Sequence[float]) -> Spread:
+    """The median, and the quartiles between which half of the values are."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return middle, low, high
 
 
 def spread(middle: float, low: float, high: float) -> str:
-    """A time with the fastest and the slowest of its rounds, three digits each; they are left out where they agree."""
-    median, fastest, slowest = (f"{value:.3g}" for value in (middle, low, high))
-    return median if fastest == slowest else f"{median} ({fastest}–{slowest})"
+    """A median with its quartiles, three digits each; they are left out where they agree."""
+    median, lower, upper = (f"{value:.3g}" for value in (middle, low, high))
+    return median if lower == upper else f"{median} ({lower}–{upper})"
 
 
 def timer(run: Callable[[], object]) -> Timer:
@@ -69,7 +87,7 @@ def timer(run: Callable[[], object]) -> Timer:
 
 
 def in_turn(timers: Mapping[str, Timer], *, rounds: int, shortest: float, budget: float) -> dict[str, Times]:
-    """Medians of several rounds, each in another order; before a measurement of many runs a few are not counted.
+    """Times of several rounds, each in another order; before a measurement of many runs a few are not counted.
 
     Args:
         timers: who takes part.
@@ -77,36 +95,6 @@ def in_turn(timers: Mapping[str, Timer], *, rounds: int, shortest: float, budget
         shortest: seconds that a measurement lasts at least, by repetition.
         budget: seconds for each; whoever needs more for a single run is measured in that run only.
     """
-    return {name: _summary(*found) for name, found in rounds_in_turn(timers, rounds, shortest, budget).items()}
-
-
-def ratios_in_turn(
-    timers: Mapping[str, Timer], to: str, *, rounds: int, shortest: float, clock: str
-) -> dict[str, tuple[float, float, float]]:
-    """Of everybody's time over that of ``to`` in the same round: the median, the smallest and the largest.
-
-    What disturbs a whole round is in both times, so that ratios are far steadier than times.
-
-    Args:
-        timers: who takes part.
-        to: the name of whom the others are compared with.
-        rounds: how many rounds.
-        shortest: seconds that a measurement lasts at least, by repetition.
-        clock: wall or cpu.
-    """
-    which = ("wall", "cpu").index(clock)
-    seen = {name: found[0] for name, found in rounds_in_turn(timers, rounds, shortest, math.inf).items()}
-    ratios = {
-        name: [own[which] / other[which] for own, other in zip(entries, seen[to], strict=True)]
-        for name, entries in seen.items()
-    }
-    return {name: (statistics.median(found), min(found), max(found)) for name, found in ratios.items()}
-
-
-def rounds_in_turn(
-    timers: Mapping[str, Timer], rounds: int, shortest: float, budget: float
-) -> dict[str, tuple[list[tuple[float, float]], int]]:
-    """Wall and CPU seconds of a run in every round, and how many runs a round has; as ``in_turn``."""
     first = {name: measure(1) for name, measure in timers.items()}  # also the warm-up
     for name, measure in timers.items():  # a cold run says too much, and so would be repeated too little
         if first[name][0] <= budget:
@@ -127,16 +115,15 @@ def rounds_in_turn(
                 wall, cpu = measure(repeats[name])
                 seen[name].append((wall / repeats[name], cpu / repeats[name]))
                 spent[name] += wall
-    return {name: (entries, repeats[name]) for name, entries in seen.items()}
+    return {
+        name: Times(walls=tuple(w for w, _ in entries), cpus=tuple(c for _, c in entries), repeats=repeats[name])
+        for name, entries in seen.items()
+    }
 
 
-def _summary(entries: list[tuple[float, float]], repeats: int) -> Times:
-    walls, cpus = zip(*entries, strict=True)
-    return Times(
-        wall=statistics.median(walls),
-        cpu=statistics.median(cpus),
-        wall_range=(min(walls), max(walls)),
-        cpu_range=(min(cpus), max(cpus)),
-        rounds=len(entries),
-        repeats=repeats,
-    )
+def ratios_in_turn(
+    timers: Mapping[str, Timer], to: str, *, rounds: int, shortest: float, clock: str
+) -> dict[str, Spread]:
+    """Of everybody's time over that of ``to``; arguments as of ``in_turn`` and ``Times.over``."""
+    times = in_turn(timers, rounds=rounds, shortest=shortest, budget=math.inf)
+    return {name: own.over(times[to], clock) for name, own in times.items()}

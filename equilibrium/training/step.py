@@ -63,7 +63,7 @@ class OptimizerStep:
             seen = [float(parameter.grad is not None) for parameter in self._parameters]
             return torch.cat([*gradients, empty.new_tensor([*seen, own * value, errors])])
 
-        *gradients, seen, told = ranks.total(sums, empty).split([*sizes, len(sizes), 2])
+        *gradients, seen, told = torch.split(ranks.total(sums, empty), [*sizes, len(sizes), 2])
         for parameter, gradient, used in zip(self._parameters, gradients, seen.tolist(), strict=True):
             # a parameter that the loss does not know stays without a gradient, which Adam tells from a gradient of zero
             parameter.grad = (gradient / rows).to(parameter).view_as(parameter) if used else None

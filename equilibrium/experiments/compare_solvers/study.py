@@ -343,7 +343,7 @@ class _Case:
             steps_max=int(solution.steps.max()),
             map_evals=solution.map_evals,
             seconds=times.wall,
-            seconds_range=times.wall_range,
+            seconds_range=(min(times.walls), max(times.walls)),
             relative_residual=_finite(float(solution.relative_residual.max())),
             distance=self.worst(self.metric.norm(solution.z - self.z)),
             error_bound=self.worst(solution.error_bound),
