@@ -316,7 +316,7 @@ def test_pairs_of_inputs_attain_less_than_is_certified(tmp_path: Path) -> None:
 
 
 def test_a_large_network_names_what_is_certified(tmp_path: Path) -> None:
-    layer = write(tmp_path, metric="1,1,1,1", image=(22, 22), pool=2, gamma=0.25).load()
+    layer = write(tmp_path, metric="1,1,1,1", image=(24, 24), pool=2, gamma=0.25).load()
     with pytest.raises(PreconditionError, match=r"\blipschitz = 0\.25"):
         certified_lipschitz(layer)
     with torch.no_grad():
