@@ -32,8 +32,8 @@ PAPER_ERROR_OF_WIDTH = {20: 4.85, 50: 3.10, 80: 2.33, 110: 2.12, 140: 1.97, 250:
 PAPER_ERROR_OF_MARGIN = {1: 2.30, 10: 2.14, 100: 3.40, 1000: 12.23}
 """Test errors in percent that the paper reports for Lipschitz-margin training, by its margin c, without a unit."""
 
-# The paper names no unit of c. In normalised pixels over 255 all four networks train; with c in grey levels, which is 3.2
-# times as much, the one for c = 1000 ends with a constant output (88.65 % error on MNIST).
+# The paper names no unit of c. In normalised pixels over 255 all four networks train; with c in grey levels, which is
+# 3.2 times as much, the one for c = 1000 ends with a constant output (88.65 % error on MNIST).
 _UNIT_OF_MARGINS = 1 / 255
 
 SIZES = tuple(round(15 * k / 39, 6) for k in range(40))
