@@ -20,19 +20,21 @@ from contracting.display import Row, Tabular
 from contracting.errors import InputError, PreconditionError
 from equilibrium.lipschitz.branches import Branches
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
-from equilibrium.lipschitz.composite import Model
+from equilibrium.lipschitz.composite import Model, parts
 from equilibrium.lipschitz.elementwise import Elementwise
 from equilibrium.lipschitz.finder import BuiltIn
+from equilibrium.lipschitz.first_order import FirstOrder
 from equilibrium.lipschitz.frequencies import PerFrequency, image_system
 from equilibrium.lipschitz.frequency_checker import ImageSystem
 from equilibrium.lipschitz.interior import InteriorPoint
 from equilibrium.lipschitz.rowwise import RowByRow
 from equilibrium.lipschitz.start import prepared
-from equilibrium.lipschitz.system import LipschitzSystem, lipschitz_system
+from equilibrium.lipschitz.system import LipschitzSystem, lipschitz_system, moving
 
 Bounding = Finder[LipschitzSystem, Tensor, LipschitzCertificate]
 
 _TIGHT_UP_TO = 200  # n up to which the optimum is found to six digits; beyond, to four
+_BORDER_UP_TO = 2000  # neurons on images up to which a border is left out afterwards, in half a minute
 _PAIR_TOLERANCE = 2e-3  # of the duality gap of γ²; the error itself is about a hundredth of it
 
 
@@ -51,7 +53,8 @@ def certified_lipschitz(
     bound; in ℓ1 and ℓ∞ of the elementwise bound and the optimal multipliers of single inputs or outputs. The linear
     maps become part of the weights, which is tighter than a product of norms. Every candidate is proved again by the
     independent checker. A network on images with more than 500 neurons inside its border is treated per frequency, in
-    ℓ2 and without ``preceding``; otherwise its matrices are needed.
+    ℓ2 and without ``preceding``, and up to 2,000 its multiplier judged again without the border; otherwise its matrices
+    are needed.
 
     Args:
         model: a layer, explicit weights, or an nn.Sequential of linear modules around one layer, in evaluation mode.
@@ -74,9 +77,25 @@ def certified_lipschitz(
     checks.whole_number("cases", cases)
     images = image_system(model, following, activation)
     if images is not None and preceding is None and norm is Norm.L2:
-        return PerFrequency().certify(images)
+        found = PerFrequency().certify(images)
+        held, _ = moving(parts(model)[1], activation)
+        if found.multiplier is None or int((~held).sum()) > _BORDER_UP_TO:
+            return found
+        inside = lipschitz_system(model, following=following, activation=activation)
+        proofs, _ = _certified_by([FirstOrder(steps=0, start=found.multiplier[~held])], inside)
+        proofs = [replace(proof, method=f"{found.method}, then without the border") for proof in proofs]
+        return min(found, *proofs, key=lambda certificate: certificate.bound)
     system = lipschitz_system(model, preceding=preceding, following=following, activation=activation)
     return certified_bound(system, norm, cases=cases)
+
+
+def subjects(model: Model) -> Iterator[ImageSystem | LipschitzSystem]:
+    """What an ℓ2 certificate of a model may be about: its kernels per frequency, and its matrices if not too large."""
+    images = image_system(model)
+    if images is not None:
+        yield images
+    if images is None or int((~moving(parts(model)[1], None)[0]).sum()) <= _BORDER_UP_TO:
+        yield lipschitz_system(model)
 
 
 def certified_bound(system: LipschitzSystem, norm: Norm = Norm.L2, *, cases: int = 1) -> LipschitzCertificate:

@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
 from equilibrium.layers import EquilibriumLayer
-from equilibrium.lipschitz.bounds import PairwiseLipschitz, certified_lipschitz
+from equilibrium.lipschitz.bounds import PairwiseLipschitz, certified_lipschitz, subjects
 from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
 from equilibrium.lipschitz.composite import Model, matrix_of, parts
-from equilibrium.lipschitz.frequencies import image_system
-from equilibrium.lipschitz.system import lipschitz_system
 from equilibrium.local.margins import batches, checked_labels, checked_rows, margins
 from equilibrium.local.network import LocalNetwork
 from equilibrium.local.passes import pieces
@@ -120,7 +118,7 @@ def _pair_constants(constants: Constants, model: Model, classes: int) -> Tensor:
 
 
 def _check_about(certificate: LipschitzCertificate, model: Model) -> None:
-    if certificate.about != (image_system(model) or lipschitz_system(model)).fingerprint:
+    if certificate.about not in (system.fingerprint for system in subjects(model)):
         raise InputError(
             "constants must be those of the present weights of model, these were proved for other ones: take "
             "pairwise_lipschitz(model) or certified_lipschitz(model) anew, after training and after a change of dtype"

@@ -340,6 +340,7 @@ def test_the_lipschitz_report_needs_no_matrix(metric: MetricShape, monkeypatch: 
     head = torch.randn(2, 3)
     dense = certified_lipschitz(layer.weights().dense()).bound
     monkeypatch.setattr("equilibrium.lipschitz.frequencies._TIGHT_UP_TO", 0)
+    monkeypatch.setattr("equilibrium.lipschitz.bounds._BORDER_UP_TO", 0)
     monkeypatch.setattr(ConvolutionalWeights, "dense", None)
     monkeypatch.setattr("contracting.maps.base.LinearMap.to_dense", None)
     report = lipschitz_report(layer, starts=4)

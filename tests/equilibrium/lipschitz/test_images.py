@@ -13,9 +13,18 @@ from contracting.activations.catalogue import LeakyReLU, ReLU, Sigmoid
 from contracting.activations.clamped import Clamped
 from contracting.certificates import CertificateError
 from contracting.errors import InputError
-from equilibrium import LBENConv2d, explicit_weights
+from equilibrium import LBENConv2d, certified_radius, explicit_weights
 from equilibrium.convolution import MetricShape
-from equilibrium.lipschitz import Elementwise, certified_lipschitz, check_lipschitz, lipschitz_system
+from equilibrium.lipschitz import (
+    Elementwise,
+    LipschitzReport,
+    PairAscent,
+    attained_lipschitz,
+    certified_lipschitz,
+    check_lipschitz,
+    lipschitz_system,
+    verify_report,
+)
 from equilibrium.lipschitz.frequencies import PerFrequency, image_system
 from equilibrium.lipschitz.frequency_checker import ImageSystem, check_frequencies
 from equilibrium.lipschitz.images import image_matrices
@@ -96,6 +105,7 @@ def test_slopes_of_the_activation_count_per_frequency_too(metric: MetricShape, m
     layer = made(0, metric, Sigmoid(), image=(4, 4))
     dense = certified_lipschitz(layer)
     monkeypatch.setattr("equilibrium.lipschitz.frequencies._TIGHT_UP_TO", 0)
+    monkeypatch.setattr("equilibrium.lipschitz.bounds._BORDER_UP_TO", 0)
     system = image_system(layer)
     assert system is not None and system.slopes == Sigmoid().slopes
     certificate = certified_lipschitz(layer)
@@ -115,6 +125,24 @@ def test_slopes_of_the_activation_count_per_frequency_too(metric: MetricShape, m
         with pytest.raises(CertificateError):
             check_frequencies(broken, system)
     assert certified_lipschitz(layer.weights(), activation=Sigmoid()).bound == pytest.approx(certificate.bound)
+
+
+def test_the_multiplier_of_a_large_network_is_judged_again_without_the_border(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = made(1, image=(4, 4))
+    best, torus = certified_lipschitz(layer), PerFrequency().certify(ImageSystem(weights=layer.weights()))
+    monkeypatch.setattr("equilibrium.lipschitz.frequencies._TIGHT_UP_TO", 0)
+    certificate = certified_lipschitz(layer)
+    assert certificate.multiplier is not None and len(certificate.multiplier) == 32
+    assert best.bound <= certificate.bound < 0.9 * torus.bound
+    pair = attained_lipschitz(layer, starts=2, searches=[PairAscent(steps=5)])
+    report, x = LipschitzReport(certificate=certificate, witness=pair), torch.rand(2, 16, dtype=F64)
+    for proof in (certificate, torus):
+        assert verify_report(layer, replace(report, certificate=proof)) > 0
+        assert bool((certified_radius(layer, x, layer(x).argmax(-1), proof) > 0).all())
+        with pytest.raises(CertificateError):
+            verify_report(layer, replace(report, certificate=replace(proof, bound=0.8 * best.bound)))
+        with pytest.raises(InputError, match=r"\bconstants\b"):
+            certified_radius(made(2, image=(4, 4)), x, layer(x).argmax(-1), proof)
 
 
 def test_held_neurons_of_any_network_are_left_out() -> None:
