@@ -118,7 +118,7 @@ def _pair_constants(constants: Constants, model: Model, classes: int) -> Tensor:
 
 
 def _check_about(certificate: LipschitzCertificate, model: Model) -> None:
-    if certificate.about not in (system.fingerprint for system in subjects(model)):
+    if all(certificate.about != system.fingerprint for system in subjects(model)):
         raise InputError(
             "constants must be those of the present weights of model, these were proved for other ones: take "
             "pairwise_lipschitz(model) or certified_lipschitz(model) anew, after training and after a change of dtype"
