@@ -49,11 +49,15 @@ from equilibrium.layers import EquilibriumLayer
 from equilibrium.lipschitz import (
     Branches,
     InteriorPoint,
+    LipschitzSystem,
+    Norm,
     PatternSearch,
+    RowByRow,
     attained_lipschitz,
     certified_lipschitz,
     lipschitz_system,
 )
+from equilibrium.lipschitz.checker import single_output, turned
 from equilibrium.lipschitz.frequencies import PerFrequency
 from equilibrium.lipschitz.frequency_checker import ImageSystem
 from equilibrium.lipschitz.pairs import Network
@@ -142,6 +146,13 @@ def _nilpotent(seed: int) -> tuple[float, float]:
     return 1 - _first_lyapunov(system), 1 - certify(system).rate
 
 
+def _jordan(seed: int) -> tuple[float, float]:
+    """−I plus a Jordan block of 16 rows, times a coupling from 1 to 100: the truth is 1, which no metric attains."""
+    coupling = 100 ** float(torch.rand((), generator=torch.Generator().manual_seed(seed), dtype=F64))
+    system = LinearSystem(W=coupling * torch.diag(torch.ones(15, dtype=F64), 1) - torch.eye(16, dtype=F64))
+    return 1 - _first_lyapunov(system), 1 - certify(system).rate
+
+
 def _first_lyapunov(system: LinearSystem) -> float:
     """The old recipe: the first gap of a list at which the equation has a positive definite solution, else P = I."""
     A = system.W
@@ -166,6 +177,14 @@ def _convergence(seed: int) -> tuple[float, float]:
     return truth - old, truth - fixed_input_convergence(system).rate
 
 
+def _beside_contraction(seed: int) -> tuple[float, float]:
+    """Constant input, how far below the rate that ``certify`` proves for every input."""
+    system = FiringRateSystem(W=0.0 * gaussian(6, 0) if seed == 0 else gaussian(6, seed))
+    proved = certify(system).rate
+    old = 0.5 * min(1.0, find_metric(system.W).monotonicity)
+    return proved - old, proved - fixed_input_convergence(system).rate
+
+
 def _errors(dtype: torch.dtype, count: int) -> list[tuple[float, float]]:
     """Certified over true error of each row of a solve: by (1 + w/m)‖r‖ in the precision of the solve, and now."""
     W, lam = monotone(40, 0)
@@ -185,17 +204,34 @@ def _errors(dtype: torch.dtype, count: int) -> list[tuple[float, float]]:
     return [(before, after) for before, after in found.tolist()]
 
 
-def _branched(seed: int) -> tuple[float, float]:
-    """ℓ2 constant of 8 units: by one multiplier and by cases, over the largest gain of all patterns of slopes."""
+def _small(seed: int) -> tuple[LipschitzSystem, Tensor]:
+    """A network of 8 units, and the slopes of its input-output map for all patterns of slopes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         free = Monotone(4, 8, 3, dtype=F64)
     system = lipschitz_system(free.explicit())
     J = torch.tensor(list(itertools.product((0.0, 1.0), repeat=8)), dtype=F64)
     states = torch.linalg.solve(torch.eye(8, dtype=F64) - J[:, :, None] * system.W, J[:, :, None] * system.U)
-    truth = float(torch.linalg.matrix_norm(system.C @ states + system.D, 2).max())
+    return system, system.C @ states + system.D
+
+
+def _branched(seed: int) -> tuple[float, float]:
+    """ℓ2 constant of 8 units: by one multiplier and by cases, over the largest gain of all patterns of slopes."""
+    system, slopes = _small(seed)
+    truth = float(torch.linalg.matrix_norm(slopes, 2).max())
     diagonal, branched = (finder.certify(system).bound for finder in (InteriorPoint(), Branches(leaves=64)))
     return diagonal / truth - 1, branched / truth - 1
+
+
+def _row_by_row(norm: Norm, seed: int) -> tuple[float, float]:
+    """ℓ∞ or ℓ1 constant of 8 units: √n times that of every row in ℓ2, and the best units of the inputs."""
+    system, slopes = _small(seed)
+    truth = float(torch.linalg.matrix_norm(slopes, float("inf") if norm is Norm.LINF else 1).max())
+    rows = turned(system, norm)  # in ℓ1 of the transposed map
+    inputs = rows.U.shape[1]
+    outputs = [single_output(rows, i, torch.ones(inputs, dtype=F64)) for i in range(len(rows.C))]
+    largest = max(InteriorPoint().certify(output).bound for output in outputs)
+    return inputs**0.5 * largest / truth - 1, RowByRow(norm=norm).certify(system).bound / truth - 1
 
 
 def image_layer(seed: int, metric: MetricShape, activation: Activation) -> LBENConv2d:
@@ -233,14 +269,20 @@ def study(*, systems: int, rows: int) -> list[Looseness]:
         "Peaceman–Rachford, Λ off by e^±2": lambda seed: _reflected(seed, 2.0),
         "firing rate, 6 and 7 units": _firing,
         "`ParabolaTest()` by itself": _by_itself,
-        "nilpotent linear flow, n = 16": _nilpotent,
+        "Jordan block, n = 16": _jordan,
+        "nilpotent linear flow, rotated, n = 16": _nilpotent,
         "constant input": _convergence,
     }
     found = []
     for kind, compare in kinds.items():
         found.append(_row(kind, "truth − rate", [compare(seed) for seed in range(systems)]))
         print(f"{kind}: worst {found[-1].before[2]:.3g} before, {found[-1].after[2]:.3g} after", flush=True)
+    below = [_beside_contraction(seed) for seed in range(systems)]
+    found.append(_row("constant input, `certify` beside it", "its rate − rate", below))
     found.append(_row("ℓ2 constant, 8 units", "bound/gain − 1", [_branched(seed) for seed in range(systems)]))
+    for norm, name in ((Norm.LINF, "ℓ∞"), (Norm.L1, "ℓ1")):
+        pairs = [_row_by_row(norm, seed) for seed in range(systems)]
+        found.append(_row(f"{name} constant, 8 units", "bound/gain − 1", pairs))
     shapes = {"ReLU": (MetricShape.CHANNEL, ReLU(), 1), "ReLU, Ψ per position": (MetricShape.POSITION, ReLU(), 1)}
     shapes |= {"ReLU, Ψ full": (MetricShape.FULL, ReLU(), 1), "ReLU, 8 cases": (MetricShape.CHANNEL, ReLU(), 8)}
     shapes |= {"sigmoid": (MetricShape.CHANNEL, Sigmoid(), 1), "sigmoid, Ψ full": (MetricShape.FULL, Sigmoid(), 1)}

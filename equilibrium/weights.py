@@ -141,10 +141,10 @@ class Weights(NetworkWeights):
     def hopfield_metric(self) -> FullP | None:
         """A metric in which the Hopfield flow contracts at the same rate: its linear part is WJ in place of JW.
 
-        In coordinates with Λ = I let s = ‖(P + W)P^−½‖/(2√(1−c)), below one where P proves c of the firing-rate flow
-        with something left. Then Y = WP⁻¹Wᵀ + hI has (W + Y)(W + Y)ᵀ ≺ 4(1−c)Y for 0 < h < 4(1−c)(1−s²), of which h
-        is half, and Y⁻¹ is the metric, in float64: of large weights near the edge its condition is beyond float32. None
-        if nothing is left.
+        In coordinates with Λ = I, where P + W = 2√(1−c) SV with VᵀV = P and ‖S‖ < 1, let A = WV⁻¹ and Y = AAᵀ + H. Then
+        4(1−c)Y − (W + Y)(W + Y)ᵀ ⪰ 4(1−c)H − H(I − SSᵀ)⁻¹H, by completing the square, which is ½·4(1−c)H for the middle
+        H = 2(1−c)(I − SSᵀ). So Y = ½(WP⁻¹Wᵀ + 4(1−c)I − P − W − Wᵀ), and Y⁻¹ is the metric, in float64: of large
+        weights near the edge its condition is beyond float32. None if nothing is left.
         """
         if self.contraction_matrix is None or self.metric is None or self.contraction_rate is None:
             return None
@@ -154,12 +154,12 @@ class Weights(NetworkWeights):
         factor, info = torch.linalg.cholesky_ex(P)
         if int(info):
             return None
-        columns = torch.linalg.solve_triangular(factor, torch.cat([(P + W).mT, W.mT], 1), upper=False)
-        used, Z = columns.split(len(P), 1)
-        left = (share - float(torch.linalg.matrix_norm(used, 2)) ** 2) / 2
-        if not left > 0:
+        Z = torch.linalg.solve_triangular(factor, W.mT, upper=False)
+        Y = (Z.mT @ Z + share * torch.eye(len(P), dtype=P.dtype, device=P.device) - P - W - W.mT) / 2
+        factor, info = torch.linalg.cholesky_ex(Y)
+        if int(info):
             return None
-        inverse = torch.linalg.inv(Z.mT @ Z + left * torch.eye(len(P), dtype=P.dtype, device=P.device))
+        inverse = torch.cholesky_inverse(factor)
         inverse = root[:, None] * inverse * root
         return FullP((inverse + inverse.mT) / 2)
 

@@ -449,10 +449,12 @@ def test_step_sweep(tmp_path: Path) -> None:
 def test_looseness(tmp_path: Path) -> None:
     printed = run("looseness.py", tmp_path, "--systems", "1", "--rows", "10", "--out", str(tmp_path))
     rows = json.loads((tmp_path / "results.json").read_text())["looseness"]
-    assert len(rows) == 15 and (tmp_path / "table.md").read_text() in printed
+    assert len(rows) == 19 and (tmp_path / "table.md").read_text() in printed
     for row in rows:
         before, after = torch.tensor(row["before"]), torch.tensor(row["after"])
-        assert bool((after < before).all()) and bool((after > -1e-6).all()), row["kind"]
+        assert bool((after < before).all()), row["kind"]
+        # convergence for constant input may be faster than contraction; nothing else may be better than the truth
+        assert bool((after < 1e-9 if row["measure"] == "its rate − rate" else after > -1e-6).all()), row["kind"]
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.certificates.definite import UNIT, definite_margin, definite_margins, sizes
-from contracting.certificates.enclosures import Enclosure
+from contracting.certificates.definite import UNIT, definite_margin, sizes
+from contracting.certificates.enclosures import Enclosure, definite_form
 from contracting.certificates.lifted.checker import lifted_margin, rescaled_relations
 from contracting.certificates.lifted.form import LiftedForm
 from contracting.certificates.lure.checker import (
@@ -24,6 +24,7 @@ from contracting.certificates.lure.checker import (
     covered,
     dissipation_margin,
     enclosed_vertices,
+    lyapunov_margin,
     neuron_units,
     power_of_two,
     vertex_margin,
@@ -165,28 +166,32 @@ def _matrix_of(metric: Metric) -> Tensor:
 
 
 def _sector_margin(system: SlopeSystem, P: Tensor, multiplier: Tensor, rate: float) -> float:
-    r"""Margin of −[[FᵀP + PF + 2cP, δ(PB + CᵀQ)], [·, −2δQ]] ≻ 0, P ≻ 0, Q > 0, Jacobians F + δBJC, J in [0, 1]ⁿ.
+    r"""Margin of −[[FᵀP + PF + 2cP, PB + CᵀQ], [·, −2Q/δ]] ≻ 0, P ≻ 0, Q > 0, Jacobians F + δBJC, J in [0, 1]ⁿ.
 
-    With y = Cx and w = Jy it gives d/dt xᵀPx + 2c xᵀPx ≤ −2δΣqᵢwᵢ(yᵢ − wᵢ) ≤ 0. Here D = aI + δJ, δ = β − a.
+    With y = Cx and w = δJy it gives d/dt xᵀPx + 2c xᵀPx ≤ −2Σqᵢwᵢ(yᵢ − wᵢ/δ) ≤ 0. Here D = aI + δJ, δ = β − a.
     """
-    Q = multiplier
-    if not bool((torch.isfinite(Q) & (Q > 0)).all()):
+    if not bool((torch.isfinite(multiplier) & (multiplier > 0)).all()):
         return -math.inf
-    n, W = system.size, system.W
-    (low, high), identity = system.slopes, torch.eye(system.size, dtype=torch.float64)
-    width = high - low
-    B, C = (identity, W) if isinstance(system, FiringRateSystem) else (W, identity)
-    F = low * W - identity
-    corner = F.mT @ P + P @ F + 2 * rate * P
-    off = width * (P @ B + C.mT * Q)
-    lmi = -torch.cat([torch.cat([corner, off], 1), torch.cat([off.mT, torch.diag(-2 * width * Q)], 1)])
-    # the same products of absolute values bound every rounding error
-    half = (abs(low) * sizes(W) + identity).mT @ sizes(P)
-    size_corner = half + half.mT + 2 * abs(rate) * sizes(P)
-    size_off = width * (sizes(P) @ sizes(B) + sizes(C).mT * sizes(Q))
-    size_end = torch.diag(2 * width * sizes(Q))
-    size = torch.cat([torch.cat([size_corner, size_off], 1), torch.cat([size_off.mT, size_end], 1)])
-    return min(definite_margin(lmi, (n + _ASSEMBLY) * UNIT * size), _definite(P))
+    low, high = system.slopes
+
+    def form(kind: type[Enclosure]) -> Enclosure:
+        metric, W = kind.exact(P), kind.exact(system.W)
+        product = metric @ W
+        half = product * low - metric  # PF
+        corner = half + half.mT + metric * (2 * rate)
+        if isinstance(system, FiringRateSystem):
+            off = metric + W.mT * multiplier
+        else:
+            off = product + kind.exact(torch.diag(multiplier))
+        end = torch.diag(-2 * multiplier / (high - low))
+        rounding = 4 * UNIT * sizes(end)
+        return kind(-_stacked(corner.value, off.value, end), _stacked(corner.radius, off.radius, rounding))
+
+    return min(definite_form(form), _definite(P))
+
+
+def _stacked(corner: Tensor, off: Tensor, end: Tensor) -> Tensor:
+    return torch.cat([torch.cat([corner, off], 1), torch.cat([off.mT, end], 1)])
 
 
 def _definite(P: Tensor) -> float:
@@ -197,13 +202,13 @@ def _definite(P: Tensor) -> float:
 def _vertex_margin(system: SlopeSystem, P: Tensor, rate: float) -> float:
     """Margin of −(FᵀP + PF + 2cP) ≻ 0 at every vertex: F is affine in each slope, so the vertices decide."""
     worst = _definite(P)
-    for F, terms in _vertex_jacobians(system):
-        worst = min(worst, float(_lyapunov_margins(P, F, terms, rate).min()))
+    for F in _enclosed_vertices(system):
+        worst = min(worst, lyapunov_margin(P, F, rate))
     return worst
 
 
-def _vertex_jacobians(system: SlopeSystem) -> Iterator[tuple[Tensor, Tensor]]:
-    """DW − I or WD − I at all vertices in blocks, and |D||W| + I: of the diagonal little may be left after rounding.
+def _enclosed_vertices(system: SlopeSystem) -> Iterator[Enclosure]:
+    """DW − I or WD − I at all vertices in blocks.
 
     Raises:
         CertificateError: if there are too many vertices.
@@ -213,20 +218,8 @@ def _vertex_jacobians(system: SlopeSystem) -> Iterator[tuple[Tensor, Tensor]]:
         raise CertificateError(f"a proof by vertices needs {limit}; give a multiplier")
     absolute = replace(system, W=sizes(system.W))
     for block in vertices(system.slopes, system.size):
-        yield system.jacobians(block), absolute.jacobians(-block.abs()).abs()
-
-
-def _enclosed_vertices(system: SlopeSystem) -> Iterator[Enclosure]:
-    for F, terms in _vertex_jacobians(system):
-        yield Enclosure(F, 2 * UNIT * terms)  # a product and a difference
-
-
-def _lyapunov_margins(P: Tensor, F: Tensor, terms: Tensor, rate: float) -> Tensor:
-    """Margins of −(FᵀP + PF + 2cP) ≻ 0 for each F, made of terms of that absolute size: (batch, n, n) -> (batch,)."""
-    product = P @ F
-    half = sizes(P) @ terms
-    size = half + half.mT + 2 * abs(rate) * sizes(P)
-    return definite_margins(-(product + product.mT + 2 * rate * P), (P.shape[0] + _ASSEMBLY) * UNIT * size)
+        # a product and a difference; of the diagonal little may be left after rounding
+        yield Enclosure(system.jacobians(block), 2 * UNIT * absolute.jacobians(-block.abs()).abs())
 
 
 def _linear_margin(A: Tensor, metric: Metric, relations: Tensor | None, rate: float) -> float:
@@ -240,7 +233,7 @@ def _linear_margin(A: Tensor, metric: Metric, relations: Tensor | None, rate: fl
         allowance = (A.shape[0] + _ASSEMBLY) * UNIT * (off + 2 * A.diagonal().abs() + abs(rate))
         return float((-A.diagonal() - off - rate - allowance).min())
     P = _matrix_of(metric)
-    return min(_definite(P), float(_lyapunov_margins(P, A[None], sizes(A)[None], rate)[0]))
+    return min(_definite(P), lyapunov_margin(P, Enclosure.exact(A), rate))
 
 
 def inclusion_margin(W: Tensor, weights: Tensor, rate: float) -> float:

@@ -6,12 +6,15 @@ bounds themselves are covered by whoever uses them, as ``definite`` does with on
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from contracting.certificates.definite import UNIT, sizes
+from contracting.certificates.definite import SMALLEST, UNIT, definite_margins, sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +25,7 @@ class Enclosure:
     radius: Tensor
 
     @classmethod
-    def exact(cls, value: Tensor) -> Enclosure:
+    def exact(cls, value: Tensor) -> Self:
         """A matrix that is known as it stands."""
         return cls(value, torch.zeros_like(value))
 
@@ -32,33 +35,89 @@ class Enclosure:
         return self.value.abs() + self.radius
 
     @property
-    def mT(self) -> Enclosure:
+    def mT(self) -> Self:
         """The transposed matrix."""
-        return Enclosure(self.value.mT, self.radius.mT)
+        return type(self)(self.value.mT, self.radius.mT)
 
-    def __add__(self, other: Enclosure) -> Enclosure:
+    def __add__(self, other: Enclosure) -> Self:
         value = self.value + other.value
-        return Enclosure(value, self.radius + other.radius + UNIT * value.abs())
+        return type(self)(value, self.radius + other.radius + UNIT * value.abs())
 
-    def __neg__(self) -> Enclosure:
-        return Enclosure(-self.value, self.radius)
+    def __neg__(self) -> Self:
+        return type(self)(-self.value, self.radius)
 
-    def __sub__(self, other: Enclosure) -> Enclosure:
+    def __sub__(self, other: Enclosure) -> Self:
         return self + -other
 
-    def __matmul__(self, other: Enclosure) -> Enclosure:
-        value = self.value @ other.value
-        # sums of k products of rounded numbers: k roundings at most on each, and one more for good measure
-        rounding = (self.value.shape[-1] + 1) * UNIT * (sizes(self.value) @ sizes(other.value))
-        return Enclosure(value, self.radius @ other.size + self.value.abs() @ other.radius + rounding)
+    def __matmul__(self, other: Enclosure) -> Self:
+        value, rounding = self.product(self.value, other.value)
+        return type(self)(value, self.radius @ other.size + self.value.abs() @ other.radius + rounding)
 
-    def __mul__(self, scale: Tensor | float) -> Enclosure:
+    @staticmethod
+    def product(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """AB and a bound of its rounding: sums of k products, k roundings at most on each, and one for good measure."""
+        return A @ B, (A.shape[-1] + 1) * UNIT * (sizes(A) @ sizes(B))
+
+    def __mul__(self, scale: Tensor | float) -> Self:
         """Entry by entry with exact numbers, broadcast: ``lam[:, None]`` scales rows."""
         value = self.value * scale
-        return Enclosure(value, (self.radius * scale).abs() + UNIT * sizes(value))
+        return type(self)(value, (self.radius * scale).abs() + UNIT * sizes(value))
 
-    def __getitem__(self, index: object) -> Enclosure:
-        return Enclosure(self.value[index], self.radius[index])  # type: ignore[index]
+    def __getitem__(self, index: object) -> Self:
+        return type(self)(self.value[index], self.radius[index])  # type: ignore[index]
+
+
+class Compensated(Enclosure):
+    """Enclosures whose products are as if float64 had twice as many digits: for those much smaller than their terms.
+
+    Every sum carries its own rounding errors along; the result is then wrong by one rounding and γ²|A||B|, γ = ku for k
+    terms (Ogita, Rump and Oishi, "Accurate sum and dot product", SIAM J. Sci. Comput. 26, 2005, Algorithm 5.3).
+    """
+
+    @staticmethod
+    def product(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        terms = A.shape[-1]
+        value = torch.zeros_like(A @ B)
+        lost = torch.zeros_like(value)
+        for k in range(terms):
+            a, b = A[..., :, k, None], B[..., k, None, :]
+            term = a * b
+            (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
+            lost = lost + (a_low * b_low - (term - a_high * b_high - a_low * b_high - a_high * b_low))
+            total = value + term
+            part = total - value
+            lost = lost + ((value - (total - part)) + (term - part))
+            value = total
+        value = value + lost
+        squared = 2 * ((terms + 2) * UNIT) ** 2 * (A.abs() @ B.abs())
+        # of numbers that underflow the square of a unit says nothing; SMALLEST covers each of them
+        return value, 2 * UNIT * value.abs() + squared + (terms + 1) * SMALLEST
+
+
+def _halves(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """The upper and the lower 26 digits of each, whose products are exact (Veltkamp)."""
+    large = (2.0**27 + 1) * numbers
+    high = large - (large - numbers)
+    return high, numbers - high
+
+
+def definite_form(form: Callable[[type[Enclosure]], Enclosure]) -> float:
+    """The least margin of all matrices of a form, or −∞ if one of them is not proved positive definite.
+
+    Where only the allowance for rounding is in the way of a proof, as it is where large matrices have a small product,
+    the form is computed again with twice as many digits.
+
+    Args:
+        form: computes it, (..., n, n), in enclosures of the kind that it is given.
+    """
+    whole = form(Enclosure)
+    if not whole.value.numel():
+        return math.inf
+    margin = float(definite_margins(whole.value, whole.radius).min())
+    if margin > 0 or not float(definite_margins(whole.value, torch.zeros_like(whole.radius)).min()) > 0:
+        return margin
+    whole = form(Compensated)
+    return float(definite_margins(whole.value, whole.radius).min())
 
 
 def solved(matrix: Enclosure, right: Tensor) -> Enclosure | None:

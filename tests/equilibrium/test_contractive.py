@@ -77,6 +77,17 @@ def test_every_draw_keeps_what_it_promises_and_what_lies_outside_is_refused(draw
                     pass
 
 
+@pytest.mark.parametrize("seed", [1141, 1807, 4619, 5459])
+def test_the_other_flow_keeps_the_rate_of_weights_that_are_much_larger_than_what_is_left(draws, seed: int) -> None:
+    """Those of ten thousand draws whose metric, or whose proof, once was too far from exact."""
+    free = draws.drawn(seed, 10)
+    assert draws.refused(free) == []
+    weights = free.explicit()
+    forged = replace(weights, contraction_rate=1 - 0.9 * (1 - weights.contraction_rate))
+    free.explicit, free.contraction_rate = lambda: forged, forged.contraction_rate  # type: ignore[method-assign]
+    assert "Hopfield" in draws.refused(free)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, D])
 def test_the_stored_numbers_keep_it_in_fifty_digits(draws, dtype: torch.dtype) -> None:
     """At the largest parameters, where rounding takes most, and of the network that would be on the edge."""

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from contracting import checks
 from contracting.certificates.balance import balancing
-from contracting.certificates.definite import UNIT, definite_margin, definite_margins, sizes
-from contracting.certificates.enclosures import Enclosure, solved
+from contracting.certificates.definite import UNIT, definite_margin, sizes
+from contracting.certificates.enclosures import Enclosure, definite_form, solved
 from contracting.certificates.records import CertificateError, assumption
 from contracting.certificates.systems import vertices
 from contracting.errors import InputError
@@ -78,13 +78,17 @@ def dissipation_margin(
         return -math.inf
     if not bool((torch.isfinite(multiplier) & (multiplier > 0)).all()):
         return -math.inf
-    P, inequality = dissipation(system, P, multiplier, rate, supply)
-    positive = definite_margin(P, UNIT * sizes(P)) if system.size else math.inf
-    return min(positive, definite_margin(inequality.value, inequality.radius)) if len(inequality.value) else positive
+    margin = definite_form(lambda kind: dissipation(system, P, multiplier, rate, supply, kind)[1])
+    return margin if P is None or not system.size else min(margin, definite_margin((P + P.mT) / 2, UNIT * sizes(P)))
 
 
 def dissipation(
-    system: LureSystem, P: Tensor | None, multiplier: Tensor, rate: float, supply: Supply | None = None
+    system: LureSystem,
+    P: Tensor | None,
+    multiplier: Tensor,
+    rate: float,
+    supply: Supply | None = None,
+    kind: type[Enclosure] = Enclosure,
 ) -> tuple[Tensor, Enclosure]:
     """P and minus the form above as a matrix of (s, w', u), in units in which P and λ are about 1, by powers of two.
 
@@ -108,23 +112,23 @@ def dissipation(
 
     def row(of_state: Tensor, of_input: Tensor) -> Enclosure:
         nothing = of_state.new_zeros(len(of_state), m)
-        return Enclosure.exact(torch.cat([of_state, nothing, of_input[:, :k]], 1))
+        return kind.exact(torch.cat([of_state, nothing, of_input[:, :k]], 1))
 
     pre = torch.cat([system.C, system.D, system.D12[:, :k]], 1)
     guess, _ = torch.linalg.solve_ex(torch.eye(m, dtype=torch.float64) - system.D * K, pre)
-    w = Enclosure.exact(K[:, None] * torch.nan_to_num(guess) + neuron)
-    v = row(system.C, system.D12) + Enclosure.exact(system.D) @ w
+    w = kind.exact(K[:, None] * torch.nan_to_num(guess) + neuron)
+    v = row(system.C, system.D12) + kind.exact(system.D) @ w
     deviation = w - v * K[:, None]  # w − Kv, which is w' up to rounding
-    field = row(system.A, system.B2) + Enclosure.exact(system.B) @ w
-    energy = Enclosure.exact(state.mT) @ (Enclosure.exact(P) @ field)
+    field = row(system.A, system.B2) + kind.exact(system.B) @ w
+    energy = kind.exact(state.mT) @ (kind.exact(P) @ field)
     form = energy + energy.mT
-    form = form + Enclosure.exact(state.mT) @ (Enclosure.exact(2 * P) * rate) @ Enclosure.exact(state)
+    form = form + kind.exact(state.mT) @ (kind.exact(2 * P) * rate) @ kind.exact(state)
     # λ(w − lv)(hv − w) = λ(half²v² − (w − Kv)²); the factor covers the roundings of λ·half²
     form = form + v.mT @ (v * (2 * lam * half.square() * (1 + 4 * UNIT))[:, None])
     form = form - deviation.mT @ (deviation * (2 * lam)[:, None])
     if supply is not None:
-        y = row(system.C2, system.D22) + Enclosure.exact(system.D21) @ w
-        u = Enclosure.exact(inputs)
+        y = row(system.C2, system.D22) + kind.exact(system.D21) @ w
+        u = kind.exact(inputs)
         cross = y.mT @ (u * supply.cross) if supply.cross else None
         form = form - y.mT @ (y * supply.output) - u.mT @ (u * supply.input)
         if cross is not None:
@@ -157,14 +161,22 @@ def vertex_margin(system: LureSystem, P: Tensor, rate: float) -> float:
     """
     states = power_of_two(P.diagonal().sqrt())
     system, P = system.rescaled(states, neuron_units(system)), (P + P.mT) / 2 / states[:, None] / states
-    worst, exact = definite_margin(P, UNIT * sizes(P)), Enclosure.exact(P)
+    worst = definite_margin(P, UNIT * sizes(P))
     for F in enclosed_vertices(system):
         if F is None:
             return -math.inf
-        product = exact @ F
-        form = product + product.mT + Enclosure.exact(2 * P) * rate
-        worst = min(worst, float(definite_margins(-form.value, form.radius).min()))
+        worst = min(worst, lyapunov_margin(P, F, rate))
     return worst
+
+
+def lyapunov_margin(P: Tensor, F: Enclosure, rate: float) -> float:
+    """The least margin of −(FᵀP + PF + 2cP) ≻ 0 of all F: (..., n, n)."""
+
+    def form(kind: type[Enclosure]) -> Enclosure:
+        product = kind.exact(P) @ F
+        return -(product + product.mT + kind.exact(2 * P) * rate)
+
+    return definite_form(form)
 
 
 def enclosed_vertices(system: LureSystem) -> Iterator[Enclosure | None]:

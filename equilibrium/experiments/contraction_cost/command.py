@@ -30,6 +30,7 @@ def contraction_cost(
         str, "How rates are built in, by commas: contractive, the complete one, or monotone, with an added term."
     ] = "contractive",
     seeds: Annotated[int | None, "Trainings per rate (default 5)."] = None,
+    first_seed: Annotated[int, "The smallest seed; the others follow."] = 0,
     hidden: Annotated[int | None, "Neurons (default 64)."] = None,
     epochs: Annotated[int | None, "Passes over the training images (default 15)."] = None,
     lipschitz: Annotated[float, "Certified Lipschitz constant of every layer."] = 1.0,
@@ -47,6 +48,7 @@ def contraction_cost(
         kinds=tuple(kinds[name] for name in chosen),
         rates=numbers_or_none("--rates", rates, example="none,0.2,0.5", high=1, high_open=True, zero=True),
         seeds=checks.whole_number("--seeds", (2 if small else 5) if seeds is None else seeds),
+        first_seed=checks.seed("--first-seed", first_seed),
         hidden=checks.whole_number("--hidden", (12 if small else 64) if hidden is None else hidden),
         epochs=checks.whole_number("--epochs", (1 if small else 15) if epochs is None else epochs),
         lipschitz=lipschitz,
@@ -55,7 +57,7 @@ def contraction_cost(
         dataset = digits_for(0, small=small)
         about = (
             f"LBEN({dataset.features}, {settings.hidden}, {dataset.classes}, lipschitz={settings.lipschitz:g}) on "
-            f"{dataset.name}, {settings.epochs} epochs, {settings.seeds} seeds, "
+            f"{dataset.name}, {settings.epochs} epochs, seeds {settings.first_seed} to {settings.all_seeds[-1]}, "
         )
         if errors_only:
             errors = errors_of(dataset, settings, said=_say_error)

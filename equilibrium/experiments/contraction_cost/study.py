@@ -100,6 +100,7 @@ class CostSettings:
         rates: those to ask for; None asks for no contraction.
         kinds: how to build them in.
         seeds: how many.
+        first_seed: the smallest of them.
         hidden: neurons.
         epochs: passes over the training images.
         lipschitz: γ.
@@ -108,9 +109,15 @@ class CostSettings:
     rates: tuple[float | None, ...] = (None, 0.2, 0.5)
     kinds: tuple[Kind, ...] = (Kind.CONTRACTIVE,)
     seeds: int = 5
+    first_seed: int = 0
     hidden: int = 64
     epochs: int = 15
     lipschitz: float = 1.0
+
+    @property
+    def all_seeds(self) -> range:
+        """Every seed, in order."""
+        return range(self.first_seed, self.first_seed + self.seeds)
 
     @property
     def asked(self) -> list[Asked]:
@@ -141,7 +148,7 @@ def errors_of(
         TrainingError: if training does not go on.
     """
     errors: dict[Asked, list[float]] = {asked: [] for asked in settings.asked}
-    for seed in range(settings.seeds):
+    for seed in settings.all_seeds:
         for asked, found in errors.items():
             layer = new_layer_of(dataset, settings, asked, seed)
             found.append(train(layer, dataset, epochs=settings.epochs, seed=seed).test_error)
@@ -184,7 +191,7 @@ def contraction_cost_of(
     """
     done = []
     for asked in settings.asked:
-        for seed in range(settings.seeds):
+        for seed in settings.all_seeds:
             layer = new_layer_of(dataset, settings, asked, seed)
             error = train(layer, dataset, epochs=settings.epochs, seed=seed).test_error
             done.append(measure_layer(layer.double(), dataset, seed=seed, test_error=error))

@@ -30,6 +30,7 @@ from contracting.certificates import (
     peaceman_rachford_system,
 )
 from contracting.certificates.definite import definite_margin
+from contracting.certificates.enclosures import Compensated, Enclosure, definite_form
 from contracting.metrics import FullP, WeightedL1, WeightedL2, WeightedLinf
 from tests.contracting.certificates.instances import gaussian
 from tests.problems import monotone_weight
@@ -206,3 +207,35 @@ def test_scaling_does_not_matter() -> None:
     assert ParabolaTest().certify(system).rate == pytest.approx(
         ParabolaTest().certify(FiringRateSystem(W=plain, hint=torch.ones(8))).rate, abs=1e-5
     )
+
+
+def test_twice_the_digits_for_products_that_are_smaller_than_their_terms() -> None:
+    """Bounds of the rounding hold against exact fractions, and are far below those of plain products."""
+    draw = torch.Generator().manual_seed(0)
+    A = 10.0 ** torch.arange(8) * torch.randn(3, 8, generator=draw, dtype=torch.float64)
+    B = torch.randn(8, 3, generator=draw, dtype=torch.float64)
+    B[0] = -(A[:, 1:] @ B[1:])[0] / A[0, 0]
+    radii = []
+    for kind in (Enclosure, Compensated):
+        product = kind.exact(A) @ kind.exact(B)
+        radii.append(float(product.radius[0].max()))
+        for i in range(3):
+            for j in range(3):
+                exact = sum(Fraction(float(a)) * Fraction(float(b)) for a, b in zip(A[i], B[:, j], strict=True))
+                assert abs(exact - Fraction(float(product.value[i, j]))) <= Fraction(float(product.radius[i, j]))
+    assert radii[1] < 1e-6 * radii[0]
+
+
+@pytest.mark.parametrize(("e", "f"), [(2.0**-7, 2.0**-7), (0.0, 0.0), (2.0**-7, -(2.0**-7))])
+def test_more_digits_are_taken_where_only_the_allowance_is_in_the_way(e: float, f: float) -> None:
+    """[1 1; 1 1 + ef], where terms of 2³⁶ cancel: definite iff ef > 0, which is less than the allowance."""
+    t, proved, asked = 2.0**18, e * f > 0, []
+    left = torch.tensor([[1.0, 0.0, t, -t], [1.0, e, t, -t]], dtype=torch.float64)
+    right = torch.tensor([[1.0, 1.0], [0.0, f], [t, t], [t, t]], dtype=torch.float64)
+
+    def form(kind: type[Enclosure]) -> Enclosure:
+        asked.append(kind)
+        return kind.exact(left) @ kind.exact(right)
+
+    assert (definite_form(form) > 0) == proved
+    assert asked == ([Enclosure, Compensated] if proved else [Enclosure])
