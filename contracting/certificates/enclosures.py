@@ -16,6 +16,8 @@ from torch import Tensor
 
 from contracting.certificates.definite import SMALLEST, UNIT, definite_margins, sizes
 
+_SLICES = 4  # So many slices of some 23 digits each hold more digits than two numbers of float64 side by side need.
+
 
 @dataclass(frozen=True, eq=False)
 class Enclosure:
@@ -70,35 +72,41 @@ class Enclosure:
 class Compensated(Enclosure):
     """Enclosures whose products are as if float64 had twice as many digits: for those much smaller than their terms.
 
-    Every sum carries its own rounding errors along; the result is then wrong by one rounding and γ²|A||B|, γ = ku for k
-    terms (Ogita, Rump and Oishi, "Accurate sum and dot product", SIAM J. Sci. Comput. 26, 2005, Algorithm 5.3).
+    Both factors are cut into slices of so few digits that products of slices are exact in float64, in any order of
+    their sums (Ozaki, Ogita, Oishi and Rump, "Error-free transformations of matrix multiplication", Numer. Algorithms
+    59, 2012); what is cut off after four, and the sum of the products, are bounded.
     """
 
     @staticmethod
     def product(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-        terms = A.shape[-1]
-        value = torch.zeros_like(A @ B)
-        lost = torch.zeros_like(value)
-        for k in range(terms):
-            a, b = A[..., :, k, None], B[..., k, None, :]
-            term = a * b
-            (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
-            lost = lost + (a_low * b_low - (term - a_high * b_high - a_low * b_high - a_high * b_low))
-            total = value + term
-            part = total - value
-            lost = lost + ((value - (total - part)) + (term - part))
-            value = total
+        if not (terms := A.shape[-1]):
+            return Enclosure.product(A, B)
+        digits = (53 - math.ceil(math.log2(terms))) // 2
+        left, right = _slices(A, digits), [part.mT for part in _slices(B.mT, digits)]
+        value = lost = torch.zeros_like(A @ B)
+        for i, part in enumerate(left):
+            for other in right[: _SLICES - i]:
+                term = part @ other
+                total = value + term
+                share = total - value
+                lost = lost + ((value - (total - share)) + (term - share))
+                value = total
         value = value + lost
-        squared = 2 * ((terms + 2) * UNIT) ** 2 * (A.abs() @ B.abs())
-        # of numbers that underflow the square of a unit says nothing; SMALLEST covers each of them
-        return value, 2 * UNIT * value.abs() + squared + (terms + 1) * SMALLEST
+        largest = A.abs().amax(-1, keepdim=True) * B.abs().amax(-2, keepdim=True)
+        # five pairs of the order of the last slice are left out, and smaller ones; SMALLEST covers what underflows
+        cut = 16 * terms * 2.0 ** (-_SLICES * digits) * largest
+        return value, 4 * UNIT * value.abs() + 200 * UNIT**2 * terms * largest + cut + (terms + 1) * SMALLEST
 
 
-def _halves(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """The upper and the lower 26 digits of each, whose products are exact (Veltkamp)."""
-    large = (2.0**27 + 1) * numbers
-    high = large - (large - numbers)
-    return high, numbers - high
+def _slices(matrix: Tensor, digits: int) -> list[Tensor]:
+    """Matrices that add up to this one but for 2^(−4·digits) of a row, and have at most 2^digits whole units each."""
+    slices = []
+    for _ in range(_SLICES):
+        largest = matrix.abs().amax(-1, keepdim=True)
+        unit = torch.ldexp(torch.ones_like(largest), torch.frexp(largest)[1] - digits)
+        slices.append(torch.round(matrix / unit) * unit)
+        matrix = matrix - slices[-1]
+    return slices
 
 
 def definite_form(form: Callable[[type[Enclosure]], Enclosure]) -> float:
