@@ -108,7 +108,8 @@ def table(entries: list[Entry], clock: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = command_line.with_networks(command_line.timed(command_line.parser(__doc__, "activations"), rounds=15))
+    parser = command_line.with_networks(command_line.parser(__doc__, "activations"))
+    command_line.timed(parser, rounds=15, clock="cpu")
     parser.add_argument("--rows", type=command_line.whole, nargs="+", help="batch sizes (default 1 128 1000)")
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
