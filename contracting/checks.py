@@ -89,7 +89,8 @@ def positive_tensor(name: str, value: Tensor) -> Tensor:
         return value
     if value.numel() == 0:
         return value
-    low, high = (float(end) for end in value.detach().aminmax())
+    least, largest = value.detach().aminmax()
+    low, high = float(least), float(largest)
     if not (low > 0 and high < math.inf):
         finite(name, value)
         raise InputError(f"{name} must be positive, its smallest entry is {low:.3g}")

@@ -30,9 +30,17 @@ class Memory:
     def __init__(self) -> None:
         self._kinds: dict[str, list[tuple[Any, tuple[int, ...], Any]]] = {}
         self._present: tuple[int, ...] = ()
+        self._sharing: dict[str, Any] = {}
 
     def __reduce__(self) -> tuple[type[Memory], tuple[()]]:
         return Memory, ()
+
+    def keep(self, what: str, compute: Callable[[], T]) -> T:
+        """A value made once, as it shares the tensors and so sees by itself what becomes of them."""
+        value: T | None = self._sharing.get(what)
+        if value is None:
+            value = self._sharing[what] = _lasting(compute) if torch.is_inference_mode_enabled() else compute()
+        return value
 
     def recall(self, what: str, tensors: Sequence[Tensor], compute: Callable[[], T], owner: Any = None) -> T:
         """The value of a kind for an owner, computed where it is not known, or not any more.
@@ -45,19 +53,20 @@ class Memory:
                 as a metric, by identity and as long as it is not changed in place; None; or a tuple that begins with
                 one of these and goes on with plain values.
         """
-        present, seen = versions(tensors), () if owner is None else versions(_tensors_of(owner))
+        present = versions(tensors)
         if present != self._present:
             self._kinds, self._present = {}, present
-        known = self._kinds.get(what, [])
-        for entry in known:
-            if _same(entry[0], owner) and entry[1] == seen:
+        seen = () if owner is None or isinstance(owner, float) else versions(_tensors_of(owner))
+        known = self._kinds.get(what, ())
+        for entry in reversed(known):
+            if entry[1] == seen and (entry[0] is owner or _same(entry[0], owner)):
                 value: T = entry[2]
                 if entry is known[-1]:  # nothing to reorder
                     return value
                 break
         else:
-            value = _lasting(compute)
-        others = [entry for entry in self._kinds.get(what, ()) if not _same(entry[0], owner)]
+            value = _lasting(compute) if torch.is_inference_mode_enabled() else compute()
+        others = [entry for entry in self._kinds.get(what, ()) if not _same(entry[0], owner)] if known else ()
         self._kinds[what] = [*others[1 - _MOST :], (owner, seen, value)]  # the latest last
         return value
 
@@ -97,7 +106,7 @@ class Lineage:
 
     def __init__(self) -> None:
         self._generation = 0
-        self._known: dict[str, tuple[int, float | None, Any]] = {}
+        self._known: dict[str, tuple[int, Any, Any]] = {}
 
     def __reduce__(self) -> tuple[type[Lineage], tuple[()]]:
         return Lineage, ()
@@ -106,12 +115,12 @@ class Lineage:
         """Other weights follow."""
         self._generation += 1
 
-    def guess(self, what: str, key: float | None) -> Any | None:
+    def guess(self, what: str, key: Any) -> Any | None:
         """The value of a kind that earlier weights had; None where it is too old, or for another key."""
         made, known, value = self._known.get(what, (0, None, None))
         return value if known == key and self._generation - made < _GENERATIONS else None
 
-    def keep(self, what: str, key: float | None, value: Any) -> None:
+    def keep(self, what: str, key: Any, value: Any) -> None:
         """Let the value of these weights serve those that follow."""
         self._known[what] = self._generation, key, value
 
@@ -157,7 +166,7 @@ class Remembering(ABC):
     def _guides(self) -> Memory:
         return Memory()
 
-    def guide(self, what: str, owner: Any, compute: Callable[[], T], key: float | None = None) -> T:
+    def guide(self, what: str, owner: Any, compute: Callable[[], T], key: Any = None) -> T:
         """``remember``, or what is known of earlier weights for this key: what is stale costs steps, and no more."""
 
         def found() -> T:
@@ -185,8 +194,6 @@ class Remembering(ABC):
 
 def _lasting(compute: Callable[[], T]) -> T:
     """A value that may be used anywhere: one made in ``torch.inference_mode`` could not enter a graph later."""
-    if not torch.is_inference_mode_enabled():
-        return compute()
     with torch.inference_mode(False), torch.no_grad():
         return compute()
 

@@ -398,6 +398,8 @@ class LBEN(EquilibriumLayer):
 def rows_of(x: Tensor, shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, tuple[int, ...]]:
     """The rows of inputs of one of these shapes, and their leading shape: (..., *shape) -> (batch, in), (...)."""
     for shape in shapes:
+        if x.ndim == 2 and tuple(x.shape[1:]) == shape:
+            return x, (len(x),)
         if tuple(x.shape[-len(shape) :]) == shape:
             return x.reshape(-1, math.prod(shape)), tuple(x.shape[: -len(shape)])
     *images, row = shapes

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contracting import checks
 from contracting.activations.base import Activation
@@ -275,8 +274,10 @@ class KnownWeights:
         # what torch.inference_mode made could not be part of a graph later
         if len(sources) != len(self.values) or (self._of_inference and not torch.is_inference_mode_enabled()):
             return False
-        for now, then in zip(sources, self.values, strict=True):
-            if (recording and now.requires_grad) or checks.on_trust(now) or not identical(now, then):
+        for now, then in zip(sources, self.values, strict=True):  # copies, which are of no inference mode
+            if (recording and now.requires_grad) or checks.on_trust(now):
+                return False
+            if now.dtype != then.dtype or now.device != then.device or not torch.equal(now, then):
                 return False
         return self.settings == parameterization.settings
 
@@ -285,8 +286,13 @@ class KnownWeights:
         return any(tensor.is_inference() for tensor in self.weights.state.tensors())
 
 
-def _sources(parameterization: WithSettings) -> Sequence[Tensor]:
-    return [*parameterization.parameters(), *parameterization.buffers()]
+def _sources(module: nn.Module) -> list[Tensor]:
+    """All parameters and buffers, without the names and sets of ``parameters()``, which take longer than a product."""
+    found = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+    for child in module._modules.values():
+        if child is not None:
+            found += _sources(child)
+    return found
 
 
 def explicit_weights(

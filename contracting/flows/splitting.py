@@ -14,7 +14,6 @@ from contracting import checks
 from contracting.activations.base import Reflection
 from contracting.flows.base import BoundFlow, less_identity
 from contracting.maps.base import LinearMap
-from contracting.maps.counting import counting, report
 from contracting.maps.operator import MonotoneOperator, StepChoice, slope_rate
 from contracting.memory import Held
 from contracting.problem import EquilibriumProblem, Problem
@@ -110,17 +109,11 @@ def reflected_steps(
         relaxation: θ, 1 for Peaceman–Rachford and 1/2 for Douglas–Rachford.
     """
     u, offset = reflection.laid_out(u), reflection.laid_out(offset)
-    reflected, out = torch.empty_like(u), None
-    report(steps * u.shape[0])
-    with counting(None):  # each product is one of those that were reported
-        if relaxation != 1:
-            for _ in range(steps):
-                u = reflection.affine(reflect(u, out=reflected), torch.add(offset, u, alpha=1 - relaxation))
-            return u
-        mapped = reflection.steps_with(offset)
-        for _ in range(steps):
-            reflect(u, out=reflected)
-            u = out = mapped(reflected, out)  # not into the given u, which is somebody's state
+    if relaxation == 1:
+        return reflection.iterated(reflect, offset, u, steps)
+    reflected = torch.empty_like(u)
+    for _ in range(steps):
+        u = reflection.affine(reflect(u, out=reflected), torch.add(offset, u, alpha=1 - relaxation))
     return u
 
 
@@ -245,10 +238,11 @@ class BoundPeacemanRachford(BoundSplitting):
     @property
     def offset(self) -> Tensor:
         """2K(αq), the part of R_A(h) = (2K − I)h + 2K(αq) that does not change; 2K = (2K − I) + I."""
-        return self._held.recall("offset", self.problem.tensors(), self._offset)
+        return self._held.recall("offset", self.problem.tensors(), lambda: self.driven_by(self.reflection))
 
-    def _offset(self) -> Tensor:
-        return driven(self.reflection, self.step * self.problem.q)
+    def driven_by(self, reflection: LinearMap) -> Tensor:
+        """``offset``, computed anew with the reflection 2K − I."""
+        return driven(reflection, self.step * self.problem.q)
 
     def _predict(self, step: float) -> StepChoice:
         return StepChoice(step=step, factor=self.problem.reflected_factor(step))
@@ -279,8 +273,8 @@ class BoundPeacemanRachford(BoundSplitting):
         return self.reflection.apply((2 * slopes - 1) * direction) - direction
 
     def on(self, problem: EquilibriumProblem) -> Self:
-        flow = super().on(problem)
-        flow._held = self._held.without("offset")
+        flow = object.__new__(type(self))
+        flow.__dict__.update(self.__dict__, problem=problem, _held=self._held.without("offset"))
         return flow
 
     @property

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -92,7 +92,11 @@ class Stop:
             rtol = max(default_rtol, floor)
         if atol is None:
             atol = default_atol
-        return _with_tolerances(self, rtol, atol)
+        last: Stop | None = self.__dict__.get("_last")
+        if last is None or (last.rtol, last.atol) != (rtol, atol):
+            last = replace(self, rtol=rtol, atol=atol)  # whose checks take as long as five steps of a single row
+            self.__dict__["_last"] = last
+        return last
 
     def size_of(self, rows: Tensor) -> Tensor:
         """The norm of each row, by which residuals are judged: (batch, n) -> (batch,)."""
@@ -103,11 +107,6 @@ class Stop:
         if self.rtol is None or self.atol is None:
             raise InputError("this Stop leaves its tolerances to the problem: call resolved(problem) first")
         return self.atol + self.rtol * scale
-
-
-@functools.lru_cache(maxsize=32)
-def _with_tolerances(stop: Stop, rtol: float, atol: float) -> Stop:
-    return replace(stop, rtol=rtol, atol=atol)  # whose checks take as long as five steps of a single row
 
 
 @dataclass(kw_only=True, repr=False)
@@ -174,6 +173,32 @@ class Trace(Tabular):
         return torch.stack([record[4] for record in self._records if record[4] is not None])
 
 
+class Books(NamedTuple):
+    """The numbers of a solve as the loop keeps them on the host, and where the tensors of them belong.
+
+    Each is (batch,), but for a status and a number of steps that are those of every row.
+    """
+
+    status: NDArray[Any] | int
+    residual: NDArray[Any]
+    scale: NDArray[Any]
+    steps: NDArray[Any] | int
+    dtype: torch.dtype
+    device: torch.device
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a record says of each row."""
+        with np.errstate(all="ignore"):  # of rows that are lost
+            relative = self.residual / np.maximum(self.scale, torch.finfo(self.dtype).tiny)
+        rows = np.shape(self.residual)
+        return {
+            "status": torch.from_numpy(np.full(rows, self.status, dtype=np.int8)).to(self.device),
+            "steps": torch.from_numpy(np.full(rows, self.steps, dtype=np.int64)).to(self.device),
+            "residual": torch.from_numpy(self.residual).to(self.device, self.dtype),
+            "relative_residual": torch.from_numpy(relative).to(self.device, self.dtype),
+        }
+
+
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SolveRecord(Tabular):
     r"""What a solve measured, one entry per row.
@@ -195,6 +220,22 @@ class SolveRecord(Tabular):
     steps: Tensor
     map_evals: int
     seconds: float
+
+    @classmethod
+    def of_books(cls, books: Books, **others: Any) -> Self:
+        """A record whose tensors are made when one is asked for: of a single row that takes as long as steps."""
+        record = object.__new__(cls)
+        record.__dict__.update(others, _books=books)
+        return record
+
+    if not TYPE_CHECKING:  # where every name would count as an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            books = self.__dict__.get("_books")
+            if books is None or name not in _BOOKED:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            self.__dict__.update(books.tensors())
+            return self.__dict__[name]
 
     def shown(self) -> Sequence[Row]:
         said = self.numbers()
@@ -268,7 +309,9 @@ class Solution(SolveRecord):
     @property
     def record(self) -> SolveRecord:
         """The same without the states and the problem, which would stay in memory."""
-        return SolveRecord(**{entry.name: getattr(self, entry.name) for entry in fields(SolveRecord)})
+        record = object.__new__(SolveRecord)
+        record.__dict__.update({name: value for name, value in self.__dict__.items() if name in _RECORDED})
+        return record
 
     @cached_property
     def error_bound(self) -> Tensor | None:
@@ -278,12 +321,16 @@ class Solution(SolveRecord):
 
     def reshape(self, *lead: int) -> Solution:
         """The same solution with the rows arranged in the leading shape ``lead``."""
-        if lead == tuple(self.status.shape):
+        if lead == tuple(self.z.shape[:-1]):
             return self
         shaped = {
             name: getattr(self, name).reshape(lead) for name in ("status", "residual", "relative_residual", "steps")
         }
         return replace(self, z=self.z.reshape(*lead, self.z.shape[-1]), **shaped)
+
+
+_BOOKED = frozenset({"status", "residual", "relative_residual", "steps"})
+_RECORDED = frozenset({entry.name for entry in fields(SolveRecord)} | {"_books"})
 
 
 class SolveError(ContractingError, RuntimeError):

@@ -7,8 +7,10 @@ smaller batch. The books are kept on the host, in numpy: two numbers per row com
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from contracting.errors import Status
 from contracting.loop.method import Iteration, Method, State, rows_of
-from contracting.loop.records import Solution, Stop, Trace
+from contracting.loop.records import Books, Solution, Stop, Trace
 from contracting.maps.counting import Count, counting
 from contracting.metrics import euclidean
 from contracting.problem import Problem
@@ -27,6 +29,8 @@ _SMALL = 20_000  # entries of a state below which a smaller batch saves nothing
 _SHARE = 0.5  # of the rows at work may be running when the others leave
 _GROWN = 1e3  # times its smallest value so far, a residual is not one that rounding keeps from falling
 _CONVERGED = int(Status.CONVERGED)  # an enumerator takes numpy ten times as long
+
+_NONE: NDArray[Any] = np.zeros(0, dtype=np.int64)
 
 Flags = NDArray[np.bool_]
 Numbers = NDArray[Any]
@@ -39,8 +43,8 @@ class _Answers:
     z: Tensor
     residual: Numbers
     scale: Numbers
-    status: Numbers
-    steps: Numbers
+    status: Numbers | int  # one number where it is that of every row, and nothing is written any more
+    steps: Numbers | int
 
     def write(self, there: Numbers, here: Numbers, new: _Answers) -> None:
         """Rows ``here`` of ``new`` become the rows ``there`` of the whole batch."""
@@ -60,21 +64,33 @@ class Rows:
         self.state: State = cold or (_expanded(problem, 0.0) if z0 is None else z0,)
         self.place: Numbers | None = None  # of each row at work in the whole batch; None: all are there, in order
         self.answers: _Answers | None = None
-        self.checks = 0
-        self.device, kind = problem.template.device, torch.finfo(problem.template.dtype)
-        self.least = math.sqrt(kind.tiny / kind.eps)  # a norm below may be that of entries whose squares are too small
-        self.running: Flags = np.ones(problem.batch, dtype=np.bool_)
-        self.any_running = problem.batch > 0
+        self.checks, template = 0, problem.template
+        self.device, self.least = template.device, _least(template.dtype)
+        self.any_running = len(template) > 0
         self.best: Numbers | None = None  # smallest residual so far, and when that was; from the first look that fails
-        self.best_step: Numbers = np.zeros(0, dtype=np.int64)
-        self.residual: Numbers = np.full(problem.batch, np.nan)  # never had an answer
-        self.scale = self.residual
+        self.best_step = _NONE
         self.z: Tensor | None = None  # no answer yet
         self.due: Numbers | None = None  # the step before which a row of a given start is not judged
         if cold is None:
             self.check(self.state, 0, start=True)
         elif stop.max_steps == 0:
             self.check(self.state, 0)
+
+    # What most solves never ask for, as all their rows are solved at the first look, is made when it is asked for.
+    @cached_property
+    def running(self) -> Flags:
+        """Which rows at work are; all or none, until some end before the others."""
+        return np.full(self.problem.batch, self.any_running)
+
+    @cached_property
+    def residual(self) -> Numbers:
+        """At the last check, (rows,); not a number where a row never had an answer."""
+        return np.full(self.problem.batch, np.nan)
+
+    @cached_property
+    def scale(self) -> Numbers:
+        """What the residual is compared with, (rows,)."""
+        return np.full(self.problem.batch, np.nan)
 
     def _take(self, method: Method) -> None:
         """Go on with a method, bound to the problem of the rows at work."""
@@ -89,18 +105,17 @@ class Rows:
             steps = int(self.due[self.running].min()) - taken
         return min(steps, self.stop.max_steps - taken, self.switch[0] - taken if self.switch else steps)
 
-    def assess(self, z: Tensor) -> tuple[Numbers, Numbers, Tensor]:
-        """Residual norm and its scale of the rows at work, each (rows,), and what was computed, such as Wz + q."""
-        norm = self.stop.size_of
+    def assess(self, z: Tensor) -> tuple[Numbers, Tensor, bool]:
+        """Residual norm and its scale of the rows at work, (2, rows), what was computed, such as Wz + q, and finite."""
         with torch.no_grad():
-            found, error, computed = self.problem.look(z, norm)
-            sizes = found.cpu().numpy()
-            if self.stop.norm is None:  # a metric takes care of the range by itself
-                lowest = np.minimum.reduce(sizes, None, initial=np.inf)
-                highest = np.maximum.reduce(sizes, None, initial=0.0)
-                if not (lowest > self.least and highest < np.inf):
-                    self._with_care(sizes, error, computed)
-        return sizes[0], sizes[1], computed
+            found, error, computed = self.problem.look(z, self.stop.size_of)
+            sizes: Numbers = found.cpu().numpy()
+            finite = bool(_largest(sizes) < math.inf)
+            # a metric takes care of the range by itself
+            if self.stop.norm is None and not (finite and _smallest(sizes) > self.least):
+                self._with_care(sizes, error, computed)
+                finite = False
+        return sizes, computed, finite
 
     def _with_care(self, sizes: Numbers, error: Tensor, computed: Tensor) -> None:
         """Residual norm and scale once more, in place, of rows where squares may have left the range of the dtype."""
@@ -118,19 +133,21 @@ class Rows:
         At the start, z0 itself stands for the state: what the solution already is needs none.
         """
         z = state[0] if start else self.iteration.read(state)
-        residual, scale, computed = self.assess(z)
+        (residual, scale), computed, all_finite = self.assess(z)
         self.checks += 1
-        # of an iteration that blows up either may overflow first, and an infinite scale tolerates every residual
-        finite = (residual < np.inf) & (scale < np.inf)
         tolerance = self.stop.tolerance(scale)
-        converged = (residual <= tolerance) & finite
+        converged = residual <= tolerance
+        if not all_finite:
+            # of an iteration that blows up either may overflow first, and an infinite scale tolerates every residual
+            finite = (residual < np.inf) & (scale < np.inf)
+            converged &= finite
         if self.due is not None and taken < self.stop.max_steps:
             converged &= self.due <= taken
         if self.answers is None and converged.all():  # as mostly at the first look: nothing else is to be found out
             self._finish(z, residual, scale, taken)
             self.state, self.z, self.residual, self.scale = state, z, residual, scale
             return
-        lost = ~finite
+        lost = np.zeros_like(converged) if all_finite else ~finite
         ended = converged | lost
         stalled = self._stalled(None if start else self.iteration.given_up(state), residual, taken)
         if stalled is not None:
@@ -166,10 +183,9 @@ class Rows:
 
     def _finish(self, z: Tensor, residual: Numbers, scale: Numbers, taken: int) -> None:
         """All rows have converged, and none had before."""
-        status = np.full(len(residual), _CONVERGED, dtype=np.int8)
-        steps = np.full(len(residual), taken)
-        self.answers = _Answers(z=z, residual=residual.copy(), scale=scale.copy(), status=status, steps=steps)
-        self.running, self.any_running = np.zeros(len(residual), dtype=np.bool_), False
+        self.answers = _Answers(z=z, residual=residual, scale=scale, status=_CONVERGED, steps=taken)
+        self.any_running, self.solved = False, True
+        self.__dict__.pop("running", None)
 
     def _stalled(self, given_up: Tensor | None, residual: Numbers, taken: int) -> Flags | None:
         if self.best is None:
@@ -209,7 +225,7 @@ class Rows:
     def _look_back(self) -> None:
         """Take the start, at which the state still is, for the last answer of the rows that are finite there."""
         z = self.iteration.read(self.state)
-        residual, scale, _ = self.assess(z)
+        residual, scale = self.assess(z)[0]
         finite = np.isfinite(residual) & np.isfinite(scale)
         self.z = torch.where(self._on_device(finite)[:, None], z, self._last_z())
         self.residual, self.scale = np.where(finite, residual, np.nan), np.where(finite, scale, np.nan)
@@ -242,7 +258,7 @@ class Rows:
         else:
             with counting(None):
                 z = self.iteration.read(state)
-                residual = self.assess(z)[0]
+                residual = self.assess(z)[0][0]
         here = np.flatnonzero(self.running)
         there = here if self.place is None else self.place[here]
         active = np.zeros(self.whole.batch, dtype=np.bool_)
@@ -256,9 +272,9 @@ class Rows:
         whole_z = self.answers.z.detach().index_copy(0, self._on_device(there), z.detach()[self._on_device(here)])
         return self._on_device(whole), self._on_device(active), whole_z
 
-    @property
+    @cached_property
     def solved(self) -> bool:
-        """Whether every row of the whole batch has converged."""
+        """Whether every row of the whole batch has converged, once all have ended."""
         return self.answers is None or bool((self.answers.status == _CONVERGED).all())
 
     def solution(self, count: Count, seconds: float, trace: Trace | None) -> Solution:
@@ -266,21 +282,30 @@ class Rows:
         answers = self.answers
         if answers is None:  # a batch without rows
             none, z = np.zeros(0), self._last_z()
-            answers = _Answers(z=z, residual=none, scale=none, status=none.astype(np.int8), steps=self.best_step)
-        dtype = answers.z.dtype
-        with np.errstate(all="ignore"):  # of rows that are lost
-            relative = answers.residual / np.maximum(answers.scale, torch.finfo(dtype).tiny)
-        return Solution(
+            answers = _Answers(z=z, residual=none, scale=none, status=_CONVERGED, steps=0)
+        return Solution.of_books(
+            Books(answers.status, answers.residual, answers.scale, answers.steps, answers.z.dtype, self.device),
             z=answers.z,
-            status=self._on_device(answers.status),
-            residual=self._on_device(answers.residual).to(dtype),
-            relative_residual=self._on_device(relative).to(dtype),
-            steps=self._on_device(answers.steps),
             map_evals=math.ceil(count.rows / max(1, self.whole.batch)),
             seconds=seconds,
             problem=self.whole.detach(),
             trace=trace,
         )
+
+
+def _largest(sizes: Numbers) -> Any:
+    return np.maximum.reduce(sizes, None, None, None, False, 0.0)  # by position, which takes less time
+
+
+def _smallest(sizes: Numbers) -> Any:
+    return np.minimum.reduce(sizes, None, None, None, False, math.inf)
+
+
+@functools.lru_cache
+def _least(dtype: torch.dtype) -> float:
+    """A norm below may be that of entries whose squares are too small for the dtype."""
+    kind = torch.finfo(dtype)
+    return math.sqrt(kind.tiny / kind.eps)
 
 
 def _expanded(problem: Problem, value: float) -> Tensor:

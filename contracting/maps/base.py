@@ -79,7 +79,7 @@ class LinearMap(Displayed, OfTensors, Remembering):
     * ``blocks(metric)`` and ``block_size``: I − W as a block-diagonal matrix, from which bounds, factors and steps are
       computed; by default its matrix, one block. A circular convolution has one small block per frequency;
     * ``make_operator(metric)`` and ``make_estimates(metric)``, where bounds are known without blocks;
-    * ``to_dense``, ``affine``, ``steps_with``, ``laid_out``, ``pullback`` and ``make_reflection``, where it is faster.
+    * ``to_dense``, ``affine``, ``iterated``, ``laid_out``, ``pullback`` and ``make_reflection``, where it is faster.
 
     Hooks named ``make_…`` compute; ``adjoint``, ``resolvent``, ``reflection``, ``operator`` and ``estimates`` ask them
     once and remember. A map and its adjoint know each other: what is known of the adjoint is found on the map.
@@ -178,9 +178,19 @@ class LinearMap(Displayed, OfTensors, Remembering):
         """Rows of W z + offset: (batch, n) -> (batch, n), into ``out`` where that is given (no gradient then)."""
         return torch.add(self.apply(z), offset, out=out)
 
-    def steps_with(self, offset: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """``affine`` with this offset as a function (z, out), for many calls."""
-        return lambda z, out: self.affine(z, offset, out)
+    def iterated(self, h: Callable[..., Tensor], offset: Tensor, u: Tensor, steps: int) -> Tensor:
+        """u after u ← W h(u) + offset so often, in no graph: (batch, n) -> (batch, n).
+
+        Args:
+            h: a function (u, out=…) of rows that writes into ``out``.
+            offset: (batch, n).
+            u: where to begin, (batch, n), which is not changed.
+            steps: how many.
+        """
+        between, out = torch.empty_like(u), None
+        for _ in range(steps):
+            u = out = self.affine(h(u, out=between), offset, out)
+        return u
 
     def laid_out(self, rows: Tensor) -> Tensor:
         """The same (batch, n), laid out in memory as products with this map are fastest."""
@@ -311,7 +321,7 @@ class LinearMap(Displayed, OfTensors, Remembering):
             return self
         if self._transposed_from is not None:
             return self._transposed_from.detached.adjoint
-        return self.remember("detached", None, self._cut)
+        return self._cut() if torch.compiler.is_compiling() else self._memory.keep("detached", self._cut)
 
     def _cut(self) -> LinearMap:
         values = self.with_tensors([t.detach() for t in self.tensors()])

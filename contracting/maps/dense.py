@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
 from contracting.maps.base import LinearMap
+from contracting.maps.counting import report
 from contracting.types import Step
+
+# Rows up to which numpy takes the steps: a call of it takes a third of the time of torch's, and its products of so few
+# rows 0.5 to 0.9 of torch's (measured in float32 and float64 for n = 10 to 500 on an AMD processor).
+_FEW = 16
+_OF_NUMPY: dict[Any, Any] = {torch.abs: np.abs}  # what else a step calls
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,9 +61,15 @@ class Dense(LinearMap):
     def affine(self, z: Tensor, offset: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.addmm(offset, z, self.weight.mT, out=out) if z.ndim == 2 else self.apply(z) + offset
 
-    def steps_with(self, offset: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
-        transposed, product = self.weight.mT, torch.addmm
-        return lambda z, out: product(offset, z, transposed, out=out)
+    def iterated(self, h: Callable[..., Tensor], offset: Tensor, u: Tensor, steps: int) -> Tensor:
+        report(steps * len(u))
+        if len(u) <= _FEW and u.device.type == "cpu":
+            return _iterated_on_host(self.weight.mT, h, offset, u, steps)
+        between, out, transposed, product = torch.empty_like(u), None, self.weight.mT, torch.addmm
+        for _ in range(steps):
+            h(u, out=between)
+            u = out = product(offset, between, transposed, out=out)
+        return u
 
     def combined(self, scale: float, shift: float) -> Dense:
         matrix = scale * self.weight
@@ -100,6 +114,27 @@ class Dense(LinearMap):
             return float(torch.linalg.vector_norm(weight.detach()))
 
         return values.remember("norm bound", None, compute)
+
+
+def _iterated_on_host(
+    transposed: Tensor, h: Callable[..., Tensor], offset: Tensor, u: Tensor, steps: int
+) -> Tensor:
+    """``iterated`` for few rows, by numpy on the memory of the tensors."""
+    if not steps:
+        return u
+    matrix, shift, between = transposed.numpy(), offset.numpy(), torch.empty(u.shape, dtype=u.dtype)
+    mapped, reflected = np.empty_like(shift), between.numpy()
+    result, of_numpy = torch.from_numpy(mapped), _OF_NUMPY.get(h)
+    h(u, out=between)
+    with np.errstate(all="ignore"):  # of rows that blow up, which the loop finds out
+        for step in range(steps):
+            if step and of_numpy is None:
+                h(result, out=between)
+            elif step:
+                of_numpy(mapped, reflected)
+            np.dot(reflected, matrix, mapped)
+            np.add(mapped, shift, mapped)
+    return result
 
 
 def _inverse(W: Tensor, step: Step) -> Tensor:

@@ -87,12 +87,17 @@ class Automatic(Method):
         """The method that ``choose`` names, followed by Newton's for rows that it is not done with in time."""
         if not isinstance(problem, EquilibriumProblem):
             return _chosen(problem, stop)[0].method
-        linear = problem.linear
-        if linear.changing or in_graph(problem):
+        if in_graph(problem):
             return _relayed(problem, stop)
+        linear, kind = problem.linear, type(problem.activation)
         batch = problem.batch if linear.resolvent_products > _SMALL else None  # elsewhere it makes no difference
-        owner = problem.metric, type(problem.activation), batch, stop.rtol, stop.patience, stop.max_steps
-        return linear.remember("choice", owner, lambda: _relayed(problem, stop))
+        settings = kind, batch, stop.rtol, stop.patience, stop.max_steps
+        if not linear.changing:
+            return linear.remember("choice", (problem.metric, *settings), lambda: _relayed(problem, stop))
+        # of W and of its transpose, in whose problem σ is linear, there is one choice each
+        guided = linear.untransposed
+        what = f"choice for {kind.__name__}"
+        return guided.guide(what, (problem.metric, *settings), lambda: _relayed(problem, stop), key=settings)
 
     def bind(self, problem: Problem, stop: Stop) -> Iteration:
         """The iteration of the chosen method."""

@@ -6,10 +6,10 @@ one ``addmm``.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +21,7 @@ from contracting.activations.base import Reflection
 from contracting.flows.splitting import BoundPeacemanRachford, forward, reflected_steps
 from contracting.loop.method import State
 from contracting.loop.records import Stop
+from contracting.maps.base import LinearMap
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.forecast import Forecast, sampled_forecast
 from contracting.solvers.relaxed import Relaxed, RelaxedIteration, interval, relaxed
@@ -44,13 +45,15 @@ class FoldedIteration(RelaxedIteration):
         self.forecast = forecast
         steps = self._steps_to(stop.rtol or 0.0)
         super().__init__(flow, relaxation, interval(steps))
+        self._origin = flow.problem.q.new_zeros((1, 1))
         self._first_check = min(MOST, math.ceil(steps or 0.0))  # of a cold start
         self._per_digit = 0.0 if forecast is None else forecast.steps_per_digit
 
     def on(self, problem: EquilibriumProblem) -> Self:
         """This iteration on other rows with the same weights."""
-        iteration = copy.copy(self)
-        iteration.flow = self.flow.on(problem)
+        iteration = object.__new__(type(self))
+        iteration.__dict__.update(self.__dict__, flow=self.flow.on(problem))
+        iteration.__dict__.pop("_shared", None)
         return iteration
 
     def _steps_to(self, residual: float) -> float | None:
@@ -58,7 +61,7 @@ class FoldedIteration(RelaxedIteration):
 
     def cold(self) -> State:
         # u = 0 stands for z = 0 as well as anything, and costs least
-        return Relaxed(self.flow.problem.q.new_zeros((1, 1)).expand(self.flow.problem.q.shape), True)
+        return Relaxed(self._origin.expand(self.flow.problem.q.shape), True)
 
     def warm(self, z0: Tensor, preactivation: Tensor) -> State:
         return Relaxed(forward(self.flow.problem, z0, self.flow.step, preactivation))
@@ -80,9 +83,13 @@ class FoldedIteration(RelaxedIteration):
         with torch.no_grad():
             if cold and taken == 0:
                 u, steps = self._kicked(), steps - 1
-            if steps:
-                blocks = [self._steps(rows, self._reflection(rows), u[rows], steps) for rows in blocks_of(u)]
-                u = blocks[0] if len(blocks) == 1 else self.flow.reflection.laid_out(torch.cat(blocks))
+            parts = blocks_of(u)
+            if steps and len(parts) == 1:
+                reflect = self.flow.problem.activation.reflection(self.flow.step)
+                u = reflected_steps(*self._shared, reflect, u, steps, self.relaxation)
+            elif steps:
+                blocks = [self._steps(rows, self._reflection(rows), u[rows], steps) for rows in parts]
+                u = self.flow.reflection.laid_out(torch.cat(blocks))
         return Relaxed(u, cold)
 
     def _in_graph(self, state: Tensor) -> bool:
@@ -90,14 +97,21 @@ class FoldedIteration(RelaxedIteration):
 
     def _kicked(self) -> Tensor:
         """The state a step after u = 0, as if R_f were zero there, as it mostly is: the offset is all there is."""
-        return self.flow.offset if self.relaxation == 1 else self.relaxation * self.flow.offset
+        return self._shared[1]
+
+    @cached_property
+    def _shared(self) -> tuple[LinearMap, Tensor]:
+        """θM and the offset θ·2Kαq, in no graph: what the steps of one solve have in common."""
+        linear = self.flow.reflection
+        offset = self.flow.driven_by(linear)
+        if self.relaxation == 1:
+            return linear, offset
+        return linear.combined(self.relaxation, 0.0), self.relaxation * offset
 
     def _steps(self, rows: slice | Tensor, reflect: Reflection, u: Tensor, steps: int) -> Tensor:
         """The state of some rows after so many steps from u."""
-        linear, offset = self.flow.reflection, self.flow.offset[rows]
-        if self.relaxation != 1:
-            linear, offset = linear.combined(self.relaxation, 0.0), self.relaxation * offset
-        return reflected_steps(linear, offset, reflect, u, steps, self.relaxation)
+        linear, offset = self._shared
+        return reflected_steps(linear, offset[rows], reflect, u, steps, self.relaxation)
 
     def _reflection(self, rows: slice | Tensor) -> Reflection:
         return self.flow.problem.activation.rows(rows).reflection(self.flow.step)
@@ -123,7 +137,7 @@ def usual_forecast(flow: BoundPeacemanRachford, relaxation: float) -> Forecast |
     return None if decay is None else replace(usual, decay=decay)
 
 
-def blocks_of(state: Tensor, share: float = 1.0) -> Iterator[slice]:
+def blocks_of(state: Tensor, share: float = 1.0) -> Sequence[slice]:
     """The rows of a state in blocks that stay in cache, or that share of them where more arrays are at work."""
     rows = max(64, int(share * _BLOCK_BYTES) // (state.shape[-1] * state.element_size()))
-    return (slice(start, start + rows) for start in range(0, state.shape[0], rows))
+    return [slice(start, start + rows) for start in range(0, state.shape[0], rows)]
