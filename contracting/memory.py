@@ -57,7 +57,7 @@ class Memory:
         if present != self._present:
             self._kinds, self._present = {}, present
         seen = () if owner is None or isinstance(owner, float) else versions(_tensors_of(owner))
-        known = self._kinds.get(what, ())
+        known = self._kinds.get(what, [])
         for entry in reversed(known):
             if entry[1] == seen and (entry[0] is owner or _same(entry[0], owner)):
                 value: T = entry[2]

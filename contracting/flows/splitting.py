@@ -238,11 +238,10 @@ class BoundPeacemanRachford(BoundSplitting):
     @property
     def offset(self) -> Tensor:
         """2K(αq), the part of R_A(h) = (2K − I)h + 2K(αq) that does not change; 2K = (2K − I) + I."""
-        return self._held.recall("offset", self.problem.tensors(), lambda: self.driven_by(self.reflection))
+        return self._held.recall("offset", self.problem.tensors(), self._offset)
 
-    def driven_by(self, reflection: LinearMap) -> Tensor:
-        """``offset``, computed anew with the reflection 2K − I."""
-        return driven(reflection, self.step * self.problem.q)
+    def _offset(self) -> Tensor:
+        return driven(self.reflection, self.step * self.problem.q)
 
     def _predict(self, step: float) -> StepChoice:
         return StepChoice(step=step, factor=self.problem.reflected_factor(step))

@@ -110,9 +110,9 @@ class Rows:
         with torch.no_grad():
             found, error, computed = self.problem.look(z, self.stop.size_of)
             sizes: Numbers = found.cpu().numpy()
-            finite = bool(_largest(sizes) < math.inf)
+            finite = bool(np.maximum.reduce(sizes, None, initial=0.0) < np.inf)
             # a metric takes care of the range by itself
-            if self.stop.norm is None and not (finite and _smallest(sizes) > self.least):
+            if self.stop.norm is None and not (finite and np.minimum.reduce(sizes, None, initial=np.inf) > self.least):
                 self._with_care(sizes, error, computed)
                 finite = False
         return sizes, computed, finite
@@ -275,7 +275,7 @@ class Rows:
     @cached_property
     def solved(self) -> bool:
         """Whether every row of the whole batch has converged, once all have ended."""
-        return self.answers is None or bool((self.answers.status == _CONVERGED).all())
+        return self.answers is None or bool(np.all(self.answers.status == _CONVERGED))
 
     def solution(self, count: Count, seconds: float, trace: Trace | None) -> Solution:
         """The record of the whole batch."""
@@ -291,14 +291,6 @@ class Rows:
             problem=self.whole.detach(),
             trace=trace,
         )
-
-
-def _largest(sizes: Numbers) -> Any:
-    return np.maximum.reduce(sizes, None, None, None, False, 0.0)  # by position, which takes less time
-
-
-def _smallest(sizes: Numbers) -> Any:
-    return np.minimum.reduce(sizes, None, None, None, False, math.inf)
 
 
 @functools.lru_cache

@@ -128,10 +128,10 @@ def _iterated_on_host(
     h(u, out=between)
     with np.errstate(all="ignore"):  # of rows that blow up, which the loop finds out
         for step in range(steps):
-            if step and of_numpy is None:
-                h(result, out=between)
-            elif step:
+            if step and of_numpy is not None:
                 of_numpy(mapped, reflected)
+            elif step:
+                h(result, out=between)
             np.dot(reflected, matrix, mapped)
             np.add(mapped, shift, mapped)
     return result

@@ -102,8 +102,7 @@ class FoldedIteration(RelaxedIteration):
     @cached_property
     def _shared(self) -> tuple[LinearMap, Tensor]:
         """θM and the offset θ·2Kαq, in no graph: what the steps of one solve have in common."""
-        linear = self.flow.reflection
-        offset = self.flow.driven_by(linear)
+        linear, offset = self.flow.reflection, self.flow.offset
         if self.relaxation == 1:
             return linear, offset
         return linear.combined(self.relaxation, 0.0), self.relaxation * offset
