@@ -5,7 +5,11 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import sys
 import warnings
+from collections import Counter
+from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
@@ -232,3 +236,35 @@ def test_a_training_in_the_manner_of_lightning() -> None:
     restored = AveragedModel(Module().model, use_buffers=True)
     restored.eval().load_state_dict(averaged.state_dict())
     assert torch.equal(restored(x[:16]), averaged(x[:16])) and not torch.equal(averaged(x[:16]), other.model(x[:16]))
+
+
+def test_a_training_step_makes_few_calls() -> None:
+    """Of functions of the library, once what guides the solves of ten steps is known: 298 forward and 309 backward.
+
+    A call costs as much as a product with a small weight. 386 and 421 were made before what is decided by the weights
+    alone was handed down.
+    """
+    torch.manual_seed(0)
+    layer, x, labels = LBEN(784, 80, 10), torch.randn(32, 784), torch.arange(32) % 10
+
+    def loss() -> Tensor:
+        return nn.functional.cross_entropy(layer(x), labels)
+
+    value = loss()
+    value.backward()
+    calls: Counter[str] = Counter()
+    places = tuple(str(Path(inspect.getfile(of)).parent) for of in (EquilibriumLayer, EquilibriumProblem))
+
+    def watch(frame: FrameType, event: str, argument: object) -> None:
+        calls[place] += event == "call" and frame.f_code.co_filename.startswith(places)
+
+    for place in ("forward", "backward"):
+        sys.setprofile(watch)
+        try:
+            if place == "forward":
+                value = loss()
+            else:
+                value.backward()
+        finally:
+            sys.setprofile(None)
+    assert 100 < calls["forward"] <= 310 and 100 < calls["backward"] <= 320

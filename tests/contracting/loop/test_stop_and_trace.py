@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -232,3 +234,21 @@ def test_a_default_tolerance_promises_two_digits_or_refuses() -> None:
     assert Stop().resolved(double).rtol == 1e-8
     smaller = dataclasses.replace(problem, linear=Dense(W / 1000))
     assert Stop().resolved(smaller).rtol == pytest.approx(2 * 2**-23 * 1001, rel=0.5)
+
+
+def test_tensors_of_a_record_are_made_when_they_are_asked_for() -> None:
+    """They are what the loop measured, in copies and in the record without states too; other names are refused."""
+    W, lam = monotone_weight(12, seed=1)
+    problem, _ = planted(ReLU(), W, lam, batch=5, seed=2)
+    found = solve(problem, PeacemanRachford(), stop=Stop(rtol=1e-6))
+    assert "status" not in vars(found) and "status" not in vars(found.record)
+    copies = found.record, copy.deepcopy(found), pickle.loads(pickle.dumps(found.record))
+    image = problem.map(found.z)
+    true = (found.z - image).norm(dim=-1)
+    for record in (*copies, replace(found, seconds=0.0), found, found.record):
+        assert record.status.dtype == torch.int8 and record.converged.tolist() == 5 * [True]
+        assert record.steps.dtype == torch.int64 and len(set(record.steps.tolist())) == 1
+        torch.testing.assert_close(record.residual, true, rtol=1e-3, atol=1e-14)
+        torch.testing.assert_close(record.relative_residual, record.residual / image.norm(dim=-1))
+        with pytest.raises(AttributeError, match=r"\bstatuses\b"):
+            _ = record.statuses

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from contracting.loop.run import solve
 from contracting.maps.base import LinearMap
 from contracting.maps.bounded import BoundedOperator
 from contracting.maps.convolution import CircularConvolution, Spectral
+from contracting.maps.counting import Count, counting
 from contracting.maps.dense import Dense
 from contracting.maps.minus_gram import MinusGram, Rows
 from contracting.maps.operator import Bounds, MonotoneOperator
@@ -170,3 +172,23 @@ def test_a_large_map_without_a_resolvent_is_solved_by_products() -> None:
             metric=WeightedL2.identity(600, dtype=torch.float64),
         )
         assert float((solve(problem, Automatic(), stop=Stop(rtol=1e-9)).z - torch.relu(v)).abs().max()) <= 1e-6
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 40])
+@pytest.mark.parametrize("h", [torch.abs, partial(torch.mul, torch.tensor(-0.5))], ids=["abs", "multiple"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_of_few_and_of_many_rows_are_those_of_the_formula(
+    rows: int, h: Callable[..., Tensor], dtype: torch.dtype
+) -> None:
+    """u ← W h(u) + q, whoever takes the steps; neither u nor q is changed, and every row of a step is counted."""
+    W, u, q = 0.1 * torch.randn(9, 9, dtype=dtype), torch.randn(rows, 9, dtype=dtype), torch.randn(rows, 9, dtype=dtype)
+    W = W.mT if rows % 2 else W  # either layout
+    expected, given = u.double(), (u.clone(), q.clone())
+    for _ in range(5):
+        expected = h(expected) @ W.double().mT + q.double()
+    count = Count()
+    with counting(count):
+        found = Dense(W).iterated(h, q, u, 5)
+    assert found.dtype == dtype and torch.allclose(found.double(), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(u, given[0]) and torch.equal(q, given[1]) and count.rows == 5 * rows
+    assert Dense(W).iterated(h, q, u, 0) is u
