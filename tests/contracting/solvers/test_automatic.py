@@ -86,7 +86,8 @@ def test_rows_that_a_splitting_does_not_finish_go_on_with_newtons_method() -> No
     assert not alone.converged.all()  # negative control
     solution = solve(problem, Automatic(), stop=stop)
     image = problem.map(solution.z)
-    assert ((solution.z - image).norm(dim=-1) <= 3.6e-6 * image.norm(dim=-1)).all()
+    tolerance = 1e-7 + 3.5e-6 * image.norm(dim=-1)  # with the default atol of float32
+    assert ((solution.z - image).norm(dim=-1) <= 1.001 * tolerance).all()
     assert solve(problem, Automatic(), stop=short).converged.all()  # also where there is less patience
 
 
