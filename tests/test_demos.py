@@ -68,9 +68,17 @@ def ode_layer(seen: dict[str, Any]) -> None:
 
 
 def one_image(seen: dict[str, Any]) -> None:
-    assert 0 < seen["by_global"] < seen["by_local"] < seen["fooled"] and seen["other"] != int(seen["label"])
-    undecided = seen["found"].undecided
-    assert int(undecided[0]) < seen["at_attack"] <= int(undecided[-1]) <= 30
+    assert 0 < seen["by_global"] < seen["by_local"] <= seen["complete"] < seen["fooled"] < 1.02 * seen["complete"]
+    assert seen["other"] != int(seen["label"]) and 0 < len(seen["undecided"]) < 20
+    layer, image, ends = seen["layer"], seen["image"], (seen["low"], seen["high"])
+    to_attack = torch.nn.functional.normalize(seen["attack"].inputs - image)
+    ways = torch.randn(500, image.shape[1], generator=torch.Generator().manual_seed(0), dtype=image.dtype)
+    ball = torch.cat([torch.nn.functional.normalize(ways), to_attack])
+    ball = (image + seen["complete"] * ball).clamp(*seen["bounds"])
+    v = layer.problem(ball).preactivation(layer.equilibrium(ball))
+    assert bool(((v >= ends[0]) & (v <= ends[1])).all())
+    changed = ((v > 0) != (seen["v"] > 0)).any(0)
+    assert set(torch.nonzero(changed).flatten().tolist()) <= set(seen["undecided"]) and bool(changed.any())
 
 
 def own_neural_ode(seen: dict[str, Any]) -> None:
