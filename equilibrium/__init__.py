@@ -63,7 +63,7 @@ from equilibrium.parameterizations import (
 )
 from equilibrium.starts import AffineStart
 from equilibrium.tracking import FixedTracking, TrackedFrame, Tracker, track_inputs
-from equilibrium.training.certified import CertifiedMargin, IntervalMargin
+from equilibrium.training.certified import CertifiedMargin, IntervalMargin, LocalMargin
 from equilibrium.training.data import Samples
 from equilibrium.training.loop import train
 from equilibrium.training.losses import CrossEntropy, Loss, SquaredError
@@ -76,11 +76,12 @@ __all__ = [
     "DiagonalStep", "DormandPrince", "DouglasRachford", "EquilibriumLayer", "ExplicitEuler", "FISTA",
     "FailedRows", "FixedIterations", "FixedTracking", "ForwardBackward", "Heun", "Implicit", "IntervalMargin",
     "JacobianFree", "LBEN", "LBENConv2d", "LipschitzCertificate", "LipschitzReport", "LocalLipschitz",
-    "LocalSearch", "Loss", "MonDEQ", "Monotone", "MultiScaleConv2d", "NEMON", "NetworkWeights", "NeumannSeries",
-    "NewtonKrylov", "PairwiseLipschitz", "Parameterization", "PeacemanRachford", "PseudoTransient", "RK4",
-    "RungeKuttaChebyshev", "Samples", "SemismoothNewton", "SquaredError", "Stop", "TorchDiffEq", "TrackedFrame",
-    "Tracker", "TrainingRecord", "TrainingStep", "Tseng", "Unconstrained", "Unrolled", "Weights",
-    "attained_lipschitz", "certified_lipschitz", "certified_radius", "certified_within", "check_lipschitz",
-    "explicit_weights", "from_residual", "from_sequential", "from_weights", "lipschitz_report",
-    "load_reference", "local_lipschitz", "pairwise_lipschitz", "save_reference", "track_inputs", "train",
+    "LocalMargin", "LocalSearch", "Loss", "MonDEQ", "Monotone", "MultiScaleConv2d", "NEMON", "NetworkWeights",
+    "NeumannSeries", "NewtonKrylov", "PairwiseLipschitz", "Parameterization", "PeacemanRachford",
+    "PseudoTransient", "RK4", "RungeKuttaChebyshev", "Samples", "SemismoothNewton", "SquaredError", "Stop",
+    "TorchDiffEq", "TrackedFrame", "Tracker", "TrainingRecord", "TrainingStep", "Tseng", "Unconstrained",
+    "Unrolled", "Weights", "attained_lipschitz", "certified_lipschitz", "certified_radius", "certified_within",
+    "check_lipschitz", "explicit_weights", "from_residual", "from_sequential", "from_weights",
+    "lipschitz_report", "load_reference", "local_lipschitz", "pairwise_lipschitz", "save_reference",
+    "track_inputs", "train",
 ]  # fmt: skip
