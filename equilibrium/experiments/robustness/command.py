@@ -32,9 +32,11 @@ from equilibrium.experiments.robustness.study import (
 )
 from equilibrium.experiments.tables import Column, aligned
 from equilibrium.files import output_directory, plain
+from equilibrium.training.certified import LOSSES, IntervalMargin, WorstCase
 
 _SHOWN_SIZES = (1.5, 3.0, 5.0, 8.0)  # of the fast-gradient columns, the nearest of those that were tried
 _RADIUS = 1.58  # Certified and attacked accuracy stand in the table for the attack size nearest to this one.
+_BOX = 0.16  # Half the side of the boxes that an interval margin is trained for: .05 of the range of MNIST's pixels.
 _EPOCHS = 20
 _MODELS = ", ".join(catalogue(Plan(images=Images.MNIST, epochs=_EPOCHS, seed=0, small=False)))
 _MARGINS = ", ".join(map(str, PAPER_ERROR_OF_MARGIN))
@@ -54,6 +56,14 @@ def mnist_robustness(
         f"margin-C, C = {_MARGINS}, beside them.",
     ] = None,
     epochs: Annotated[int | None, f"Passes over the training images (default {_EPOCHS})."] = None,
+    loss: Annotated[
+        str, f"Loss of the training, of {', '.join(LOSSES)}; one that has no meaning for a model is refused."
+    ] = "cross-entropy",
+    trained_radius: Annotated[
+        float | None,
+        f"Radius that such a margin is trained for, in normalised pixels: ℓ2 (default {_RADIUS}), or ℓ∞ of "
+        f"interval-margin (default {_BOX}).",
+    ] = None,
     seed: Seed = 0,
     jobs: Jobs = 2,
     out: LastingOut = Path("out"),
@@ -65,12 +75,20 @@ def mnist_robustness(
     named = {kind.value: kind for kind in _DENSE_IMAGES}
     if images not in named:
         raise InputError(f"--images must be {' or '.join(named)}, got {images!r}")
+    if loss not in LOSSES:
+        raise InputError(f"--loss has the unknown name {loss!r}; known are {', '.join(LOSSES)}")
+    certified = issubclass(LOSSES[loss], WorstCase)
+    if not certified and trained_radius is not None:
+        raise InputError(f"--trained-radius is of a margin: leave it out with --loss {loss}")
+    usual = _BOX if LOSSES[loss] is IntervalMargin else _RADIUS if certified else 0.0
     plan = Plan(
         images=Images.DIGITS if small else named[images],
         epochs=checks.whole_number("--epochs", (2 if small else _EPOCHS) if epochs is None else epochs),
         seed=checks.seed("--seed", seed),
         small=small,
         models=() if models is None else words("--models", models, example="lipschitz-1"),
+        loss=loss,
+        trained_radius=checks.number("--trained-radius", usual if trained_radius is None else trained_radius, low=0),
     )
     checks.whole_number("--jobs", jobs)
     folder = output_directory(out)

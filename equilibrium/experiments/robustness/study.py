@@ -60,6 +60,8 @@ class Plan:
         small: a version of seconds, with few neurons and few attacks.
         models: names of the models of ``catalogue``; all but those of other widths and with margins if empty.
         convolutional: equilibrium networks on images instead of dense ones.
+        loss: of the training, by its name in ``LOSSES``.
+        trained_radius: of that loss, in normalised inputs.
     """
 
     images: Images
@@ -68,13 +70,15 @@ class Plan:
     small: bool
     models: tuple[str, ...] = ()
     convolutional: bool = False
+    loss: str = "cross-entropy"
+    trained_radius: float = 0.0
 
 
 def catalogue(plan: Plan) -> dict[str, ModelSettings]:
     """The chosen models by name, those that take longest first.
 
     Raises:
-        InputError: on an unknown name.
+        InputError: on an unknown name, or a model for which the loss has no meaning.
     """
     usual = _on_images(plan) if plan.convolutional else _dense(plan)
     known = usual if plan.convolutional else usual | _of_other_widths(plan) | _with_margins(plan)
@@ -84,7 +88,14 @@ def catalogue(plan: Plan) -> dict[str, ModelSettings]:
             raise InputError(
                 f"models has the unknown name {name!r}; known are {', '.join(known)} (at the command line: --models)"
             )
-    return {name: settings for name, settings in known.items() if name in chosen}
+    found = {name: settings for name, settings in known.items() if name in chosen}
+    for name, settings in found.items():
+        if plan.loss not in settings.kind.losses:
+            meant = ",".join(other for other, each in known.items() if plan.loss in each.kind.losses)
+            raise InputError(
+                f"loss {plan.loss!r} has no meaning for {name!r}; it serves {meant} (at the command line: --models)"
+            )
+    return found
 
 
 def _dense(plan: Plan) -> dict[str, ModelSettings]:
@@ -100,6 +111,8 @@ def _dense(plan: Plan) -> dict[str, ModelSettings]:
         allowed=SIZES[:11:2] if plan.small else SIZES,
         attack_steps=10 if plan.small else 40,
         thorough=not plan.small,
+        loss=plan.loss,
+        trained_radius=plan.trained_radius,
     )
     bounded = {f"lipschitz-{gamma:g}": _bounded(base, gamma) for gamma in LIPSCHITZ}
     # half the passes: Newton's method, which needs no certificate, takes several times as long here
@@ -111,6 +124,7 @@ def _dense(plan: Plan) -> dict[str, ModelSettings]:
         **bounded,
         "lben": base,
         "mondeq": replace(base, kind=Kind.MONDEQ),
+        "nemon": replace(base, kind=Kind.NEMON),
         "perceptron": replace(base, kind=Kind.PERCEPTRON, learning_rate=0.003),
     }
 

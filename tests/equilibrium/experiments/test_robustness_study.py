@@ -159,12 +159,31 @@ def test_only_an_unconstrained_network_may_stop_training(tmp_path, monkeypatch, 
         (["--data-dir", "nowhere"], "--data-dir"),
         (["--images", "fashion-mnist"], "--images"),
         (["--checkpoints", "nowhere"], "--checkpoints"),
+        (["--loss", "hinge"], "--loss"),
+        (["--loss", "local-margin"], "unconstrained"),
+        (["--loss", "certified-margin", "--models", "lben,perceptron"], "perceptron"),
+        (["--loss", "interval-margin", "--models", "lben"], "nemon"),
+        (["--models", "lben", "--trained-radius", "1"], "--trained-radius"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, capsys, arguments, named):
     assert cli.main(["mnist-robustness", "--small", "--out", str(tmp_path), *arguments]) == 2
     error = capsys.readouterr().err
-    assert named in error and error.count("\n") == 1
+    assert named in error and error.count("\n") == 1 and not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("loss", "model"), [("certified-margin", "mondeq"), ("local-margin", "lipschitz-5"), ("interval-margin", "nemon")]
+)
+def test_a_model_is_trained_with_the_loss_that_was_asked_for(tmp_path, monkeypatch, loss, model):
+    monkeypatch.setattr(classifiers, "_measured", lambda *_: {})  # what is measured does not depend on the loss
+    plan = replace(SMALL, loss=loss, trained_radius=0.1, models=(model,))
+    found = run_model(catalogue(plan)[model], Workspace(folder=tmp_path, progress=False))
+    assert 0 < found["training"][-1]["unproved"] <= 100 and found["settings"].loss == loss
+    usual = run_model(
+        catalogue(replace(plan, loss="cross-entropy"))[model], Workspace(folder=tmp_path / "usual", progress=False)
+    )
+    assert usual["training"][-1]["unproved"] is None
 
 
 @pytest.mark.parametrize(("images", "named"), [("cifar10", "--images"), ("fashion-mnist", "data_dir")])
