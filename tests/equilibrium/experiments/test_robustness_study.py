@@ -180,6 +180,7 @@ def test_a_model_is_trained_with_the_loss_that_was_asked_for(tmp_path, monkeypat
     plan = replace(SMALL, loss=loss, trained_radius=0.1, models=(model,))
     found = run_model(catalogue(plan)[model], Workspace(folder=tmp_path, progress=False))
     assert 0 < found["training"][-1]["unproved"] <= 100 and found["settings"].loss == loss
+    (tmp_path / "usual").mkdir()
     usual = run_model(
         catalogue(replace(plan, loss="cross-entropy"))[model], Workspace(folder=tmp_path / "usual", progress=False)
     )
