@@ -67,7 +67,8 @@ def seen(monkeypatch: pytest.MonkeyPatch, problem: EquilibriumProblem, method: M
 
 def problem(dtype: torch.dtype, activation: Any = None) -> EquilibriumProblem:
     W, lam = monotone_weight(12, seed=1)
-    return planted(activation or ReLU(), W.to(dtype), lam.to(dtype), batch=5, seed=2)[0]
+    # more rows than numpy takes the steps of, where there is no device but the host
+    return planted(activation or ReLU(), W.to(dtype), lam.to(dtype), batch=20, seed=2)[0]
 
 
 @pytest.mark.parametrize(
