@@ -23,7 +23,7 @@ from equilibrium.training.losses import CrossEntropy
 from equilibrium.training.resume import last_complete_epoch
 from equilibrium.training.spectral import SpectralMargin
 
-# Local constants take about 20 ms of a processor for an image and step of 80 neurons: a quarter of each batch has them.
+# Local constants of all rows make a step several times as long: so many rows of each batch, a quarter, have them.
 _LOCAL_ROWS = 64
 
 
