@@ -55,11 +55,38 @@ def symbol_of(kernel: Tensor, grid: Grid) -> Tensor:
 
     Sides may exceed the grid; the kernel then wraps around.
     """
+    if all(side >= size for side, size in zip(kernel.shape[2:], grid, strict=True)):
+        return _symbol_of_image(kernel, grid)
     make = _waves.__wrapped__ if torch.compiler.is_compiling() else _waves  # a cache would keep symbols of a graph
     waves = make(tuple(kernel.shape[2:]), grid, kernel.dtype, kernel.device)
     taps = kernel.flatten(2).permute(2, 0, 1)
     parts = (waves @ taps.flatten(1)).reshape(2, -1, *kernel.shape[:2])
     return torch.complex(parts[0], parts[1])
+
+
+def _symbol_of_image(kernel: Tensor, grid: Grid) -> Tensor:
+    """The symbol of a kernel over the whole grid, by the library's transform."""
+    for axis, size in enumerate(grid, 2):
+        side = kernel.shape[axis]
+        shape = [*kernel.shape[:axis], size, *kernel.shape[axis + 1 :]]
+        places = (torch.arange(side, device=kernel.device) - side // 2) % size
+        kernel = kernel.new_zeros(shape).index_add(axis, places, kernel)
+    # the first axis is the one of the real transform, which is the last that is named
+    values = torch.fft.rfftn(kernel, dim=tuple(range(kernel.ndim - 1, 1, -1)))
+    return values.movedim((0, 1), (-2, -1)).flatten(0, -3).conj().resolve_conj()
+
+
+def kernel_of(symbol: Tensor, grid: Grid) -> Tensor:
+    """The real kernel with this symbol, over the whole grid: (frequencies, out, in) -> (out, in, *odd sides).
+
+    Offsets run from −N//2 to (N − 1)//2 on each axis; a zero at the end makes an even side odd.
+    """
+    height, width = transform.sides(grid)
+    values = symbol.conj().reshape(height // 2 + 1, width, *symbol.shape[1:])
+    taps = torch.fft.irfftn(values, s=(width, height), dim=(1, 0))
+    taps = taps.roll((height // 2, width // 2), (0, 1)).permute(2, 3, 0, 1)
+    taps = torch.nn.functional.pad(taps, (0, 1 - width % 2, 0, 1 - height % 2))
+    return taps if len(grid) == 2 else taps.squeeze(-1)
 
 
 @functools.lru_cache(maxsize=64)

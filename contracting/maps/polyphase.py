@@ -42,6 +42,15 @@ def phases(kernel: Tensor, *, out: int, into: int, stride: int) -> Tensor:
     return table.transpose(1, 2).reshape(C_out * out**dims, C_in * into**dims, *[wide] * dims)
 
 
+def from_phases(kernel: Tensor, factor: int) -> Tensor:
+    """The kernel with these phases of z, the inverse of ``phases`` for stride = into = factor and out = 1.
+
+    (C', C·factorᵈ, *sides) -> (C', C, *odd sides).
+    """
+    dims = kernel.ndim - 2
+    return torch.nn.functional.pad(joined(kernel, factor, dims), (factor - 1, 0) * dims)
+
+
 @functools.lru_cache(maxsize=64)
 def _places(sides: tuple[int, ...], out: int, into: int, stride: int) -> tuple[Tensor, Tensor, int]:
     """Which tap goes to which entry of (phase of y, phase of z, coarse tap), and the coarse side."""
@@ -86,3 +95,12 @@ def joined(images: Tensor, factor: int, dims: int) -> Tensor:
     first = len(lead) + 1
     order = [*range(first), *[place for axis in range(dims) for place in (first + dims + axis, first + axis)]]
     return parts.permute(order).reshape(*lead, -1, *[size * factor for size in sizes])
+
+
+def separated(images: Tensor, factor: int, dims: int) -> Tensor:
+    """The phases of images, the inverse of ``joined``: (..., C, *grid · factor) -> (..., C·factorᵈ, *grid)."""
+    lead, sizes = images.shape[: -dims - 1], [size // factor for size in images.shape[-dims:]]
+    parts = images.reshape(*lead, -1, *[side for size in sizes for side in (size, factor)])
+    first = len(lead) + 1
+    order = [*range(first), *[first + 2 * axis + 1 for axis in range(dims)], *[first + 2 * axis for axis in range(dims)]]
+    return parts.permute(order).reshape(*lead, -1, *sizes)

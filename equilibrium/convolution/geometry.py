@@ -12,6 +12,8 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import InputError
 from contracting.maps.frequencies import Grid, convolve_by_symbol, convolve_directly, symbol_of, transposed
+from contracting.maps.polyphase import joined, phases, separated
+from contracting.maps.transform import by_neuron
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,19 +103,25 @@ class Geometry:
         """Rows of the input convolution of images on the torus: (batch, in channels · torus) -> (batch, n)."""
         if self._fits(kernel):
             return convolve_directly(padded, kernel, self.torus, stride=self.stride)
-        fine = convolve_by_symbol(padded, symbol_of(kernel, self.torus), self.torus)
-        return fine.reshape(-1, kernel.shape[0], *self.torus)[self._sampled].flatten(1)
+        images = padded.reshape(-1, kernel.shape[1], *self.torus)
+        seen = by_neuron(separated(images, self.stride, len(self.grid)).flatten(1))
+        return convolve_by_symbol(seen, self.symbol(kernel), self.grid)
+
+    def symbol(self, kernel: Tensor) -> Tensor:
+        """Û of the phases of the padded image on the grid: (C, in channels, side, …) -> (frequencies, C, in · phases)."""
+        return symbol_of(phases(kernel, out=1, into=self.stride, stride=self.stride), self.grid)
 
     def convolve_adjoint(self, z: Tensor, kernel: Tensor) -> Tensor:
         """The transpose of ``convolve``: (batch, n) -> (batch, in channels · torus)."""
+        if not self._fits(kernel):
+            seen = convolve_by_symbol(z, self.symbol(kernel).mH, self.grid).reshape(len(z), -1, *self.grid)
+            return joined(seen, self.stride, len(self.grid)).flatten(1)
         images = z.reshape(-1, kernel.shape[0], *self.grid)
         if self.stride > 1:  # zeros between the samples
             fine = images.new_zeros(*images.shape[:2], *self.torus)
             fine[self._sampled] = images
             images = fine
-        if self._fits(kernel):
-            return convolve_directly(images.flatten(1), transposed(kernel), self.torus)
-        return convolve_by_symbol(images.flatten(1), symbol_of(transposed(kernel), self.torus), self.torus)
+        return convolve_directly(images.flatten(1), transposed(kernel), self.torus)
 
     def _fits(self, kernel: Tensor) -> bool:
         return all(side <= size for side, size in zip(kernel.shape[2:], self.torus, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import ClassVar, Unpack
 
 from torch import Tensor
 
@@ -10,6 +10,8 @@ from contracting import checks
 from contracting.activations.catalogue import ReLU
 from contracting.activations.clamped import zero_border
 from contracting.activations.names import as_activation
+from equilibrium.convolution.base import ImageParameterization
+from equilibrium.convolution.contractive import ConvolutionalContractive
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.parameterization import ConvolutionalMonotone, ConvolutionalOptions
 from equilibrium.convolution.weights import ConvolutionalWeights
@@ -31,9 +33,9 @@ class ConvolutionalLayer(EquilibriumLayer):
         options: as for ``EquilibriumLayer``; the activation is the one inside the border.
     """
 
-    parameterization: ConvolutionalMonotone
+    parameterization: ImageParameterization
 
-    def __init__(self, parameterization: ConvolutionalMonotone, **options: Unpack[LayerOptions]):
+    def __init__(self, parameterization: ImageParameterization, **options: Unpack[LayerOptions]):
         geometry, activation = parameterization.geometry, options.get("activation")
         inner = ReLU() if activation is None else as_activation(activation)
         options["activation"] = zero_border(
@@ -92,6 +94,8 @@ class LBENConv2d(ConvolutionalLayer):
         >>> y = layer(torch.randn(32, 1, 28, 28))
     """
 
+    made_of: ClassVar[type[ImageParameterization]] = ConvolutionalMonotone
+
     def __init__(
         self,
         in_channels: int,
@@ -108,4 +112,27 @@ class LBENConv2d(ConvolutionalLayer):
         geometry = Geometry(
             in_channels=in_channels, channels=channels, image=image, border=border, stride=stride, pool=pool
         )
-        super().__init__(ConvolutionalMonotone(geometry, out_features, **free), **own)
+        super().__init__(self.made_of(geometry, out_features, **free), **own)
+
+
+class ContractiveConv2d(LBENConv2d):
+    r"""Equilibrium network on images whose flows contract, with a γ of which the readout wastes nothing.
+
+    As ``LBENConv2d``, with the parameters of ``ConvolutionalContractive``: they reach every network that one number per
+    channel in Λ and a convolution P certify. The weight and, with ``lipschitz``, the input kernel reach over the image.
+
+    Args:
+        in_channels: channels of the image.
+        channels: channels of the state.
+        out_features: size of y.
+        options: contraction_rate, 0 if left out, and the others as for ``LBENConv2d``, without epsilon and metric.
+
+    Raises:
+        InputError: on any argument out of range.
+
+    Example:
+        >>> layer = ContractiveConv2d(1, 16, 10, image=(28, 28), stride=2, pool=4, lipschitz=1.0, contraction_rate=0.2)
+        >>> y = layer(torch.randn(32, 1, 28, 28))
+    """
+
+    made_of = ConvolutionalContractive

@@ -25,9 +25,9 @@ code of arXiv 2010.01732 and 2006.08591, with ε and the two gains kept positive
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, TypedDict
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -46,9 +46,10 @@ from contracting.maps.frequencies import (
     transposed,
 )
 from contracting.maps.per_neuron import Scaled
+from equilibrium.convolution.base import ImageParameterization, ImageParameterOptions
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.weights import ConvolutionalWeights
-from equilibrium.parameterizations import Parameterization, checked_lipschitz, metric_of
+from equilibrium.parameterizations import metric_of
 from equilibrium.weights import survives_rounding
 
 
@@ -94,20 +95,14 @@ class Kernels:
     psi: Tensor | None
 
 
-class ConvolutionalOptions(TypedDict, total=False):
+class ConvolutionalOptions(ImageParameterOptions, total=False):
     """The keyword arguments of ``ConvolutionalMonotone``, for all that pass them on."""
 
-    kernel_size: int
-    input_kernel_size: int | None
-    lipschitz: float | None
-    contraction_rate: float | None
     epsilon: float
     metric: MetricShape
-    device: torch.device | str | None
-    dtype: torch.dtype | None
 
 
-class ConvolutionalMonotone(Parameterization):
+class ConvolutionalMonotone(ImageParameterization):
     """The LBEN parameterisation on images: well-posed for every value, on request γ-Lipschitz and contracting.
 
     Args:
@@ -131,45 +126,25 @@ class ConvolutionalMonotone(Parameterization):
         geometry: Geometry,
         out_features: int,
         *,
-        kernel_size: int = 3,
-        input_kernel_size: int | None = None,
-        lipschitz: float | None = None,
-        contraction_rate: float | None = None,
         epsilon: float = 1.0,
         metric: MetricShape = MetricShape.CHANNEL,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[ImageParameterOptions],
     ):
-        if lipschitz is not None:
-            checked_lipschitz(lipschitz, dtype)
-        if contraction_rate is not None:
-            contraction_rate = checks.number("contraction_rate", contraction_rate, low=0, high=1, high_open=True)
-        epsilon = checks.positive_number("epsilon", epsilon)
-        input_kernel_size = kernel_size if input_kernel_size is None else input_kernel_size
-        for name, side in (("kernel_size", kernel_size), ("input_kernel_size", input_kernel_size)):
-            if checks.whole_number(name, side) % 2 == 0:
-                raise InputError(f"{name} must be odd, got {side}")
+        self.epsilon = checks.positive_number("epsilon", epsilon)
         if not isinstance(metric, MetricShape):
             raise InputError(f"metric must be one of {', '.join(map(str, MetricShape))}, got {metric!r}")
-        if contraction_rate is not None and metric.varies_over_space:
+        if options.get("contraction_rate") is not None and metric.varies_over_space:
             raise InputError("contraction_rate needs a metric that is constant over the image: MetricShape.CHANNEL")
-        super().__init__(geometry.in_features, geometry.hidden_features, out_features, device=device, dtype=dtype)
-        self.geometry, self.metric = geometry, metric
-        self.epsilon, self.lipschitz, self.contraction_rate = epsilon, lipschitz, contraction_rate
-        self.kernel_size, self.input_kernel_size = kernel_size, input_kernel_size
-        self._make_kernels()
+        self.metric = metric
+        super().__init__(geometry, out_features, **options)
         self.log_g = self.new_parameter()
         self.log_h = self.new_parameter()
-        self.output = self.new_parameter(out_features, geometry.cell_features)
-        self.output_bias = self.new_parameter(out_features)
         self.reset_parameters()
 
     def _make_kernels(self) -> None:
-        """Kernels, bias and metric."""
+        super()._make_kernels()
         geometry = self.geometry
         C, dims = geometry.channels, len(geometry.grid)
-        self.U = self.new_parameter(C, geometry.in_channels, *[self.input_kernel_size] * dims)
-        self.bias = self.new_parameter(C)
         self.A = self.new_parameter(C, C, *[self.kernel_size] * dims)
         self.B = self.new_parameter(C, C, *[self.kernel_size] * dims)
         shape = self.metric.of(geometry)
@@ -185,21 +160,12 @@ class ConvolutionalMonotone(Parameterization):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {
-            **asdict(self.geometry),
-            "contraction_rate": self.contraction_rate,
-            "epsilon": self.epsilon,
-            "lipschitz": self.lipschitz,
-            "metric": self.metric.value,
-        }
+        return {**super().settings, "epsilon": self.epsilon, "metric": self.metric.value}
 
     def reset_parameters(self) -> None:
         """Draw new values, for input and output as torch's layers do, smaller for small γ."""
         with torch.no_grad():
-            for weight, bias in ((self.U, self.bias), (self.output, self.output_bias)):
-                bound = 1 / math.sqrt(weight[0].numel())
-                nn.init.uniform_(weight, -bound, bound)
-                nn.init.uniform_(bias, -bound, bound)
+            super().reset_parameters()
             self._reset_kernels()
             for logarithm in (self.log_g, self.log_h, self.psi):
                 if logarithm is not None:
@@ -298,13 +264,7 @@ class ConvolutionalMonotone(Parameterization):
         return [readout / (2 * gamma), seen / (2 * gamma)]
 
     def extra_repr(self) -> str:
-        parts = [super().extra_repr(), f"kernel_size={self.kernel_size}", f"epsilon={self.epsilon:g}"]
-        if self.lipschitz is not None:
-            parts.append(f"lipschitz={self.lipschitz:.4g}")
-        if self.contraction_rate is not None:
-            parts.append(f"contraction_rate={self.contraction_rate:g}")
-        parts.append(f"metric={self.metric.value}")
-        return ", ".join(parts)
+        return f"{super().extra_repr()}, epsilon={self.epsilon:g}, metric={self.metric.value}"
 
 
 def readout_bound(output: Tensor, geometry: Geometry) -> Tensor:

@@ -32,7 +32,7 @@ from equilibrium.weights import Weights
 
 # ψ is squashed into ±40, so that Λ and the quotients of its roots stay in the range of float32 with room for W itself.
 _WIDEST = 40.0
-_START = 0.3  # the spread of the entries of V and X around multiples of I that they start with, times √n
+START = 0.3  # the spread of the entries of V and X around multiples of I that they start with, times √n
 
 
 class Contractive(BoundedParameterization):
@@ -67,8 +67,8 @@ class Contractive(BoundedParameterization):
         """Draw new values: V and S close to multiples of I for which W is of order one, and so are its gradients."""
         super().reset_parameters()
         n = self.hidden_features
-        nn.init.normal_(self.V, std=_START / math.sqrt(n))
-        nn.init.normal_(self.S, std=_START / math.sqrt(n))
+        nn.init.normal_(self.V, std=START / math.sqrt(n))
+        nn.init.normal_(self.S, std=START / math.sqrt(n))
         with torch.no_grad():
             self.V.diagonal().add_(math.sqrt(1 - self.contraction_rate))
 
@@ -83,7 +83,7 @@ class Contractive(BoundedParameterization):
             self.hidden_features, self.contraction_rate, self.lipschitz, self.example.dtype, self._room()
         )
         identity = torch.eye(n, dtype=torch.float64, device=self.example.device)
-        psi = torch.zeros_like(self.bias) if self.psi is None else _WIDEST * torch.tanh(self.psi / _WIDEST)
+        psi = torch.zeros_like(self.bias) if self.psi is None else squashed(self.psi)
         lam = (-psi).exp()
         root = lam.double().sqrt()
         V = within(self.V, room.largest_V)
@@ -187,6 +187,11 @@ class Contractive(BoundedParameterization):
         T = torch.linalg.solve_triangular(_root_of_condition_1(W, root), columns, upper=False)
         X = room.out_of_ball(T.mT).mT
         return {**values, "output": X[:, : self.out_features].mT, "U": X[:, self.out_features :]}
+
+
+def squashed(psi: Tensor) -> Tensor:
+    """ψ inside ±40."""
+    return _WIDEST * torch.tanh(psi / _WIDEST)
 
 
 def _root_of_condition_1(W: Tensor, root: Tensor) -> Tensor:

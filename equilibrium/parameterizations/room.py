@@ -14,6 +14,10 @@ and m = 1 + 2‖V‖_F² ≥ 2√(1−c)‖V‖_F + ‖V‖_F².
   divided by, η² becomes 18η²/δ there.
 * The ball. A computed S of X has norm ≤ 1 + N√N u√(N + ‖X‖_F²) ≤ 1 + δ for ‖X‖_F² ≤ N/δ, and is scaled by 1 − 2δ.
 
+For a convolution all of it holds frequency by frequency, with V of the frequency at which it is largest. What is stored
+are kernels: at one frequency the roundings of N' positions add up, to √N' times that of a matrix, as Σ_taps‖K_tap‖_F ≤
+√N' max_f‖K̂(f)‖_F. Rows of a readout, which see all frequencies, count as positions in addition.
+
 So no value of the parameters is without its certificate. What is given up are networks that come within δ of the edge:
 4e-4 of it for 100 neurons in float32, 5e-6 in float64, where the factorisation of R is what needs δ.
 """
@@ -52,16 +56,18 @@ class Room:
     largest_X: float
 
     @classmethod
-    def of(cls, *, size: int, rate: float, dtype: torch.dtype, feedthrough: bool) -> Room:
+    def of(cls, *, size: int, rate: float, dtype: torch.dtype, feedthrough: bool, positions: int = 1) -> Room:
         """The room of a network.
 
         Args:
-            size: N: neurons; with a feedthrough, inputs and outputs as well.
+            size: N: neurons; with a feedthrough, inputs and outputs as well. Of a convolution, its channels.
             rate: c.
             dtype: in which the weights are stored.
             feedthrough: whether there is one that takes part in γ.
+            positions: N': of a convolution, with the rows of its readout.
         """
-        error = torch.finfo(dtype).eps + (size + 8) * math.sqrt(size) * _UNIT
+        error = torch.finfo(dtype).eps + (size + 7 + positions) * math.sqrt(size) * _UNIT
+        error *= math.sqrt(positions)
         stored = 5 * (size * error**2) ** 0.25 if feedthrough else 3 * (size * error**2) ** (1 / 3)
         edge = stored + 4 * (size + 1) * math.sqrt(_UNIT)
         in_gamma = 18 / edge if feedthrough else 1.0
@@ -76,11 +82,11 @@ class Room:
         )
 
     def floor(self, square: Tensor) -> Tensor:
-        """p of ‖V‖_F², 0-dim."""
+        """p of ‖V‖_F², the largest one of a convolution, 0-dim."""
         return self.error + self.linear * square + self.quadratic * (1 + 2 * square) ** 2
 
     def ball(self, X: Tensor) -> Tensor:
-        """X in float64, mapped onto the matrices of spectral norm below 1 − δ: (k, n) -> (k, n)."""
+        """X in float64, mapped onto the matrices of spectral norm below 1 − δ: (..., k, n) -> (..., k, n)."""
         return (1 - 2 * self.edge) * onto_unit_ball(within(X, self.largest_X))
 
     def out_of_ball(self, S: Tensor) -> Tensor:
@@ -96,6 +102,7 @@ class Room:
 
 
 def within(matrix: Tensor, largest: float) -> Tensor:
-    """The matrix in float64, scaled to Frobenius norm ``largest`` where it has more."""
-    wide = matrix.double()
-    return wide * (largest / torch.linalg.vector_norm(wide).clamp_min(largest))
+    """The matrix, (..., k, n), in double precision, scaled to Frobenius norm ``largest`` where it has more."""
+    wide = matrix.to(torch.complex128 if matrix.is_complex() else torch.float64)
+    sizes = torch.linalg.vector_norm(wide, dim=(-2, -1), keepdim=True)
+    return wide * (largest / sizes.clamp_min(largest))

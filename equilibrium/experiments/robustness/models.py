@@ -14,7 +14,7 @@ from torch import nn
 
 from contracting import InputError
 from equilibrium import LBEN, NEMON, EquilibriumLayer, Implicit, LBENConv2d, Stop, Unconstrained
-from equilibrium.convolution import MetricShape
+from equilibrium.convolution import ContractiveConv2d, MetricShape
 from equilibrium.experiments.networks import seeded
 from equilibrium.training.certified import LOSSES, LocalMargin, WorstCase
 from equilibrium.training.cifar import cifar10
@@ -79,7 +79,7 @@ class ModelSettings:
         lipschitz: γ, or None.
         margin: distance in normalised pixels over which a network without γ is trained to keep its class, or None.
         contraction_rate: c, or None.
-        epsilon: ε of the parameterisation; a dense network with a rate has none.
+        epsilon: ε of the parameterisation; a network with a rate has none.
         images: what is classified.
         epochs: passes over the training images.
         batch_size: images per step.
@@ -243,7 +243,12 @@ def training_loss(settings: ModelSettings) -> CrossEntropy:
 
 def _on_images(settings: ModelSettings, convolutions: Convolutions, dataset: Dataset, stop: Stop) -> LBENConv2d:
     colours, height, width = dataset.image_shape
-    return LBENConv2d(
+    rate = settings.contraction_rate
+    asked: dict[str, Any] = {"contraction_rate": rate}
+    if rate is None:
+        metric = MetricShape.IDENTITY if settings.kind is Kind.MONDEQ else MetricShape.CHANNEL
+        asked = {"epsilon": settings.epsilon, "metric": metric}
+    return (LBENConv2d if rate is None else ContractiveConv2d)(
         colours,
         settings.hidden,
         dataset.classes,
@@ -252,9 +257,7 @@ def _on_images(settings: ModelSettings, convolutions: Convolutions, dataset: Dat
         stride=convolutions.stride,
         pool=convolutions.pool,
         lipschitz=settings.lipschitz,
-        contraction_rate=settings.contraction_rate,
-        epsilon=settings.epsilon,
-        metric=MetricShape.IDENTITY if settings.kind is Kind.MONDEQ else MetricShape.CHANNEL,
+        **asked,
         stop=stop,
         backward=Implicit(stop=stop),
     )
