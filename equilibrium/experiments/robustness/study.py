@@ -145,7 +145,7 @@ def _with_margins(plan: Plan) -> dict[str, ModelSettings]:
 
 
 def _on_images(plan: Plan) -> dict[str, ModelSettings]:
-    """Equilibrium networks on images: no bound, a fixed metric, and γ = 1."""
+    """Equilibrium networks on images: no bound, a fixed metric, γ = 1, and γ = 10 with flows that contract."""
     cifar = plan.images is Images.CIFAR10  # 32 + 2 pixels
     convolutions = Convolutions(input_kernel_size=5, stride=2, pool=3 if cifar else 2)
     if plan.small:
@@ -167,7 +167,10 @@ def _on_images(plan: Plan) -> dict[str, ModelSettings]:
     )
     return {
         # γ smooths the classes already: a temperature below one asks for smaller margins, for the sake of the error
-        "lipschitz-1": replace(base, lipschitz=1.0, epsilon=0.1, temperature=0.3, epochs=max(1, 3 * plan.epochs // 4)),
+        "lipschitz-1": replace(
+            base, lipschitz=1.0, contraction_rate=0.0, temperature=0.3, epochs=max(1, 3 * plan.epochs // 4)
+        ),
+        "contracting": replace(base, lipschitz=10.0, contraction_rate=0.2, epochs=max(1, 3 * plan.epochs // 2)),
         "lben": base,
         "mondeq": replace(base, kind=Kind.MONDEQ),
     }
