@@ -48,7 +48,12 @@ def drawn(seed: int, most: int, *, low: float = -6.0, high: float = 3.0) -> Cont
 @torch.no_grad()
 def refused(free: Contractive) -> list[str]:
     """Which promises the checkers do not prove of the stored numbers: the rate of either flow, and γ."""
-    layer, weights = EquilibriumLayer(free), free.explicit()
+    return unproved(EquilibriumLayer(free), free.explicit())
+
+
+@torch.no_grad()
+def unproved(layer: EquilibriumLayer, weights: Weights) -> list[str]:
+    """Which promises of these weights the checkers do not prove of the layer that has them."""
     missing = []
 
     def tried(name: str, prove: object) -> None:
@@ -66,7 +71,7 @@ def refused(free: Contractive) -> list[str]:
             continue
         system = system_of(layer.flow(flow))
         claim = Certificate(
-            rate=free.contraction_rate, metric=metric, multiplier=weights.metric.weights.double(), slopes=(0.0, 1.0),
+            rate=weights.contraction_rate, metric=metric, multiplier=weights.metric.weights.double(), slopes=(0.0, 1.0),
             method="parameterisation", flow=system.name, margin=0.0,
         )  # fmt: skip
         tried(flow.__class__.__name__, lambda claim=claim, system=system: check(claim, system))

@@ -30,7 +30,7 @@ from contracting import (
 from contracting import __version__ as __version__
 from equilibrium.checkpoints import load_reference, save_reference
 from equilibrium.convert import from_residual, from_sequential, from_weights
-from equilibrium.convolution import LBENConv2d, MultiScaleConv2d
+from equilibrium.convolution import ContractiveConv2d, LBENConv2d, MultiScaleConv2d
 from equilibrium.fixed import FixedIterations
 from equilibrium.layers import LBEN, EquilibriumLayer, FailedRows
 from equilibrium.lipschitz import (
@@ -72,8 +72,8 @@ from equilibrium.weights import NetworkWeights, Weights, explicit_weights
 
 __all__ = [
     "AffineStart", "Anderson", "Automatic", "BackwardEuler", "BogackiShampine", "BoundedParameterization",
-    "CertifiedMargin", "Choice", "ClassProof", "Contractive", "CrossEntropy", "DenseParameterization",
-    "DiagonalStep", "DormandPrince", "DouglasRachford", "EquilibriumLayer", "ExplicitEuler", "FISTA",
+    "CertifiedMargin", "Choice", "ClassProof", "Contractive", "ContractiveConv2d", "CrossEntropy",
+    "DenseParameterization", "DiagonalStep", "DormandPrince", "DouglasRachford", "EquilibriumLayer", "ExplicitEuler", "FISTA",
     "FailedRows", "FixedIterations", "FixedTracking", "ForwardBackward", "Heun", "Implicit", "IntervalMargin",
     "JacobianFree", "LBEN", "LBENConv2d", "LipschitzCertificate", "LipschitzReport", "LocalLipschitz",
     "LocalMargin", "LocalSearch", "Loss", "MonDEQ", "Monotone", "MultiScaleConv2d", "NEMON", "NetworkWeights",

@@ -24,7 +24,7 @@ Dense CircularConvolution WeightedL1 WeightedL2 WeightedLinf FullP ADMISSIBLE ac
 default_solvers register_solver register_activation register_finder
 """
 EQUILIBRIUM = """
-LBEN LBENConv2d MultiScaleConv2d EquilibriumLayer FixedIterations FailedRows Stop Implicit
+LBEN LBENConv2d ContractiveConv2d MultiScaleConv2d EquilibriumLayer FixedIterations FailedRows Stop Implicit
 Parameterization DenseParameterization Contractive Monotone MonDEQ Unconstrained Weights NetworkWeights explicit_weights
 train certified_lipschitz attained_lipschitz certified_radius pairwise_lipschitz lipschitz_report check_lipschitz
 from_sequential from_residual from_weights load_reference save_reference

@@ -102,5 +102,6 @@ def separated(images: Tensor, factor: int, dims: int) -> Tensor:
     lead, sizes = images.shape[: -dims - 1], [size // factor for size in images.shape[-dims:]]
     parts = images.reshape(*lead, -1, *[side for size in sizes for side in (size, factor)])
     first = len(lead) + 1
-    order = [*range(first), *[first + 2 * axis + 1 for axis in range(dims)], *[first + 2 * axis for axis in range(dims)]]
+    places = [first + 2 * axis for axis in range(dims)]
+    order = [*range(first), *[place + 1 for place in places], *places]
     return parts.permute(order).reshape(*lead, -1, *sizes)

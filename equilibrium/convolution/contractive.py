@@ -5,13 +5,13 @@ W is a convolution on a torus, and so are P and Λ, a number per channel. Then t
 
     M = 2√(1−c) SV − V*V,  any V(f), any ‖S(f)‖ ≤ 1,
 
-are all convolutions that contract at rate c in a P = V*V that is one. Of a real kernel X the map X ↦ XL⁻*, LL* = I + X*X,
-onto the ball makes a real kernel again, over the whole torus.
+are all convolutions that contract at rate c in a P = V*V that is one. Of a real kernel X the map X ↦ XL⁻*,
+LL* = I + X*X, onto the ball makes a real kernel again, over the whole torus.
 
 γ asks for W_oᵀW_o + ΛUUᵀΛ ⪯ γR, R = 2Λ − ΛW − WᵀΛ, of the map as it is applied:
 
-* Input. U = SCE is zero padding E, a convolution C and sampling S. EEᵀ ⪯ I, and SC is a convolution of the phases of the
-  padded image on the grid of the state. With a free kernel B and R = KK*,
+* Input. U = SCE is zero padding E, a convolution C and sampling S. EEᵀ ⪯ I, and SC is a convolution of the phases of
+  the padded image on the grid of the state. With a free kernel B and R = KK*,
 
       ΛU = √γ K T,  T = XF⁻*, X = K⁻¹B, FF* = I + X*X,
 
@@ -46,19 +46,21 @@ from equilibrium.convolution.weights import ConvolutionalWeights
 from equilibrium.parameterizations.contractive import START, squashed
 from equilibrium.parameterizations.room import Room, within
 
-_UNIT = 2.0**-53
+_UNIT = 2.0**-53  # the largest relative error of one rounding in float64
+# A readout drawn as torch draws one would use little of γ, and grow slowly. This factor, and the root of the positions of
+# a cell, which an average takes away, make H of order one (1.3 to 1.8 with 24 channels and 10 classes, γ = 1).
 _LOUDER = 4.0
 
 
 class ConvolutionalContractive(ImageParameterization):
-    r"""Every contracting convolution with a γ of the whole map: rate c, and on request γ, for each value of the parameters.
+    r"""Every contracting network on images with a γ of the whole map: rate c, and on request γ, for each value.
 
     Args:
         geometry: sizes, border, stride, cells of the readout.
         out_features: size of y.
-        options: contraction_rate c, 0 if it is None, and the others as for ``ImageParameterization``. ``kernel_size`` is
-            the side of V and of the kernel that is mapped to the ball; from the side of the torus on all of
-            them are reached.
+        options: contraction_rate c, 0 if it is None, and the others as for ``ImageParameterization``. ``kernel_size``
+            is the side of V and of the kernel that is mapped to the ball; from the side of the torus on all of them are
+            reached.
 
     Raises:
         InputError: as ``ImageParameterization``, and on a c too close to one for the dtype.
@@ -81,15 +83,15 @@ class ConvolutionalContractive(ImageParameterization):
         self.psi = self.new_parameter(C)
 
     def reset_parameters(self) -> None:
-        """Draw new values: V and S as those of ``Contractive``; inputs and outputs that use about half of γ."""
+        """Draw new values: V and S as those of ``Contractive``; outputs of the order of γ."""
         super().reset_parameters()
         spread = START / math.sqrt(self.V[0].numel())
         nn.init.normal_(self.V, std=spread)
         nn.init.normal_(self.S, std=spread)
         nn.init.zeros_(self.psi)
         with torch.no_grad():
-            centre = (..., *[self.kernel_size // 2] * len(self.geometry.grid))
-            self.V[centre].diagonal().add_(math.sqrt(1 - self.contraction_rate))
+            taps = self.V.flatten(2)
+            taps[..., taps.shape[2] // 2].diagonal().add_(math.sqrt(1 - self.contraction_rate))
             if self.lipschitz is not None:
                 self.output.mul_(_LOUDER * self.geometry.cell_size**0.5)
 
@@ -116,7 +118,8 @@ class ConvolutionalContractive(ImageParameterization):
         kernel = kernel_of(M * root / root[:, None], grid).to(dtype)
         with torch.no_grad():
             metric_kernel = kernel_of(root[:, None] * P * root, grid).to(dtype)
-        U, output = self.U, self.output
+        U: Tensor = self.U
+        output: Tensor = self.output
         if self.lipschitz is not None:
             # γ is that of the numbers that are stored, whose rounding has no gradient
             stored = symbol_of(kernel.detach().double(), grid) * root.detach()[:, None] / root.detach()

@@ -108,7 +108,7 @@ class Geometry:
         return convolve_by_symbol(seen, self.symbol(kernel), self.grid)
 
     def symbol(self, kernel: Tensor) -> Tensor:
-        """Û of the phases of the padded image on the grid: (C, in channels, side, …) -> (frequencies, C, in · phases)."""
+        """Û from the phases of the padded image: (C, in channels, side, …) -> (frequencies, C, in · phases)."""
         return symbol_of(phases(kernel, out=1, into=self.stride, stride=self.stride), self.grid)
 
     def convolve_adjoint(self, z: Tensor, kernel: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from equilibrium import (
     from_weights,
 )
 from equilibrium.contracts import ParameterizationContract
-from equilibrium.convolution import LBENConv2d, MultiScaleConv2d
+from equilibrium.convolution import ContractiveConv2d, LBENConv2d, MultiScaleConv2d
 
 D = torch.float64
 
@@ -127,6 +127,21 @@ class TestConvolutional(ParameterizationContract):
 
     def other_settings(self) -> list[Parameterization]:
         others = {"epsilon": 0.1}, {"lipschitz": 0.5}, {"contraction_rate": 0.1}, {"border": 0, "image": (6, 6)}
+        return [self.made(**other) for other in others]  # type: ignore[arg-type]
+
+
+class TestConvolutionalContractive(ParameterizationContract):
+    """On images, with a rate, and a bound whose readout is seen as it is."""
+
+    def made(self, **options: object) -> Parameterization:
+        options = {"lipschitz": 0.8, "contraction_rate": 0.2, "image": (4, 4), "stride": 2, "pool": 2, **options}
+        return ContractiveConv2d(1, 2, 2, dtype=D, **options).parameterization  # type: ignore[arg-type]
+
+    def parameterization(self) -> Parameterization:
+        return self.made()
+
+    def other_settings(self) -> list[Parameterization]:
+        others = {"lipschitz": 0.5}, {"lipschitz": None}, {"contraction_rate": 0.1}, {"border": 0, "image": (8, 8)}
         return [self.made(**other) for other in others]  # type: ignore[arg-type]
 
 

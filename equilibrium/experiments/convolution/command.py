@@ -50,7 +50,7 @@ _METHODS: dict[str, Method] = {
 def convolution(
     mnist: Annotated[Path | None, "Folder with the MNIST files (default: downloaded)."] = None,
     cifar: Annotated[Path | None, "Folder with CIFAR-10's binary files, to take these images (default: MNIST)."] = None,
-    models: Annotated[str | None, "Of lipschitz-1, contracting, lben, mondeq, separated by commas (default all)."] = None,
+    models: Annotated[str | None, "Of lipschitz-1, contracting, lben and mondeq, with commas (default all)."] = None,
     epochs: Annotated[int | None, f"Passes over the training images (default {_EPOCHS})."] = None,
     seed: Seed = 0,
     jobs: Jobs = 2,
@@ -121,9 +121,9 @@ def table(models: Mapping[str, Any], times: Mapping[str, Any]) -> str:
     return f"""{aligned(columns, list(models))}
 
 test error: percent of the test images, solved in float64 to 1e-8; training: wall seconds of one run on one thread;
-γ: built in, for the whole map from normalised pixels to logits; c: the rate at which the flows contract, built in;
-certified: proved afterwards; attained: by a pair of inputs; of γ: attained/γ; ratio: attained/certified; inside: attacks that succeeded inside a
-certified radius, of {count} test images."""
+γ: built in, for the whole map from normalised pixels to logits; c: built in, the rate at which the flows contract;
+certified: proved afterwards; attained: by a pair of inputs; of γ: attained/γ; ratio: attained/certified; inside:
+attacks that succeeded inside a certified radius, of {count} test images."""
 
 
 def _trained(plan: Plan, name: str, dataset: Dataset, folder: Path) -> LBENConv2d:

@@ -11,7 +11,15 @@ import torch
 from contracting.errors import InputError, PreconditionError
 from contracting.maps.convolution import CircularConvolution
 from contracting.maps.dense import Dense
-from contracting.maps.frequencies import convolve_by_symbol, convolve_directly, gram, over_space, symbol_of, transposed
+from contracting.maps.frequencies import (
+    convolve_by_symbol,
+    convolve_directly,
+    gram,
+    kernel_of,
+    over_space,
+    symbol_of,
+    transposed,
+)
 from contracting.metrics import WeightedL1, WeightedL2
 
 # grid, sides of the kernel: one and two dimensions, odd and even, kernels larger than the grid
@@ -170,3 +178,13 @@ def test_what_does_not_fit_is_refused_with_a_remedy() -> None:
     singular = CircularConvolution(torch.full((1, 1, 1, 1), 3.0, dtype=torch.float64), grid=(3, 3))
     with pytest.raises(PreconditionError, match=r"\bsingular\b"):
         singular.resolvent(0.5)
+
+
+@pytest.mark.parametrize(("grid", "sides"), SHAPES)
+def test_a_kernel_over_the_grid_is_found_from_its_symbol(grid: tuple[int, ...], sides: tuple[int, ...]) -> None:
+    """And acts as the one that the symbol came from, whether that was smaller than the grid or wraps around."""
+    kernel = torch.randn(2, 3, *sides, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = kernel_of(symbol_of(kernel, grid), grid)
+    assert all(side % 2 and side in (size, size + 1) for side, size in zip(found.shape[2:], grid, strict=True))
+    assert torch.allclose(by_definition(found, grid), by_definition(kernel, grid), atol=1e-12)
+    assert torch.allclose(symbol_of(found, grid), symbol_of(kernel, grid), atol=1e-12)

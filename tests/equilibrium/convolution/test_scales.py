@@ -15,7 +15,7 @@ from contracting.errors import InputError
 from contracting.gradients.implicit import Implicit
 from contracting.loop.records import Stop
 from contracting.maps.dense import Dense
-from contracting.maps.polyphase import joined, phases
+from contracting.maps.polyphase import from_phases, joined, phases, separated
 from equilibrium import ForwardBackward, PeacemanRachford, SemismoothNewton, Tseng
 from equilibrium.convolution import MetricShape, MultiScaleConv2d
 from equilibrium.lipschitz import certified_lipschitz
@@ -177,3 +177,17 @@ def test_what_does_not_fit_is_refused() -> None:
         make(0, channels=(2, 0))
     with pytest.raises(InputError, match=r"\bstride\b"):
         make(0, image=(5, 4))
+
+
+@pytest.mark.parametrize(("dims", "factor"), [(1, 2), (1, 3), (2, 2), (2, 1)])
+def test_phases_of_images_and_kernels_are_taken_apart_and_put_together(dims: int, factor: int) -> None:
+    images = torch.arange(2.0 * 3 * (4 * factor) ** dims).reshape(2, 3, *[4 * factor] * dims)
+    parts = separated(images, factor, dims)
+    assert torch.equal(joined(parts, factor, dims), images)
+    if dims == 2:
+        assert torch.equal(parts, pixel_unshuffle(images, factor))
+    coarse = torch.randn(2, 3 * factor**dims, *[5] * dims)
+    kernel = from_phases(coarse, factor)
+    wide = phases(kernel, out=1, into=factor, stride=factor)
+    margin = (wide.shape[-1] - 5) // 2
+    assert torch.equal(wide, F.pad(coarse, [margin] * 2 * dims))
