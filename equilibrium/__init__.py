@@ -73,7 +73,8 @@ from equilibrium.weights import NetworkWeights, Weights, explicit_weights
 __all__ = [
     "AffineStart", "Anderson", "Automatic", "BackwardEuler", "BogackiShampine", "BoundedParameterization",
     "CertifiedMargin", "Choice", "ClassProof", "Contractive", "ContractiveConv2d", "CrossEntropy",
-    "DenseParameterization", "DiagonalStep", "DormandPrince", "DouglasRachford", "EquilibriumLayer", "ExplicitEuler", "FISTA",
+    "DenseParameterization",
+    "DiagonalStep", "DormandPrince", "DouglasRachford", "EquilibriumLayer", "ExplicitEuler", "FISTA",
     "FailedRows", "FixedIterations", "FixedTracking", "ForwardBackward", "Heun", "Implicit", "IntervalMargin",
     "JacobianFree", "LBEN", "LBENConv2d", "LipschitzCertificate", "LipschitzReport", "LocalLipschitz",
     "LocalMargin", "LocalSearch", "Loss", "MonDEQ", "Monotone", "MultiScaleConv2d", "NEMON", "NetworkWeights",

@@ -47,8 +47,8 @@ from equilibrium.parameterizations.contractive import START, squashed
 from equilibrium.parameterizations.room import Room, within
 
 _UNIT = 2.0**-53  # the largest relative error of one rounding in float64
-# A readout drawn as torch draws one would use little of γ, and grow slowly. This factor, and the root of the positions of
-# a cell, which an average takes away, make H of order one (1.3 to 1.8 with 24 channels and 10 classes, γ = 1).
+# A readout drawn as torch draws one would use little of γ, and grow slowly. This factor, and the root of the positions
+# of a cell, which an average takes away, make H of order one (1.3 to 1.8 with 24 channels, 10 classes and γ = 1).
 _LOUDER = 4.0
 
 
