@@ -31,8 +31,8 @@ from_sequential from_residual from_weights load_reference save_reference
 """
 # Classes that only others of the library are made of: named here, so that leaving one out is a decision.
 INSIDE = {
-    "Relay", "StuckError", "ConvolutionalMonotone", "MultiScaleMonotone", "ReadoutMonotone", "ConvolutionalLayer",
-    "Explicit",
+    "Relay", "StuckError", "ConvolutionalMonotone", "ConvolutionalContractive", "MultiScaleMonotone", "ReadoutMonotone",
+    "ConvolutionalLayer", "Explicit", "ImageParameterization",
 }  # fmt: skip
 
 
