@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -135,6 +136,19 @@ def _said(text: str) -> list[list[str]]:
     return found
 
 
+def _with_shared_options(text: str) -> str:
+    """The text of a benchmark with those functions of its command line that it calls, and that these call."""
+    shared = ast.parse((ROOT / "benchmarks" / "command_line.py").read_text()).body
+    functions = {node.name: ast.unparse(node).replace("'", '"') for node in shared if isinstance(node, ast.FunctionDef)}
+    waiting, seen = re.findall(r"command_line\.(\w+)\(", text), set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in functions and name not in seen:
+            seen.add(name)
+            waiting += re.findall(r"\b(\w+)\(", functions[name])
+    return text + "".join(functions[name] for name in seen)
+
+
 def _wrong(words: list[str]) -> list[str]:
     """What of a command does not exist: its name, a target, a file, an option."""
     program, rest = words[0], words[1:]
@@ -146,8 +160,10 @@ def _wrong(words: list[str]) -> list[str]:
     if program == "python":
         if not rest or not rest[0].endswith(".py") or "NAME" in rest[0]:
             return []
-        text = (ROOT / rest[0]).read_text() if (ROOT / rest[0]).is_file() else None
-        return [rest[0]] if text is None else [option for option in options if f'"{option}"' not in text]
+        if not (ROOT / rest[0]).is_file():
+            return [rest[0]]
+        text = _with_shared_options((ROOT / rest[0]).read_text())
+        return [option for option in options if f'"{option}"' not in text]
     own = {"--version", "--help", "--install-completion", "--show-completion"}
     if not rest or rest[0].startswith("--") or rest[0] in ("COMMAND",):
         return [option for option in options if option not in own]
@@ -165,6 +181,7 @@ def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
 def test_commands_that_do_not_exist_are_noticed() -> None:
     text = "`contracting-equilibria track --x`\n```\npython -m equilibrium tracking --rat 1  # --no\nmake tea\n```\n"
     assert [_wrong(words) for words in _said(text)] == [["--rat"], ["tea"], ["track"]]
+    assert _wrong(["python", "benchmarks/convolution.py", "--clock", "cpu", "--target", "1"]) == ["--target"]
     assert _wrong(["python", "benchmarks/none.py"]) and not _wrong(["contracting-equilibria", "tracking", "--rate=1"])
 
 

@@ -16,7 +16,7 @@ from equilibrium.convolution import LBENConv2d, MetricShape
 from equilibrium.experiments.robustness.models import Images, Kind, load_images, new_model
 from equilibrium.experiments.robustness.study import Plan, catalogue
 
-MODELS = ("lipschitz-1", "lben", "mondeq")
+MODELS = ("contracting", "lipschitz-1", "lben", "mondeq")
 SMALL = Plan(images=Images.DIGITS, epochs=1, seed=0, small=True, convolutional=True)
 
 
