@@ -5,7 +5,6 @@ A splitting method with step α needs prox_{αf}, which is σ only for α = 1 (o
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -220,7 +219,10 @@ class ReLU(PiecewiseLinear):
 
 
 def _multiplication(factor: Tensor) -> Reflection:
-    return functools.partial(torch.mul, factor)
+    def multiply(x: Tensor, out: Tensor | None = None) -> Tensor:
+        return torch.mul(factor, x, out=out)
+
+    return multiply
 
 
 @dataclass(frozen=True, kw_only=True)
