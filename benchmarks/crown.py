@@ -107,7 +107,7 @@ def measured(kind: str, given: argparse.Namespace) -> dict[str, Any]:
     found["their constant seconds"] = rivals["jacobian_seconds"]
     for method, name in METHODS.items():
         theirs = rivals[method]
-        proof = certified_within(layer, x, labels, theirs["high"], constants=pairs.bounds, search=search)
+        proof = certified_within(layer, x, labels, theirs["high"], constants=pairs, search=search)
         found[name] = {
             "radius": theirs["low"].tolist(),
             "seconds": theirs["seconds"] / len(x),

@@ -232,7 +232,7 @@ class MonotoneOperator:
         ‖z⁺ − z*‖² ≤ ‖d + e‖² − ⟨d, (I − α²ÃᵀÃ)d⟩ − 2α⟨e, He⟩, and the least that two such terms subtract for a given
         d + e is their parallel sum. The larger of the values for Ã and Ãᵀ, so that it holds for the adjoint as well.
         """
-        if step * self.bounds.lipschitz >= 1:
+        if step * self.bounds.lipschitz >= 1 - 1e-14:  # (1/L)·L may be rounded down, and I − α²ÃᵀÃ is singular there
             return 1.0
         return math.sqrt(1 - 1 / self._tseng_excess(step)[0])
 

@@ -15,6 +15,7 @@ from equilibrium.lipschitz.certificate import Norm
 from equilibrium.local.branches import branched
 from equilibrium.local.counterexamples import counterexamples
 from equilibrium.local.finder import Effort
+from equilibrium.local.given import Constants, pair_constants
 from equilibrium.local.margins import checked_labels, checked_rows, margins
 from equilibrium.local.network import Anchors, LocalNetwork
 from equilibrium.local.passes import Narrowing, pieces
@@ -85,7 +86,7 @@ def certified_within(
     *,
     bounds: tuple[float, float] | None = None,
     norm: Norm = Norm.L2,
-    constants: Tensor | None = None,
+    constants: Constants | None = None,
     search: LocalSearch | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> ClassProof:
@@ -98,8 +99,8 @@ def certified_within(
         radius: > 0, a number or one for each input.
         bounds: smallest and largest value of an input, where inputs have a range: nothing outside is an input.
         norm: of the ball, ℓ2 or ℓ∞.
-        constants: Lipschitz constants in ℓ2 of yᵢ − yⱼ, (classes, classes), such as
-            ``pairwise_lipschitz(model).bounds``: what they decide is looked at no further.
+        constants: for all inputs, of these very weights, such as ``pairwise_lipschitz(model)``; otherwise as for
+            ``certified_radius``. What they decide is looked at no further.
         search: how hard to look; None takes ``LocalSearch()``.
         on_batch: called after each batch with its number of inputs.
 
@@ -113,7 +114,7 @@ def certified_within(
     checked_labels(labels, network.outputs)
     search = LocalSearch() if search is None else search
     around = Surroundings.of(inputs, radius, bounds, norm)
-    wide = None if constants is None else checks.shape("constants", constants, (network.outputs,) * 2).to(inputs)
+    wide = None if constants is None else pair_constants(constants, model, network.outputs).to(inputs)
     parts = []
     for part in pieces(network, len(inputs), network.size):
         x, here = inputs[part], around.rows(part)

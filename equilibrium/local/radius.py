@@ -7,12 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from contracting import checks
 from contracting.errors import InputError, PreconditionError
 from equilibrium.layers import EquilibriumLayer
-from equilibrium.lipschitz.bounds import PairwiseLipschitz, certified_lipschitz, subjects
-from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
-from equilibrium.lipschitz.composite import Model, matrix_of, parts
+from equilibrium.lipschitz.composite import matrix_of, parts
+from equilibrium.local.given import Constants, pair_constants
 from equilibrium.local.margins import batches, checked_labels, checked_rows, margins
 from equilibrium.local.network import LocalNetwork
 from equilibrium.local.passes import pieces
@@ -21,7 +19,6 @@ from equilibrium.local.surroundings import Surroundings
 
 _BATCH = 1000  # inputs per solve: enough rows for products at full speed, few enough for their memory
 _PROBES = 24  # radii that are tried for an input at most; doubling from a global radius takes a handful
-Constants = float | LipschitzCertificate | PairwiseLipschitz
 
 
 @torch.no_grad()
@@ -77,7 +74,7 @@ def certified_radius(
             "no radius is certified without Condition 1, and no metric is claimed for this model: "
             "from_weights(explicit_weights(W, …, metric=find_metric(W).metric.weights)) claims one, where there is one"
         )
-    pairs = _pair_constants(constants, model, len(rows)).to(inputs)
+    pairs = pair_constants(constants, model, len(rows)).to(inputs)
     difference = (rows[:, None] - rows[None, :]) / weights.metric.weights.to(inputs).sqrt()
     reach = torch.linalg.vector_norm(difference, dim=-1)  # (classes, classes), of the Λ-norm of an error in z
     radii = []
@@ -99,30 +96,6 @@ def certified_radius(
     if local is False:
         return radius
     return grown(model, inputs, labels, radius, pairs, bounds, LocalSearch() if local is True else local)
-
-
-def _pair_constants(constants: Constants, model: Model, classes: int) -> Tensor:
-    if isinstance(constants, PairwiseLipschitz):
-        _check_about(constants.whole, model)
-        return constants.bounds
-    if isinstance(constants, LipschitzCertificate):
-        if constants.norm is not Norm.L2:
-            raise InputError(f"constants must be of the ℓ2 norm, this certificate is of {constants.norm.value}")
-        _check_about(constants, model)
-        gamma = constants.bound
-    else:
-        gamma = checks.number("constants", constants, low=0, high=math.inf, high_open=True)
-        if not (proved := certified_lipschitz(model).bound) <= gamma:
-            raise InputError(f"constants must be at least {proved:.9g}, the smallest constant proved for this model")
-    return torch.full((classes, classes), math.sqrt(2) * gamma, dtype=torch.float64)
-
-
-def _check_about(certificate: LipschitzCertificate, model: Model) -> None:
-    if all(certificate.about != system.fingerprint for system in subjects(model)):
-        raise InputError(
-            "constants must be those of the present weights of model, these were proved for other ones: take "
-            "pairwise_lipschitz(model) or certified_lipschitz(model) anew, after training and after a change of dtype"
-        )
 
 
 def grown(

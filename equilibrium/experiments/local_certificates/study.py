@@ -190,7 +190,7 @@ def _measured(
     search = LocalSearch(passes=settings.passes, branches=settings.branches, effort=Effort(steps=settings.steps))
     proved, complete, refuted, undecided, leads = [], [], [], [], []
     for size in settings.radii:
-        found = certified_within(layer, inputs, labels, size, bounds=bounds, constants=pairs.bounds, search=search)
+        found = certified_within(layer, inputs, labels, size, bounds=bounds, constants=pairs, search=search)
         proved.append(found.proved & ~found.branched)
         complete.append(found.proved)
         refuted.append(found.refuted)

@@ -349,10 +349,14 @@ def test_classes_are_proved_where_no_attack_succeeds_and_radii_grow() -> None:
         assert bool((layer(moved).argmax(-1) == labels).all())
         further = (x + 3 * local[:, None] * directions).clamp(-2, 2)
         assert bool((layer(further).argmax(-1) != labels).any())  # the radii are not tiny
-    proof = certified_within(layer, x, labels, local.clamp_min(1e-3), bounds=(-2.0, 2.0), constants=constants.bounds)
+    proof = certified_within(layer, x, labels, local.clamp_min(1e-3), bounds=(-2.0, 2.0), constants=constants)
     assert float(proof.proved.double().mean()) > 0.9
     wrong = certified_within(layer, x, (labels + 1) % 4, 0.01)
     assert not bool(wrong.proved.any())
+    # constants are believed for the weights they were proved for, and a number is proved first
+    for other in (pairwise_lipschitz(random_layer(4, outputs=4)), 0.5 * constants.whole.bound, constants.bounds):
+        with pytest.raises(InputError, match="constants"):
+            certified_within(layer, x, labels, 0.01, constants=other)  # type: ignore[arg-type]
 
 
 def test_classes_within_a_box() -> None:
