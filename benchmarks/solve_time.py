@@ -35,6 +35,7 @@ from contracting.loop.method import Method
 from contracting.loop.records import Stop
 from contracting.loop.rows import Rows
 from contracting.loop.run import solve
+from contracting.maps import dense
 from contracting.maps.dense import Dense
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.automatic import Automatic
@@ -77,6 +78,7 @@ class Products(TorchDispatchMode):
 
     def __enter__(self) -> Self:
         assess = self._assess = Rows.assess
+        self._few, dense._FEW = dense._FEW, 0  # few rows go through numpy, which nobody here would see
 
         def watched(rows: Rows, z: Tensor) -> Any:
             self._looking = True
@@ -90,6 +92,7 @@ class Products(TorchDispatchMode):
 
     def __exit__(self, *exception: Any) -> None:
         Rows.assess = self._assess  # type: ignore[method-assign]
+        dense._FEW = self._few
         super().__exit__(*exception)
 
 

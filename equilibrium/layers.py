@@ -399,7 +399,7 @@ def rows_of(x: Tensor, shapes: tuple[tuple[int, ...], ...]) -> tuple[Tensor, tup
     """The rows of inputs of one of these shapes, and their leading shape: (..., *shape) -> (batch, in), (...)."""
     for shape in shapes:
         if x.ndim == 2 and tuple(x.shape[1:]) == shape:
-            return x, (len(x),)
+            return x, tuple(x.shape[:1])  # len() would set the number of rows in an export
         if tuple(x.shape[-len(shape) :]) == shape:
             return x.reshape(-1, math.prod(shape)), tuple(x.shape[: -len(shape)])
     *images, row = shapes

@@ -60,8 +60,9 @@ class Dense(LinearMap):
         return torch.addmm(offset, z, self.weight.mT, out=out) if z.ndim == 2 else self.apply(z) + offset
 
     def iterated(self, h: Callable[..., Tensor], offset: Tensor, u: Tensor, steps: int) -> Tensor:
-        report(steps * len(u))
-        if len(u) <= _FEW and u.device.type == "cpu":
+        count = u.shape[0]  # len() would set the number of rows in an export
+        report(steps * count)
+        if not torch.compiler.is_compiling() and u.device.type == "cpu" and count <= _FEW:
             return _iterated_on_host(self.weight.mT, h, offset, u, steps)
         between, out, transposed, product = torch.empty_like(u), None, self.weight.mT, torch.addmm
         for _ in range(steps):

@@ -245,7 +245,7 @@ def test_environment_tells_versions_and_no_names():
     assert not any("/" in str(value) or "\\" in str(value) for value in environment.values())
     # Nothing else, such as a host name, is told.
     versions = {"contracting-equilibria", "python", "torch", "torchdiffeq", "numpy"}
-    assert set(environment) == versions | {"platform", "cpus", "threads"}
+    assert set(environment) == versions | {"platform", "processor", "accelerator", "cpus", "threads"}
 
 
 def test_environment_without_an_install(monkeypatch):
