@@ -35,6 +35,11 @@ def pair_constants(constants: Constants, model: Model, classes: int) -> Tensor:
             raise InputError(f"constants must be of the ℓ2 norm, this certificate is of {constants.norm.value}")
         _check_about(constants, model)
         gamma = constants.bound
+    elif isinstance(constants, Tensor):
+        raise InputError(
+            "constants must say whose they are: take pairwise_lipschitz(model) or certified_lipschitz(model) "
+            "itself, or one number, which is proved first"
+        )
     else:
         gamma = checks.number("constants", constants, low=0, high=math.inf, high_open=True)
         if not (proved := certified_lipschitz(model).bound) <= gamma:
