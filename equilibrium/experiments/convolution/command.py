@@ -72,6 +72,7 @@ def convolution(
     )
     checks.whole_number("--jobs", jobs)
     folder = output_directory(out)
+    catalogue(plan)  # a name that is unknown is refused before anything is read or downloaded
     dataset = load_images(images, data_dir)  # refused now rather than in a process of its own
     results, times = run_experiment(plan, folder / "models", data_dir=data_dir, jobs=jobs, progress=True)
     results, times = plain(results), plain(times)

@@ -5,7 +5,7 @@ What is certified is dashed, what was measured solid; what the authors of arXiv 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from contracting import InputError
@@ -55,10 +55,7 @@ def plot_error_against_bound(
     )
     if not ours:
         raise InputError("there is no model with a γ to draw; run the experiment with one")
-    if paper is not None:
-        axes.semilogx(*zip(*sorted(paper.items()), strict=True), "s-", color=SEEN, markerfacecolor="white",
-                      markersize=4.5, linewidth=1.0, label="reported")  # fmt: skip
-    axes.semilogx(*zip(*ours, strict=True), "o-", color=BLUE, markersize=4.5, linewidth=1.5, label="trained here")
+    _errors(axes, ours, paper)
     gammas = [gamma for gamma, _ in ours]
     axes.set_ylim(bottom=0)
     finish(axes, x="certified Lipschitz constant γ", y="test error (%)", title="What a smaller γ costs")
@@ -82,16 +79,21 @@ def plot_error_against_width(
     ours = sorted((m["settings"]["hidden"], m["test_error"]) for m in models.values() if has_unit_bound(m))
     if not ours:
         raise InputError("there is no model with γ = 1 to draw; run the experiment with one")
-    if paper is not None:
-        axes.semilogx(*zip(*sorted(paper.items()), strict=True), "s-", color=SEEN, markerfacecolor="white",
-                      markersize=4.5, linewidth=1.0, label="reported")  # fmt: skip
-    axes.semilogx(*zip(*ours, strict=True), "o-", color=BLUE, markersize=4.5, linewidth=1.5, label="trained here")
+    _errors(axes, ours, paper)
     widths = sorted({n for n, _ in ours} | set(paper or {}))
     axes.set_ylim(bottom=0)
     finish(axes, x="number of neurons n", y="test error (%)", title="What neurons buy at γ = 1")
     axes.set_xticks(widths, [str(n) for n in widths])
     axes.minorticks_off()
     return axes
+
+
+def _errors(axes: Axes, ours: Sequence[tuple[float, float]], paper: Mapping[Any, float] | None) -> None:
+    """Our test errors, and the reported ones where there are any, against a quantity on a logarithmic axis."""
+    if paper is not None:
+        axes.semilogx(*zip(*sorted(paper.items()), strict=True), "s-", color=SEEN, markerfacecolor="white",
+                      markersize=4.5, linewidth=1.0, label="reported")  # fmt: skip
+    axes.semilogx(*zip(*ours, strict=True), "o-", color=BLUE, markersize=4.5, linewidth=1.5, label="trained here")
 
 
 def has_unit_bound(model: Mapping[str, Any]) -> bool:

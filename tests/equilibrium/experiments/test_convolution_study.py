@@ -70,6 +70,11 @@ def test_an_interrupted_run_ends_with_the_same_results(
     assert "was begun with other settings" in capsys.readouterr().err
 
 
+def test_an_unknown_model_is_refused_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["convolution", "--models", "contractin", "--mnist", str(tmp_path / "none"), "--out", str(tmp_path)]
+    assert cli.main(arguments) == 2 and "contractin" in capsys.readouterr().err
+
+
 def test_the_models_are_networks_on_images_of_the_kinds_asked_for() -> None:
     images = load_images(Images.DIGITS, None)
     models = {name: new_model(settings, images) for name, settings in catalogue(SMALL).items()}
