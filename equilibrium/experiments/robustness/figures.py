@@ -14,7 +14,7 @@ from contracting.plots.style import BLUE, CERTIFIED, GREEN, ORANGE, PURPLE, SEEN
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# model: name in a figure, colour, marker
+# model: name in a figure, with its γ and c, colour, marker
 _LOOKS = {
     "lipschitz-0.1": ("γ = 0.1", "#08306B", "o"),
     "lipschitz-0.2": ("γ = 0.2", "#08306B", "o"),
@@ -24,7 +24,8 @@ _LOOKS = {
     "lipschitz-0.8": ("γ = 0.8", BLUE, "o"),
     "lipschitz-1": ("γ = 1", BLUE, "o"),
     "lipschitz-5": ("γ = 5", SKY, "o"),
-    "contracting": ("γ = 1, c = 0.2", GREEN, "D"),
+    "contracting": ("γ = {lipschitz:g}, c = {contraction_rate:g}", GREEN, "D"),
+    "lben-full": ("LBEN, full metric", SKY, "s"),
     "lben": ("LBEN, no γ", ORANGE, "s"),
     "mondeq": ("monDEQ", VERMILION, "^"),
     "perceptron": ("perceptron", PURPLE, "v"),
@@ -121,6 +122,7 @@ def plot_tightness(
     for name, lipschitz in points.items():
         group = name.partition("-")[0]
         label, colour, marker = _GROUPS[group] if group in _GROUPS else _LOOKS[name]
+        label = label.format(**models[name]["settings"])
         axes.loglog(lipschitz["certified"], lipschitz["attained"], marker, color=colour, markersize=6,
                     linestyle="none", label=None if label in seen else label)  # fmt: skip
         seen.add(label)

@@ -61,11 +61,12 @@ class Images(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Convolutions:
-    """The kernels of a network on images; fields as in ``LBENConv2d``."""
+    """The kernels of a network on images; fields as in ``LBENConv2d``, ``metric`` without a rate."""
 
     input_kernel_size: int
     stride: int
     pool: int
+    metric: MetricShape = MetricShape.CHANNEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +177,9 @@ def read_settings(folder: Path) -> ModelSettings:
             "kind": Kind[found["kind"]],
             "images": Images[found["images"]],
             "allowed": tuple(found["allowed"]),
-            "convolutions": None if convolutions is None else Convolutions(**convolutions),
+            "convolutions": None
+            if convolutions is None
+            else Convolutions(**{**convolutions, "metric": MetricShape[convolutions["metric"]]}),
         }
         return ModelSettings(**{**found, **known})
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -246,8 +249,7 @@ def _on_images(settings: ModelSettings, convolutions: Convolutions, dataset: Dat
     rate = settings.contraction_rate
     asked: dict[str, Any] = {"contraction_rate": rate}
     if rate is None:
-        metric = MetricShape.IDENTITY if settings.kind is Kind.MONDEQ else MetricShape.CHANNEL
-        asked = {"epsilon": settings.epsilon, "metric": metric}
+        asked = {"epsilon": settings.epsilon, "metric": convolutions.metric}
     return (LBENConv2d if rate is None else ContractiveConv2d)(
         colours,
         settings.hidden,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contracting import InputError
+from equilibrium.convolution import MetricShape
 from equilibrium.experiments.robustness.classifiers import run_checkpoint, run_model
 from equilibrium.experiments.robustness.models import CheckpointSettings, Convolutions, Images, Kind, ModelSettings
 from equilibrium.experiments.runner import Outcome, Task, run_tasks
@@ -145,7 +146,7 @@ def _with_margins(plan: Plan) -> dict[str, ModelSettings]:
 
 
 def _on_images(plan: Plan) -> dict[str, ModelSettings]:
-    """Equilibrium networks on images: no bound, a fixed metric, γ = 1, and γ = 10 with flows that contract."""
+    """Equilibrium networks on images: no bound in three metrics, γ = 1, and γ = 10 with flows that contract."""
     cifar = plan.images is Images.CIFAR10  # 32 + 2 pixels
     convolutions = Convolutions(input_kernel_size=5, stride=2, pool=3 if cifar else 2)
     if plan.small:
@@ -171,8 +172,9 @@ def _on_images(plan: Plan) -> dict[str, ModelSettings]:
             base, lipschitz=1.0, contraction_rate=0.0, temperature=0.3, epochs=max(1, 3 * plan.epochs // 4)
         ),
         "contracting": replace(base, lipschitz=10.0, contraction_rate=0.2, epochs=max(1, 3 * plan.epochs // 2)),
+        "lben-full": replace(base, convolutions=replace(convolutions, metric=MetricShape.FULL)),
         "lben": base,
-        "mondeq": replace(base, kind=Kind.MONDEQ),
+        "mondeq": replace(base, kind=Kind.MONDEQ, convolutions=replace(convolutions, metric=MetricShape.IDENTITY)),
     }
 
 

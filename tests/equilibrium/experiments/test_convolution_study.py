@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -13,10 +14,11 @@ from PIL import Image
 
 from equilibrium import __main__ as cli
 from equilibrium.convolution import LBENConv2d, MetricShape
+from equilibrium.experiments.robustness.figures import plot_tightness
 from equilibrium.experiments.robustness.models import Images, Kind, load_images, new_model
 from equilibrium.experiments.robustness.study import Plan, catalogue
 
-MODELS = ("contracting", "lipschitz-1", "lben", "mondeq")
+MODELS = ("contracting", "lipschitz-1", "lben-full", "lben", "mondeq")
 SMALL = Plan(images=Images.DIGITS, epochs=1, seed=0, small=True, convolutional=True)
 
 
@@ -57,6 +59,15 @@ def test_certificates_hold_and_bracket_what_is_attained(finished: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_figure_names_the_constant_and_the_rate_of_the_network_it_shows(finished: Path) -> None:
+    models = json.loads((finished / "results.json").read_text())["models"]
+    _, axes = plt.subplots()
+    labels = {str(line.get_label()) for line in plot_tightness(models, axes).lines}
+    plt.close()
+    assert "γ = 10, c = 0.2" in labels
+
+
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_results(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +93,7 @@ def test_the_models_are_networks_on_images_of_the_kinds_asked_for() -> None:
     assert models["lipschitz-1"].parameterization.lipschitz == 1.0  # type: ignore[union-attr]
     assert models["mondeq"].parameterization.metric is MetricShape.IDENTITY  # type: ignore[union-attr]
     assert models["lben"].parameterization.metric is MetricShape.CHANNEL  # type: ignore[union-attr]
+    assert models["lben-full"].parameterization.metric is MetricShape.FULL  # type: ignore[union-attr]
     again = new_model(catalogue(SMALL)["lben"], images)
     assert all(torch.equal(a, b) for a, b in zip(models["lben"].parameters(), again.parameters(), strict=True))
     full = catalogue(replace(SMALL, images=Images.MNIST, small=False))
