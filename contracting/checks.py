@@ -67,10 +67,11 @@ def with_values(name: str, value: Tensor) -> Tensor:
     return value
 
 
-def on_trust(value: Tensor) -> bool:
+def on_trust(*values: Tensor) -> bool:
     """Whether nobody can look at the entries: while a graph is traced, or under a transformation of torch.func."""
     # torch has no public question for the latter
-    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(value)
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return torch.compiler.is_compiling() or any(map(wrapped, values))
 
 
 def finite(name: str, value: Tensor) -> Tensor:

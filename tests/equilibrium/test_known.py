@@ -58,8 +58,13 @@ def test_in_training_they_are_made_in_every_step(made: list[int]) -> None:
         lambda layer: setattr(layer.parameterization, "contraction_rate", 0.3),
         lambda layer: layer.load_state_dict(LBEN(6, 10, 3, lipschitz=1.0).double().state_dict()),
         lambda layer: setattr(layer.parameterization, "V", torch.nn.Parameter(torch.eye(10, dtype=torch.float64))),
+        lambda layer: setattr(layer.parameterization.V, "data", layer.parameterization.V.data + 0.1),
+        lambda layer: setattr(layer.parameterization.V, "data", layer.parameterization.V.data.mT),
     ],
-    ids=["data", "output bias", "gamma", "epsilon", "rate", "state dict", "another parameter"],
+    ids=[
+        "data", "output bias", "gamma", "epsilon", "rate", "state dict", "another parameter", "other memory",
+        "the same memory, read the other way",
+    ],
 )
 def test_a_change_is_noticed_however_it_is_made(change, made: list[int]) -> None:  # type: ignore[no-untyped-def]
     layer, x = layer_of(), torch.randn(4, 6, dtype=torch.float64)
@@ -68,6 +73,17 @@ def test_a_change_is_noticed_however_it_is_made(change, made: list[int]) -> None
         change(layer)
         before, y = len(made), layer(x)
         assert len(made) == before + 1 and torch.equal(y, copy.deepcopy(layer)(x))
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_equal_values_in_other_memory_are_known(contiguous: bool, made: list[int]) -> None:
+    layer, x = layer_of(), torch.randn(4, 6, dtype=torch.float64)
+    with torch.no_grad():
+        layer(x)
+        values = layer.parameterization.V.data
+        layer.parameterization.V.data = values.clone() if contiguous else values.mT.clone().mT
+        layer(x), layer(x)
+    assert len(made) == 1
 
 
 def test_what_inference_mode_made_serves_no_graph(made: list[int]) -> None:
