@@ -24,11 +24,11 @@ from contracting.maps.estimates import Estimates
 from contracting.maps.operator import MonotoneOperator, StepChoice
 from contracting.metrics import Metric
 
-# A product of n terms is rounded by about 8√n·eps times their size; n·eps is the textbook worst case.
-_MATMUL_SAFETY = 8
+_MATMUL_SAFETY = 8  # A product of n terms is rounded by about 8√n·eps times their size, and by n·eps at worst.
 _LARGEST_POLISHED = 200  # Up to here Newton steps of a bound cost less than the solve did: 2n³/3 products for each row.
 _POLISHING = 2  # Of a float32 solve the first step leaves rounding in float64 unless a kink lies between z and z*.
 _NEGLIGIBLE = 0.02  # What is left after a step may be this share of the step, by which the bound is then too large.
+_FEW = 16  # Rows up to which the number of operations counts more than what is copied.
 _POLISHED_BYTES = 2**26  # The matrices of so many rows are held at a time.
 
 
@@ -144,28 +144,31 @@ class EquilibriumProblem(Problem, Displayed):
     _in_no_graph: ClassVar[bool] = False  # True of a problem that was cut from one
 
     def __post_init__(self) -> None:
-        self._check_kinds()
-        if self.q.ndim != 2:
-            raise InputError(f"q must have shape (batch, n), got {tuple(self.q.shape)}; flatten leading dimensions")
-        checks.last_size("q", self.q, self.linear.size)
-        for tensor in self.linear.tensors():
-            checks.same_kind("q", self.q, "the weight", tensor)
-        if self.q.dtype not in (torch.float32, torch.float64):
-            raise InputError(f"q must be float32 or float64, got {self.q.dtype}: solving needs full precision")
-        if not self.linear.finite:
-            for tensor in self.linear.tensors():
-                checks.finite("the weight", tensor)
-        if self.metric is not None and self.metric.size != self.linear.size:
-            raise InputError(f"metric must act on {self.linear.size} entries, got {self.metric.size}")
-
-    def _check_kinds(self) -> None:
         if not isinstance(self.linear, LinearMap):
             raise InputError(f"linear must be a map such as Dense(W), got {type(self.linear).__name__}")
         if not isinstance(self.activation, Activation):
             raise InputError(f"activation must be an Activation such as ReLU(), got {self.activation!r}")
         if not (self.metric is None or isinstance(self.metric, Metric)):
             raise InputError(f"metric must be a Metric such as WeightedL2(weights), or None, got {self.metric!r}")
-        checks.floating_tensor("q", self.q)
+        self._check_inputs(self.q)
+        if self.metric is not None and self.metric.size != self.linear.size:
+            raise InputError(f"metric must act on {self.linear.size} entries, got {self.metric.size}")
+
+    def _check_inputs(self, q: Tensor) -> None:
+        if checks.floating_tensor("q", q).ndim != 2 or q.shape[1] != self.linear.size:
+            raise InputError(f"q must have shape (batch, {self.linear.size}), got {tuple(q.shape)}; flatten the others")
+        for tensor in self.linear.tensors():
+            checks.same_kind("q", q, "the weight", tensor)
+        if q.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"q must be float32 or float64, got {q.dtype}: solving needs full precision")
+        if not self.linear.finite:
+            for tensor in self.linear.tensors():
+                checks.finite("the weight", tensor)
+
+    def of_inputs(self, q: Tensor) -> Self:
+        """The problem of other rows with the same weights and activation, (batch, n)."""
+        self._check_inputs(q)
+        return self._with(q=q)
 
     @property
     def template(self) -> Tensor:
@@ -184,6 +187,9 @@ class EquilibriumProblem(Problem, Displayed):
         """Norms of z − σ(Wz + q) and σ(Wz + q), (2, batch), σ(Wz + q) − z and Wz + q."""
         preactivation = self.preactivation(z)
         image = self.activation.value(preactivation)
+        if z.shape[0] <= _FEW:  # where the norms of both at once take less time than a copy costs
+            error = image - z
+            return norm(torch.stack((error, image))), error, preactivation
         scale = norm(image)
         shared = image.data_ptr() == preactivation.data_ptr()  # as where σ is the identity
         error = image - z if shared else image.sub_(z)  # in place, while it is in cache
@@ -322,10 +328,9 @@ class EquilibriumProblem(Problem, Displayed):
         r"""Certified bound on ‖z − z*‖_Λ in the metric, (batch,), float64; None without Condition 1.
 
         With r = z − σ(Wz + q), σ(Wz + q) = z − r solves the inclusion with q perturbed by Wr, and the inclusion is
-        m-strongly monotone: ‖z − z*‖_Λ ≤ ‖r‖_Λ + ‖Wr‖_Λ/m. All is computed in float64, also of a float32 solve, whose
-        weights and z are what they are; its rounding is added. Of a W that is a matrix, up to n = 200, the same is
-        asked of z⁺, a Newton step from z with the slopes there: ‖z − z*‖_Λ ≤ ‖z − z⁺‖_Λ + what is left at z⁺, which is
-        nearly the distance itself.
+        m-strongly monotone: ‖z − z*‖_Λ ≤ ‖r‖_Λ + ‖Wr‖_Λ/m. All is computed in float64, also of a float32 solve; its
+        rounding is added. Of a W that is a matrix, up to n = 200, the same is asked of z⁺, a Newton step from z with
+        the slopes there: ‖z − z*‖_Λ ≤ ‖z − z⁺‖_Λ + what is left at z⁺, which is nearly the distance itself.
         """
         operator = self.operator
         if operator is None or self.metric is None:
@@ -381,9 +386,8 @@ class EquilibriumProblem(Problem, Displayed):
     def adjoint(self, slopes: Tensor, cotangent: Tensor) -> EquilibriumProblem:
         r"""The problem whose solution is the gradient with respect to q.
 
-        With J = diag(slopes) at the equilibrium, dz = (I − JW)⁻¹J(dW z + dq), so the gradient of ⟨g, z⟩ with respect
-        to q is w = J(I − WᵀJ)⁻¹g, that is w = J(Wᵀw + g): an equilibrium problem again, with the transposed weight, the
-        linear activation of slopes J and the dual metric. It is well-posed wherever this one is.
+        With J = diag(slopes) at the equilibrium, dz = (I − JW)⁻¹J(dW z + dq), so the gradient of ⟨g, z⟩ in q is
+        w = J(Wᵀw + g): an equilibrium problem again, with Wᵀ, slopes J and the dual metric, well-posed where this is.
 
         Args:
             slopes: J, shape (batch, n), entries in [0, 1].
@@ -417,11 +421,7 @@ def checked_problem(value: Any) -> EquilibriumProblem:
 
 
 def with_weights(problem: Problem, method: str) -> EquilibriumProblem:
-    """The problem for a method that works with W, q or σ of z = σ(Wz + q).
-
-    Raises:
-        PreconditionError: if it is another problem, such as f(s) = 0, which has none of these.
-    """
+    """The problem for a method that works with W, q or σ; a PreconditionError for one without them, as f(s) = 0."""
     if isinstance(problem, EquilibriumProblem):
         return problem
     raise PreconditionError(

@@ -25,7 +25,7 @@ from contracting.gradients.implicit import Backward, Implicit
 from contracting.loop.method import Method, checked_method
 from contracting.loop.records import LastSolves, Solution, SolveError, Stop, Trace
 from contracting.loop.run import solve
-from contracting.memory import Lineage
+from contracting.memory import Lineage, in_no_graph
 from contracting.modules.diverged import diverged, lost_parameters
 from contracting.modules.settings import WithSettings
 from contracting.precision import as_computed, full_precision
@@ -224,7 +224,6 @@ class EquilibriumLayer(WithSettings):
         return checks.shape("z0", z0, (*lead, self.hidden_features)).detach().reshape(-1, self.hidden_features)
 
     @_run_as_it_is
-    @torch.no_grad()
     def solve(
         self,
         x: Tensor,
@@ -253,14 +252,16 @@ class EquilibriumLayer(WithSettings):
         """
         rows, lead = self._rows(x)
         z0 = self._starts(z0, lead)
-        problem = self._bound(self.weights(), rows)
-        try:
-            solution = solve(
-                problem, solver or self.solver, z0=z0, stop=stop or self.stop, trace=trace, throw=throw
-            )
-        except SolveError as error:
-            raise diverged(self.parameterization, error) if lost_parameters(self.parameterization) else error from None
-        return solution.reshape(*lead)
+        with in_no_graph():
+            problem = self._bound(self.weights(), rows)
+            try:
+                solution = solve(
+                    problem, solver or self.solver, z0=z0, stop=stop or self.stop, trace=trace, throw=throw
+                )
+            except SolveError as error:
+                lost = lost_parameters(self.parameterization)
+                raise diverged(self.parameterization, error) if lost else error from None
+            return solution.reshape(*lead)
 
     def weights(self) -> NetworkWeights:
         """The explicit weights of the present parameters.

@@ -97,7 +97,12 @@ class NetworkWeights(Displayed, ABC):
         """The equilibrium problem of inputs x, (batch, in)."""
         with full_precision(x):
             q = self.input_term(x)
-        return EquilibriumProblem(linear=self.state, q=q, activation=activation, metric=self.metric)
+        known: EquilibriumProblem | None = self.__dict__.get("_checked")
+        if known is None or known.activation is not activation:
+            problem = EquilibriumProblem(linear=self.state, q=q, activation=activation, metric=self.metric)
+            self.__dict__["_checked"] = problem.of_inputs(q[:0].detach())  # which keeps no inputs alive
+            return problem
+        return known.of_inputs(q)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -291,7 +296,8 @@ class _Copy:
 
     def __init__(self, tensor: Tensor):
         values = tensor.detach()
-        self.source, self.place, self.kind = tensor, tensor.data_ptr(), _kind(tensor)
+        self.source, self.place = tensor, tensor.data_ptr()
+        self.dtype, self.shape, self.device = tensor.dtype, tensor.shape, tensor.device
         self.view: memoryview | None = None  # of the memory of the tensor itself
         self.contents: bytes | Tensor
         if values.device.type == "cpu" and values.dtype in _IN_NUMPY:
@@ -303,17 +309,13 @@ class _Copy:
     def is_of(self, tensor: Tensor) -> bool:
         """Whether a tensor is of the same kind and holds the same."""
         contents, view = self.contents, self.view
-        if _kind(tensor) != self.kind:
+        if tensor.dtype != self.dtype or tensor.shape != self.shape or tensor.device != self.device:
             return False
         if isinstance(contents, Tensor):
             return torch.equal(tensor, contents)
         if view is None or tensor is not self.source or tensor.data_ptr() != self.place or not tensor.is_contiguous():
             return contents == tensor.detach().contiguous().numpy().tobytes()
         return contents.startswith(view)  # which has as many bytes: a comparison that copies none of them
-
-
-def _kind(tensor: Tensor) -> tuple[torch.dtype, torch.Size, torch.device]:
-    return tensor.dtype, tensor.shape, tensor.device
 
 
 _IN_NUMPY = frozenset({torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.bool})

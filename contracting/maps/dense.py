@@ -121,18 +121,25 @@ def _iterated_on_host(
     """``iterated`` for few rows, by numpy on the memory of the tensors."""
     if not steps:
         return u
-    matrix, shift, between = transposed.numpy(), offset.numpy(), torch.empty(u.shape, dtype=u.dtype)
-    mapped, reflected = np.empty_like(shift), between.numpy()
-    result, absolute = torch.from_numpy(mapped), h is torch.abs  # as ReLU's reflection is
-    h(u, out=between)
+    matrix, shift, dot, add = transposed.numpy(), offset.numpy(), np.dot, np.add
+    mapped, reflected = np.empty_like(shift), np.empty_like(shift)
+    result = torch.from_numpy(mapped)
     with np.errstate(all="ignore"):  # of rows that blow up, which the loop finds out
+        if h is torch.abs:  # as ReLU's reflection is
+            size = np.abs
+            size(u.numpy(), reflected)
+            dot(reflected, matrix, mapped)
+            add(mapped, shift, mapped)
+            for _ in range(steps - 1):
+                size(mapped, reflected)
+                dot(reflected, matrix, mapped)
+                add(mapped, shift, mapped)
+            return result
+        between = torch.from_numpy(reflected)
         for step in range(steps):
-            if step and absolute:
-                np.abs(mapped, reflected)
-            elif step:
-                h(result, out=between)
-            np.dot(reflected, matrix, mapped)
-            np.add(mapped, shift, mapped)
+            h(result if step else u, out=between)
+            dot(reflected, matrix, mapped)
+            add(mapped, shift, mapped)
     return result
 
 
