@@ -6,7 +6,8 @@ The gain of one linear piece is G(J) = C(I − JW)⁻¹JU + D, J the slopes at t
   U has full row rank *every* pattern is the pattern of some input, x = U⁺(v − Wσ(v) − b) for a v that has the slopes J;
   otherwise the nearest input is a starting point for the next search.
 * ``RegionWalk`` moves an input across the kinks of single neurons into linear pieces of larger gain.
-* ``PairAscent`` climbs ‖y(x₁) − y(x₂)‖/‖x₁ − x₂‖ by the implicit gradient, as the authors of arXiv 2010.01732 do.
+* ``PairAscent`` climbs ‖y(x₁) − y(x₂)‖/‖x₁ − x₂‖ by the implicit gradient, as the authors of arXiv 2010.01732 do, from
+  a step along the steepest direction at x₁. It needs no matrix.
 
 Inputs are not restricted to a box. What is reported is always the ratio of an actual pair, solved anew in float64.
 """
@@ -42,6 +43,9 @@ def flip_gains(network: Network, J: Tensor, change: Tensor) -> tuple[Tensor, Ten
     top = torch.linalg.eigvalsh(gram[:, None] + update)[..., -1]
     here = torch.linalg.eigvalsh(gram)[..., -1]
     return here.clamp_min(0).sqrt(), top.clamp_min(0).sqrt(), H
+
+
+_MIXTURES = 16  # A steepest direction is sought through so many mixtures of outputs at most: an adjoint solve each.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,27 +222,51 @@ class PairAscent:
         checks.number("distance", self.distance, low=0, low_open=True)
 
     def find(self, network: Pairs, x: Tensor, generator: torch.Generator) -> AttainedRatio:
-        """The best pair, one started at each row of x, (batch, in)."""
+        """The best pair, one started at each row of x, (batch, in), along the steepest direction there."""
         size = max(1e-3, float(x.square().mean().sqrt()))
-        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        length = self.distance * size * x.shape[1] ** 0.5
         first = x.clone().requires_grad_()
-        second = (x + self.distance * size * noise).requires_grad_()
+        second = (x + length * self._steepest(network, x, generator)).requires_grad_()
         optimiser = torch.optim.Adam([first, second], lr=self.learning_rate * size)
         z: Tensor | None = None
-        stop, tiny = Stop(rtol=1e-8, atol=0.0), torch.finfo(torch.float64).tiny
+        tiny = torch.finfo(torch.float64).tiny
+        best, ends = torch.zeros(len(x), dtype=torch.float64), (x, x)
         with torch.enable_grad():
             for _ in range(self.steps):
-                both = torch.cat([first, second])
-                problem = network.weights.problem(both, network.activation)
-                state = Implicit(stop=stop).equilibrium(problem, network.solver, stop, z)
-                z = state.detach()
-                y = network.weights.readout(state, both)
+                y, z = _outputs(network, torch.cat([first, second]), z)
                 change = torch.linalg.vector_norm(y[: len(x)] - y[len(x) :], dim=-1)
                 moved = torch.linalg.vector_norm(first - second, dim=-1)
+                ratio = (change / moved.clamp_min(tiny)).detach()
+                better = (ratio > best)[:, None]
+                best = torch.maximum(ratio, best)
+                ends = (torch.where(better, first.detach(), ends[0]), torch.where(better, second.detach(), ends[1]))
                 optimiser.zero_grad()
                 (moved.clamp_min(tiny).log() - change.clamp_min(tiny).log()).sum().backward()
                 optimiser.step()
-        return attained(network, first.detach(), second.detach(), "pair ascent")
+        candidates = zip(ends, (first.detach(), second.detach()), strict=True)
+        return attained(network, *(torch.cat(pair) for pair in candidates), "pair ascent")
+
+    def _steepest(self, network: Pairs, x: Tensor, generator: torch.Generator) -> Tensor:
+        """The unit direction in which each row is steepest, (batch, in): of all outputs, or of a few mixtures."""
+        outputs = network.weights.out_features
+        mixtures = torch.eye(outputs, dtype=torch.float64)
+        if outputs > _MIXTURES:
+            drawn = torch.randn(outputs, _MIXTURES, generator=generator, dtype=torch.float64)
+            mixtures = torch.linalg.qr(drawn).Q.mT
+        with torch.enable_grad():
+            start = x.clone().requires_grad_()
+            y, _ = _outputs(network, start, None)
+            mixed = (y @ mixtures.mT).sum(0)
+            rows = [torch.autograd.grad(entry, start, retain_graph=True)[0] for entry in mixed]
+        return torch.linalg.svd(torch.stack(rows, 1), full_matrices=False).Vh[:, 0]
+
+
+def _outputs(network: Pairs, x: Tensor, z0: Tensor | None) -> tuple[Tensor, Tensor]:
+    """y of the rows of x through the implicit gradient, and the equilibria it was solved at."""
+    stop = Stop(rtol=1e-8, atol=0.0)
+    problem = network.weights.problem(x, network.activation)
+    z = Implicit(stop=stop).equilibrium(problem, network.solver, stop, z0)
+    return network.weights.readout(z, x), z.detach()
 
 
 Search = PatternSearch | RegionWalk | PairAscent

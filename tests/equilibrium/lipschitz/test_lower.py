@@ -10,7 +10,7 @@ from torch import nn
 
 from contracting.certificates.records import CertificateError
 from contracting.errors import InputError
-from equilibrium import LBEN, load_reference
+from equilibrium import LBEN, EquilibriumLayer, LBENConv2d, load_reference
 from equilibrium.convert import from_sequential
 from equilibrium.lipschitz import (
     LipschitzReport,
@@ -72,6 +72,27 @@ def test_every_search_stays_below_the_certificate(
     ]
     assert 0 < min(found) and max(found) <= bound * (1 + 1e-8)
     assert max(found) > 0.3 * bound
+
+
+@pytest.mark.parametrize(("images", "outputs", "least"), [(True, 3, 1 - 1e-6), (False, 3, 1 - 1e-6), (False, 30, 0.6)])
+def test_where_the_map_is_linear_one_step_of_the_ascent_attains_its_norm(
+    images: bool, outputs: int, least: float
+) -> None:
+    torch.manual_seed(0)
+    if images:
+        layer: EquilibriumLayer = LBENConv2d(1, 2, outputs, image=(4, 4), border=0, dtype=torch.float64)
+    else:
+        layer = LBEN(16, 40, outputs, dtype=torch.float64)
+    with torch.no_grad():
+        layer.parameterization.bias.fill_(100.0)  # every neuron is far from its kink
+        weights, x = layer.weights().dense(), torch.randn(2, 16, dtype=torch.float64)
+        active = (layer.equilibrium(x) > 0).double()
+        identity = torch.eye(layer.hidden_features, dtype=torch.float64)
+        z = torch.linalg.solve(identity - active[0, :, None] * weights.state.to_dense(), active[0, :, None] * weights.input)
+        norm = float(torch.linalg.matrix_norm(weights.output @ z, 2))
+    assert torch.equal(active[0], active[1])
+    found = attained_lipschitz(layer, x, searches=[PairAscent(steps=1)], starts=2)
+    assert least * norm <= found.ratio <= norm * (1 + 1e-12)
 
 
 def test_the_same_seed_gives_the_same_pair() -> None:
