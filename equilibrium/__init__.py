@@ -68,6 +68,7 @@ from equilibrium.training.data import Samples
 from equilibrium.training.loop import train
 from equilibrium.training.losses import CrossEntropy, Loss, SquaredError
 from equilibrium.training.records import TrainingRecord, TrainingStep
+from equilibrium.training.steep import SteepCrossEntropy
 from equilibrium.weights import NetworkWeights, Weights, explicit_weights
 
 __all__ = [
@@ -79,8 +80,8 @@ __all__ = [
     "JacobianFree", "LBEN", "LBENConv2d", "LipschitzCertificate", "LipschitzReport", "LocalLipschitz",
     "LocalMargin", "LocalSearch", "Loss", "MonDEQ", "Monotone", "MultiScaleConv2d", "NEMON", "NetworkWeights",
     "NeumannSeries", "NewtonKrylov", "PairwiseLipschitz", "Parameterization", "PeacemanRachford",
-    "PseudoTransient", "RK4", "RungeKuttaChebyshev", "Samples", "SemismoothNewton", "SquaredError", "Stop",
-    "TorchDiffEq", "TrackedFrame", "Tracker", "TrainingRecord", "TrainingStep", "Tseng", "Unconstrained",
+    "PseudoTransient", "RK4", "RungeKuttaChebyshev", "Samples", "SemismoothNewton", "SquaredError", "SteepCrossEntropy",
+    "Stop", "TorchDiffEq", "TrackedFrame", "Tracker", "TrainingRecord", "TrainingStep", "Tseng", "Unconstrained",
     "Unrolled", "Weights", "attained_lipschitz", "certified_lipschitz", "certified_radius", "certified_within",
     "check_lipschitz", "explicit_weights", "from_residual", "from_sequential", "from_weights",
     "lipschitz_report", "load_reference", "local_lipschitz", "pairwise_lipschitz", "save_reference",

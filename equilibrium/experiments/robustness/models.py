@@ -22,6 +22,7 @@ from equilibrium.training.data import Dataset, digits, fashion_mnist, mnist, sub
 from equilibrium.training.losses import CrossEntropy
 from equilibrium.training.resume import last_complete_epoch
 from equilibrium.training.spectral import SpectralMargin
+from equilibrium.training.steep import SteepCrossEntropy
 
 # Local constants of all rows make a step several times as long: so many rows of each batch, a quarter, have them.
 _LOCAL_ROWS = 64
@@ -100,6 +101,7 @@ class ModelSettings:
         convolutions: of an equilibrium network on images; None for a dense one.
         shift: pixels by which training images are shifted at most.
         strongly_attacked: the last so many test images are attacked by the strong attack; None for all.
+        used: share of γ that training asks the network to attain, or None.
     """
 
     hidden: int
@@ -125,6 +127,7 @@ class ModelSettings:
     strongly_attacked: int | None = None
     loss: str = "cross-entropy"
     trained_radius: float = 0.0
+    used: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +238,8 @@ def training_loss(settings: ModelSettings) -> CrossEntropy:
     options: dict[str, Any] = {"temperature": settings.temperature}
     if settings.margin is not None:
         return SpectralMargin(radius=settings.margin, share=1.0, **options)
+    if settings.used is not None and settings.lipschitz is not None:
+        return SteepCrossEntropy(gain=settings.used * settings.lipschitz, **options)
     made = LOSSES[settings.loss]
     if issubclass(made, WorstCase):
         options["radius"] = settings.trained_radius
