@@ -1,6 +1,6 @@
 r"""A loss that asks a bounded network to use its Lipschitz constant: some direction of the inputs shall be steep.
 
-A γ that holds by construction is spent on nothing where it does not serve the classes: low temperatures leave half of it.
+A γ that holds by construction is left unused where it does not serve the classes: with a low temperature, half of it.
 """
 
 from __future__ import annotations

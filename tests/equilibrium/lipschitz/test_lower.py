@@ -87,8 +87,8 @@ def test_where_the_map_is_linear_one_step_of_the_ascent_attains_its_norm(
         layer.parameterization.bias.fill_(100.0)  # every neuron is far from its kink
         weights, x = layer.weights().dense(), torch.randn(2, 16, dtype=torch.float64)
         active = (layer.equilibrium(x) > 0).double()
-        identity = torch.eye(layer.hidden_features, dtype=torch.float64)
-        z = torch.linalg.solve(identity - active[0, :, None] * weights.state.to_dense(), active[0, :, None] * weights.input)
+        slopes, identity = active[0, :, None], torch.eye(layer.hidden_features, dtype=torch.float64)
+        z = torch.linalg.solve(identity - slopes * weights.state.to_dense(), slopes * weights.input)
         norm = float(torch.linalg.matrix_norm(weights.output @ z, 2))
     assert torch.equal(active[0], active[1])
     found = attained_lipschitz(layer, x, searches=[PairAscent(steps=1)], starts=2)

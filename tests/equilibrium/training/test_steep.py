@@ -1,4 +1,4 @@
-"""The loss that asks for a steep direction: known values of a linear map, Jacobians of layers, and a γ that is attained."""
+"""The loss that asks for a steep direction: values of a linear map, Jacobians of layers, and a γ that is attained."""
 
 from __future__ import annotations
 
