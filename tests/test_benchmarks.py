@@ -105,7 +105,9 @@ def test_contractive_draws(tmp_path: Path) -> None:
     printed = run("contractive_draws.py", tmp_path)
     assert "checkers 0 of FiringRate, 0 of Hopfield, 0 of γ" in printed
     assert printed.count("10 of 10 refused") == 2
-    assert all(float(pivot) > 0 for pivot in re.findall(r"of [cγ] ([\d.e+-]+)", printed))
+    images = run("contractive_draws.py", tmp_path, "--images")
+    assert "checkers 0 of FiringRate, 0 of Hopfield, 0 of γ" in images and images.count("8 of 8 refused") == 2
+    assert all(float(pivot) > 0 for pivot in re.findall(r"of [cγ] ([\d.e+-]+)", printed + images))
 
 
 @pytest.mark.slow

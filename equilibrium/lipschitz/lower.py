@@ -243,8 +243,8 @@ class PairAscent:
                 optimiser.zero_grad()
                 (moved.clamp_min(tiny).log() - change.clamp_min(tiny).log()).sum().backward()
                 optimiser.step()
-        candidates = zip(ends, (first.detach(), second.detach()), strict=True)
-        return attained(network, *(torch.cat(pair) for pair in candidates), "pair ascent")
+        firsts, seconds = torch.cat([ends[0], first.detach()]), torch.cat([ends[1], second.detach()])
+        return attained(network, firsts, seconds, "pair ascent")
 
     def _steepest(self, network: Pairs, x: Tensor, generator: torch.Generator) -> Tensor:
         """The unit direction in which each row is steepest, (batch, in): of all outputs, or of a few mixtures."""

@@ -21,12 +21,10 @@ from contracting.maps.polyphase import from_phases
 from contracting.maps.transform import shares, spectrum
 from equilibrium import Weights
 from equilibrium.convert import from_weights
-from equilibrium.convolution import ContractiveConv2d, ConvolutionalContractive, Geometry
+from equilibrium.convolution import ContractiveConv2d
 from equilibrium.parameterizations.room import Room
 
 D = torch.float64
-# image, border, stride, pool: one and two dimensions, odd and even grids, kernels that wrap around
-SHAPES = [((2, 4), 1, 1, 2), ((4, 2), 1, 2, 1), ((4, 4), 0, 1, 2), ((6,), 1, 2, 1), ((9,), 0, 3, 2), ((3, 5), 0, 1, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -36,36 +34,6 @@ def draws() -> Iterator[ModuleType]:
     sys.path.insert(0, folder)
     yield importlib.import_module("contractive_draws")
     sys.path.remove(folder)
-
-
-def drawn(seed: int, *, low: float = -6.0, high: float = 3.0, **options: object) -> ConvolutionalContractive:
-    """A small network, every parameter of which has a random scale of its own."""
-    torch.manual_seed(seed)
-    image, border, stride, pool = SHAPES[seed % len(SHAPES)]
-    geometry = Geometry(
-        in_channels=1 + seed % 2, channels=1 + seed // 2 % 3, image=image, border=border, stride=stride, pool=pool
-    )
-    settings: dict[str, object] = {
-        "contraction_rate": (0.0, 0.2, 0.5, 0.9)[seed % 4],
-        "lipschitz": (0.01, 1.0, 30.0)[seed // 4 % 3],
-        "kernel_size": (3, 9)[seed // 3 % 2],
-        "dtype": (torch.float32, D)[seed // 2 % 2],
-    }
-    free = ConvolutionalContractive(geometry, 3, **{**settings, **options})  # type: ignore[arg-type]
-    with torch.no_grad():
-        for parameter in free.parameters():
-            parameter.copy_(10 ** torch.empty(()).uniform_(low, high) * torch.randn(parameter.shape))
-    return free
-
-
-@torch.no_grad()
-def as_matrices(free: ConvolutionalContractive) -> Weights:
-    """The stored numbers as one dense network in float64: W, U and W_o column by column as they are applied."""
-    weights = free.explicit()
-    exact, P = weights.double(), weights.contraction_map
-    assert P is not None
-    P = P.with_tensors([tensor.double() for tensor in P.tensors()])
-    return replace(exact.dense(), contraction_rate=weights.contraction_rate, contraction_matrix=P.to_dense())
 
 
 def used(weights: Weights) -> float:
@@ -81,7 +49,7 @@ def used(weights: Weights) -> float:
 def test_every_draw_keeps_what_it_promises(draws: ModuleType) -> None:
     """Parameters of 1e-6 to 1e3, in float32 and float64: rates of both flows, and γ, by the independent checkers."""
     for seed in range(60):
-        weights = as_matrices(drawn(seed))
+        weights = draws.as_matrices(draws.drawn_images(seed))
         assert draws.unproved(from_weights(weights), weights) == [], seed
 
 
@@ -96,35 +64,35 @@ def test_what_lies_outside_is_refused(draws: ModuleType) -> None:
         return 1.05 * left @ right
 
     for seed in (4, 5, 16, 17):
-        free = drawn(seed, low=-1, high=0.5, lipschitz=None)
+        free = draws.drawn_images(seed, low=-1, high=0.5, lipschitz=None)
         assert free.geometry.channels == 3
         with mock.patch.object(Room, "ball", larger):
-            weights = as_matrices(free)
+            weights = draws.as_matrices(free)
         assert draws.unproved(from_weights(weights), weights) != []
-        weights = as_matrices(drawn(seed, low=-1, high=0.5))
+        weights = draws.as_matrices(draws.drawn_images(seed, low=-1, high=0.5))
         for name, other in (("input", "output"), ("output", "input")):
             alone = used(replace(weights, **{other: 0 * getattr(weights, other)}))
             beyond = replace(weights, **{name: 1.05 / alone**0.5 * getattr(weights, name)})
             assert "γ" in draws.unproved(from_weights(beyond), beyond)
 
 
-def test_nothing_is_given_up_where_nothing_is_padded() -> None:
+def test_nothing_is_given_up_where_nothing_is_padded(draws: ModuleType) -> None:
     """Large inputs, or large outputs, use all of γ up to the room of rounding: no convolution dominates the readout."""
     for seed in (2, 5, 14):
-        assert drawn(seed).geometry.border == 0
+        assert draws.drawn_images(seed).geometry.border == 0
         for name in ("U", "output"):
-            free = drawn(seed, low=-1, high=0, dtype=D)
+            free = draws.drawn_images(seed, low=-1, high=0, dtype=D)
             with torch.no_grad():
                 for other in ("U", "output"):
                     getattr(free, other).mul_(1e4 if other == name else 1e-4)
-            assert 1 - 1e-5 < used(as_matrices(free)) < 1
+            assert 1 - 1e-5 < used(draws.as_matrices(free)) < 1
 
 
-@pytest.mark.parametrize("seed", range(len(SHAPES)))
-def test_every_certified_network_is_reached(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(6))  # one of each shape
+def test_every_certified_network_is_reached(draws: ModuleType, seed: int) -> None:
     """Symbols with a certificate that were not made from parameters → parameters → the weights, to 1e-10."""
-    side = 2 * max(size for size in SHAPES[seed][0]) * 3 + 1
-    free = drawn(seed, low=-1, high=0, dtype=D, kernel_size=side, lipschitz=2.0, contraction_rate=0.3)
+    side = 2 * max(size for size in draws.SHAPES[seed][0]) * 3 + 1
+    free = draws.drawn_images(seed, low=-1, high=0, dtype=D, kernel_size=side, lipschitz=2.0, contraction_rate=0.3)
     geometry, room, grid, C = free.geometry, free._room(), free.geometry.grid, free.geometry.channels
     phases = geometry.in_channels * geometry.stride ** len(grid)
 
@@ -172,7 +140,7 @@ def test_every_certified_network_is_reached(seed: int) -> None:
     assert torch.allclose(weights.state.symbol, M * root / root[:, None], atol=1e-10)
     assert torch.allclose(geometry.symbol(weights.input_kernel), inputs / root[:, None], atol=1e-10)
     assert torch.allclose(weights.output, output, atol=1e-10)
-    assert used(as_matrices(free)) < 1
+    assert used(draws.as_matrices(free)) < 1
 
 
 def _padded(kernel: Tensor, side: int) -> Tensor:
