@@ -1,4 +1,4 @@
-"""Peaceman–Rachford for a curved σ leads pre-images: the same equilibria, one evaluation of σ per step."""
+"""Peaceman–Rachford for a curved σ follows tangents: the same equilibria in as many steps, σ evaluated in a third."""
 
 from __future__ import annotations
 
@@ -79,12 +79,29 @@ def test_as_many_steps_as_with_proxes_from_scratch(
         return evaluate(self, v, shift)
 
     monkeypatch.setattr(type(activation), "value_and_slope", counted)
-    led = solve(problem, method)
+    led = solve(problem, method, stop=Stop(check_every=1))
     steps = int(led.steps.max())
-    assert 0 < len(calls) <= steps + 5
+    renewed = [step for step in range(1, steps) if reflected_curved._renewed_after(step)]
+    assert renewed == [2, 3, 4, 6, 9, 13, 19, 28, 42, 63][: len(renewed)] and len(calls) == 1 + len(renewed)
+    calls.clear()
+    solve(problem, method)  # with fewer looks, between which the steps are fused
+    assert 7 <= len(calls) <= 11
     monkeypatch.setattr("contracting.solvers.splitting.leads", lambda activation, step: False)
-    scratch = solve(problem.rows(slice(None)).with_tensors([t.clone() for t in problem.tensors()]), method)
-    assert steps <= int(scratch.steps.max()) + 3 and (led.z - scratch.z).abs().max() <= 1e-6
+    fresh = problem.rows(slice(None)).with_tensors([t.clone() for t in problem.tensors()])
+    scratch = solve(fresh, method, stop=Stop(check_every=1))
+    assert steps <= int(scratch.steps.max()) + 1 and (led.z - scratch.z).abs().max() <= 1e-6
+
+
+def test_a_tangent_that_is_never_renewed_is_no_prox(monkeypatch: pytest.MonkeyPatch) -> None:
+    W, lam = monotone_weight(30, seed=5, skew=4.0, scale=20.0)
+    problem, z = planted(Tanh(), W, lam, batch=20, seed=6)
+    stop = Stop(max_steps=200)
+    assert (solve(problem, PeacemanRachford(), stop=stop).z - z).abs().max() <= 1e-6
+    monkeypatch.setattr(reflected_curved, "_renewed_after", lambda taken: False)
+    assert (solve(problem, PeacemanRachford(), stop=stop).z - z).abs().max() <= 1e-6  # the lag is noticed
+    monkeypatch.setattr(reflected_curved, "_LAG", math.inf)
+    never = solve(problem, PeacemanRachford(), stop=stop, throw=False)
+    assert not never.converged.any() and (never.relative_residual > 1e-3).all()
 
 
 def test_a_trace_changes_no_bit_and_a_start_may_be_given() -> None:
@@ -111,13 +128,13 @@ def test_a_row_that_is_not_finite_fails_alone() -> None:
 def test_newtons_method_would_cycle_without_its_stride() -> None:
     """From one flat part of tanh to the other and back: at α = 0.05 the prox of zero, from s = 3."""
     x, s = torch.zeros(1, 1, dtype=F64), torch.full((1, 1), 3.0, dtype=F64)
-    held = WarmReflection(Tanh(), 0.05, s, near=False)
-    free = WarmReflection(Tanh(), 0.05, s, near=False)
-    free._stride = math.inf
+    held, free = (WarmReflection(Tanh(), 0.05, s) for _ in range(2))
+    free.stride = math.inf
+    found, lost = s, s
     for _ in range(12):
-        held(x), free(x)
-    assert error(Tanh(), 0.05, held.preimage, x).abs() <= 1e-15
-    assert error(Tanh(), 0.05, free.preimage, x).abs() > 1
+        found, lost = held.preimage(held.tangent(found), x), free.preimage(free.tangent(lost), x)
+    assert error(Tanh(), 0.05, found, x).abs() <= 1e-15
+    assert error(Tanh(), 0.05, lost, x).abs() > 1
 
 
 def test_a_lead_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
