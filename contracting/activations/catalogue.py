@@ -17,7 +17,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.activations.base import Activation, Curved, PiecewiseLinear, Reflection
 from contracting.activations.potentials import dilogarithm, inside
-from contracting.activations.warm import fast_tanh
+from contracting.activations.warm import fast_tanh, number
 from contracting.errors import InputError
 from contracting.memory import Remembering
 from contracting.types import UNIT_SLOPES, Slopes, Step
@@ -37,7 +37,7 @@ class Tanh(Curved):
 
     def value_and_slope(self, v: Tensor, shift: float) -> tuple[Tensor, Tensor]:
         value = fast_tanh(v)
-        return value, torch.rsub(value.square(), 1 + shift)
+        return value, torch.addcmul(number(1 + shift, v), value, value, value=-1)
 
     def potential(self, z: Tensor) -> Tensor:
         # the integral of artanh, written so that the ends ±1 are finite
@@ -59,7 +59,7 @@ class Sigmoid(Curved):
 
     def value_and_slope(self, v: Tensor, shift: float) -> tuple[Tensor, Tensor]:
         value = torch.sigmoid(v)
-        return value, torch.addcmul(value, value, value, value=-1).add_(shift)
+        return value, torch.addcmul(value, value, value, value=-1).add_(number(shift, v))
 
     def potential(self, z: Tensor) -> Tensor:
         return inside(z, 0.0, 1.0, torch.xlogy(z, z) + torch.xlogy(1 - z, 1 - z) - z.square() / 2)
@@ -84,7 +84,7 @@ class Softplus(Curved):
         return torch.sigmoid(self.beta * v)
 
     def value_and_slope(self, v: Tensor, shift: float) -> tuple[Tensor, Tensor]:
-        return self.value(v), torch.sigmoid(v if self.beta == 1 else self.beta * v).add_(shift)
+        return self.value(v), torch.sigmoid(v if self.beta == 1 else self.beta * v).add_(number(shift, v))
 
     def pull(self, v: Tensor, value: Tensor) -> Tensor:
         return -self.value(-v)
@@ -120,7 +120,7 @@ class ELU(Curved):
 
     def value_and_slope(self, v: Tensor, shift: float) -> tuple[Tensor, Tensor]:
         value = self.value(v)
-        slope = value.clamp(max=0).add_(self.alpha + shift)
+        slope = torch.clamp_max(value, 0).add_(number(self.alpha + shift, v))
         return value, slope if self.alpha == 1 else slope.add_(v > 0, alpha=1 - self.alpha)
 
     def potential(self, z: Tensor) -> Tensor:
