@@ -23,11 +23,10 @@ from contracting.solvers.tseng import Tseng
 _SMALL = 500  # the largest n for which one n×n system per row and step is reasonable
 _SYSTEM = 60  # steps per unit of n that all Newton steps of a row cost together: small systems run far below peak speed
 _LINEAR_SHARE = 0.125  # of that where σ is linear, so that one step is exact
-_CURVED_SHARE = 2.5  # of that where σ is curved, so that there are more steps
+# The same where σ is curved: Newton's method takes more steps, and only some twenty of such a number of steps of
+# Peaceman–Rachford evaluate σ (500 rows of n = 20 with tanh, float64: 50 times as fast at 10,000, half at 48,000).
+_CURVED_SHARE = 20
 _OVERHEAD = 6  # added to n: what a system costs however small it is
-# n at which what a prox of a curved σ takes, one evaluation of σ and some arithmetic for each neuron, costs as much as
-# the product of a step (measured at 1,000 rows of n = 80 in float32, where it costs as much as one and a half).
-_CURVED = 120
 _LEAST_STEPS = 100  # of the chosen method before rows change to Newton's, however few are predicted
 _KRYLOV = 2_000  # products that an inexact Newton solve may cost, over all its steps
 _INVERSE_FREE_KRYLOV = 300  # the same for a moderate condition number, where splitting would be fast too
@@ -58,8 +57,9 @@ class Automatic(Method):
     * a field f(s) in place of z = σ(Wz + q): PseudoTransient for n ≤ 500, else DormandPrince.
     * no certified metric: SemismoothNewton for n ≤ 500, else NewtonKrylov on the firing-rate flow. Neither needs one.
     * more predicted steps than Newton's method costs: SemismoothNewton for n ≤ 500, with 60(n + 6) steps as the limit,
-      an eighth of it where σ is linear and 2½ times it where σ is curved, which takes Newton more steps; but then each
-      step counts 1 + 120/n times, for the prox. NewtonKrylov for n > 500, from 2,000 steps.
+      an eighth of it where σ is linear and 20 times it where σ is curved, which takes Newton more steps. (Of so many
+      steps of Peaceman–Rachford some twenty evaluate σ, so that they cost no more than with ReLU.) NewtonKrylov for n > 500, from
+      2,000 steps.
     * fewer predicted steps than the resolvent costs (batch × steps < ``LinearMap.resolvent_products``, n for a dense
       matrix and little for a convolution): an inverse-free method, Tseng for small κ, else NewtonKrylov on the
       firing-rate flow. Inverses of up to 500 products cost little and serve every solve with the same weights.
@@ -156,13 +156,12 @@ def _newton(problem: EquilibriumProblem, steps: float, predicted: str) -> Choice
             return None
         return Choice(method=_KRYLOV_NEWTON, reason=f"{predicted}, more than a Newton–Krylov solve costs")
     limit: float = _SYSTEM * (n + _OVERHEAD)
-    weighted, why = steps, ""
+    why = ""
     if isinstance(problem.activation, Identity | Slope):
         limit, why = limit * _LINEAR_SHARE, ", where σ is linear and one step exact"
     elif not problem.activation.piecewise_linear:
-        weighted, limit = steps * (1 + _CURVED / n), limit * _CURVED_SHARE
-        why = f", and the prox of a curved σ makes each as dear as {1 + _CURVED / n:.1f}"
-    if weighted <= limit:
+        limit, why = limit * _CURVED_SHARE, ", where σ is curved"
+    if steps <= limit:
         return None
     return Choice(method=_NEWTON, reason=f"{predicted}, more than Newton's method costs at n = {n}{why}")
 
