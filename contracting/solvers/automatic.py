@@ -58,8 +58,8 @@ class Automatic(Method):
     * no certified metric: SemismoothNewton for n ≤ 500, else NewtonKrylov on the firing-rate flow. Neither needs one.
     * more predicted steps than Newton's method costs: SemismoothNewton for n ≤ 500, with 60(n + 6) steps as the limit,
       an eighth of it where σ is linear and 20 times it where σ is curved, which takes Newton more steps. (Of so many
-      steps of Peaceman–Rachford some twenty evaluate σ, so that they cost no more than with ReLU.) NewtonKrylov for n > 500, from
-      2,000 steps.
+      steps of Peaceman–Rachford some twenty evaluate σ, so that they cost no more than with ReLU.) NewtonKrylov for
+      n > 500, from 2,000 steps.
     * fewer predicted steps than the resolvent costs (batch × steps < ``LinearMap.resolvent_products``, n for a dense
       matrix and little for a convolution): an inverse-free method, Tseng for small κ, else NewtonKrylov on the
       firing-rate flow. Inverses of up to 500 products cost little and serve every solve with the same weights.

@@ -132,9 +132,9 @@ class _Lead:
 
 @functools.cache
 def _renewed_after(taken: int) -> bool:
-    """Whether tangents are renewed after so many steps: 2, 3, 4, 6, 9, 13, 19, 28, …
+    """Whether tangents are renewed after so many steps: 2, 3, 4, 6, 9, 13, 19, 28 and so on.
 
-    An error of a tangent is the square of what u has moved since it was made, and each step moves less than the one
+    The error of a tangent is the square of what u has moved since it was made, and each step moves less than the one
     before. With these, the networks of ``benchmarks/activations.py`` take as many steps as if each were renewed.
     """
     last = 2
