@@ -81,10 +81,10 @@ class CurvedIteration(FoldedIteration):
             u, preimage, tangent = blocks[0] if len(blocks) == 1 else _joined(blocks)
             exact = None if known is None else known.exact
             if known is not None and exact is not None:
-                rows = torch.nonzero(exact).flatten()
-                sought = self._steps(rows, self._reflection(rows), known.u[rows], steps)
-                u = u.index_copy(0, rows, sought)
-                preimage = preimage.index_copy(0, rows, self._sigma(rows).preimage(sought, self._alpha))
+                lost = torch.nonzero(exact).flatten()
+                sought = self._steps(lost, self._reflection(lost), known.u[lost], steps)
+                u = u.index_copy(0, lost, sought)
+                preimage = preimage.index_copy(0, lost, self._sigma(lost).preimage(sought, self._alpha))
         return Led(u, preimage, tangent, exact, cold)
 
     def _lead(self, rows: slice, u: Tensor, known: Led | None, taken: int) -> _Lead:
