@@ -122,7 +122,7 @@ class Lineage:
     def guess(self, what: str, key: Any) -> Any | None:
         """The value of a kind that earlier weights had; None where it is too old, or for another key."""
         made, known, value = self._known.get(what, (0, None, None))
-        return value if known == key and self._generation - made < _GENERATIONS else None
+        return value if _same(known, key) and self._generation - made < _GENERATIONS else None
 
     def keep(self, what: str, key: Any, value: Any) -> None:
         """Let the value of these weights serve those that follow."""

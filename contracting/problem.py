@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from contracting import checks
-from contracting.activations.base import Activation
+from contracting.activations.base import Activation, Curved
 from contracting.activations.catalogue import Slope
 from contracting.display import Displayed
 from contracting.errors import InputError, PreconditionError
@@ -233,7 +233,7 @@ class EquilibriumProblem(Problem, Displayed):
     @property
     def well_posed(self) -> bool:
         """Whether Condition 1 holds in the claimed metric: exactly where W stays, by a Cholesky where it changes."""
-        return self._analysed_exactly and self.operator is not None or self._estimates is not None
+        return self.analysed_exactly and self.operator is not None or self._estimates is not None
 
     def reflected_step(self, method: str, *, usual: bool = False) -> StepChoice:
         """The step of Peaceman–Rachford: of the smallest factor for weights that stay, otherwise from estimates.
@@ -252,7 +252,7 @@ class EquilibriumProblem(Problem, Displayed):
 
     def reflected_choice(self, *, usual: bool = False) -> StepChoice | None:
         """``reflected_step``, or None where Condition 1 does not hold in the claimed metric."""
-        if self._analysed_exactly:
+        if self.analysed_exactly:
             operator = self.operator
             if operator is None:
                 return None
@@ -260,15 +260,18 @@ class EquilibriumProblem(Problem, Displayed):
         estimates = self._estimates
         if estimates is None:
             return None
+        if usual and estimates.balanced is not None and not isinstance(self.activation, Curved):  # led by one number
+            estimates = estimates.balanced
         return StepChoice(step=estimates.reflected_step, factor=None, expected=estimates.slowest_decay)
 
     def reflected_factor(self, step: float) -> float | None:
         """The contraction factor of Peaceman–Rachford with a given step, where its computation is worth while."""
-        operator = self.operator if self._analysed_exactly else None
+        operator = self.operator if self.analysed_exactly else None
         return None if operator is None else operator.reflected_factor(step)
 
     @property
-    def _analysed_exactly(self) -> bool:
+    def analysed_exactly(self) -> bool:
+        """Whether bounds and factors are exact: those of a W that stays and is of moderate size, in a claimed metric."""
         return self.metric is not None and self.linear.exactly_analysed(self.metric)
 
     @property

@@ -412,7 +412,7 @@ class Slope(PiecewiseLinear, Remembering):
         def compute() -> Tensor:
             return self.values / (step + (1 - step) * self.values)
 
-        if isinstance(step, Tensor) or self.values.requires_grad:
+        if self.values.requires_grad or (isinstance(step, Tensor) and step.requires_grad):
             return compute()
         return self.remember("ratio", step, compute)  # asked for in every step of a solve
 

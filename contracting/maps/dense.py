@@ -13,6 +13,8 @@ from contracting import checks
 from contracting.errors import InputError, PreconditionError
 from contracting.maps.base import LinearMap
 from contracting.maps.counting import report
+from contracting.maps.estimates import Estimates, balanced, estimate
+from contracting.metrics import Metric
 from contracting.types import Step
 
 # Rows up to which numpy takes the steps: a call of it takes a third of the time of torch's, and its products of so few
@@ -79,18 +81,27 @@ class Dense(LinearMap):
 
     def reflection(self, step: Step) -> LinearMap:
         owner = self._transposed_from
-        if owner is None or isinstance(step, Tensor) or self._in_graph:
+        if owner is None or self._in_graph:
             return super().reflection(step)
-        # a copy in the layout that products with rows read fastest
-        return owner.remember(
-            "adjoint reflection", step, lambda: Dense(owner.reflection(step).to_dense().contiguous().mT)
-        )
+
+        def transposed() -> Dense:
+            matrix = owner.reflection(step).to_dense()
+            if isinstance(step, Tensor) and step.ndim:  # (I + DAᵀ)⁻¹ is D times the transpose of (I + DA)⁻¹ times D⁻¹
+                matrix = matrix * step / step[:, None]
+            return Dense(matrix.contiguous().mT)  # a copy in the layout that products with rows read fastest
+
+        return owner.remember("adjoint reflection", step, transposed)
 
     def make_reflection(self, step: Step) -> LinearMap:
         return super().make_reflection(step) if self._in_graph else Dense(_reflected_inverse(self.weight, step))
 
     def pullback(self, z: Tensor, cotangent: Tensor) -> tuple[Tensor, ...]:
         return (cotangent.mT @ z,)
+
+    def make_estimates(self, metric: Metric) -> Estimates | None:
+        blocks, single = self.blocks(metric), self.dtype == torch.float32
+        found = estimate(blocks, single=single)
+        return None if found is None else balanced(found, blocks[0], single=single, like=self.weight.detach())
 
     @property
     def resolvent_products(self) -> float:

@@ -25,7 +25,7 @@ from contracting import checks
 from contracting.errors import PreconditionError
 from contracting.maps.base import Around, LinearMap
 from contracting.maps.bounded import BoundedOperator, gain_bound
-from contracting.maps.estimates import Estimates
+from contracting.maps.estimates import Estimates, ScaledEstimates
 from contracting.maps.operator import Bounds, MonotoneOperator, StepChoice
 from contracting.memory import Lineage
 from contracting.metrics import Metric, WeightedL2
@@ -160,17 +160,6 @@ class _Similar(Around):
 
     def blocks(self, metric: Metric) -> Tensor:
         raise PreconditionError("a resolvent in a metric of its own for every neuron has no blocks")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ScaledEstimates(Estimates):
-    """m and L of M, and the step per neuron that stands for α = 1."""
-
-    unit_step: Tensor = field(repr=False)
-
-    def of_number(self, step: float) -> Tensor:
-        """α(LR)⁻¹."""
-        return step * self.unit_step
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

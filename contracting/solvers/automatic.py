@@ -109,7 +109,7 @@ def _chosen(problem: Problem, stop: Stop) -> tuple[Choice, float | None]:
     n = problem.size
     if not isinstance(problem, EquilibriumProblem):
         return _for_a_field(n), None
-    step = problem.reflected_choice()
+    step = problem.reflected_choice(usual=not problem.analysed_exactly)
     if step is None:
         reason = "no metric certifies Condition 1 for this weight, and Newton's method needs none"
         if n <= _SMALL:

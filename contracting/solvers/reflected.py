@@ -128,11 +128,7 @@ def usual_forecast(flow: BoundPeacemanRachford, relaxation: float) -> Forecast |
     def compute() -> Forecast | None:
         return sampled_forecast(linear, flow.reflection, flow.step)
 
-    owner, step = linear.untransposed, flow.step
-    if isinstance(step, Tensor):
-        sampled = owner.remember("forecast", step, compute)
-    else:
-        sampled = owner.guide("forecast", step, compute, key=step)
+    sampled = linear.untransposed.guide("forecast", flow.step, compute, key=flow.step)
     if sampled is None:
         return None
     usual = sampled.at_most(flow.prediction.factor)
