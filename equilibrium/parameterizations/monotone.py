@@ -86,12 +86,12 @@ class Monotone(BoundedParameterization):
         metric = metric_of(lam, self.psi)
         skew = self.S - self.S.mT
         D: Tensor | None = self.D
-        roots: list[Tensor] = [self.V]  # of the symmetric part, Σ XᵀX
+        symmetric, terms = gram(self.V) + self.epsilon * identity, n  # a sum of so many products
         if gamma is not None:
             unit = None if D is None else into_unit_ball(D)
             D = None if unit is None else gamma * unit
-            roots += self._lipschitz_roots(lam, gamma, unit)
-        symmetric = gram(torch.cat(roots)) + self.epsilon * identity
+            symmetric = symmetric + self._lipschitz_part(lam, gamma, unit)
+            terms += self.in_features + self.out_features
         if c is not None:
             scaled = skew / lam.sqrt()[:, None]
             symmetric = symmetric + torch.diag(c * lam) + scaled.mT @ scaled / (4 * (1 - c))
@@ -105,24 +105,23 @@ class Monotone(BoundedParameterization):
         )
         if gamma is None and c is None:
             return weights
-        roundings: Tensor | float = sum(len(root) for root in roots) + n + 16
+        roundings: Tensor | float = terms + n + 16
         if self.D is not None:  # the factor of I − DᵀD/γ² has relative errors of the size in² over its least eigenvalue
             roundings = roundings + 8 * (1 + self.in_features**2) * (1 + self.D.detach().square().sum())
         size = symmetric.detach().diagonal().sum()  # Σ‖X‖_F² bounds the norm of Σ|X|ᵀ|X|
         certain = survives_rounding(size * roundings, skew.detach(), lam.detach(), self.epsilon, c)
         return weights if certain else weights.proved()
 
-    def _lipschitz_roots(self, lam: Tensor, gamma: Tensor, unit: Tensor | None) -> list[Tensor]:
-        """X, ... with Q_γ = Σ XᵀX, from D/γ: so the square of γ, which might underflow, is not needed."""
-        share = (2 * gamma).rsqrt()
-        B, output = lam[:, None] * self.U, self.output
+    def _lipschitz_part(self, lam: Tensor, gamma: Tensor, unit: Tensor | None) -> Tensor:
+        """Q_γ, from D/γ: so the square of γ, which might underflow, is not needed."""
         if unit is None:
-            return [share * output, share * B.mT]
-        coupled = B + output.mT @ unit
-        identity = torch.eye(self.in_features, dtype=unit.dtype, device=unit.device)
-        factor = torch.linalg.cholesky(identity - unit.mT @ unit)
-        half = torch.linalg.solve_triangular(factor, coupled.mT, upper=False)
-        return [share * output, share * half]
+            inputs = lam[:, None] * gram(self.U, rows=True) * lam  # BBᵀ
+        else:
+            identity = torch.eye(self.in_features, dtype=unit.dtype, device=unit.device)
+            factor = torch.linalg.cholesky(identity - unit.mT @ unit)
+            coupled = lam[:, None] * self.U + self.output.mT @ unit
+            inputs = gram(torch.linalg.solve_triangular(factor, coupled.mT, upper=False))
+        return (gram(self.output) + inputs) / (2 * gamma)
 
     def extra_repr(self) -> str:
         """Sizes and settings."""
@@ -149,25 +148,27 @@ class MonDEQ(Monotone):
 
 
 class _Gram(torch.autograd.Function):
-    """XᵀX, whose gradient X(G + Gᵀ) is one product, where autograd takes two."""
+    """XᵀX or XXᵀ, whose gradient X(G + Gᵀ) or (G + Gᵀ)X is one product, where autograd takes two."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(X: Tensor) -> Tensor:
-        return X.mT @ X
+    def forward(X: Tensor, rows: bool) -> Tensor:
+        return X @ X.mT if rows else X.mT @ X
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, bool], output: Tensor) -> None:
+        X, ctx.rows = inputs
+        ctx.save_for_backward(X)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None]:
         (X,), (G,) = ctx.saved_tensors, cotangents
-        return X @ (G + G.mT)
+        twice = G + G.mT
+        return twice @ X if ctx.rows else X @ twice, None
 
 
-def gram(X: Tensor) -> Tensor:
-    """XᵀX: (..., k, n) -> (n, n), differentiable to any order."""
-    product: Tensor = _Gram.apply(X)  # type: ignore[no-untyped-call]
+def gram(X: Tensor, *, rows: bool = False) -> Tensor:
+    """XᵀX of the columns of X, (..., k, n) -> (..., n, n), or XXᵀ of its rows; differentiable to any order."""
+    product: Tensor = _Gram.apply(X, rows)  # type: ignore[no-untyped-call]
     return product
