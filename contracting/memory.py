@@ -161,6 +161,11 @@ class Remembering(ABC):
             return compute()  # what is part of a graph must not outlive it
         return self._memory.recall(what, self.watched, compute, owner)
 
+    @property
+    def guided(self) -> bool:
+        """Whether what guides these solves may serve those that follow."""
+        return self._lineage is not None
+
     def descend_from(self, lineage: Lineage) -> None:
         """Take over what guided the solves with earlier weights, for as long as it may serve."""
         lineage.next_generation()

@@ -262,7 +262,7 @@ class EquilibriumProblem(Problem, Displayed):
             return None
         if usual and estimates.balanced is not None and not isinstance(self.activation, Curved):  # led by one number
             estimates = estimates.balanced
-        return StepChoice(step=estimates.reflected_step, factor=None, expected=estimates.slowest_decay)
+        return estimates.reflected_choice
 
     def reflected_factor(self, step: float) -> float | None:
         """The contraction factor of Peaceman–Rachford with a given step, where its computation is worth while."""
@@ -271,7 +271,7 @@ class EquilibriumProblem(Problem, Displayed):
 
     @property
     def analysed_exactly(self) -> bool:
-        """Whether bounds and factors are exact: those of a W that stays and is of moderate size, in a claimed metric."""
+        """Whether bounds and factors are exact: where a metric is claimed and W, of moderate size, stays."""
         return self.metric is not None and self.linear.exactly_analysed(self.metric)
 
     @property

@@ -55,6 +55,15 @@ class Dense(LinearMap):
         (weight,) = tensors
         return Dense(weight)
 
+    # Of the one tensor, as the base class has them of any number; both are asked for ten times in a solve.
+    @property
+    def _in_graph(self) -> bool:
+        return self.weight.requires_grad and not (self._transposed_from or self)._momentary
+
+    @property
+    def watched(self) -> tuple[Tensor, ...]:
+        return (self.weight,) if self._transposed_from is None else self._transposed_from.watched
+
     def apply(self, z: Tensor) -> Tensor:
         return z @ self.weight.mT
 

@@ -16,6 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from contracting.maps.operator import StepChoice
 from contracting.types import Step
 
 # Four vectors are iterated together, so that close eigenvalues do no harm, and twice, which is few enough not to need
@@ -56,6 +57,11 @@ class Estimates:
     @property
     def _number(self) -> float:
         return 1 / self.mean
+
+    @cached_property
+    def reflected_choice(self) -> StepChoice:
+        """That step, of which nothing is proved, with what to expect of it."""
+        return StepChoice(step=self.reflected_step, factor=None, expected=self.slowest_decay)
 
     @property
     def slowest_decay(self) -> float:

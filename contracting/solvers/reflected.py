@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from contracting.activations.base import Reflection
+from contracting.activations.base import Curved, Reflection
 from contracting.flows.splitting import BoundPeacemanRachford, driven, forward, reflected_steps
 from contracting.loop.method import State
 from contracting.loop.records import Stop
 from contracting.maps.base import LinearMap
+from contracting.maps.operator import StepChoice
 from contracting.memory import in_no_graph
 from contracting.problem import EquilibriumProblem
 from contracting.solvers.forecast import Forecast, sampled_forecast
@@ -34,6 +35,11 @@ MOST = 100  # steps before the first check, however many are predicted
 _GIVEN = 0.85
 # Steps by which rows of a given start must differ to be judged apart: a look at 1,000 rows costs as much as six steps.
 _TOGETHER = 4
+# Of the step per neuron that estimates suggest, these shares are compared, by what they leave of a sample.
+_SHARES = 0.75, 1.0, 1.35
+_COMPARED = 1e-4  # the relative residual to which they are
+# n beyond which one inverse for each share takes longer than the steps that are saved with ten weights in a row.
+_LARGEST_COMPARED = 500
 _OVERSHOOT = 12  # where a solve takes long, one step in so many may be in vain
 
 
@@ -134,6 +140,32 @@ def usual_forecast(flow: BoundPeacemanRachford, relaxation: float) -> Forecast |
     usual = sampled.at_most(flow.prediction.factor)
     decay = relaxed(usual.decay, relaxation)
     return None if decay is None else replace(usual, decay=decay)
+
+
+def usual_step(problem: EquilibriumProblem, method: str) -> StepChoice:
+    """The step for usual inputs; one per neuron is, in a training, the best of a few multiples of the estimated one.
+
+    Raises:
+        PreconditionError: if Condition 1 is not certified.
+    """
+    linear = problem.linear.untransposed
+    if not (linear.guided and linear.has_matrix and linear.size <= _LARGEST_COMPARED):
+        return problem.reflected_step(method, usual=True)
+
+    def compare() -> StepChoice:
+        choice = problem.reflected_step(method, usual=True)
+        step = choice.step
+        if not isinstance(step, Tensor):
+            return choice
+        steps = [share * step for share in _SHARES]
+        forecasts = [sampled_forecast(linear, linear.make_reflection(tried), tried) for tried in steps]
+        costs = [math.inf if found is None else found.steps(_COMPARED) for found in forecasts]
+        best = costs.index(min(costs))
+        linear.guide("forecast", steps[best], lambda: forecasts[best], key=steps[best])  # which is asked for next
+        return replace(choice, step=steps[best])
+
+    curved = isinstance(problem.activation, Curved)
+    return linear.guide("usual step of a curved σ" if curved else "usual step", problem.metric, compare)
 
 
 def blocks_of(state: Tensor, share: float = 1.0) -> Sequence[slice]:

@@ -23,7 +23,7 @@ from contracting.loop.method import Family, Iteration, Method
 from contracting.loop.records import Stop
 from contracting.problem import EquilibriumProblem, Problem, with_weights
 from contracting.solvers.diagonal_step import DiagonalStep
-from contracting.solvers.reflected import FoldedIteration, usual_forecast
+from contracting.solvers.reflected import FoldedIteration, usual_forecast, usual_step
 from contracting.solvers.reflected_curved import CurvedIteration, leads
 from contracting.solvers.reflected_single import RefinedIteration, refinable
 from contracting.solvers.relaxed import RelaxedIteration, interval, planned_steps, relaxed
@@ -78,7 +78,7 @@ class _ReflectedSplitting(_Splitting):
 
     def _iteration(self, problem: EquilibriumProblem, stop: Stop) -> FoldedIteration:
         if self.step is None:
-            choice = problem.reflected_step(BoundPeacemanRachford.name, usual=True)
+            choice = usual_step(problem, BoundPeacemanRachford.name)
             flow: BoundSplitting = BoundPeacemanRachford(problem, choice.step, choice)
         else:
             flow = self._flow(problem)

@@ -13,6 +13,7 @@ from equilibrium import MonDEQ, Monotone, Unconstrained, Weights
 from equilibrium.convolution.geometry import Geometry
 from equilibrium.convolution.parameterization import ConvolutionalMonotone, MetricShape
 from equilibrium.parameterizations import gram
+from equilibrium.parameterizations.monotone import bounded
 
 SHAPES = [(1, 1, 1), (3, 4, 2), (5, 12, 3)]
 
@@ -223,6 +224,29 @@ def test_gram_is_the_product_and_all_its_derivatives() -> None:
     (ours,) = torch.autograd.grad((lopsided * gram(X)).sum(), X)
     (expected,) = torch.autograd.grad((lopsided * (X.mT @ X)).sum(), X)
     assert torch.allclose(ours, expected)
+
+
+def test_the_bounded_bracket_is_its_formula_with_all_its_derivatives() -> None:
+    torch.manual_seed(0)
+    shapes = (4, 4), (2, 4), (4, 3), (4,), ()
+    tensors = [torch.rand(shape, dtype=torch.float64).add(0.2).requires_grad_() for shape in shapes]
+
+    def formula(V: Tensor, C: Tensor, U: Tensor, lam: Tensor, share: Tensor) -> Tensor:
+        B = lam[:, None] * U
+        return V.mT @ V + share * (C.mT @ C + B @ B.mT)
+
+    def ours(*given: Tensor) -> Tensor:
+        return bounded(*given)
+
+    assert torch.allclose(ours(*tensors), formula(*tensors))
+    assert torch.autograd.gradcheck(ours, tensors) and torch.autograd.gradgradcheck(ours, tensors)
+    lopsided = torch.randn(4, 4, dtype=torch.float64)  # a cotangent that is not symmetric
+    for found, expected in zip(
+        torch.autograd.grad((lopsided * ours(*tensors)).sum(), tensors),
+        torch.autograd.grad((lopsided * formula(*tensors)).sum(), tensors),
+        strict=True,
+    ):
+        assert torch.allclose(found, expected)
 
 
 def lipschitz_of_the_numbers(weights: Weights) -> float:

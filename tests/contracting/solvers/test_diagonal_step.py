@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from contracting.activations.catalogue import ReLU, Tanh
+from contracting.activations.catalogue import ReLU, Softplus, Tanh
 from contracting.errors import PreconditionError
 from contracting.flows.splitting import ForwardBackwardFlow, PeacemanRachfordFlow
 from contracting.loop.method import Method
 from contracting.loop.records import Stop
 from contracting.loop.run import solve
+from contracting.maps.dense import Dense
 from contracting.maps.operator import MonotoneOperator
 from contracting.metrics import WeightedL2
+from contracting.problem import EquilibriumProblem
 from contracting.solvers.diagonal_step import _candidates
 from equilibrium import DiagonalStep, DouglasRachford, ForwardBackward, PeacemanRachford
 from tests.methods import name
@@ -94,3 +96,47 @@ def test_refuses_without_a_certificate() -> None:
     problem, _ = planted(ReLU(), torch.zeros(3, 3, dtype=torch.float64), None, batch=1, seed=0)
     with pytest.raises(PreconditionError, match=r"\bSemismoothNewton\(\)"):
         solve(problem, PeacemanRachford(step=DiagonalStep()))
+
+
+def in_training(W: Tensor, lam: Tensor, activation) -> tuple[EquilibriumProblem, Tensor]:
+    """A planted problem cut from the graph of its weight, and its solution."""
+    problem, exact = planted(activation, W, lam, batch=32, seed=2)
+    learnt = Dense(W.clone().requires_grad_())
+    again = EquilibriumProblem(linear=learnt, q=problem.q, activation=activation, metric=problem.metric)
+    return again.detach(), exact
+
+
+def test_uneven_neurons_in_training_take_a_step_each_and_fewer_of_them() -> None:
+    problem, exact = in_training(*uneven_weight(), ReLU())
+    found = problem.reflected_choice(usual=True)
+    one = problem.reflected_choice()
+    assert found is not None and isinstance(found.step, Tensor) and one is not None and isinstance(one.step, float)
+    ratios = found.step * (1 - problem.linear.to_dense().diagonal())
+    assert torch.allclose(ratios, ratios[0].expand(8))
+    stop = Stop(rtol=1e-8, check_every=1)
+    each, all_alike = (
+        solve(problem, PeacemanRachford(step=step), stop=stop) for step in (None, one.step)
+    )
+    assert torch.allclose(each.z, exact, atol=1e-6) and torch.allclose(all_alike.z, exact, atol=1e-6)
+    assert int(each.steps.max()) < 0.5 * int(all_alike.steps.max())
+    even = torch.eye(8, dtype=torch.float64) * 0.5  # where there is nothing to balance, both are one number
+    balanced = in_training(even, torch.ones(8, dtype=torch.float64), ReLU())[0].reflected_choice(usual=True)
+    assert balanced is not None and torch.allclose(torch.as_tensor(balanced.step), torch.tensor(1.88).double())
+
+
+def test_a_curved_activation_in_training_keeps_one_step_for_all() -> None:
+    """Its pre-images are led along by one number, which a step of each neuron is not."""
+    problem, exact = in_training(*uneven_weight(), Softplus())
+    choice = problem.reflected_choice(usual=True)
+    assert choice is not None and isinstance(choice.step, float)
+    assert torch.allclose(solve(problem, PeacemanRachford(), stop=Stop(rtol=1e-9)).z, exact, atol=1e-6)
+
+
+def test_the_adjoint_reflection_with_a_step_per_neuron_is_made_of_the_same_inverse() -> None:
+    W, _ = uneven_weight()
+    step, identity = torch.rand(8, dtype=torch.float64) + 0.1, torch.eye(8, dtype=torch.float64)
+    linear = Dense(W)
+    forward, found = linear.reflection(step).to_dense(), linear.adjoint.reflection(step).to_dense()
+    expected = 2 * torch.linalg.inv(identity + step[:, None] * (identity - W.mT)) - identity
+    assert torch.allclose(found, expected)
+    assert not torch.allclose(found, forward.mT, rtol=0.1)  # which it is for a number only
