@@ -254,15 +254,11 @@ class EquilibriumProblem(Problem, Displayed):
         """``reflected_step``, or None where Condition 1 does not hold in the claimed metric."""
         if self.analysed_exactly:
             operator = self.operator
-            if operator is None:
-                return None
-            return operator.usual_reflected if usual else operator.best_reflected
+            return None if operator is None else operator.usual_reflected if usual else operator.best_reflected
         estimates = self._estimates
-        if estimates is None:
-            return None
-        if usual and estimates.balanced is not None and not isinstance(self.activation, Curved):  # led by one number
-            estimates = estimates.balanced
-        return estimates.reflected_choice
+        if usual and estimates is not None and not isinstance(self.activation, Curved):  # which one number leads
+            estimates = estimates.balanced or estimates
+        return None if estimates is None else estimates.reflected_choice
 
     def reflected_factor(self, step: float) -> float | None:
         """The contraction factor of Peaceman–Rachford with a given step, where its computation is worth while."""
