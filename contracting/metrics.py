@@ -22,6 +22,9 @@ from contracting.memory import Memory
 
 T = TypeVar("T")
 
+# Entries whose squares are held at a time: they stay in the cache of a core.
+_TOGETHER = 100_000
+
 
 class Metric(Displayed, ABC):
     r"""A norm on Rⁿ with its induced matrix norm and matrix measure μ(M) = lim_{h→0⁺} (‖I + hM‖ − 1)/h.
@@ -333,6 +336,15 @@ def euclidean(vectors: Tensor) -> Tensor:
     exponent = torch.where(torch.isfinite(largest), torch.frexp(largest)[1] - 1, 0)
     power = torch.ldexp(torch.ones_like(largest), exponent)  # at most the largest entry, so never infinite
     return power.squeeze(-1) * torch.linalg.vector_norm(vectors / power, dim=-1)
+
+
+def lengths(rows: Tensor) -> Tensor:
+    """‖x‖₂ of every row, of whatever layout: (batch, n) -> (batch,), for numbers whose squares stay in range."""
+    if rows.is_contiguous() or not rows.mT.is_contiguous():
+        return torch.linalg.vector_norm(rows, dim=-1)
+    # entries that lie together are of different rows, and torch's norm would go through memory once for each row
+    parts = [part.square().sum(0) for part in rows.mT.split(max(1, _TOGETHER // rows.shape[0]))]
+    return (parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)).sqrt()
 
 
 def _symmetric_measure(matrices: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.display import Displayed, Row, Tabular
 from contracting.errors import ContractingError, InputError, PreconditionError, Status
-from contracting.metrics import Metric
+from contracting.metrics import Metric, lengths
 from contracting.problem import Problem
 
 Scale = TypeVar("Scale", Tensor, NDArray[Any])
@@ -100,7 +100,7 @@ class Stop:
 
     def size_of(self, rows: Tensor) -> Tensor:
         """The norm of each row, by which residuals are judged: (batch, n) -> (batch,)."""
-        return torch.linalg.vector_norm(rows, dim=-1) if self.norm is None else self.norm.norm(rows)
+        return lengths(rows) if self.norm is None else self.norm.norm(rows)
 
     def tolerance(self, scale: Scale) -> Scale:
         """The residual at which a row of this scale ‖σ(Wz + q)‖ is solved; of a resolved stop."""

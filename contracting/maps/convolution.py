@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from contracting import checks
 from contracting.errors import InputError, PreconditionError
 from contracting.maps.base import LinearMap
+from contracting.maps.counting import report
 from contracting.maps.frequencies import (
     Grid,
     centred_sum,
@@ -32,9 +33,12 @@ from contracting.maps.frequencies import (
     symbol_of,
     transposed,
 )
-from contracting.maps.transform import by_neuron, frequencies, is_by_neuron, product, real_form, sides
+from contracting.maps.transform import Work, by_neuron, frequencies, is_by_neuron, product, real_form, sides
 from contracting.metrics import Metric
 from contracting.types import Step
+
+# Rows of which a product takes so many at a time need no more memory than these, and are as fast as all together.
+_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -81,11 +85,33 @@ class TranslationInvariant(LinearMap):
 
     def affine(self, z: Tensor, offset: Tensor, out: Tensor | None = None) -> Tensor:
         graph = torch.is_grad_enabled() and any(t.requires_grad for t in (z, offset, *self.tensors()))
-        if graph or z.ndim != 2 or not is_by_neuron(z) or not is_by_neuron(offset):
+        if graph or torch.compiler.is_compiling() or z.ndim != 2 or not is_by_neuron(z) or not is_by_neuron(offset):
             return super().affine(z, offset, out)
-        # the sum puts the images back into rows, in one pass
-        images = product(z, self._form, self.grid)
         out = torch.empty_like(z) if out is None else out
+        work, form = self._work(z[:_ROWS]), self._form
+        for start in range(0, len(z), _ROWS):
+            rows = slice(start, start + _ROWS)
+            if len(z) - start < _ROWS < len(z):
+                work = self._work(z[rows])
+            self._into(out[rows], form, z[rows], offset[rows], work)
+        return out
+
+    def iterated(self, h: Callable[..., Tensor], offset: Tensor, u: Tensor, steps: int) -> Tensor:
+        if not (steps and is_by_neuron(u) and is_by_neuron(offset)):
+            return super().iterated(h, offset, u, steps)
+        work, form, out = self._work(u), self._form, torch.empty_like(u)
+        between = work.rows(*u.shape)
+        for _ in range(steps):
+            u = self._into(out, form, h(u, out=between), offset, work)
+        report(steps * u.shape[0])
+        return u
+
+    def _work(self, like: Tensor) -> Work:
+        return Work(like, self.channels, self.grid, like.shape[0])
+
+    def _into(self, out: Tensor, form: Tensor, z: Tensor, offset: Tensor, work: Work) -> Tensor:
+        """Wz + offset, whose sum puts the images back into rows, in one pass."""
+        images = product(z, form, self.grid, work=work)
         torch.add(images, offset.view(images.shape), out=out.view(images.shape))
         return out
 

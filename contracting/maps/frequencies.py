@@ -3,8 +3,8 @@ r"""Circular convolution on an image seen frequency by frequency: one small matr
 A kernel k of odd side 2r + 1 acts as torch's convolution with circular padding does,
 (k ∗ z)[o, p] = Σ_{c,d} k[o, c, d + r] z[c, p + d], d ∈ {−r … r}, positions modulo the grid. The discrete Fourier
 transform makes it a product per frequency, ŷ(f) = K̂(f)ẑ(f) with K̂(f) = Σ_d k[·, ·, d + r] e^{2πi f·d/N}. For real
-images half of the frequencies say it all (the others are their conjugates): those of the real transform, whose halved
-axis is the first, here flattened to one axis (``contracting.maps.transform``).
+images half of the frequencies say it all, the others being their conjugates: those that
+``contracting.maps.transform.distinct`` lists.
 
 Images travel as rows, (batch, channels · positions), row-major as ``Tensor.flatten`` makes them.
 """
@@ -72,8 +72,9 @@ def _symbol_of_image(kernel: Tensor, grid: Grid) -> Tensor:
         places = (torch.arange(side, device=kernel.device) - side // 2) % size
         kernel = kernel.new_zeros(shape).index_add(axis, places, kernel)
     # the first axis is the one of the real transform, which is the last that is named
-    values = torch.fft.rfftn(kernel, dim=tuple(range(kernel.ndim - 1, 1, -1)))
-    return values.movedim((0, 1), (-2, -1)).flatten(0, -3).conj().resolve_conj()
+    values = torch.fft.rfftn(kernel, dim=tuple(range(kernel.ndim - 1, 1, -1))).flatten(2)
+    k, m = transform.distinct(grid).to(kernel.device).unbind(1)
+    return values.index_select(2, k * transform.sides(grid)[1] + m).movedim(2, 0).conj().resolve_conj()
 
 
 def kernel_of(symbol: Tensor, grid: Grid) -> Tensor:
@@ -82,7 +83,9 @@ def kernel_of(symbol: Tensor, grid: Grid) -> Tensor:
     Offsets run from −N//2 to (N − 1)//2 on each axis; a zero at the end makes an even side odd.
     """
     height, width = transform.sides(grid)
-    values = symbol.conj().reshape(height // 2 + 1, width, *symbol.shape[1:])
+    index, mirrored = (part.to(symbol.device) for part in transform.half_plane(grid))
+    values = symbol.index_select(0, index)
+    values = torch.where(mirrored[:, None, None], values, values.conj()).unflatten(0, (-1, width))
     taps = torch.fft.irfftn(values, s=(width, height), dim=(1, 0))
     taps = taps.roll((height // 2, width // 2), (0, 1)).permute(2, 3, 0, 1)
     taps = torch.nn.functional.pad(taps, (0, 1 - width % 2, 0, 1 - height % 2))
@@ -92,13 +95,11 @@ def kernel_of(symbol: Tensor, grid: Grid) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _waves(sides: tuple[int, ...], grid: Grid, dtype: torch.dtype, device: torch.device) -> Tensor:
     """cos over sin of 2πf·d/N, (2 · frequencies, taps)."""
-    turns = torch.zeros(1, 1, dtype=torch.float64)  # f·d/N, (frequencies, taps)
-    for axis, (size, side) in enumerate(zip(grid, sides, strict=True)):
-        count = size // 2 + 1 if axis == 0 else size
-        offset = torch.arange(side) - side // 2
-        # reduced in whole numbers, so that no phase loses digits
-        turn = (torch.arange(count)[:, None] * offset % size).to(torch.float64) / size
-        turns = (turns[:, None, :, None] + turn[None, :, None, :]).flatten(2).flatten(0, 1)
+    offsets = torch.cartesian_prod(*[torch.arange(side) - side // 2 for side in sides]).reshape(-1, len(sides))
+    # f·d/N, (frequencies, taps), reduced in whole numbers on each axis, so that no phase loses digits
+    turns = torch.zeros(1, 1, dtype=torch.float64)
+    for size, f, d in zip(grid, transform.distinct(grid).mT, offsets.mT, strict=False):
+        turns = turns + (f[:, None] * d % size).to(torch.float64) / size
     phase = 2 * math.pi * turns
     return torch.cat([phase.cos(), phase.sin()]).to(device, dtype)
 
@@ -107,10 +108,10 @@ def kernel_gradient(z: Tensor, cotangent: Tensor, sides: tuple[int, ...], grid: 
     """Gradient of ⟨cotangent, k ∗ z⟩ in k, itself differentiable: two (batch, C · positions) -> (C, C, *sides)."""
     C = z.shape[-1] // math.prod(grid)
     left, right = (transform.analysed(rows, C, grid) for rows in (cotangent, z))
-    # ⟨w, y⟩ = Σ share·(wᵣ·yᵣ + wᵢ·yᵢ) with yᵣ = Rzᵣ − Izᵢ, yᵢ = Izᵣ + Rzᵢ
+    # ⟨w, y⟩ = Σ share·(w_c·y_c + w_s·y_s) of cosine and sine sums, with y_c = Rz_c + Iz_s, y_s = Rz_s − Iz_c
     gram = left @ right.mT * transform.shares(grid).to(z)[:, None, None]
     of_real = gram[:, :C, :C] + gram[:, C:, C:]
-    of_imaginary = gram[:, C:, :C] - gram[:, :C, C:]
+    of_imaginary = gram[:, :C, C:] - gram[:, C:, :C]
     waves = _waves(sides, grid, z.dtype, z.device)
     taps = waves.mT @ torch.cat([of_real, of_imaginary]).flatten(1)
     return taps.mT.reshape(C, C, *sides)

@@ -98,7 +98,7 @@ class FoldedIteration(RelaxedIteration):
                 u = reflected_steps(*self._shared, reflect, u, steps, self.relaxation)
             elif steps:
                 blocks = [self._steps(rows, self._reflection(rows), u[rows], steps) for rows in parts]
-                u = self.flow.reflection.laid_out(torch.cat(blocks))
+                u = together(blocks)
         return Relaxed(u, cold)
 
     def _in_graph(self, state: Tensor) -> bool:
@@ -172,3 +172,10 @@ def blocks_of(state: Tensor, share: float = 1.0) -> Sequence[slice]:
     """The rows of a state in blocks that stay in cache, or that share of them where more arrays are at work."""
     rows = max(64, int(share * _BLOCK_BYTES) // (state.shape[-1] * state.element_size()))
     return [slice(start, start + rows) for start in range(0, state.shape[0], rows)]
+
+
+def together(blocks: Sequence[Tensor]) -> Tensor:
+    """The rows of all blocks, laid out in memory as those of each are."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return torch.cat([rows.mT for rows in blocks], 1).mT if blocks[0].mT.is_contiguous() else torch.cat(blocks)

@@ -23,7 +23,7 @@ from contracting.loop.method import State
 from contracting.loop.records import Stop
 from contracting.maps.base import LinearMap
 from contracting.solvers.forecast import Forecast
-from contracting.solvers.reflected import MOST, FoldedIteration, blocks_of
+from contracting.solvers.reflected import MOST, FoldedIteration, blocks_of, together
 from contracting.solvers.relaxed import Relaxed
 from contracting.types import Step
 
@@ -175,7 +175,7 @@ class RefinedIteration(FoldedIteration):
             for rows in blocks_of(phase.base):
                 kernel = self._relaxed, phase.drive[rows], self._change_of(phase, rows)
                 blocks.append(reflected_steps(*kernel, change[rows], steps, self.relaxation))
-            change = blocks[0] if len(blocks) == 1 else self._relaxed.laid_out(torch.cat(blocks))
+            change = together(blocks)
         return phase._replace(change=change)
 
     def _change_of(self, phase: Phase, rows: slice) -> Reflection:

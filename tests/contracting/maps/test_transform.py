@@ -19,6 +19,21 @@ def images(grid: tuple[int, ...], *, channels: int = 3, rows: int = 2) -> torch.
     return torch.randn(rows, channels, *grid, generator=generator, dtype=torch.float64)
 
 
+def places(grid: tuple[int, ...], *, sign: int = 1) -> torch.Tensor:
+    """Where the frequencies of a spectrum, or their negatives, are in the library's transform, (frequencies,)."""
+    height, width = transform.sides(grid)
+    k, m = (sign * transform.distinct(grid)).unbind(1)
+    return k % height * width + m % width
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_spectrum_has_one_of_every_pair_of_conjugates(grid: tuple[int, ...]) -> None:
+    both = torch.cat([places(grid), places(grid, sign=-1)])
+    assert both.unique().tolist() == list(range(math.prod(grid)))
+    assert len(places(grid).unique()) == transform.frequencies(grid)
+    assert float(transform.shares(grid).sum()) == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("longest", [0, 64])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_the_spectrum_is_that_of_the_library_and_comes_back(
@@ -27,7 +42,7 @@ def test_the_spectrum_is_that_of_the_library_and_comes_back(
     monkeypatch.setattr(transform, "_LONGEST", longest)
     x = images(grid)
     dims = tuple(range(2, 2 + len(grid)))
-    expected = torch.fft.fftn(x, dim=dims).narrow(2, 0, grid[0] // 2 + 1).flatten(2).permute(2, 1, 0)
+    expected = torch.fft.fftn(x, dim=dims).flatten(2)[..., places(grid)].permute(2, 1, 0)
     found = transform.spectrum(x, grid)
     assert found.shape == (transform.frequencies(grid), 3, 2)
     assert torch.allclose(found, expected, atol=1e-12)
@@ -61,6 +76,25 @@ def test_both_layouts_of_rows_give_the_same_products(rows: int) -> None:
         ):
             assert torch.allclose(affine, expected, atol=1e-12)
         assert torch.allclose(out, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3, 70])
+@pytest.mark.parametrize("grid", [(7,), (2,), (1, 4), (4, 6), (5, 3)])
+def test_steps_in_arrays_that_are_used_again_are_those_of_the_matrix(grid: tuple[int, ...], rows: int) -> None:
+    kernel = torch.randn(3, 3, *[3] * len(grid), generator=torch.Generator().manual_seed(3), dtype=torch.float64) / 9
+    conv = CircularConvolution(kernel, grid=grid).resolvent(0.4)
+    W = conv.to_dense()
+    u, offset = (conv.laid_out(images(grid, rows=rows).flatten(1) + shift) for shift in (0.0, 0.5))
+    start, expected = u.clone(), u
+
+    def reflect(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.abs(x, out=out)
+
+    for _ in range(3):
+        expected = expected.abs() @ W.mT + offset
+    assert torch.allclose(conv.iterated(reflect, offset, u, 3), expected, atol=1e-12)
+    assert torch.equal(u, start)
+    assert torch.allclose(conv.affine(u, offset), u @ W.mT + offset, atol=1e-12)
 
 
 @pytest.mark.parametrize(("grid", "sides"), [((7,), (3,)), ((4,), (7,)), ((5, 4), (3, 5)), ((1, 1), (3, 3))])
