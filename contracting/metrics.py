@@ -343,7 +343,7 @@ def lengths(rows: Tensor) -> Tensor:
     if rows.is_contiguous() or not rows.mT.is_contiguous():
         return torch.linalg.vector_norm(rows, dim=-1)
     # entries that lie together are of different rows, and torch's norm would go through memory once for each row
-    parts = [part.square().sum(0) for part in rows.mT.split(max(1, _TOGETHER // rows.shape[0]))]
+    parts = [part.square().sum(0) for part in torch.split(rows.mT, max(1, _TOGETHER // rows.shape[0]))]
     return (parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)).sqrt()
 
 

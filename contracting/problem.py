@@ -398,7 +398,7 @@ class EquilibriumProblem(Problem, Displayed):
         checks.same_kind("cotangent", checks.shape("cotangent", cotangent, tuple(self.q.shape)), "q", self.q)
         return self._with(
             linear=self.linear.adjoint,
-            q=cotangent,
+            q=self.linear.laid_out(cotangent),
             activation=Slope.trusted(slopes),
             metric=None if self.metric is None else self.metric.dual(),
         )

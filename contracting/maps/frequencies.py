@@ -85,7 +85,7 @@ def kernel_of(symbol: Tensor, grid: Grid) -> Tensor:
     height, width = transform.sides(grid)
     index, mirrored = (part.to(symbol.device) for part in transform.half_plane(grid))
     values = symbol.index_select(0, index)
-    values = torch.where(mirrored[:, None, None], values, values.conj()).unflatten(0, (-1, width))
+    values = torch.where(mirrored[:, None, None], values, values.conj()).reshape(-1, width, *symbol.shape[1:])
     taps = torch.fft.irfftn(values, s=(width, height), dim=(1, 0))
     taps = taps.roll((height // 2, width // 2), (0, 1)).permute(2, 3, 0, 1)
     taps = torch.nn.functional.pad(taps, (0, 1 - width % 2, 0, 1 - height % 2))

@@ -169,7 +169,8 @@ def _synthesised(values: Tensor, grid: Grid, given: Waves | None, work: Work | N
         index, mirrored = (part.to(values.device) for part in half_plane(grid))
         cosines, sines = values.index_select(0, index).chunk(2, 1)
         table = torch.complex(cosines, torch.where(mirrored[:, None, None], sines, -sines))
-        return torch.fft.irfftn(table.unflatten(0, (-1, width)), s=(width, height), dim=(1, 0)).transpose(0, 1)
+        table = table.reshape(height // 2 + 1, width, channels, batch)
+        return torch.fft.irfftn(table, s=(width, height), dim=(1, 0)).transpose(0, 1)
     matrices, columns = given or waves(grid, values.dtype, values.device), channels * batch
     if work is None:
         table = _exchanged_back(values.reshape(frequencies(grid), 2, columns), grid)
@@ -228,7 +229,7 @@ def _of_spectrum(values: Tensor, grid: Grid) -> list[tuple[Tensor, Tensor]]:
     """Cosine and sine sums of each part of a spectrum, (frequencies, 2, columns)."""
     parts, start = [], 0
     for k, m in _parts(grid):
-        part = values.narrow(0, start, len(k) * len(m)).unflatten(0, (len(k), len(m)))
+        part = values.narrow(0, start, len(k) * len(m)).view(len(k), len(m), 2, values.shape[2])
         parts.append((part.select(2, 0), part.select(2, 1)))
         start += len(k) * len(m)
     return parts
@@ -287,8 +288,8 @@ class _Exchange:
 class Work:
     """Two arrays into which the stages of a product write in turn, for any number of products with as many rows.
 
-    Fresh ones in every stage cost about as much as the arithmetic, since the system hands them out page by page. What is
-    written there can be part of no graph.
+    Fresh ones in every stage cost about as much as the arithmetic, since the system hands them out page by page. What
+    is written there can be part of no graph.
 
     Args:
         like: a tensor of the dtype and device.

@@ -174,7 +174,7 @@ def blocks_of(state: Tensor, share: float = 1.0) -> Sequence[slice]:
     return [slice(start, start + rows) for start in range(0, state.shape[0], rows)]
 
 
-def together(blocks: Sequence[Tensor]) -> Tensor:
+def together(blocks: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     """The rows of all blocks, laid out in memory as those of each are."""
     if len(blocks) == 1:
         return blocks[0]

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from contracting.errors import InputError
-from contracting.maps.convolution import CircularConvolution
+from contracting.maps.convolution import CircularConvolution, Spectral
 from contracting.maps.frequencies import kernel_of, over_space, symbol_of
 from contracting.maps.polyphase import from_phases
 from contracting.maps.transform import shares, spectrum
@@ -112,17 +112,16 @@ class ConvolutionalContractive(ImageParameterization):
         lam = (-squashed(self.psi)).exp()
         root = lam.double().sqrt()
         V = within(symbol_of(self.V.double(), grid), room.largest_V)
-        square = torch.linalg.vector_norm(V, dim=(1, 2)).amax().square()
+        square = torch.view_as_real(V).square().sum((1, 2, 3)).amax()
         P = V.mH @ V + room.floor(square) * identity
         M = 2 * math.sqrt(1 - c) * room.ball(symbol_of(self.S.double(), grid)) @ V - P
-        kernel = kernel_of(M * root / root[:, None], grid).to(dtype)
-        with torch.no_grad():
-            metric_kernel = kernel_of(root[:, None] * P * root, grid).to(dtype)
+        scales = root / root[:, None]  # of real numbers: a division of complex ones costs several times a product
+        kernel = kernel_of(M * scales, grid).to(dtype)
         U: Tensor = self.U
         output: Tensor = self.output
         if self.lipschitz is not None:
             # γ is that of the numbers that are stored, whose rounding has no gradient
-            stored = symbol_of(kernel.detach().double(), grid) * root.detach()[:, None] / root.detach()
+            stored = symbol_of(kernel.detach().double(), grid) * scales.detach().mT
             U, output = self._bounded(M + (stored - M).detach(), root, room)
         return ConvolutionalWeights(
             geometry=geometry,
@@ -134,7 +133,7 @@ class ConvolutionalContractive(ImageParameterization):
             metric=WeightedL2(over_space(lam.detach(), grid)),
             lipschitz=None if self.lipschitz is None else self.bias.new_tensor(self.lipschitz),
             contraction_rate=c,
-            contraction_map=CircularConvolution(metric_kernel, grid=grid),
+            contraction_map=Spectral((P * (root[:, None] * root)).detach().to(dtype.to_complex()), grid=grid),
         )
 
     def _bounded(self, M: Tensor, root: Tensor, room: Room) -> tuple[Tensor, Tensor]:
@@ -145,7 +144,7 @@ class ConvolutionalContractive(ImageParameterization):
         B = geometry.symbol(self.U.double())
         X = within(torch.linalg.solve_triangular(K, B, upper=False), room.largest_X)
         inputs = math.sqrt(gamma) * K @ room.ball(X)
-        U = from_phases(kernel_of(inputs / root[:, None], geometry.grid), geometry.stride)
+        U = from_phases(kernel_of(inputs * (1 / root)[:, None], geometry.grid), geometry.stride)
         output = self._bounded_output(K, X, root, room)
         return U.to(self.example.dtype), (math.sqrt(gamma) * output).to(self.example.dtype)
 
@@ -153,7 +152,7 @@ class ConvolutionalContractive(ImageParameterization):
         """W_o/√γ from what the inputs leave of R."""
         geometry, output = self.geometry, self.output.double()
         images = geometry.average_adjoint(output).reshape(-1, geometry.channels, *geometry.grid)
-        G = spectrum(images, geometry.grid) / root[:, None]
+        G = spectrum(images, geometry.grid) * (1 / root)[:, None]
         Y = torch.linalg.solve_triangular(K, G, upper=False)
         seen = torch.cat([Y, X.mH @ Y], 1)
         weighted = seen * shares(geometry.grid).to(root).sqrt()[:, None, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -134,8 +135,12 @@ class Geometry:
     def average(self, z: Tensor) -> Tensor:
         """Averages over the cells: (..., n) -> (..., cell features)."""
         images = z.reshape(-1, self.channels, *self.grid)
-        pooling = torch.nn.functional.avg_pool1d if len(self.grid) == 1 else torch.nn.functional.avg_pool2d
-        return pooling(images, self.pool).reshape(*z.shape[:-1], self.cell_features)
+        # torch's pooling would first move rows that lie by neuron; sums take them as they are
+        for axis, cells in enumerate(self.cells, 2):
+            shape = *images.shape[:axis], cells, self.pool, *images.shape[axis + 1 :]
+            parts = images.narrow(axis, 0, cells * self.pool).reshape(shape).unbind(axis + 1)
+            images = functools.reduce(torch.add, parts)
+        return images.reshape(*z.shape[:-1], self.cell_features) / self.cell_size
 
     def average_adjoint(self, cells: Tensor) -> Tensor:
         """The transpose of ``average``: (..., cell features) -> (..., n)."""
