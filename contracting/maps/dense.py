@@ -141,24 +141,25 @@ def _iterated_on_host(
     """``iterated`` for few rows, by numpy on the memory of the tensors."""
     if not steps:
         return u
-    matrix, shift, dot, add = transposed.numpy(), offset.numpy(), np.dot, np.add
+    matrix, shift, add = transposed.numpy(), offset.numpy(), np.add
     mapped, reflected = np.empty_like(shift), np.empty_like(shift)
+    dot = reflected.dot  # the method takes a fifth less time than np.dot, which looks for overloads
     result = torch.from_numpy(mapped)
     with np.errstate(all="ignore"):  # of rows that blow up, which the loop finds out
         if h is torch.abs:  # as ReLU's reflection is
             size = np.abs
             size(u.numpy(), reflected)
-            dot(reflected, matrix, mapped)
+            dot(matrix, mapped)
             add(mapped, shift, mapped)
             for _ in range(steps - 1):
                 size(mapped, reflected)
-                dot(reflected, matrix, mapped)
+                dot(matrix, mapped)
                 add(mapped, shift, mapped)
             return result
         between = torch.from_numpy(reflected)
         for step in range(steps):
             h(result if step else u, out=between)
-            dot(reflected, matrix, mapped)
+            dot(matrix, mapped)
             add(mapped, shift, mapped)
     return result
 

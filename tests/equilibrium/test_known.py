@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import sys
+from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from equilibrium import LBEN
 from equilibrium.parameterizations import Monotone
@@ -94,3 +97,33 @@ def test_what_inference_mode_made_serves_no_graph(made: list[int]) -> None:
     inputs = x.clone().requires_grad_()
     layer(inputs).sum().backward()
     assert len(made) == 2 and inputs.grad is not None and inputs.grad.isfinite().all()
+
+
+def test_a_solve_of_one_row_makes_few_calls_and_few_operations() -> None:
+    """Of frozen weights: 237 calls of functions in Python, 294 before; a step of one row costs as much as four."""
+    layer, x = LBEN(64, 80, 10, lipschitz=1.0).requires_grad_(False), torch.randn(1, 64)
+    for _ in range(2):
+        steps = int(layer.solve(x).steps)
+    calls: Counter[str] = Counter()
+    sys.setprofile(lambda frame, event, argument: calls.update([event]))
+    try:
+        solution = layer.solve(x)
+    finally:
+        sys.setprofile(None)
+    assert 100 < calls["call"] <= 260 and int(solution.steps) == steps
+    with Operations() as seen:
+        layer.solve(x)
+    assert 5 < len(seen.names) <= 20
+    assert sum("mm" in name for name in seen.names) == 3  # of x, of q and of the look; numpy takes the steps
+
+
+class Operations(TorchDispatchMode):
+    """Writes down the names of torch's operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.append(str(function.overloadpacket))
+        return function(*args, **(kwargs or {}))
