@@ -48,6 +48,7 @@ from equilibrium.files import output_directory
 from equilibrium.layers import EquilibriumLayer
 from equilibrium.lipschitz import (
     Branches,
+    Coupled,
     InteriorPoint,
     LipschitzSystem,
     Norm,
@@ -215,12 +216,11 @@ def _small(seed: int) -> tuple[LipschitzSystem, Tensor]:
     return system, system.C @ states + system.D
 
 
-def _branched(seed: int) -> tuple[float, float]:
-    """ℓ2 constant of 8 units: by one multiplier and by cases, over the largest gain of all patterns of slopes."""
+def _beside_one(finder: Branches | Coupled, seed: int) -> tuple[float, float]:
+    """ℓ2 constant of 8 units: by one multiplier and by ``finder``, over the largest gain of all patterns of slopes."""
     system, slopes = _small(seed)
     truth = float(torch.linalg.matrix_norm(slopes, 2).max())
-    diagonal, branched = (finder.certify(system).bound for finder in (InteriorPoint(), Branches(leaves=64)))
-    return diagonal / truth - 1, branched / truth - 1
+    return InteriorPoint().certify(system).bound / truth - 1, finder.certify(system).bound / truth - 1
 
 
 def _row_by_row(norm: Norm, seed: int) -> tuple[float, float]:
@@ -255,11 +255,12 @@ def _of_images(seed: int, metric: MetricShape, activation: Activation, cases: in
     return old.bound / truth - 1, certified_lipschitz(layer, cases=cases).bound / truth - 1
 
 
-def _gains(layer: EquilibriumLayer, restarts: int, leaves: int) -> tuple[float, float, float]:
-    """The largest gain of a pattern of slopes that is found, the constant by one multiplier, and by cases."""
+def _gains(layer: EquilibriumLayer, restarts: int, leaves: int) -> tuple[float, ...]:
+    """The largest gain that is attained, the constant by one multiplier, by cases, and by couplings."""
     attained = attained_lipschitz(layer, searches=[PatternSearch(restarts=restarts)])
     system = lipschitz_system(layer)
-    return attained.ratio, InteriorPoint().certify(system).bound, Branches(leaves=leaves).certify(system).bound
+    proofs = (finder.certify(system) for finder in (InteriorPoint(), Branches(leaves=leaves), Coupled()))
+    return attained.ratio, *(proof.bound for proof in proofs)
 
 
 def study(*, systems: int, rows: int) -> list[Looseness]:
@@ -279,12 +280,16 @@ def study(*, systems: int, rows: int) -> list[Looseness]:
         print(f"{kind}: worst {found[-1].before[2]:.3g} before, {found[-1].after[2]:.3g} after", flush=True)
     below = [_beside_contraction(seed) for seed in range(systems)]
     found.append(_row("constant input, `certify` beside it", "its rate − rate", below))
-    found.append(_row("ℓ2 constant, 8 units", "bound/gain − 1", [_branched(seed) for seed in range(systems)]))
+    for finder, name in ((Branches(leaves=64), "by cases"), (Coupled(), "by couplings")):
+        pairs = [_beside_one(finder, seed) for seed in range(systems)]
+        found.append(_row(f"ℓ2 constant, 8 units, {name}", "bound/gain − 1", pairs))
     for norm, name in ((Norm.LINF, "ℓ∞"), (Norm.L1, "ℓ1")):
         pairs = [_row_by_row(norm, seed) for seed in range(systems)]
         found.append(_row(f"{name} constant, 8 units", "bound/gain − 1", pairs))
     shapes = {"ReLU": (MetricShape.CHANNEL, ReLU(), 1), "ReLU, Ψ per position": (MetricShape.POSITION, ReLU(), 1)}
     shapes |= {"ReLU, Ψ full": (MetricShape.FULL, ReLU(), 1), "ReLU, 8 cases": (MetricShape.CHANNEL, ReLU(), 8)}
+    shapes |= {"ReLU, Ψ per position, 8 cases": (MetricShape.POSITION, ReLU(), 8)}
+    shapes |= {"ReLU, Ψ full, 8 cases": (MetricShape.FULL, ReLU(), 8)}
     shapes |= {"sigmoid": (MetricShape.CHANNEL, Sigmoid(), 1), "sigmoid, Ψ full": (MetricShape.FULL, Sigmoid(), 1)}
     for name, (metric, activation, cases) in shapes.items():
         pairs = [_of_images(seed, metric, activation, cases) for seed in range(systems)]
@@ -295,7 +300,7 @@ def study(*, systems: int, rows: int) -> list[Looseness]:
     return found
 
 
-def table(found: Sequence[Looseness], gains: dict[str, tuple[float, float, float]]) -> str:
+def table(found: Sequence[Looseness], gains: dict[str, tuple[float, ...]]) -> str:
     lines = [
         "| certificate | measured | of | before: median | 90 % | worst | now: median | 90 % | worst |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -304,8 +309,8 @@ def table(found: Sequence[Looseness], gains: dict[str, tuple[float, float, float
         numbers = " | ".join(f"{value:.3g}" for value in (*row.before, *row.after))
         lines.append(f"| {row.kind} | {row.measure} | {row.count} | {numbers} |")
     if gains:
-        lines += ["", "| network | attained | by one multiplier | by cases |", "|---|---|---|---|"]
-        lines += [f"| {name} | {least:.4f} | {one:.4f} | {cases:.4f} |" for name, (least, one, cases) in gains.items()]
+        lines += ["", "| network | attained | by one multiplier | by cases | by couplings |", "|---|---|---|---|---|"]
+        lines += [f"| {name} | " + " | ".join(f"{value:.4f}" for value in row) + " |" for name, row in gains.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -323,7 +328,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     folder = output_directory(given.out)
     found = study(systems=given.systems or (2 if given.small else 6), rows=given.rows or (20 if given.small else 200))
-    gains: dict[str, tuple[float, float, float]] = {}
+    gains: dict[str, tuple[float, ...]] = {}
     for name, gamma in _CHECKPOINTS.items() if given.checkpoints else ():
         layer = load_reference(given.checkpoints / f"{name}.pt", lipschitz=gamma).double()
         gains[name.removesuffix("_w80")] = _gains(layer, given.restarts, given.leaves)

@@ -451,7 +451,7 @@ def test_step_sweep(tmp_path: Path) -> None:
 def test_looseness(tmp_path: Path) -> None:
     printed = run("looseness.py", tmp_path, "--systems", "1", "--rows", "10", "--out", str(tmp_path))
     rows = json.loads((tmp_path / "results.json").read_text())["looseness"]
-    assert len(rows) == 19 and (tmp_path / "table.md").read_text() in printed
+    assert len(rows) == 22 and (tmp_path / "table.md").read_text() in printed
     for row in rows:
         before, after = torch.tensor(row["before"]), torch.tensor(row["after"])
         assert bool((after < before).all()), row["kind"]

@@ -7,8 +7,9 @@ from equilibrium.lipschitz.bounds import (
     pairwise_lipschitz,
 )
 from equilibrium.lipschitz.branches import Branches
-from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
+from equilibrium.lipschitz.certificate import Couplings, LipschitzCertificate, Norm
 from equilibrium.lipschitz.checker import check_lipschitz
+from equilibrium.lipschitz.coupled import Coupled
 from equilibrium.lipschitz.elementwise import Elementwise
 from equilibrium.lipschitz.finder import BuiltIn, LipschitzFinder
 from equilibrium.lipschitz.first_order import FirstOrder
@@ -27,9 +28,9 @@ from equilibrium.lipschitz.rowwise import RowByRow
 from equilibrium.lipschitz.system import LipschitzSystem, lipschitz_system
 
 __all__ = [
-    "AttainedRatio", "Branches", "BuiltIn", "Elementwise", "FirstOrder", "InteriorPoint", "LipschitzCertificate",
-    "LipschitzFinder", "LipschitzReport", "LipschitzSystem", "MatrixInequality", "Norm", "PairAscent",
-    "PairwiseLipschitz", "PatternSearch", "RegionWalk", "RowByRow", "attained_lipschitz", "certified_bound",
-    "certified_lipschitz", "check_lipschitz", "lipschitz_report", "lipschitz_system", "pair_ratio",
+    "AttainedRatio", "Branches", "BuiltIn", "Coupled", "Couplings", "Elementwise", "FirstOrder", "InteriorPoint",
+    "LipschitzCertificate", "LipschitzFinder", "LipschitzReport", "LipschitzSystem", "MatrixInequality", "Norm",
+    "PairAscent", "PairwiseLipschitz", "PatternSearch", "RegionWalk", "RowByRow", "attained_lipschitz",
+    "certified_bound", "certified_lipschitz", "check_lipschitz", "lipschitz_report", "lipschitz_system", "pair_ratio",
     "pairwise_lipschitz", "verify_report",
 ]  # fmt: skip

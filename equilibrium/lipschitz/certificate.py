@@ -19,6 +19,23 @@ class Norm(Enum):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Couplings(Displayed):
+    r"""Forms Σ h_x²x² + Σ h_y²y² − 2Σ s_xy h_x h_y xy, x ∈ {pᵢ, rᵢ}, y ∈ {pⱼ, rⱼ}, p = Δz − aΔv and r = bΔv − Δz.
+
+    Where a slope is a, p = 0, and where it is b, r = 0: with every slope at an end they are squares.
+
+    Attributes:
+        neurons: i ≠ j of each, (k, 2).
+        weights: h of pᵢ, rᵢ, pⱼ and rⱼ, (k, 4).
+        signs: s = ±1 of x and y, (k, 2, 2).
+    """
+
+    neurons: Tensor
+    weights: Tensor
+    signs: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LipschitzCertificate(Displayed):
     r"""‖y(x) − y(x')‖ ≤ bound · ‖x − x'‖ for all inputs x, x', with the data that proves it.
 
@@ -31,6 +48,7 @@ class LipschitzCertificate(Displayed):
         multiplier: ℓ2: diagonal Λ of [[2Λ − ΛW − WᵀΛ − CᵀC, ·], [·, bound²·I − DᵀD]] ≻ 0, (n,), in ``units``, or None.
         branches: of a proof by cases: which ends of slopes each case fixes, 0 the low, 1 the high and −1 none, and its
             multiplier, (cases, n) each, in ``units``; ``multiplier`` is then for Condition 1 alone. Or None.
+        couplings: forms that stand beside the multipliers in every case of ``branches``, in ``units``, or None.
         state_gains: elementwise: X ≥ 0 with |Δz| ≤ X|Δx|, (n, in), in ``units``, or None.
         entrywise: elementwise: |Δyᵢ| ≤ Σⱼ entrywiseᵢⱼ|Δxⱼ|, (out, in), or None.
         rows: ℓ∞: a certificate in ℓ2 for every single output as a map of ξ, x = u∘ξ; ℓ1: those of the transposed map.
@@ -47,6 +65,7 @@ class LipschitzCertificate(Displayed):
     margin: float
     multiplier: Tensor | None = None
     branches: tuple[Tensor, Tensor] | None = None
+    couplings: Couplings | None = None
     state_gains: Tensor | None = None
     entrywise: Tensor | None = None
     rows: tuple[LipschitzCertificate, ...] | None = None

@@ -16,7 +16,7 @@ from contracting.certificates.balance import balancing, rescale
 from contracting.certificates.definite import SMALLEST, UNIT, definite_margin, sizes
 from contracting.certificates.multipliers import perron_weights
 from contracting.certificates.records import CertificateError
-from equilibrium.lipschitz.certificate import LipschitzCertificate, Norm
+from equilibrium.lipschitz.certificate import Couplings, LipschitzCertificate, Norm
 from equilibrium.lipschitz.system import LipschitzSystem, in_power, times_power
 
 _ASSEMBLY = 16  # roundings of one entry beside those of its inner products
@@ -84,7 +84,9 @@ def _branches_margin(certificate: LipschitzCertificate, system: LipschitzSystem,
 
     With Condition 1 no I − JW is singular. The gain C(I − JW)⁻¹JU + D moves along one matrix of rank one while a slope
     goes through its interval, in one direction, so that its norm is largest at an end: patterns of ends bound every J.
-    Where a slope is fixed, a = b, the summand −2λ(Δz − aΔv)² of ``_multiplier_margin`` is zero.
+    Where a slope is fixed, a = b, the summand −2λ(Δz − aΔv)² of ``_multiplier_margin`` is zero. With every slope at an
+    end one of pᵢ, rᵢ and one of pⱼ, rⱼ is zero, and a coupling of i and j is a square, of h_x x − s_xy h_y y of the
+    other two.
     """
     assert certificate.branches is not None
     (patterns, multipliers), n, root = certificate.branches, system.size, certificate.multiplier
@@ -96,12 +98,45 @@ def _branches_margin(certificate: LipschitzCertificate, system: LipschitzSystem,
     nothing = (torch.zeros_like(system.U), torch.zeros_like(system.C), torch.zeros_like(system.D))
     none = replace(system, C=nothing[1], D=nothing[2], errors=nothing)
     margin = _form_margin(none, root, low, high, bound)
+    coupled = None if certificate.couplings is None else _coupled(certificate.couplings, system, certificate.slopes)
     for pattern, lam in zip(patterns, multipliers, strict=True):
-        margin = min(
-            margin,
-            _form_margin(system, lam, torch.where(pattern > 0, high, low), torch.where(pattern == 0, low, high), bound),
-        )
+        ends = torch.where(pattern > 0, high, low), torch.where(pattern == 0, low, high)
+        margin = min(margin, _form_margin(system, lam, *ends, bound, coupled))
     return margin
+
+
+def _coupled(couplings: Couplings, system: LipschitzSystem, slopes: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """The sum of the couplings as a form in (Δz, Δx), and an entrywise bound of what it is wrong by.
+
+    Raises:
+        CertificateError: if they are not about two neurons each, with finite weights and signs ±1.
+    """
+    neurons, weights, signs = couplings.neurons, couplings.weights, couplings.signs
+    (low, high), n, count = slopes, system.size, len(neurons)
+    shaped = neurons.shape == (count, 2) and weights.shape == (count, 4) and signs.shape == (count, 2, 2)
+    if not (shaped and bool(torch.isfinite(weights).all()) and bool((signs.abs() == 1).all())):
+        raise CertificateError("couplings need two neurons, four finite weights and four signs ±1 each")
+    apart = neurons.dtype == torch.int64 and bool((neurons[:, 0] != neurons[:, 1]).all())
+    if not (apart and bool(((neurons >= 0) & (neurons < n)).all())):
+        raise CertificateError(f"a coupling is about two different neurons of {n}")
+    places = torch.stack([neurons[:, 0], neurons[:, 0] + n, neurons[:, 1], neurons[:, 1] + n], 1)
+    forms = torch.diag_embed(weights.square())
+    forms[:, :2, 2:] = -signs * weights[:, :2, None] * weights[:, None, 2:]
+    forms[:, 2:, :2] = forms[:, :2, 2:].mT
+    flat = (places[:, :, None] * 2 * n + places[:, None]).flatten()
+    B, B_size = (
+        torch.zeros(4 * n * n, dtype=torch.float64).index_add_(0, flat, part.flatten()).reshape(2 * n, 2 * n)
+        for part in (forms, sizes(forms))
+    )
+    V = torch.cat([system.W, system.U], 1)
+    V_error = torch.cat([_state_error(system), system.errors[0]], 1)
+    states = torch.eye(*V.shape, dtype=torch.float64)
+    S, S_size = torch.cat([states - low * V, high * V - states]), torch.cat([states + low * V.abs()] * 2)
+    S_size[n:] = states + high * V.abs()
+    S_error = torch.cat([low * V_error, high * V_error])
+    cross = S_size.mT @ B_size @ S_error
+    error = cross + cross.mT + S_error.mT @ B_size @ S_error
+    return S.mT @ B @ S, error + (4 * n + count + 2 * _ASSEMBLY) * UNIT * (S_size.mT @ B_size @ S_size)
 
 
 def _covering(patterns: Tensor) -> bool:
@@ -118,8 +153,15 @@ def _covering(patterns: Tensor) -> bool:
     return bool(fixed.max() < 50) and bool(apart.any(-1)[others].all()) and float(shares.sum()) == 1.0
 
 
-def _form_margin(system: LipschitzSystem, lam: Tensor, low: Tensor, high: Tensor, bound: float) -> float:
-    """Of the form in ``_multiplier_margin``, for one interval of slopes for each neuron, (n,) each."""
+def _form_margin(
+    system: LipschitzSystem,
+    lam: Tensor,
+    low: Tensor,
+    high: Tensor,
+    bound: float,
+    coupled: tuple[Tensor, Tensor] | None = None,
+) -> float:
+    """Of the form in ``_multiplier_margin``, for one interval of slopes for each neuron, (n,) each, less couplings."""
     n = system.size
     if not bool((torch.isfinite(lam) & (lam > 0)).all()) or not 0 <= bound < float("inf"):
         return _FAIL
@@ -147,6 +189,9 @@ def _form_margin(system: LipschitzSystem, lam: Tensor, low: Tensor, high: Tensor
         size = size + sizes(scaled).mT @ sizes(scaled)
         half = sizes(scaled).mT @ scaled_error
         error = error + half + half.mT + scaled_error.mT @ scaled_error
+    if coupled is not None:
+        matrix = matrix - coupled[0][:total, :total]
+        size, error = size + sizes(coupled[0])[:total, :total], error + coupled[1][:total, :total]
     inner = max(n, system.C.shape[0]) + _ASSEMBLY
     return definite_margin(matrix, 1.01 * (inner * UNIT * (size + SMALLEST) + error))
 

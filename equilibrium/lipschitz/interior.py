@@ -7,6 +7,7 @@ size of the square of that.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -53,20 +54,45 @@ class InteriorPoint(LipschitzFinder):
         if not 0 < value < float("inf") or system.slopes[0] == system.slopes[1]:
             return lam
         barrier = Barrier(system, lam, value)
-        point = before = barrier.first_point()
-        t = barrier.parameter
-        while True:
-            # the path of centres is about linear in 1/t
-            before, point = point, _centre(barrier, (point, point + (point - before) / _FACTOR), t)
-            rho = float(point[-1])
-            if barrier.parameter / t <= self.tolerance * rho or rho < _ZERO:
-                break
-            t *= _FACTOR
+        point = least(barrier, self.tolerance)
         solved = barrier.multiplier(point)
         return solved if gain(system, solved) < value else lam
 
 
-def _centre(barrier: Barrier, guesses: tuple[Tensor, Tensor], t: float) -> Tensor:
+class Centred(Protocol):
+    """A barrier of points whose last coordinate ρ is to be small."""
+
+    @property
+    def parameter(self) -> float:
+        """The duality gap of a centre where ρ weighs 1."""
+
+    def first_point(self) -> Tensor:
+        """A point strictly inside."""
+
+    def value(self, point: Tensor) -> tuple[float, Tensor | None]:
+        """The barrier and a factor of its matrix; infinite and None outside."""
+
+    def gradient(self, point: Tensor, R: Tensor) -> tuple[Tensor, Any]:
+        """The gradient, and what ``hessian`` needs of its computation."""
+
+    def hessian(self, point: Tensor, parts: Any) -> Tensor:
+        """From the second result of ``gradient`` at the same point."""
+
+
+def least(barrier: Centred, tolerance: float) -> Tensor:
+    """A point of about the least ρ, within a relative duality gap, strictly inside."""
+    point = before = barrier.first_point()
+    t = barrier.parameter
+    while True:
+        # the path of centres is about linear in 1/t
+        before, point = point, _centre(barrier, (point, point + (point - before) / _FACTOR), t)
+        rho = float(point[-1])
+        if barrier.parameter / t <= tolerance * rho or rho < _ZERO:
+            return point
+        t *= _FACTOR
+
+
+def _centre(barrier: Centred, guesses: tuple[Tensor, Tensor], t: float) -> Tensor:
     """Damped Newton on tρ + barrier from the better guess until the decrement is small; it never leaves the inside."""
     rated = [(*barrier.value(guess), guess) for guess in guesses]
     value, R, point = min(rated, key=lambda entry: entry[0] + t * float(entry[2][-1]))
