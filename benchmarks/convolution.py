@@ -9,27 +9,30 @@ and sweep are not part of the times.
     python benchmarks/convolution.py [--small] [--checkpoint conv_mondeq_w54.pt] [--mnist FOLDER] [--threads 2]
 
 With ``--checkpoint`` and ``--mnist`` the batch are test images, and ``--classify`` classifies all 10,000 of them.
+``--training`` times forward and backward pass of the networks of the convolution study, beside as many bare products.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import command_line
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from contracting.errors import Status
 from contracting.loop.method import Method
 from contracting.loop.records import Solution, Stop
 from contracting.loop.run import solve
 from contracting.problem import EquilibriumProblem
-from equilibrium import Automatic, ForwardBackward, load_reference
-from equilibrium.convolution import ConvolutionalLayer, LBENConv2d, MetricShape
+from equilibrium import Automatic, ForwardBackward, Implicit, load_reference
+from equilibrium.convolution import ContractiveConv2d, ConvolutionalLayer, LBENConv2d, MetricShape
 from equilibrium.experiments.timing import Times, in_turn, spread, timer
 from equilibrium.files import output_directory
 from equilibrium.training.data import mnist
@@ -135,17 +138,60 @@ def classify(layer: ConvolutionalLayer, inputs: Tensor, labels: Tensor, rtol: fl
     }
 
 
+def training(small: bool, rounds: int) -> tuple[dict[str, Times], dict[str, int]]:
+    """Times of a training step of each network and of its bare products, on noise, and the number of products."""
+    channels, side, batch = (4, 8, 16) if small else (24, 28, 128)
+    stop = Stop(rtol=1e-2, atol=0.0)
+    kinds: dict[str, tuple[type[LBENConv2d], dict[str, Any]]] = {
+        "lben": (LBENConv2d, {}),
+        "mondeq": (LBENConv2d, {"metric": MetricShape.IDENTITY}),
+        "lben, γ = 1": (LBENConv2d, {"lipschitz": 1.0}),
+        "contractive, γ = 1": (ContractiveConv2d, {"lipschitz": 1.0}),
+    }
+    noise = torch.Generator().manual_seed(1)
+    x, labels = torch.randn(batch, side * side, generator=noise), torch.randint(10, (batch,), generator=noise)
+    runs: dict[str, Callable[[], object]] = {}
+    products: dict[str, int] = {}
+    for name, (kind, options) in kinds.items():
+        torch.manual_seed(0)
+        sizes: dict[str, Any] = {"image": (side, side), "input_kernel_size": 5, "stride": 2, "pool": 2}
+        layer = kind(1, channels, 10, **sizes, **options, stop=stop, backward=Implicit(stop=stop))
+
+        def step(layer: LBENConv2d = layer) -> None:
+            layer.zero_grad(set_to_none=True)
+            nn.functional.cross_entropy(layer(x), labels).backward()
+
+        step()
+        solves = layer.last_solves
+        assert solves.forward is not None and solves.backward is not None
+        products[name] = solves.forward.map_evals + solves.backward.map_evals
+        linear = layer.weights().state.detached
+        z = linear.laid_out(torch.randn(batch, linear.size, generator=noise))
+        bare = partial(linear.resolvent(0.5).iterated, torch.abs, z, z, products[name])
+        runs |= {name: step, f"{name}: {products[name]} bare products": bare}
+    timers = {name: timer(run) for name, run in runs.items()}
+    return in_turn(timers, rounds=rounds, shortest=0.0, budget=math.inf), products
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = command_line.timed(command_line.parser(__doc__, "convolution"), rounds=3, clock="cpu")
     parser.add_argument("--checkpoint", type=Path, help="a convolutional checkpoint (default random weights)")
     parser.add_argument("--mnist", type=Path, help="folder with MNIST: solve for test images (default noise)")
     parser.add_argument("--classify", action="store_true", help="classify all test images instead of timing one solve")
+    parser.add_argument("--training", action="store_true", help="time training steps on noise (default one solve)")
     args = parser.parse_args(arguments)
     if args.classify and (args.mnist is None or args.checkpoint is None):
         parser.error("--classify needs --mnist and --checkpoint")
     if args.small and args.mnist is not None:
         parser.error("--small has images of its own; leave --mnist out")
     torch.set_num_threads(args.threads)
+    if args.training:
+        times, products = training(args.small, args.rounds or (1 if args.small else 7))
+        lines = [f"{name}: {found.text(args.clock, 1e-3)} ms" for name, found in times.items()]
+        text = f"{args.clock} time of a training step, median (quartiles)\n\n" + "\n".join(lines) + "\n"
+        known = {"products": products, "times": times}
+        command_line.finish(output_directory(args.out), text, settings=command_line.settings(args), training=known)
+        return
     channels, side, batch = (8, 10, 8) if args.small else (54, 30, 128)
     layer = random_layer(channels, side) if args.checkpoint is None else load_reference(args.checkpoint)
     x = torch.randn(batch, layer.in_features, generator=torch.Generator().manual_seed(1))

@@ -412,6 +412,9 @@ def test_convolution(tmp_path: Path) -> None:
     assert len(results["ratios"]) == 2 and len(results["costs"]) == 3
     default = results["costs"]["default"]
     assert all(cost["products"] >= default["products"] > 0 for cost in results["costs"].values())
+    run("convolution.py", tmp_path, "--training", "--out", str(tmp_path / "training"))
+    found = json.loads((tmp_path / "training" / "results.json").read_text())["training"]
+    assert len(found["products"]) == 4 and len(found["times"]) == 8 and all(found["products"].values())
 
 
 def test_the_fewest_products(monkeypatch: pytest.MonkeyPatch) -> None:

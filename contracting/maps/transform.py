@@ -52,6 +52,7 @@ def _frequencies(size: int) -> tuple[range, range]:
     return range(0, size // 2 + 1, (size + 1) // 2), range(1, (size + 1) // 2)
 
 
+@functools.lru_cache(maxsize=64)
 def _parts(grid: Grid) -> list[tuple[range, range]]:
     """The frequencies of a spectrum as products of ranges, (k, m): paired on both axes, with −m, on one, on none."""
     (k_alone, k), (m_alone, m) = (_frequencies(side) for side in sides(grid))
@@ -59,6 +60,7 @@ def _parts(grid: Grid) -> list[tuple[range, range]]:
     return [(k, m), (k, negative), (k_alone, m), (k, m_alone), (k_alone, m_alone)]
 
 
+@functools.lru_cache(maxsize=64)
 def frequencies(grid: Grid) -> int:
     """Number of frequencies of a spectrum."""
     return sum(len(k) * len(m) for k, m in _parts(grid))
