@@ -41,10 +41,10 @@ class SteepCrossEntropy(CrossEntropy):
     """
 
     gain: float
-    weight: float = 1.0
+    weight: float = 3.0
     distance: float = 4.0
-    rows: int = 8
-    probes: int = 2
+    rows: int = 16
+    probes: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -50,7 +50,9 @@ _METHODS: dict[str, Method] = {
 def convolution(
     mnist: Annotated[Path | None, "Folder with the MNIST files (default: downloaded)."] = None,
     cifar: Annotated[Path | None, "Folder with CIFAR-10's binary files, to take these images (default: MNIST)."] = None,
-    models: Annotated[str | None, "lipschitz-1, contracting, lben-full, lben, mondeq, by commas (default all)."] = None,
+    models: Annotated[
+        str | None, "lipschitz-1, lipschitz-1-steep, contracting, lben-full, lben, mondeq, by commas (default all)."
+    ] = None,
     epochs: Annotated[int | None, f"Passes over the training images (default {_EPOCHS})."] = None,
     seed: Seed = 0,
     jobs: Jobs = 2,

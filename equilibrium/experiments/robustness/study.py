@@ -146,7 +146,7 @@ def _with_margins(plan: Plan) -> dict[str, ModelSettings]:
 
 
 def _on_images(plan: Plan) -> dict[str, ModelSettings]:
-    """Equilibrium networks on images: no bound in three metrics, γ = 1, and γ = 10 with flows that contract."""
+    """Equilibrium networks on images: no bound in three metrics, γ = 1 twice, γ = 10 with flows that contract."""
     cifar = plan.images is Images.CIFAR10  # 32 + 2 pixels
     convolutions = Convolutions(input_kernel_size=5, stride=2, pool=3 if cifar else 2)
     if plan.small:
@@ -171,6 +171,9 @@ def _on_images(plan: Plan) -> dict[str, ModelSettings]:
         "lipschitz-1": replace(
             base, lipschitz=1.0, contraction_rate=0.0, temperature=0.3, epochs=max(1, 3 * plan.epochs // 4)
         ),
+        # With that alone three fifths of γ were attained on MNIST; asked for .86, .92 and .95 of it, networks attained
+        # a little more than that from the first pass or two on, at a cost in test error.
+        "lipschitz-1-steep": replace(base, lipschitz=1.0, contraction_rate=0.0, temperature=0.3, used=0.92),
         "contracting": replace(base, lipschitz=10.0, contraction_rate=0.2, epochs=max(1, 3 * plan.epochs // 2)),
         "lben-full": replace(base, convolutions=replace(convolutions, metric=MetricShape.FULL)),
         "lben": base,

@@ -12,13 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from equilibrium import CrossEntropy, SteepCrossEntropy
 from equilibrium import __main__ as cli
 from equilibrium.convolution import LBENConv2d, MetricShape
 from equilibrium.experiments.robustness.figures import plot_tightness
-from equilibrium.experiments.robustness.models import Images, Kind, load_images, new_model
+from equilibrium.experiments.robustness.models import Images, Kind, load_images, new_model, training_loss
 from equilibrium.experiments.robustness.study import Plan, catalogue
 
-MODELS = ("contracting", "lipschitz-1", "lben-full", "lben", "mondeq")
+MODELS = ("contracting", "lipschitz-1", "lipschitz-1-steep", "lben-full", "lben", "mondeq")
 SMALL = Plan(images=Images.DIGITS, epochs=1, seed=0, small=True, convolutional=True)
 
 
@@ -98,6 +99,8 @@ def test_the_models_are_networks_on_images_of_the_kinds_asked_for() -> None:
     assert all(torch.equal(a, b) for a, b in zip(models["lben"].parameters(), again.parameters(), strict=True))
     full = catalogue(replace(SMALL, images=Images.MNIST, small=False))
     assert full["lipschitz-1"].lipschitz == 1.0 and full["mondeq"].kind is Kind.MONDEQ
+    assert training_loss(full["lipschitz-1-steep"]) == SteepCrossEntropy(gain=0.92, temperature=0.3)
+    assert training_loss(full["lipschitz-1"]) == CrossEntropy(temperature=0.3)
 
 
 @pytest.mark.slow
