@@ -21,6 +21,7 @@ import command_line
 import reference_algorithm as reference
 import torch
 from cases import images_28
+from parts_of_a_step import parts
 from torch import Tensor, nn
 
 from contracting.gradients.implicit import Implicit
@@ -53,6 +54,9 @@ class Step:
     backward_tolerance: float
     iterations: int
     backward_iterations: int
+    own_iterations: int
+    own_backward_iterations: int
+    parts: dict[str, Times]
     residual: float
     adjoint_residual: float
     reference_residual: float
@@ -193,6 +197,8 @@ def measure(hidden: int, images: Dataset, given: argparse.Namespace) -> Step:
     rival = reference.ReferenceLayer(layer.parameterization, forward, backward_tolerance)
     at_target = differences(gradients(layer, batch), gradients(rival, batch))
     iterations = rival.iterations, rival.backward_iterations
+    step(layer, batch)
+    own = [int(solve.numbers()["steps"]) for solve in (layer.last_solves.forward, layer.last_solves.backward) if solve]
     tight = tight_differences(layer, batch)
     modules: dict[str, Module] = {"ours": layer, "reference": rival}
     blocks = in_turn(
@@ -215,6 +221,9 @@ def measure(hidden: int, images: Dataset, given: argparse.Namespace) -> Step:
         backward_tolerance=backward_tolerance,
         iterations=iterations[0],
         backward_iterations=iterations[1],
+        own_iterations=own[0],
+        own_backward_iterations=own[1],
+        parts=parts(layer, batch.inputs, rounds=given.rounds),
         residual=probe.residual(probe.solved(layer)),
         adjoint_residual=probe.adjoint_residual(probe.adjoint_of(layer)),
         reference_residual=_forward_residual(probe, resolvent, forward)[0],
@@ -242,18 +251,24 @@ def table(steps: list[Step], clock: str) -> str:
         f"Forward and backward pass, float32, {clock} time, median (quartiles of the rounds); residual of the worst "
         "row, forward and adjoint",
         "",
-        "| n | rows | ours (ms) | reference (ms) | ratio | our residuals | its residuals | its α | its iterations | "
-        "gradients differ by (worst parameter) | in float64, tight (worst parameter) |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| n | rows | ours (ms) | reference (ms) | ratio | our residuals | its residuals | its α | our "
+        "iterations | its iterations | gradients differ by (worst parameter) | in float64, tight (worst parameter) |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for s in steps:
         lines.append(
             f"| {s.hidden} | {s.rows} | {s.ours.text(clock, 1e-3)} | {s.reference.text(clock, 1e-3)} | "
             f"{spread(*s.ratio(clock))} | {s.residual:.1e}, {s.adjoint_residual:.1e} | "
             f"{s.reference_residual:.1e}, {s.reference_adjoint_residual:.1e} | {s.alpha:g} | "
+            f"{s.own_iterations} + {s.own_backward_iterations} | "
             f"{s.iterations} + {s.backward_iterations} | {s.difference:.1e} ({s.worst_difference:.1e}) | "
             f"{s.tight_difference:.1e} ({s.tight_worst_difference:.1e}) |"
         )
+    lines += ["", "The parts of our step, each alone (ms):", ""]
+    lines += [
+        f"* n = {s.hidden}: " + ", ".join(f"{name} {part.text(clock, 1e-3)}" for name, part in s.parts.items())
+        for s in steps
+    ]
     return "\n".join(lines) + "\n"
 
 

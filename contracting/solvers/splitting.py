@@ -116,8 +116,8 @@ class PeacemanRachford(_ReflectedSplitting):
     is computed once per weight, and few steps are needed. For n in the thousands prefer a method without a resolvent.
 
     Args:
-        step: α, a number, one per neuron, or DiagonalStep(); None minimises the factor exactly, or nearly so for
-            weights in training.
+        step: α, a number, one per neuron, or DiagonalStep(); None minimises the factor exactly, and for weights in
+            training takes one per neuron from estimates, where σ is not curved.
         mixed_precision: take the steps of a float64 problem in float32, as iterative refinement. What is returned is as
             accurate, but two solves of a row in batches of different size then agree to the tolerance, not to the last
             digits. A curved σ keeps its steps in float64, where it is not σ itself that they apply (α = 1).
