@@ -143,7 +143,7 @@ def usual_forecast(flow: BoundPeacemanRachford, relaxation: float) -> Forecast |
 
 
 def usual_step(problem: EquilibriumProblem, method: str) -> StepChoice:
-    """The step for usual inputs; one per neuron is, in a training, the best of a few multiples of the estimated one.
+    """The step for usual inputs; in a training the best of one for all neurons and multiples of one per neuron.
 
     Raises:
         PreconditionError: if Condition 1 is not certified.
@@ -157,12 +157,13 @@ def usual_step(problem: EquilibriumProblem, method: str) -> StepChoice:
         step = choice.step
         if not isinstance(step, Tensor):
             return choice
-        steps = [share * step for share in _SHARES]
+        choices = [problem.reflected_step(method), *(replace(choice, step=share * step) for share in _SHARES)]
+        steps = [each.step for each in choices]
         forecasts = [sampled_forecast(linear, linear.make_reflection(tried), tried) for tried in steps]
         costs = [math.inf if found is None else found.steps(_COMPARED) for found in forecasts]
         best = costs.index(min(costs))
         linear.guide("forecast", steps[best], lambda: forecasts[best], key=steps[best])  # which is asked for next
-        return replace(choice, step=steps[best])
+        return choices[best]
 
     curved = isinstance(problem.activation, Curved)
     return linear.guide("usual step of a curved σ" if curved else "usual step", problem.metric, compare)

@@ -63,7 +63,7 @@ def test_one_update_in_ten_computes_what_guides_it(make: object, computed: dict[
     layer = make()  # type: ignore[operator]
     x = torch.randn(5, layer.in_features, dtype=torch.float64)
     updates(layer, x, 20, 1e-3)
-    compared = 3 if make is layer_on_rows else 1  # multiples of one step per neuron
+    compared = 4 if make is layer_on_rows else 1  # one step for all, and multiples of one per neuron
     assert computed == {"estimates": 2, "forecasts": 2 * compared}
     layer.train()  # starts anew, so that a resumed training is the same as one that was not interrupted
     updates(layer, x, 1, 1e-3)
