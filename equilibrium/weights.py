@@ -268,7 +268,8 @@ class KnownWeights:
     def of(cls, parameterization: WithSettings, weights: NetworkWeights) -> KnownWeights | None:
         """What is known now; None where nobody can look at the values."""
         sources = _sources(parameterization)
-        if any(checks.on_trust(tensor) for tensor in sources):
+        # what torch.func.jacrev does to parameters it does to their aliases first
+        if checks.on_trust(*sources, *(tensor.detach() for tensor in sources)):
             return None
         with torch.inference_mode(False), torch.no_grad():
             return cls(weights, tuple(map(_Copy, sources)), parameterization.settings)
@@ -314,7 +315,8 @@ class _Copy:
         if isinstance(contents, Tensor):
             return torch.equal(tensor, contents)
         if view is None or tensor is not self.source or tensor.data_ptr() != self.place or not tensor.is_contiguous():
-            return contents == tensor.detach().contiguous().numpy().tobytes()
+            values = tensor.detach()
+            return not checks.on_trust(values) and contents == values.contiguous().numpy().tobytes()
         return contents.startswith(view)  # which has as many bytes: a comparison that copies none of them
 
 

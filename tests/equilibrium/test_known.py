@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from contracting import PreconditionError
 from equilibrium import LBEN
 from equilibrium.parameterizations import Monotone
 
@@ -87,6 +88,19 @@ def test_equal_values_in_other_memory_are_known(contiguous: bool, made: list[int
         layer.parameterization.V.data = values.clone() if contiguous else values.mT.clone().mT
         layer(x), layer(x)
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("seen", [True, False], ids=["known before", "not known"])
+def test_nobody_looks_at_weights_under_a_transformation(contiguous: bool, seen: bool) -> None:
+    """There an alias of a parameter has no memory: the remedy is named for weights that were known and others."""
+    layer, x = layer_of().requires_grad_(False), torch.randn(2, 6, dtype=torch.float64)
+    if not contiguous:
+        layer.parameterization.V.data = layer.parameterization.V.data.mT.clone().mT
+    if seen:
+        layer.solve(x)
+    with pytest.raises(PreconditionError, match="FixedIterations"):
+        torch.func.jacrev(layer)(x)
 
 
 def test_what_inference_mode_made_serves_no_graph(made: list[int]) -> None:

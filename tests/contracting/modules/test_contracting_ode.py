@@ -15,6 +15,7 @@ from contracting import (
     ContractingODE,
     FixedStep,
     FullP,
+    Implicit,
     InputError,
     LinearInterpolation,
     LureODE,
@@ -166,9 +167,10 @@ def test_events_and_other_times() -> None:
 
 @pytest.mark.parametrize("feedback", [True, False])
 def test_derivatives(feedback: bool) -> None:
+    tight = Stop(rtol=1e-14, atol=1e-15)
     layer = made(
         1, 2, 3, 1, lipschitz=1.0, contraction_rate=0.2, activation=Tanh(), feedback=feedback,
-        integrator=FixedStep(step=1.0, tableau=HEUN), stop=Stop(rtol=1e-14, atol=1e-15),
+        integrator=FixedStep(step=1.0, tableau=HEUN), stop=tight, backward=Implicit(stop=tight),
     )  # fmt: skip
     names = ("X", "X_P", "S1", "log_multiplier", "C", "B2", "C2", "bias")
     parameters = [getattr(layer.parameterization, name) for name in names]
