@@ -110,14 +110,19 @@ class Lineage:
 
     def __init__(self) -> None:
         self._generation = 0
+        self._kind: list[tuple[torch.dtype, torch.device]] = []
         self._known: dict[str, tuple[int, Any, Any]] = {}
 
     def __reduce__(self) -> tuple[type[Lineage], tuple[()]]:
         return Lineage, ()
 
-    def next_generation(self) -> None:
-        """Other weights follow."""
+    def next_generation(self, tensors: Sequence[Tensor] = ()) -> None:
+        """Other weights follow, made of these tensors; nothing serves those of another dtype or device."""
         self._generation += 1
+        kind = [(tensor.dtype, tensor.device) for tensor in tensors]
+        if kind != self._kind:
+            self.forget()
+            self._kind = kind
 
     def guess(self, what: str, key: Any) -> Any | None:
         """The value of a kind that earlier weights had; None where it is too old, or for another key."""
@@ -168,7 +173,7 @@ class Remembering(ABC):
 
     def descend_from(self, lineage: Lineage) -> None:
         """Take over what guided the solves with earlier weights, for as long as it may serve."""
-        lineage.next_generation()
+        lineage.next_generation(self.watched)
         self.__dict__["_lineage"] = lineage
 
     @cached_property

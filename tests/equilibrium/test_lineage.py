@@ -93,6 +93,18 @@ def test_gradients_are_right_however_old_it_is(make: object, factor: float) -> N
     assert difference <= 1e-4
 
 
+@pytest.mark.parametrize("make", [layer_on_rows, layer_on_images])
+def test_it_serves_no_weights_of_another_dtype(make: object) -> None:
+    layer = make().float()  # type: ignore[operator]
+    x = torch.randn(5, layer.in_features)
+    updates(layer, x, 2, 1e-3)
+    layer.double()
+    z = layer.solve(x.double()).z
+    fresh = copy.deepcopy(layer).solve(x.double()).z
+    assert torch.linalg.vector_norm(z - fresh) <= 1e-7 * torch.linalg.vector_norm(fresh)
+    updates(layer, x.double(), 2, 1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_guess_that_fails_is_not_what_a_solve_ends_with(dtype: torch.dtype) -> None:
     """An update such as a line search tries: the step of the weights before it does not converge within the limits."""
