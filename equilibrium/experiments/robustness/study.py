@@ -171,9 +171,11 @@ def _on_images(plan: Plan) -> dict[str, ModelSettings]:
         "lipschitz-1": replace(
             base, lipschitz=1.0, contraction_rate=0.0, temperature=0.3, epochs=max(1, 3 * plan.epochs // 4)
         ),
-        # With that alone three fifths of γ were attained on MNIST; asked for .86, .92 and .95 of it, networks attained
-        # a little more than that from the first pass or two on, at a cost in test error.
-        "lipschitz-1-steep": replace(base, lipschitz=1.0, contraction_rate=0.0, temperature=0.3, used=0.92),
+        # With that alone three fifths of γ were attained on MNIST. One that was asked for .92 in four passes attained
+        # .958 with an error of 1.19 %; asked for .88, in twice the passes, .917 with .97 %.
+        "lipschitz-1-steep": replace(
+            base, lipschitz=1.0, contraction_rate=0.0, temperature=0.3, used=0.88, epochs=2 * plan.epochs
+        ),
         "contracting": replace(base, lipschitz=10.0, contraction_rate=0.2, epochs=max(1, 3 * plan.epochs // 2)),
         "lben-full": replace(base, convolutions=replace(convolutions, metric=MetricShape.FULL)),
         "lben": base,
