@@ -110,28 +110,26 @@ class Lineage:
 
     def __init__(self) -> None:
         self._generation = 0
-        self._kind: list[tuple[torch.dtype, torch.device]] = []
-        self._known: dict[str, tuple[int, Any, Any]] = {}
+        self._known: dict[tuple[str, tuple[Any, ...]], tuple[int, Any, Any]] = {}
 
     def __reduce__(self) -> tuple[type[Lineage], tuple[()]]:
         return Lineage, ()
 
-    def next_generation(self, tensors: Sequence[Tensor] = ()) -> None:
-        """Other weights follow, made of these tensors; nothing serves those of another dtype or device."""
+    def next_generation(self) -> None:
+        """Other weights follow."""
         self._generation += 1
-        kind = [(tensor.dtype, tensor.device) for tensor in tensors]
-        if kind != self._kind:
-            self.forget()
-            self._kind = kind
 
-    def guess(self, what: str, key: Any) -> Any | None:
-        """The value of a kind that earlier weights had; None where it is too old, or for another key."""
-        made, known, value = self._known.get(what, (0, None, None))
+    def guess(self, what: str, key: Any, tensors: Sequence[Tensor] = ()) -> Any | None:
+        """The value of a kind that earlier weights had; None where it is too old, or for another key.
+
+        Weights of other dtypes or on other devices than these tensors are of another succession.
+        """
+        made, known, value = self._known.get((what, _homes(tensors)), (0, None, None))
         return value if _same(known, key) and self._generation - made < _GENERATIONS else None
 
-    def keep(self, what: str, key: Any, value: Any) -> None:
+    def keep(self, what: str, key: Any, value: Any, tensors: Sequence[Tensor] = ()) -> None:
         """Let the value of these weights serve those that follow."""
-        self._known[what] = self._generation, key, value
+        self._known[what, _homes(tensors)] = self._generation, key, value
 
     def forget(self) -> None:
         """Nothing is known of earlier weights any more."""
@@ -173,7 +171,7 @@ class Remembering(ABC):
 
     def descend_from(self, lineage: Lineage) -> None:
         """Take over what guided the solves with earlier weights, for as long as it may serve."""
-        lineage.next_generation(self.watched)
+        lineage.next_generation()
         self.__dict__["_lineage"] = lineage
 
     @cached_property
@@ -187,10 +185,10 @@ class Remembering(ABC):
             lineage = self._lineage
             if lineage is None:
                 return compute()
-            guess = lineage.guess(what, key)
+            guess = lineage.guess(what, key, self.watched)
             if guess is None:
                 guess = compute()
-                lineage.keep(what, key, guess)
+                lineage.keep(what, key, guess, self.watched)
             else:
                 self.__dict__["_guessed"] = True
             return cast(T, guess)
@@ -204,6 +202,10 @@ class Remembering(ABC):
             self._lineage.forget()
             self.__dict__["_guides"] = Memory()
         return guessed
+
+
+def _homes(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    return tuple((tensor.dtype, tensor.device) for tensor in tensors)
 
 
 def _lasting(compute: Callable[[], T]) -> T:
