@@ -110,7 +110,7 @@ class Lineage:
 
     def __init__(self) -> None:
         self._generation = 0
-        self._known: dict[tuple[str, tuple[Any, ...]], tuple[int, Any, Any]] = {}
+        self._known: dict[tuple[str, Any], tuple[int, Any, Any]] = {}
 
     def __reduce__(self) -> tuple[type[Lineage], tuple[()]]:
         return Lineage, ()
@@ -119,17 +119,14 @@ class Lineage:
         """Other weights follow."""
         self._generation += 1
 
-    def guess(self, what: str, key: Any, tensors: Sequence[Tensor] = ()) -> Any | None:
-        """The value of a kind that earlier weights had; None where it is too old, or for another key.
-
-        Weights of other dtypes or on other devices than these tensors are of another succession.
-        """
-        made, known, value = self._known.get((what, _homes(tensors)), (0, None, None))
+    def guess(self, what: str, key: Any, home: Any = None) -> Any | None:
+        """The value of a kind that earlier weights of the same home had; None if it is too old, or for another key."""
+        made, known, value = self._known.get((what, home), (0, None, None))
         return value if _same(known, key) and self._generation - made < _GENERATIONS else None
 
-    def keep(self, what: str, key: Any, value: Any, tensors: Sequence[Tensor] = ()) -> None:
-        """Let the value of these weights serve those that follow."""
-        self._known[what, _homes(tensors)] = self._generation, key, value
+    def keep(self, what: str, key: Any, value: Any, home: Any = None) -> None:
+        """Let the value of these weights serve those of the same home that follow."""
+        self._known[what, home] = self._generation, key, value
 
     def forget(self) -> None:
         """Nothing is known of earlier weights any more."""
@@ -185,10 +182,13 @@ class Remembering(ABC):
             lineage = self._lineage
             if lineage is None:
                 return compute()
-            guess = lineage.guess(what, key, self.watched)
+            # weights of another dtype or device are of another succession
+            first = self.watched[0]
+            home = first.dtype, first.device
+            guess = lineage.guess(what, key, home)
             if guess is None:
                 guess = compute()
-                lineage.keep(what, key, guess, self.watched)
+                lineage.keep(what, key, guess, home)
             else:
                 self.__dict__["_guessed"] = True
             return cast(T, guess)
@@ -202,10 +202,6 @@ class Remembering(ABC):
             self._lineage.forget()
             self.__dict__["_guides"] = Memory()
         return guessed
-
-
-def _homes(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    return tuple((tensor.dtype, tensor.device) for tensor in tensors)
 
 
 def _lasting(compute: Callable[[], T]) -> T:
