@@ -110,23 +110,31 @@ class Lineage:
 
     def __init__(self) -> None:
         self._generation = 0
-        self._known: dict[tuple[str, Any], tuple[int, Any, Any]] = {}
+        self._known: dict[str, tuple[int, Any, Any]] = {}
+        self._homes: dict[tuple[torch.dtype, torch.device], Lineage] = {}
 
     def __reduce__(self) -> tuple[type[Lineage], tuple[()]]:
         return Lineage, ()
+
+    def where(self, tensor: Tensor) -> Lineage:
+        """The succession of weights of this dtype on this device: what guides them serves no others."""
+        home = tensor.dtype, tensor.device
+        if home not in self._homes:
+            self._homes[home] = Lineage()
+        return self._homes[home]
 
     def next_generation(self) -> None:
         """Other weights follow."""
         self._generation += 1
 
-    def guess(self, what: str, key: Any, home: Any = None) -> Any | None:
-        """The value of a kind that earlier weights of the same home had; None if it is too old, or for another key."""
-        made, known, value = self._known.get((what, home), (0, None, None))
+    def guess(self, what: str, key: Any) -> Any | None:
+        """The value of a kind that earlier weights had; None where it is too old, or for another key."""
+        made, known, value = self._known.get(what, (0, None, None))
         return value if _same(known, key) and self._generation - made < _GENERATIONS else None
 
-    def keep(self, what: str, key: Any, value: Any, home: Any = None) -> None:
-        """Let the value of these weights serve those of the same home that follow."""
-        self._known[what, home] = self._generation, key, value
+    def keep(self, what: str, key: Any, value: Any) -> None:
+        """Let the value of these weights serve those that follow."""
+        self._known[what] = self._generation, key, value
 
     def forget(self) -> None:
         """Nothing is known of earlier weights any more."""
@@ -168,8 +176,8 @@ class Remembering(ABC):
 
     def descend_from(self, lineage: Lineage) -> None:
         """Take over what guided the solves with earlier weights, for as long as it may serve."""
-        lineage.next_generation()
-        self.__dict__["_lineage"] = lineage
+        self.__dict__["_lineage"] = own = lineage.where(self.watched[0])
+        own.next_generation()
 
     @cached_property
     def _guides(self) -> Memory:
@@ -182,13 +190,10 @@ class Remembering(ABC):
             lineage = self._lineage
             if lineage is None:
                 return compute()
-            # weights of another dtype or device are of another succession
-            first = self.watched[0]
-            home = first.dtype, first.device
-            guess = lineage.guess(what, key, home)
+            guess = lineage.guess(what, key)
             if guess is None:
                 guess = compute()
-                lineage.keep(what, key, guess, home)
+                lineage.keep(what, key, guess)
             else:
                 self.__dict__["_guessed"] = True
             return cast(T, guess)

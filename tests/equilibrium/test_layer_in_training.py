@@ -241,7 +241,7 @@ def test_a_training_in_the_manner_of_lightning() -> None:
 
 
 def test_a_training_step_makes_few_calls() -> None:
-    """Of functions of the library, once what guides the solves of ten steps is known: 305 forward and 309 backward.
+    """Of functions of the library, once what guides the solves of ten steps is known: 309 forward and 312 backward.
 
     A call costs as much as a product with a small weight. 386 and 421 were made before what is decided by the weights
     alone was handed down.
