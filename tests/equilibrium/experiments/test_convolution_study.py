@@ -64,7 +64,10 @@ def test_the_figure_names_the_constant_and_the_rate_of_the_network_it_shows(fini
     models = json.loads((finished / "results.json").read_text())["models"]
     _, axes = plt.subplots()
     labels = {str(line.get_label()) for line in plot_tightness(models, axes).lines}
-    plt.close()
+    assert " to " in axes.get_title(loc="left")
+    _, alone = plt.subplots()
+    assert " to " not in plot_tightness({"lben": models["lben"]}, alone).get_title(loc="left")
+    plt.close("all")
     assert "γ = 10, c = 0.2" in labels
 
 
